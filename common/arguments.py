@@ -1,0 +1,292 @@
+"""Command-line options from frozen dataclasses: one field is one option with its type, default, help and range.
+
+No option is known by name here. ``--config file.yaml`` is expanded into arguments that stand before the command
+line's own, so that a value from a file passes the same checks as a flag and a flag wins over the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.errors import UsageError, nearest
+
+ConfigT = TypeVar("ConfigT")
+
+CONFIG_FLAG = "config"
+NONE_WORDS = ("none", "null", "~", "")
+BOOLEAN_WORDS = {"0": False, "1": True, "false": False, "true": True}
+REQUIRED: Any = dataclasses.MISSING
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What the command line needs to know of a field beside its type and default."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    parse: Callable[[str], Any] | None = None
+    form: Callable[[Any], str] = str
+    positional: bool = False
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    parse: Callable[[str], Any] | None = None,
+    form: Callable[[Any], str] = str,
+    positional: bool = False,
+) -> Any:
+    """Declare a field of a configuration dataclass.
+
+    ``default`` may be :data:`REQUIRED`. ``minimum`` and ``maximum`` are inclusive. ``parse`` turns text into a value of
+    a type that is not built in (it raises ValueError with a sentence) and ``form`` turns the value back into that
+    text. ``positional`` options have no flag and take one or more values (their type is a tuple).
+    """
+    spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional)
+    return dataclasses.field(default=default, metadata={"option": spec})
+
+
+def parse_args(config_class: type[ConfigT], argv: Sequence[str] | None = None) -> ConfigT:
+    """Build a ``config_class`` from a command line: default < ``--config file.yaml`` < flag.
+
+    Raises :class:`UsageError` with one line for an unknown flag (naming the nearest), a wrong type, choice or range,
+    a required option that is missing, or a YAML file that can't be used. ``--help`` prints and exits with 0.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _build_parser(config_class)
+    config_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_file.add_argument(f"--{CONFIG_FLAG}", action="append", default=[])
+    config_file.error = parser.error  # type: ignore[method-assign]
+    files, flags = config_file.parse_known_args(arguments)
+    from_files = [argument for file in files.config for argument in _expand_yaml(config_class, Path(file))]
+    values, unknown = parser.parse_known_args(from_files + flags)
+    if unknown:
+        raise UsageError(_describe_unknown(config_class, unknown[0]))
+    named = vars(values)
+    missing = [
+        name for name, (_, spec) in _fields(config_class).items() if name not in named and _required(config_class, name)
+    ]
+    if missing:
+        spec = _fields(config_class)[missing[0]][1]
+        raise UsageError(f"--{missing[0]} is missing: {spec.help}")
+    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the options as plain values (text, numbers, booleans, None, lists), for YAML, JSON and checkpoints."""
+    return {name: _plain(getattr(config, name), spec) for name, (_, spec) in _fields(type(config)).items()}
+
+
+def from_dict(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Build a ``config_class`` from :func:`to_dict`'s form, with the same checks as a command line."""
+    return parse_args(config_class, _expand(config_class, values, "configuration"))
+
+
+def _fields(config_class: type) -> dict[str, tuple[Any, Option]]:
+    hints = typing.get_type_hints(config_class)
+    return {field.name: (hints[field.name], field.metadata["option"]) for field in dataclasses.fields(config_class)}
+
+
+def _required(config_class: type, name: str) -> bool:
+    field = config_class.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    return field.default is REQUIRED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        """Leave out the list of all flags: the groups below show them with their meaning."""
+        positional = [action for action in actions if not action.option_strings]
+        names = "".join(f" {action.metavar} [{action.metavar} ...]" for action in positional)
+        super().add_usage(f"python {self._prog}{names} [--flag=value ...]", [], [], prefix)
+
+
+def _build_parser(config_class: type) -> _Parser:
+    description = (config_class.__doc__ or "").strip()
+    parser = _Parser(
+        description=description, allow_abbrev=False, formatter_class=_HelpFormatter, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument(
+        f"--{CONFIG_FLAG}", metavar="FILE", help="YAML file of defaults (option: value); flags override it"
+    )
+    hints = typing.get_type_hints(config_class)
+    for owner in reversed(config_class.__mro__):
+        names = [name for name in inspect.get_annotations(owner) if name in config_class.__dataclass_fields__]
+        if not names:
+            continue
+        title = (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
+        group = parser.add_argument_group("options" if owner is config_class else title)
+        for name in names:
+            _add_option(group, config_class, name, hints[name])
+    return parser
+
+
+def _add_option(group: Any, config_class: type, name: str, hint: Any) -> None:
+    field = config_class.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    spec: Option = field.metadata["option"]
+    kind, optional = _unwrap_optional(hint)
+    text = spec.help
+    if field.default is REQUIRED:
+        text += " (required)"
+    elif not spec.positional:
+        text += f" (default: {_text(field.default, spec) or 'empty'})"
+    converter = _Converter(kind, optional, spec)
+    text = text.replace("%", "%%")
+    if spec.positional:
+        group.add_argument(name, nargs="+", type=converter, metavar=name.upper().removesuffix("S"), help=text)
+    else:
+        group.add_argument(f"--{name}", type=converter, metavar=converter.metavar, help=text)
+
+
+class _Converter:
+    """Text to value, with every check; argparse shows the message of what it raises."""
+
+    def __init__(self, kind: Any, optional: bool, spec: Option) -> None:
+        self.kind = typing.get_args(kind)[0] if spec.positional else kind
+        self.optional = optional
+        self.spec = spec
+
+    @property
+    def metavar(self) -> str:
+        if self.spec.choices:
+            return "|".join(self.spec.choices)
+        if self.spec.parse:
+            return "VALUE"
+        return {bool: "0|1", int: "N", float: "X", str: "TEXT", Path: "PATH"}[self.kind]
+
+    def __call__(self, text: str) -> Any:
+        try:
+            return self._convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    def _convert(self, text: str) -> Any:
+        if self.optional and text.lower() in NONE_WORDS:
+            return None
+        if self.spec.parse:
+            return self.spec.parse(text)
+        if self.kind is bool:
+            return self._boolean(text)
+        if self.kind in (int, float):
+            return self._number(text)
+        if self.spec.choices and text not in self.spec.choices:
+            known = ", ".join(self.spec.choices)
+            raise ValueError(f"{text!r} is not one of {known}{nearest(text, self.spec.choices)}")
+        if text == "":
+            raise ValueError("is empty")
+        return self.kind(text)
+
+    @staticmethod
+    def _boolean(text: str) -> bool:
+        if text.lower() not in BOOLEAN_WORDS:
+            raise ValueError(f"{text!r} is not 0 or 1")
+        return BOOLEAN_WORDS[text.lower()]
+
+    def _number(self, text: str) -> int | float:
+        word = "a whole number" if self.kind is int else "a number"
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not {word}") from None
+        if not math.isfinite(value):
+            raise ValueError(f"{text!r} is not a finite number")
+        if self.spec.minimum is not None and value < self.spec.minimum:
+            raise ValueError(f"{text} is below the smallest allowed value {self.spec.minimum}")
+        if self.spec.maximum is not None and value > self.spec.maximum:
+            raise ValueError(f"{text} is above the largest allowed value {self.spec.maximum}")
+        return value
+
+
+def _unwrap_optional(hint: Any) -> tuple[Any, bool]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0], len(kinds) < len(typing.get_args(hint))
+    return hint, False
+
+
+def _plain(value: Any, spec: Option) -> Any:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if spec.positional:
+        return [spec.form(item) for item in value]
+    return spec.form(value)
+
+
+def _text(value: Any, spec: Option) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return spec.form(value)
+
+
+def _describe_unknown(config_class: type, argument: str) -> str:
+    name = argument.partition("=")[0]
+    if not name.startswith("-"):
+        return f"{argument!r} is not expected here: options are written --name=value"
+    known = [f"--{known}" for known, (_, spec) in _fields(config_class).items() if not spec.positional]
+    return f"unknown option {name}{nearest(name, [*known, f'--{CONFIG_FLAG}', '--help']) or '; --help lists all'}"
+
+
+def _expand_yaml(config_class: type, path: Path) -> list[str]:
+    import yaml  # here: parsing a plain command line does not need it
+
+    try:
+        # Every scalar as the text it is: "1e-3", "007" and "yes" mean the same as on the command line.
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise UsageError(f"--{CONFIG_FLAG}={path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--{CONFIG_FLAG}={path}: not a YAML file ({reason})") from None
+    if document in (None, ""):
+        return []
+    if not isinstance(document, dict):
+        raise UsageError(f"--{CONFIG_FLAG}={path}: must hold lines of the form 'option: value'")
+    return _expand(config_class, document, f"--{CONFIG_FLAG}={path}")
+
+
+def _expand(config_class: type, values: Mapping[str, Any], source: str) -> list[str]:
+    fields = _fields(config_class)
+    arguments: list[str] = []
+    for name, value in values.items():
+        if name not in fields:
+            raise UsageError(f"{source}: unknown option {name!r}{nearest(name, fields)}")
+        spec = fields[name][1]
+        if isinstance(value, dict):
+            raise UsageError(f"{source}: option {name!r} holds nested lines; a single value is expected")
+        if spec.positional:
+            arguments += [str(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
+        elif isinstance(value, (list, tuple)):
+            arguments.append(f"--{name}={','.join(str(item) for item in value)}")
+        else:
+            arguments.append(f"--{name}={'none' if value is None else _exact(value)}")
+    return arguments
+
+
+def _exact(value: Any) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)

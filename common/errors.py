@@ -1,0 +1,68 @@
+"""Errors that a user can mend, and how a command reports them: one line on stderr, exit code 2 or 1."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXIT_WORK = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """A mistake or a fault that the user can mend. The message is one line that names the file, field or flag."""
+
+    exit_code = EXIT_WORK
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader worker hands an error over as text with its traceback; the last line is ours.
+        if message.startswith("Caught ") and "Original Traceback" in message:
+            message = message.rstrip().rsplit("\n", 1)[-1].partition(": ")[2]
+        super().__init__(message)
+
+
+class UsageError(UserError):
+    """A flag, configuration or experiment that cannot work; found before any work is done. Exit code 2."""
+
+    exit_code = EXIT_USAGE
+
+
+class WorkError(UserError):
+    """Data, a file or the machine failed the work that was asked for. Exit code 1."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
+    """Return the end of a sentence that names the known words nearest to ``name``, or an empty text."""
+    matches = difflib.get_close_matches(name, [str(word) for word in known], n=count, cutoff=0.6)
+    if not matches:
+        return ""
+    return f"; did you mean {' or '.join(repr(match) for match in matches)}?"
+
+
+def command(main: Callable[P, R]) -> Callable[P, R]:
+    """Wrap an entry point: a :class:`UserError` becomes one line on stderr and its exit code, Ctrl-C becomes 130.
+
+    Everything else keeps its traceback, since it is a fault of ours and not of the user's.
+    """
+
+    @functools.wraps(main)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(
+                f"error: {' '.join(str(error).split(chr(10)))}", file=sys.stderr
+            )  # one line, whatever a file is called
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(EXIT_INTERRUPTED) from None
+
+    return wrapper

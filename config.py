@@ -1,0 +1,188 @@
+"""Every option of every command: one field is its type, its only default, its help and its range. Nothing else.
+
+A configuration is built by ``common.arguments.parse_args``; the classes a configuration inherits from are the groups
+that ``--help`` shows.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.arguments import REQUIRED, option
+from common.errors import UsageError
+
+Windows = tuple[tuple[float, float], ...]
+
+_WINDOW = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
+
+
+def parse_windows(text: str) -> Windows:
+    """Read ``centre/width,centre/width`` in Hounsfield units; ValueError for anything else or a width of 0."""
+    windows = []
+    for part in text.split(","):
+        match = _WINDOW.fullmatch(part.strip())
+        if match is None or float(match[2]) == 0:
+            raise ValueError(f"{part!r} is not centre/width in HU with a width above 0, as in 40/80,80/200")
+        windows.append((float(match[1]), float(match[2])))
+    return tuple(windows)
+
+
+def format_windows(windows: Windows) -> str:
+    """Write windows in the form that :func:`parse_windows` reads."""
+    return ",".join(f"{center:.12g}/{width:.12g}" for center, width in windows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralOptions:
+    """General."""
+
+    n_jobs: int = option(0, "CPU cores to use; 0: all there are", minimum=0, maximum=4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLocation:
+    """Data location."""
+
+    data_input_folder: Path = option(Path("./input"), "folder of the competition's files and of datasets/")
+    data_dataset: str = option("rsna", "name of the dataset: a folder under <data_input_folder>/datasets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsLocation:
+    """Results."""
+
+    output_dir: Path = option(Path("./output/results"), "folder that holds the experiments' folders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions(ResultsLocation, GeneralOptions):
+    """Experiment."""
+
+    experiment_id: str | None = option(None, "name of the experiment and its folder; none: the next free number")
+    seed: int = option(0, "seed of the weights, the order of images and the augmentation", minimum=0, maximum=2**31 - 1)
+    dev_enabled: bool = option(
+        False, "1: a rehearsal: no tracker messages, log on the console, a small part of the data"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(DataLocation):
+    """Data."""
+
+    data_fold: int = option(0, "fold that is held out for validation", minimum=0)
+    data_train_transform: str = option(
+        "train_demo.json", "albumentations JSON for training images; a bare name is looked up in transforms/"
+    )
+    data_valid_transform: str = option(
+        "valid_demo.json", "albumentations JSON for validation and test images; a bare name is looked up in transforms/"
+    )
+    data_windows: Windows = option(
+        parse_windows("40/80,80/200,40/380"),
+        "windows (centre/width in HU), a channel each, put before a transform file that has no DicomWindowShift",
+        parse=parse_windows,
+        form=format_windows,
+    )
+    data_image_size: int = option(
+        128, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
+    )
+    data_sampler: str = option("random", "order of the training images", choices=("random", "sequential"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Network."""
+
+    net_model: str = option("resnet18", "name of a timm model")
+    net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (from the network or the hub's cache)")
+    net_weight_file: Path | None = option(
+        None, "start from these weights (a best.pt of this project or a state dict); beats --net_pretrained; none: no"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """Optimizer."""
+
+    optim: str = option("adamw", "optimizer", choices=("sgd", "adam", "adamw"))
+    optim_lr: float = option(1e-3, "learning rate at its highest", minimum=0)
+    optim_weight_decay: float = option(1e-2, "weight decay", minimum=0)
+    sched: str = option("cosine", "schedule of the learning rate over the run", choices=("constant", "cosine"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Training."""
+
+    tr_use_amp: bool = option(False, "1: automatic mixed precision")
+    tr_amp_dtype: str = option(
+        "auto",
+        "its type; auto: bfloat16 where the device has it, else float16; float16 needs a GPU",
+        choices=("auto", "bfloat16", "float16"),
+    )
+    tr_iteration_num: int = option(600, "iterations (batches) to train", minimum=1)
+    tr_batch_size: int = option(32, "images in a batch", minimum=1)
+    tr_accumulation_step: int = option(1, "iterations whose gradients make one optimizer step", minimum=1)
+    tr_iteration_valid: int = option(
+        200,
+        "iterations between validations, a multiple of --tr_accumulation_step; the last iteration always validates",
+        minimum=1,
+    )
+    tr_iteration_log: int = option(10, "iterations between two logged training losses", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeptuneOptions:
+    """Neptune."""
+
+    nml_enabled: bool = option(
+        False, "1: log to Neptune: offline files in the experiment's folder, or the server that NEPTUNE_API_TOKEN names"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(NeptuneOptions, TrainingOptions, OptimizerOptions, NetworkOptions, DataOptions, ExperimentOptions):
+    """Train one experiment: a model for the six labels of the RSNA 2019 task, into <output_dir>/<experiment_id>."""
+
+    def __post_init__(self) -> None:
+        if self.tr_iteration_valid % self.tr_accumulation_step:
+            raise UsageError(
+                f"--tr_iteration_valid={self.tr_iteration_valid} is not a multiple of "
+                f"--tr_accumulation_step={self.tr_accumulation_step}: checkpoints must stand at an optimizer step"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions:
+    """Where to run."""
+
+    n_jobs: int | None = option(
+        None, "CPU cores to use; 0: all there are; none: as the training", minimum=0, maximum=4096
+    )
+    data_input_folder: Path | None = option(None, "folder that holds datasets/; none: the one of the training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(TrainedOptions):
+    """Predict a split with trained weights. Model, transforms and image settings come from the weight file."""
+
+    net_weight_file: Path = option(REQUIRED, "best.pt or last.pt of an experiment")
+    split: str = option(
+        "test",
+        "test: submission.csv; train, valid: predictions_<split>.csv of the images of that part of the fold",
+        choices=("train", "valid", "test"),
+    )
+    tta: str | None = option(
+        None, "transform file of which --tta_views random views are averaged; a bare name is looked up in transforms/"
+    )
+    tta_views: int = option(4, "number of views of --tta", minimum=1)
+    data_dataset: str | None = option(None, "dataset to predict; none: the one of the training")
+    output_file: Path | None = option(None, "file to write; none: beside the weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ResultsLocation, TrainedOptions):
+    """Evaluate an experiment's best weights on its validation fold, beside the constant predictor."""
+
+    experiment_id: str = option(REQUIRED, "experiment to evaluate: its number or name")
