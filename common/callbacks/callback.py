@@ -1,0 +1,45 @@
+"""The one interface for code that watches a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.networks.network import AbstractNetwork, StepOutput
+
+
+class Callback:
+    """Seven events with empty bodies; override the ones you need.
+
+    Callbacks observe: they never change the loss, the batch or the weights. To end a run early set
+    ``network.should_stop = True``. They are called in the order of the list that the network was given.
+    """
+
+    def on_train_begin(self, network: AbstractNetwork) -> None:
+        """Before the first iteration of this ``fit``."""
+
+    def on_epoch_begin(self, network: AbstractNetwork) -> None:
+        """Before the first batch of an epoch, or of the rest of one."""
+
+    def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
+        """After each micro-batch; ``network.iteration`` counts it already."""
+
+    def on_step_end(self, network: AbstractNetwork) -> None:
+        """After each optimizer update; ``network.step`` counts it already. Comes before its ``on_iteration_end``."""
+
+    def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
+        """After a validation over the whole set; keys such as ``valid/weighted_log_loss``."""
+
+    def on_epoch_end(self, network: AbstractNetwork) -> None:
+        """After the last batch of an epoch."""
+
+    def on_train_end(self, network: AbstractNetwork) -> None:
+        """After the last iteration of this ``fit``; not called when an error ended it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""

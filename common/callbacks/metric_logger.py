@@ -1,0 +1,64 @@
+"""Training loss and validation metrics to a tracker, with one synchronization of the device per logged line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from common.callbacks.callback import Callback
+from common.errors import WorkError
+from common.trackers.tracker import Tracker
+
+if TYPE_CHECKING:
+    from common.networks.network import AbstractNetwork, StepOutput
+
+
+class MetricLogger(Callback):
+    """Logs ``train/loss`` (mean since the last line), ``train/learning_rate`` and every validation's metrics.
+
+    ``latest`` holds the last values logged, for whoever shows them. A mean loss that is not finite ends the run with a
+    :class:`WorkError` that names the iterations, since nothing after it can be of use.
+    """
+
+    def __init__(self, tracker: Tracker, interval: int) -> None:
+        """``interval``: iterations between two lines of the training loss."""
+        self.tracker = tracker
+        self.interval = interval
+        self.latest: dict[str, float] = {}
+        self.loss_sum: Any = 0.0
+        self.loss_count = 0
+
+    def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
+        """Add the loss on the device; read it when a line is due."""
+        self.loss_sum = self.loss_sum + output.loss.detach().double()
+        self.loss_count += 1
+        if network.iteration % self.interval == 0 or network.iteration == network.training.iteration_num:
+            self._log_training(network)
+
+    def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
+        """Log all metrics of the validation."""
+        self._log(network, dict(metrics))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loss that is summed but not logged yet."""
+        return {"loss_sum": float(self.loss_sum), "loss_count": self.loss_count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the sum of an interrupted run."""
+        self.loss_sum = state["loss_sum"]
+        self.loss_count = state["loss_count"]
+
+    def _log_training(self, network: AbstractNetwork) -> None:
+        loss = float(self.loss_sum) / self.loss_count
+        if not math.isfinite(loss):
+            first = network.iteration - self.loss_count + 1
+            raise WorkError(
+                f"the training loss is {loss} between iterations {first} and {network.iteration}; lower --optim_lr"
+            )
+        self.loss_sum, self.loss_count = 0.0, 0
+        self._log(network, {"train/loss": loss, "train/learning_rate": network.training.schedule.lr})
+
+    def _log(self, network: AbstractNetwork, metrics: dict[str, float]) -> None:
+        self.latest.update(metrics)
+        self.tracker.log(metrics, network.iteration, network.step)

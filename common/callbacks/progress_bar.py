@@ -1,0 +1,79 @@
+"""What a person sees while a run goes on: a bar, and a line for each validation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from common.callbacks.callback import Callback
+from common.callbacks.metric_logger import MetricLogger
+from common.experiment import FILE_ONLY
+
+if TYPE_CHECKING:
+    from common.networks.network import AbstractNetwork, StepOutput
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressBar(Callback):
+    """A bar over the run's iterations on stderr (only on a terminal), and a line for each validation anywhere."""
+
+    def __init__(self, metrics: MetricLogger, monitor: str, reference: float) -> None:
+        """``metrics`` logs the values to show; ``reference`` is the constant predictor's value of ``monitor``."""
+        self.metrics = metrics
+        self.monitor = monitor
+        self.reference = reference
+        self.bar: tqdm | None = None
+        self.best = (math.inf, 0)
+
+    def on_train_begin(self, network: AbstractNetwork) -> None:
+        """Open the bar where the run stands."""
+        self.bar = tqdm(
+            total=network.training.iteration_num,
+            initial=network.iteration,
+            unit="it",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
+        """Advance by one iteration; show the last logged loss."""
+        if "train/loss" in self.metrics.latest and network.iteration % self.metrics.interval == 0:
+            self.bar.set_postfix_str(f"loss {self.metrics.latest['train/loss']:.4f}", refresh=False)
+        self.bar.update()
+
+    def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
+        """Print a line: where the run stands, the metric and the constant predictor's."""
+        self.best = min(self.best, (metrics[self.monitor], network.iteration))
+        self._print(
+            f"iteration {network.iteration}/{network.training.iteration_num}: {self.monitor} "
+            f"{metrics[self.monitor]:.4f} (constant predictor {self.reference:.4f})"
+        )
+
+    def on_train_end(self, network: AbstractNetwork) -> None:
+        """Leave the finished bar on the screen; print the best value beside the constant predictor's."""
+        self.bar.close()
+        value, iteration = self.best
+        self._print(
+            f"best {self.monitor} {value:.4f} at iteration {iteration}: {value / self.reference:.2f} of the constant "
+            f"predictor's {self.reference:.4f}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far and its iteration."""
+        return {"best": list(self.best)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from an interrupted run's best."""
+        self.best = tuple(state["best"])
+
+    @staticmethod
+    def _print(line: str) -> None:
+        """Write a line above the bar, whatever the console's log level is, and into the log file."""
+        tqdm.write(line, file=sys.stderr)
+        logger.info("%s", line, extra={FILE_ONLY: True})

@@ -1,0 +1,195 @@
+"""Checkpoints: a dict of plain types and tensors, written whole or not at all, read without unpickling objects."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+import zipfile
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UsageError, WorkError
+from common.files import atomic_path
+
+FORMAT_VERSION = 1
+
+# The one list of keys. Every checkpoint has the required ones, which predict and evaluate need; last.pt also has
+# the optional ones, which going on with a run needs.
+REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
+    "format_version": int,
+    "model": dict,  # state_dict
+    "config": dict,  # the run's options, flat
+    "transforms": dict,  # name of a pipeline (train, valid) -> its JSON document
+    "class_names": (list, tuple),
+    "prevalences": (list, tuple),  # each class's share of positives among the training images
+    "iteration": int,  # finished micro-batches
+    "step": int,  # finished optimizer updates
+    "metrics": dict,  # of the validation at which it was written
+}
+OPTIONAL_KEYS = ("optimizer", "scheduler", "scaler", "callbacks", "rng")
+
+PLAIN_TYPES = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter)
+DICT_TYPES = (dict, OrderedDict, Counter)
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80"
+
+
+def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
+    """Write ``contents`` and the format version to ``path``, atomically.
+
+    Raises ValueError for a key that is missing or not in the list above, and for a value that is neither a plain type
+    nor a tensor, naming where it stands (both are faults of ours); WorkError for a full or read-only disk.
+    """
+    contents = {**contents, "format_version": FORMAT_VERSION}
+    missing = [key for key in REQUIRED_KEYS if key not in contents]
+    unknown = [key for key in contents if key not in REQUIRED_KEYS and key not in OPTIONAL_KEYS]
+    if missing or unknown:
+        raise ValueError(f"a checkpoint has the keys of common/checkpoint.py; missing: {missing}, unknown: {unknown}")
+    for key, value in contents.items():
+        _check_plain(value, key)
+    with atomic_path(path) as temporary:
+        _write(temporary, contents)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project onto the CPU and check its format and keys.
+
+    Raises UsageError where ``path`` is no file, WorkError where it is cut, damaged, a pickle, of another program
+    or of a newer version of this one.
+    """
+    contents = _read(path)
+    if _is_state_dict(contents):
+        raise WorkError(
+            f"{path}: a plain state_dict of {len(contents)} tensors, not a checkpoint of this project (no config, no "
+            "transforms); to start a training from it, give it to train.py as --net_weight_file"
+        )
+    return _check_contents(path, contents)
+
+
+def load_weights_file(path: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a model onto the CPU: of a checkpoint of this project, or a plain state_dict of torch.
+
+    Raises the errors of :func:`load_checkpoint`.
+    """
+    contents = _read(path)
+    return contents if _is_state_dict(contents) else _check_contents(path, contents)["model"]
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Refuse what ``weights_only`` would not load back: exact types, since np.float64 is a float and still refused."""
+    if type(value) in DICT_TYPES:
+        for key, item in value.items():
+            if type(key) not in (str, int):
+                raise ValueError(
+                    f"checkpoint: {where} has the key {key!r} of type {type(key).__name__}; use str or int"
+                )
+            _check_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for position, item in enumerate(value):
+            _check_plain(item, f"{where}[{position}]")
+    elif type(value) not in PLAIN_TYPES:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ValueError(f"checkpoint: {where} is a {kind}; only plain types and tensors are saved")
+
+
+def _write(path: Path, contents: dict[str, Any]) -> None:
+    """torch.save to an open file. torch's writer may hide the file's OSError in a RuntimeError: bring it back."""
+    try:
+        with path.open("wb") as file:
+            torch.save(contents, file)
+    except RuntimeError as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, OSError):
+            raise cause from None
+        raise
+
+
+def _read(path: Path) -> Any:
+    """Return what torch.load finds in ``path``; every way in which that fails becomes one line."""
+    _check_is_file(path)
+    try:
+        _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error))
+        raise WorkError(
+            f"{path}: holds Python objects{f' ({found[1]})' if found else ''}, which are never unpickled here, since "
+            "that runs their code; give a checkpoint of this project or a plain state_dict"
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise WorkError(f"{path}: cannot be read ({error.strerror}); check its owner and mode") from error
+        raise WorkError(f"{path}: cannot be read ({error})") from error
+    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WorkError(f"{path}: damaged, or not a checkpoint of this project (torch says: {reason[:200]})") from error
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_file():
+        return
+    folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        raise UsageError(f"{path}: no such weight file, and no folder {folder}")
+    found = sorted(file.name for file in folder.glob("*.pt"))
+    listing = f"{folder} has {', '.join(found)}" if found else f"there is no .pt file in {folder}"
+    raise UsageError(
+        f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such weight file'}; {listing}"
+    )
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what is no whole torch archive (a zip file). torch skips the checksums, so they are checked here."""
+    with path.open("rb") as file:
+        start = file.read(len(ZIP_MAGIC))
+    if not start:
+        raise WorkError(f"{path}: is empty; use another checkpoint of the run")
+    if start.startswith(PICKLE_MAGIC):
+        raise WorkError(
+            f"{path}: is a pickle (or a file of torch before 1.6), which is never unpickled here since that runs its "
+            "code; give a checkpoint of this project"
+        )
+    if not start.startswith(ZIP_MAGIC[: len(start)]):
+        raise WorkError(f"{path}: not a file of torch; give a checkpoint of this project, such as best.pt")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise WorkError(f"{path}: is cut or damaged; use another checkpoint of the run, such as last.pt") from error
+    if damaged is not None:
+        raise WorkError(f"{path}: is damaged (checksum of {damaged}); use another checkpoint of the run")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise WorkError(f"{path}: a zip file, but not of torch; give a checkpoint of this project, such as best.pt")
+
+
+def _is_state_dict(contents: Any) -> bool:
+    return (
+        isinstance(contents, dict)
+        and bool(contents)
+        and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in contents.items())
+    )
+
+
+def _check_contents(path: Path, contents: Any) -> dict[str, Any]:
+    if not isinstance(contents, dict) or type(contents.get("format_version")) is not int:
+        raise WorkError(
+            f"{path}: a file of torch, but not a checkpoint of this project; give best.pt or last.pt of a run"
+        )
+    version = contents["format_version"]
+    if version > FORMAT_VERSION:
+        raise WorkError(
+            f"{path}: written by a newer version of this project (format {version}, this one reads up to "
+            f"{FORMAT_VERSION}); update the code"
+        )
+    missing = [key for key in REQUIRED_KEYS if key not in contents]
+    if missing:
+        raise WorkError(f"{path}: the checkpoint lacks {', '.join(missing)}; use another checkpoint of the run")
+    wrong = [key for key, kind in REQUIRED_KEYS.items() if not isinstance(contents[key], kind)]
+    if wrong:
+        raise WorkError(f"{path}: the checkpoint's {', '.join(wrong)} has the wrong type; use another one of the run")
+    return contents

@@ -1,0 +1,258 @@
+"""The training loop: iteration-based, with mixed precision, gradient accumulation and periodic validation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from common.callbacks.callback import Callback
+from common.datasets.batch import Batch
+from common.errors import UsageError, WorkError
+from common.reproducibility import rng_state, set_rng_state
+from common.schedulers import Schedule
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one forward pass gives: ``loss`` is a scalar, ``logits`` and ``targets`` are (N, C), ``image_ids`` has N."""
+
+    loss: Tensor
+    logits: Tensor
+    targets: Tensor
+    image_ids: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs for a whole set, in the loader's order: ``logits`` float32 (N, C), ``targets`` float32 (N, C) or None."""
+
+    image_ids: list[str]
+    logits: np.ndarray
+    targets: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What :meth:`AbstractNetwork.fit` needs beside the model.
+
+    ``iteration_num``, ``iteration_valid``: micro-batches in the run and between validations; ``accumulation_step``:
+    micro-batches whose gradients make one optimizer step. ``train_loader`` has a sampler with ``seek``.
+    """
+
+    train_loader: DataLoader
+    valid_loader: DataLoader
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    iteration_num: int
+    iteration_valid: int
+    accumulation_step: int = 1
+    callbacks: Sequence[Callback] = ()
+
+    @property
+    def step_num(self) -> int:
+        """Optimizer steps of the whole run: ceil(iterations / accumulation)."""
+        return -(-self.iteration_num // self.accumulation_step)
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Whole batches in the training set: samples // batch size."""
+        return len(self.train_loader.dataset) // self.train_loader.batch_size
+
+
+class AbstractNetwork(ABC):
+    """A model with its device and precision: :meth:`fit`, :meth:`validate`, :meth:`predict`.
+
+    ``iteration`` counts finished micro-batches and ``step`` finished optimizer updates; each moves in one place.
+    Epoch and position in it follow from ``iteration``, so that starting and resuming are the same code. Subclasses
+    say what a step computes (:meth:`training_step`, :meth:`prediction_step`, :meth:`compute_metrics`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        amp_dtype: torch.dtype | None = None,
+        training: Training | None = None,
+    ) -> None:
+        """Put ``model`` on ``device``; ``amp_dtype`` None computes in float32; ``training`` is needed by fit alone."""
+        if amp_dtype is torch.float16 and device.type == "cpu":
+            raise UsageError("--tr_amp_dtype=float16 needs a GPU; on a CPU use bfloat16, or --tr_use_amp=0")
+        self.model = model.to(device)
+        self.device = device
+        self.amp_dtype = amp_dtype
+        self.training = training
+        # Only float16 can underflow; a disabled scaler passes everything through.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+        self.iteration = 0
+        self.step = 0
+        self.should_stop = False
+        self.valid_predictions: Predictions | None = None
+
+    @abstractmethod
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Compute the loss of a batch that is on the device; called under autocast."""
+
+    @abstractmethod
+    def prediction_step(self, batch: Batch) -> Tensor:
+        """Compute the logits (N, C) of a batch that is on the device; called under autocast, without gradients."""
+
+    @abstractmethod
+    def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Compute metrics of a whole set; the keys carry no prefix."""
+
+    @property
+    def epoch(self) -> int:
+        """Epoch (from 0) that the next iteration belongs to."""
+        return self.iteration // self.training.iterations_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether no iteration is left to do."""
+        return self.should_stop or self.iteration >= self.training.iteration_num
+
+    def fit(self) -> None:
+        """Train until ``iteration_num`` iterations are done or ``should_stop`` is set."""
+        self._check_training()
+        self.model.train()
+        self.training.optimizer.zero_grad(set_to_none=True)
+        self._emit("on_train_begin")
+        while not self.finished:
+            self._emit("on_epoch_begin")
+            self._fit_epoch()
+            self._emit("on_epoch_end")
+        self._emit("on_train_end")
+
+    def _fit_epoch(self) -> None:
+        loader = self.training.train_loader
+        epoch, position = divmod(self.iteration, self.training.iterations_per_epoch)
+        loader.sampler.seek(epoch, position * loader.batch_size)
+        for batch in loader:
+            output = self._fit_iteration(self.prepare_batch(batch))
+            self._emit("on_iteration_end", output)
+            if self.iteration % self.training.iteration_valid == 0 or self.iteration == self.training.iteration_num:
+                self.validate()
+            if self.finished:
+                break
+
+    def _fit_iteration(self, batch: Batch) -> StepOutput:
+        accumulation = self.training.accumulation_step
+        group_start = self.iteration - self.iteration % accumulation
+        group_size = min(accumulation, self.training.iteration_num - group_start)
+        with self._autocast():
+            output = self.training_step(batch)
+        self.scaler.scale(output.loss / group_size).backward()
+        self.iteration += 1
+        if self.iteration - group_start == group_size:
+            self._optimizer_step()
+        return output
+
+    def _optimizer_step(self) -> None:
+        training = self.training
+        scale_before = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        self.scaler.step(training.optimizer)
+        self.scaler.update()
+        training.optimizer.zero_grad(set_to_none=True)
+        training.schedule.on_step(-(-self.iteration // training.accumulation_step))
+        if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale_before:  # float16: not a skipped attempt
+            self.step += 1
+            self._emit("on_step_end")
+
+    def validate(self) -> dict[str, float]:
+        """Predict the whole validation set and compute its metrics (keys ``valid/…``), pooled over the set."""
+        self.valid_predictions = self.predict(self.training.valid_loader)
+        metrics = {f"valid/{key}": value for key, value in self.compute_metrics(self.valid_predictions).items()}
+        self._emit("on_validation_end", metrics)
+        return metrics
+
+    def predict(self, batches: Iterable[Batch]) -> Predictions:
+        """Compute the logits of all batches in evaluation mode; the model's mode is as before afterwards.
+
+        Raises :class:`WorkError` naming the first image whose prediction is not finite.
+        """
+        image_ids: list[str] = []
+        logits: list[Tensor] = []
+        targets: list[Tensor] = []
+        with self._evaluation_mode(), torch.inference_mode():
+            for batch in batches:
+                image_ids += batch.image_id
+                if batch.target is not None:
+                    targets.append(batch.target)
+                on_device = self.prepare_batch(batch)
+                with self._autocast():
+                    logits.append(self.prediction_step(on_device).float())
+        if not image_ids:
+            raise WorkError("there is no image to predict")
+        values = torch.cat(logits).cpu().numpy()
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            name = image_ids[int(np.argmin(finite))]
+            raise WorkError(f"the prediction of image {name} is not finite; lower --optim_lr or check the image")
+        return Predictions(image_ids, values, torch.cat(targets).numpy() if targets else None)
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """Move a batch to the device; a copy from pinned memory does not wait."""
+        return batch.to(self.device, non_blocking=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, counters and, with ``training``, all that a resumed run needs, as plain values and tensors."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "iteration": self.iteration,
+            "step": self.step,
+        }
+        if self.training is not None:
+            state["optimizer"] = self.training.optimizer.state_dict()
+            state["scheduler"] = self.training.schedule.state_dict()
+            state["scaler"] = self.scaler.state_dict()
+            state["callbacks"] = [callback.state_dict() for callback in self.training.callbacks]
+            state["rng"] = rng_state()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned; without ``training`` only weights and counters."""
+        self.model.load_state_dict(state["model"])
+        self.iteration = state["iteration"]
+        self.step = state["step"]
+        if self.training is not None:
+            self.training.optimizer.load_state_dict(state["optimizer"])
+            self.training.schedule.load_state_dict(state["scheduler"])
+            self.scaler.load_state_dict(state["scaler"])
+            for callback, callback_state in zip(self.training.callbacks, state["callbacks"], strict=True):
+                callback.load_state_dict(callback_state)
+            set_rng_state(state["rng"])
+
+    def _check_training(self) -> None:
+        if self.training is None:
+            raise ValueError("fit needs the network to be built with a Training")
+        if self.training.iterations_per_epoch == 0:
+            raise UsageError(
+                f"--tr_batch_size={self.training.train_loader.batch_size} is larger than the training set of "
+                f"{len(self.training.train_loader.dataset)} images"
+            )
+        if self.training.iteration_valid % self.training.accumulation_step:
+            raise UsageError("the validation interval must be a multiple of the accumulation steps")
+
+    def _emit(self, event: str, *details: Any) -> None:
+        for callback in self.training.callbacks:
+            getattr(callback, event)(self, *details)
+
+    def _autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

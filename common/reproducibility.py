@@ -1,0 +1,103 @@
+"""Seeds, hashes that are the same on every machine, loader generators, and the state of the random generators."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+HASH_BITS = 63
+NUMPY_SEED_BITS = 32
+
+
+def stable_hash(*parts: str | int) -> int:
+    """Return a number in [0, 2**63) that depends on ``parts`` only: not on process, machine or Python version.
+
+    Each part goes into BLAKE2b with its type and length before it, so that ("ab", "c"), ("a", "bc") and ("a", "b", "c")
+    differ, and so do 1 and "1". Anything but text and whole numbers raises TypeError: its text could differ elsewhere.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if type(part) not in (str, int):
+            raise TypeError(f"stable_hash takes text and whole numbers, not {type(part).__name__}: {part!r}")
+        data = str(part).encode("utf-8", "surrogatepass")
+        kind = b"s" if isinstance(part, str) else b"i"
+        digest.update(kind + len(data).to_bytes(8, "little") + data)
+    return int.from_bytes(digest.digest(), "little") % 2**HASH_BITS
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch (every device) with ``seed``, a number in [0, 2**63).
+
+    numpy takes only 32 bits, so it gets a hash of the seed rather than its lower half.
+    """
+    if not 0 <= seed < 2**HASH_BITS:
+        raise UsageError(f"--seed={seed}: must be from 0 to 2**{HASH_BITS} - 1")
+    random.seed(seed)
+    np.random.seed(stable_hash("numpy", seed) % 2**NUMPY_SEED_BITS)  # noqa: NPY002 - libraries draw from this one
+    torch.manual_seed(seed)
+
+
+def loader_generator(seed: int, *parts: str | int) -> torch.Generator:
+    """Return a CPU generator for one DataLoader, seeded by ``seed`` and the ``parts`` that name the loader.
+
+    Without its own generator a DataLoader draws from the global one, and a resumed run then differs from one in one go.
+    """
+    return torch.Generator().manual_seed(stable_hash("loader", seed, *parts))
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the state of the global generators as plain types and tensors, which ``weights_only`` loads.
+
+    Keys: ``python`` and ``numpy`` (Mersenne twister: ``words`` int64 tensor of its 32-bit words, position, the normal
+    number kept for the next call), ``torch`` (uint8 tensor), ``cuda`` (one uint8 tensor for each device in use).
+    """
+    version, words, gauss = random.getstate()
+    _, numpy_words, position, has_gauss, cached_gauss = np.random.get_state()  # noqa: NPY002 - the global generator
+    return {
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "words": torch.from_numpy(numpy_words.astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached_gauss": float(cached_gauss),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put the global generators back to ``state`` (from :func:`rng_state`); they go on bit for bit as they would have.
+
+    A state of other GPUs than this machine has is set as far as the two agree, with a warning: results may differ.
+    """
+    python, numpy_state = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    np.random.set_state(  # noqa: NPY002 - the global generator
+        (
+            "MT19937",
+            numpy_state["words"].numpy().astype(np.uint32),
+            numpy_state["position"],
+            numpy_state["has_gauss"],
+            numpy_state["cached_gauss"],
+        )
+    )
+    torch.set_rng_state(state["torch"])
+    devices = torch.cuda.device_count() if state["cuda"] else 0
+    if devices != len(state["cuda"]):
+        logger.warning(
+            "the checkpoint has the random state of %d GPU(s), this machine has %d: numbers drawn on a GPU will differ",
+            len(state["cuda"]),
+            devices,
+        )
+    for device, device_state in enumerate(state["cuda"][:devices]):
+        torch.cuda.set_rng_state(device_state, device)
