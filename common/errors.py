@@ -57,9 +57,8 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(
-                f"error: {' '.join(str(error).split(chr(10)))}", file=sys.stderr
-            )  # one line, whatever a file is called
+            line = " ".join(str(error).splitlines())  # a file's name may hold a line break
+            print(f"error: {line}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -1,8 +1,7 @@
-"""Seeds, hashes that are the same on every machine, loader generators, and the state of the random generators."""
+"""Seeds, loader generators, and the state of the random generators."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from typing import Any
@@ -11,27 +10,11 @@ import numpy as np
 import torch
 
 from common.errors import UsageError
+from common.hashing import HASH_BITS, stable_hash
 
 logger = logging.getLogger(__name__)
 
-HASH_BITS = 63
 NUMPY_SEED_BITS = 32
-
-
-def stable_hash(*parts: str | int) -> int:
-    """Return a number in [0, 2**63) that depends on ``parts`` only: not on process, machine or Python version.
-
-    Each part goes into BLAKE2b with its type and length before it, so that ("ab", "c"), ("a", "bc") and ("a", "b", "c")
-    differ, and so do 1 and "1". Anything but text and whole numbers raises TypeError: its text could differ elsewhere.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        if type(part) not in (str, int):
-            raise TypeError(f"stable_hash takes text and whole numbers, not {type(part).__name__}: {part!r}")
-        data = str(part).encode("utf-8", "surrogatepass")
-        kind = b"s" if isinstance(part, str) else b"i"
-        digest.update(kind + len(data).to_bytes(8, "little") + data)
-    return int.from_bytes(digest.digest(), "little") % 2**HASH_BITS
 
 
 def seed_everything(seed: int) -> None:

@@ -202,7 +202,7 @@ class AbstractNetwork(ABC):
         return batch.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, counters and, with ``training``, all that a resumed run needs, as plain values and tensors."""
+        """Return weights, counters and, with ``training``, all that a resumed run needs, in plain types."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "iteration": self.iteration,

@@ -1,0 +1,326 @@
+"""An experiment's folder: claimed once, with its configuration, its environment and its log."""
+
+from __future__ import annotations
+
+import errno
+import getpass
+import importlib.metadata
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UsageError, UserError, WorkError
+from common.files import write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+ID_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+NUMBER_PATTERN = re.compile(r"[0-9]+")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pydicom",
+    "joblib",
+    "neptune-client",
+)
+GIT_TIMEOUT_S = 10.0
+FILE_ONLY = "file_only"  # marks a log record that the console gets in another way
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A claimed experiment: its id (a number as text, or a name) and its folder, which exists."""
+
+    id: str
+    folder: Path
+
+
+def create_experiment(
+    output_dir: Path,
+    experiment_id: str | None,
+    config: Mapping[str, Any],
+    command: Sequence[str],
+    *,
+    free_bytes: int = 0,
+) -> Experiment:
+    """Claim ``output_dir/<experiment_id>`` (None: the next number), write config.yaml and environment.json into it.
+
+    ``config`` is flat, ``command`` is what the user typed, ``free_bytes`` is how much the disk must have free. Of
+    several processes that ask at once, each gets a folder of its own. Raises UsageError for an id that exists or isn't
+    allowed and for an output folder that can't be one, WorkError for a full disk; then no experiment is left behind.
+    """
+    if experiment_id is not None:
+        check_experiment_id(experiment_id)
+    try:
+        _check_free_space(output_dir, free_bytes)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        experiment = _claim(output_dir, experiment_id)
+        try:
+            config_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+            write_text(experiment.folder / "config.yaml", config_text)
+            write_json(experiment.folder / "environment.json", environment(command))
+        except BaseException:
+            shutil.rmtree(experiment.folder, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise _folder_error(output_dir, error) from error
+    return experiment
+
+
+def check_experiment_id(experiment_id: str) -> None:
+    """Raise UsageError unless ``experiment_id`` is a plain name that can't leave the output folder."""
+    if not ID_PATTERN.fullmatch(experiment_id):
+        raise UsageError(
+            f"--experiment_id={experiment_id!r}: use letters, digits, '_', '-' and '.', at most 100, not '.' first"
+        )
+
+
+def experiment_folder(output_dir: Path, experiment_id: str) -> Path:
+    """Return the folder of an experiment that exists; UsageError, with those that do, for another."""
+    check_experiment_id(experiment_id)
+    folder = output_dir / experiment_id
+    if not folder.is_dir():
+        found = sorted(path.name for path in output_dir.iterdir() if path.is_dir()) if output_dir.is_dir() else []
+        listing = f"there are {', '.join(found)}" if found else "there are none"
+        raise UsageError(f"--experiment_id={experiment_id}: no such experiment in {output_dir}; {listing}")
+    return folder
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` (of a configuration) in types that YAML and JSON have: paths as text, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"a configuration holds plain values and paths, not {type(value).__name__}: {value!r}")
+
+
+def anonymous(text: str) -> str:
+    """Return ``text`` without the user's home folder (``~``), and without user and host name as parts of paths.
+
+    What is written here is shared with others, in reports and on tracking servers.
+    """
+    home = str(Path.home())
+    if len(home) > 1:
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    for name, replacement in ((_user_name(), "<user>"), (socket.gethostname(), "<host>"), (platform.node(), "<host>")):
+        if name:
+            text = re.sub(rf"(?<=[/@]){re.escape(name)}(?![\w.-])", replacement, text)
+    return text
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """Return what a person needs to run ``command`` again: versions, commit, platform; no user, host or home folder.
+
+    Imports nothing heavy: versions come from the packages' metadata, and the GPU's name only where torch is loaded.
+    """
+    return {
+        "command": anonymous(shlex.join(command)),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        **_git_state(PROJECT_FOLDER),
+        "platform": anonymous(platform.platform()),
+        "cpu_count": os.cpu_count(),
+        "cpu_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": _gpu_names(),
+    }
+
+
+@contextmanager
+def setup_logging(folder: Path, console: bool) -> Iterator[None]:
+    """Within this context everything that is logged goes to ``folder/train.log``, a line at a time, with UTC times.
+
+    Warnings also go to stderr, and with ``console`` all messages. Python's own warnings go to the file, and to the
+    console only with ``console``. An error that leaves the context is logged to the file. Afterwards logging is as it
+    was, so that a second run in the same process doesn't write into the first one's file.
+    """
+    try:
+        log_file = LogFile(folder / "train.log", encoding="utf-8")
+    except OSError as error:
+        raise _folder_error(folder, error) from error
+    log_file.setFormatter(UtcFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.INFO if console else logging.WARNING)
+    terminal.setFormatter(logging.Formatter("%(message)s" if console else "%(levelname)s: %(message)s"))
+    terminal.addFilter(lambda record: not hasattr(record, FILE_ONLY) and (console or record.name != "py.warnings"))
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    root.addHandler(log_file)
+    root.addHandler(terminal)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except UserError as error:
+        logger.error("%s", error, extra={FILE_ONLY: True})  # the command prints it
+        raise
+    except Exception:
+        logger.exception("the run failed", extra={FILE_ONLY: True})  # Python prints it
+        raise
+    except BaseException as error:
+        logger.error("interrupted (%s)", type(error).__name__, extra={FILE_ONLY: True})
+        raise
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(terminal)
+        root.removeHandler(log_file)
+        root.setLevel(level)
+        log_file.close()
+
+
+class UtcFormatter(logging.Formatter):
+    """Times as 2026-11-24T14:05:09.123Z, so that logs of several machines can be put side by side."""
+
+    converter = time.gmtime
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+
+class LogFile(logging.FileHandler):
+    """A log file whose disk may fill up: the run goes on, and the console gets one line instead of a traceback each."""
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        super().__init__(path, encoding=encoding)
+        self.failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self.warn_once(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # closing writes what the full disk refused before
+            self.warn_once(error)
+
+    def warn_once(self, error: OSError) -> None:
+        if not self.failed:
+            self.failed = True
+            reason = f"cannot be written ({error.strerror}), so it has gaps"
+            print(f"warning: {self.baseFilename}: {reason}", file=sys.stderr)
+
+
+def _claim(output_dir: Path, experiment_id: str | None) -> Experiment:
+    """Make the experiment's folder by a mkdir that fails if it exists: the file system decides who gets a number."""
+    if experiment_id is not None:
+        try:
+            (output_dir / experiment_id).mkdir()
+        except FileExistsError:
+            raise UsageError(
+                f"--experiment_id={experiment_id}: exists in {output_dir}; choose another name, or leave "
+                "--experiment_id out to get the next number"
+            ) from None
+        return Experiment(experiment_id, output_dir / experiment_id)
+    while True:
+        numbers = [int(entry.name) for entry in output_dir.iterdir() if NUMBER_PATTERN.fullmatch(entry.name)]
+        folder = output_dir / str(max(numbers, default=0) + 1)
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another process was quicker: look again
+            continue
+        return Experiment(folder.name, folder)
+
+
+def _check_free_space(folder: Path, free_bytes: int) -> None:
+    """Raise WorkError if the disk of ``folder``, which need not exist yet, has less than ``free_bytes`` free."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < free_bytes:
+        raise WorkError(
+            f"--output_dir={folder}: the disk has {free / 1e9:.2f} GB free, the run needs {free_bytes / 1e9:.2f} GB; "
+            "make space or choose another folder"
+        )
+
+
+def _folder_error(folder: Path, error: OSError) -> UserError:
+    """Return the error to raise where ``folder`` can't be made or written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WorkError(f"--output_dir={folder}: the disk is full; make space or choose another folder")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), folder)
+        return UsageError(f"--output_dir={folder}: {blocking} is a file, not a folder; choose another folder")
+    return UsageError(
+        f"--output_dir={folder}: cannot be written ({error.strerror}); check owner and mode or choose another folder"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state(folder: Path) -> dict[str, Any]:
+    """Return ``git_commit`` and ``git_dirty`` of the checkout whose top is ``folder``; None where it is not one."""
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != folder:  # none, or the project lies as plain files in another repository
+        return {"git_commit": None, "git_dirty": None}
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": None if commit is None or status is None else status != ""}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints, or None where it fails. GIT_DIR and the like (set in hooks) name other checkouts."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=GIT_TIMEOUT_S,
+            check=True,
+            env=variables,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _gpu_names() -> list[str] | None:
+    """Return the names of the GPUs, or None where torch isn't loaded yet."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user id without a name
+        return ""

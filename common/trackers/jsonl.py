@@ -1,0 +1,100 @@
+"""metrics.jsonl: one JSON object a line for each logged point. Always written; every report is made from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from common.errors import UsageError, WorkError
+
+FILE_NAME = "metrics.jsonl"
+POINT_KEYS = ("iteration", "step", "time")
+
+
+class JsonlTracker:
+    """Appends to ``metrics.jsonl`` in the experiment's folder; a line reaches the file before ``log`` returns.
+
+    Raises WorkError where the file can't be written.
+    """
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] | None = None
+        self.path = Path(FILE_NAME)
+
+    def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
+        """Open the file. The id and the options stand in the folder already, in config.yaml."""
+        self.path = folder / FILE_NAME
+        try:
+            self.file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise WorkError(f"{self.path}: cannot be written ({error.strerror}); check its owner and mode") from error
+
+    def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
+        """Write a line {"iteration", "step", "time" (seconds since 1970), name: value, ...}.
+
+        Values are floats with all their digits; what is not finite becomes null, since JSON has no word for it.
+        """
+        reserved = [key for key in POINT_KEYS if key in metrics]
+        if reserved:
+            raise ValueError(f"a metric can't be named {', '.join(reserved)}: the point itself has it")
+        values = {name: float(value) for name, value in metrics.items()}
+        point = {
+            "iteration": int(iteration),
+            "step": int(step),
+            "time": round(time.time(), 3),
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        }
+        self._write(json.dumps(point, allow_nan=False).encode() + b"\n")
+
+    def log_file(self, path: Path) -> None:
+        """Nothing to do: the run's files lie in the same folder."""
+
+    def finish(self, status: str) -> None:
+        """Close the file; the status stands in the log."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def _write(self, line: bytes) -> None:
+        """Write in one call, so that a killed run leaves whole lines; a disk that gets full may take only a part."""
+        if self.file is None:
+            raise RuntimeError("log before start, or after finish")
+        try:
+            written = self.file.write(line)
+        except OSError as error:
+            raise WorkError(f"{self.path}: cannot be written ({error.strerror}); make space and start again") from error
+        if written != len(line):
+            raise WorkError(f"{self.path}: cannot be written (the disk is full); make space and start again")
+
+
+def read_metrics(path: Path) -> list[dict[str, float | None]]:
+    """Return the points of a metrics.jsonl in file order; null is None. A last line that a kill cut is left out.
+
+    Raises UsageError where there is no file, WorkError for any other line that is no JSON object, by its number.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path}: no such file; an experiment's folder has one as soon as it trains") from None
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be read ({error.strerror}); check its owner and mode") from error
+    points = []
+    for number, line in enumerate(lines, start=1):
+        point = _parse(line)
+        if point is not None:
+            points.append(point)
+        elif number < len(lines):
+            raise WorkError(f"{path}, line {number}: not a JSON object; the file was changed by hand or is damaged")
+    return points
+
+
+def _parse(line: bytes) -> dict[str, float | None] | None:
+    try:
+        point = json.loads(line)
+    except ValueError:  # of JSON or of UTF-8
+        return None
+    return point if isinstance(point, dict) else None

@@ -1,0 +1,259 @@
+"""Neptune by neptune-client: files in the experiment's folder by default, a server where a token names one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import os
+import queue
+import random
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from common.experiment import FILE_ONLY, anonymous
+
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+TOKEN_VARIABLE = "NEPTUNE_API_TOKEN"
+PROJECT_VARIABLE = "NEPTUNE_PROJECT"
+DATA_VARIABLE = "NEPTUNE_DATA_DIRECTORY"
+SWAGGER_PATH = "/api/backend/swagger.json"
+PROBE_S = 3.0  # to ask the server for its swagger file
+START_S = 5.0  # to have a run on the server, the probe included
+STOP_S = 5.0  # to send what is left at the end
+FILE_LIMIT_BYTES = 32 * 2**20  # neptune's own limit for a file that it copies
+SWAGGER_LIMIT_BYTES = 32 * 2**20
+TEXT_SUFFIXES = (".yaml", ".json", ".log", ".txt")
+
+
+class NeptuneTracker:
+    """Writes a run under ``<experiment>/.neptune``, or sends it where NEPTUNE_API_TOKEN names a server that answers.
+
+    The token comes from the environment only, the project on the server from NEPTUNE_PROJECT. Nothing but the options,
+    metrics and files handed over is written: no host name, source code, git state, console output or hardware, and
+    paths are freed of home folder and user name. Starting waits 5 s at most for a server, finishing 5 s for sending.
+
+    neptune's buffer and threads are copied into forked processes, which then write again what they find there: start
+    worker processes by ``forkserver`` or ``spawn``, as common/datasets does.
+    """
+
+    def __init__(self) -> None:
+        self.run: Any = None
+        self.offline = True
+        self.cleanup = ExitStack()
+
+    def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
+        data_folder = folder.resolve() / ".neptune"
+        # Else neptune makes .neptune in the current folder. It holds until the end, since a late answer reads it too.
+        self.cleanup.enter_context(_environment_variable(DATA_VARIABLE, str(data_folder)))
+        with _no_side_effects():
+            neptune = _import_neptune()
+            self.run = self._online_run(neptune, experiment_id, data_folder)
+            self.offline = self.run is None
+            if self.run is None:
+                self.run = _init_run(neptune, experiment_id, "offline")
+        self.run["config"] = {name: _shareable(value) for name, value in config.items()}
+
+    def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
+        """Append each finite value to the series of its name, at ``iteration``. Neptune has no NaN: it is left out."""
+        for name, value in {**metrics, "step": step}.items():
+            if math.isfinite(value):
+                self.run[name].append(float(value), step=iteration)
+        self.run.wait(disk_only=True)  # a killed run keeps what was logged, and a fork finds an empty buffer
+
+    def log_file(self, path: Path) -> None:
+        """Copy a file of up to 32 MiB into the run: its path would be useless elsewhere and name the user's folders.
+
+        Configurations and logs hold such paths too: they are copied without home folder, user and host name.
+        """
+        size = path.stat().st_size
+        if size > FILE_LIMIT_BYTES:
+            logger.info("Neptune: %s is left out, it has %d MiB and the limit is 32", path.name, size // 2**20)
+            return
+        from neptune.types import File
+
+        data = path.read_bytes()
+        if path.suffix in TEXT_SUFFIXES:
+            data = anonymous(data.decode("utf-8", "replace")).encode("utf-8")
+        content = File.from_content(data, extension=path.suffix.removeprefix(".") or "bin")
+        self.run[f"files/{path.name}"].upload(content)
+
+    def finish(self, status: str) -> None:
+        """Note the status, write what is buffered, and wait up to 5 s for the server to have it."""
+        run, self.run = self.run, None
+        with self.cleanup:
+            if run is None:
+                return
+            try:
+                within(STOP_S, lambda: self._stop(run, status))
+            except TimeoutError:
+                logger.warning("Neptune: the server did not take all within %g s; metrics.jsonl has everything", STOP_S)
+
+    def _stop(self, run: Any, status: str) -> None:
+        run["status"] = status
+        run.wait(disk_only=True)
+        run.stop(seconds=0 if self.offline else STOP_S - 1)
+
+    def _online_run(self, neptune: ModuleType, experiment_id: str, data_folder: Path) -> Any:
+        """Return a run on the token's server, or None: without a token silently, else with one line of warning."""
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
+        if not token:
+            return None
+        end = time.monotonic() + START_S
+        try:
+            if not os.environ.get(PROJECT_VARIABLE):
+                raise ValueError(f"{PROJECT_VARIABLE} is not set")
+            probe(server_address(token), PROBE_S)
+            return within(
+                end - time.monotonic(),
+                lambda: _init_run(neptune, experiment_id, "async"),
+                discard=lambda run: run.stop(seconds=0),
+            )
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0] if isinstance(error, (OSError, ValueError)) else ""
+            logger.warning(
+                "Neptune: no run on a server (%s%s); writing offline to %s",
+                type(error).__name__,
+                f": {reason}" if reason else "",
+                anonymous(str(data_folder)),
+            )
+            return None
+
+
+def server_address(token: str) -> str:
+    """Return the server's address from an API token, which is base64 of a JSON object. ValueError if it has none."""
+    try:
+        document = json.loads(base64.b64decode(token))
+        address = document.get("api_url") or document["api_address"]
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError(f"{TOKEN_VARIABLE} is not a Neptune token") from None
+    if urllib.parse.urlsplit(str(address)).scheme not in ("http", "https"):
+        raise ValueError(f"{TOKEN_VARIABLE} names no http(s) server")
+    return str(address).rstrip("/")
+
+
+def probe(address: str, seconds: float) -> None:
+    """Ask the server at ``address`` for its swagger file; OSError or ValueError unless it has it within ``seconds``.
+
+    neptune itself waits for minutes on a server that refuses or is silent. The token is not sent.
+    """
+
+    def ask() -> bytes:
+        with urllib.request.urlopen(address + SWAGGER_PATH, timeout=seconds) as response:
+            return response.read(SWAGGER_LIMIT_BYTES)
+
+    # urllib's time-out is for each wait on the socket: a server that sends a byte now and then would pass it.
+    document = within(seconds, ask)
+    try:
+        json.loads(document)
+    except ValueError:
+        raise ValueError("the server's answer is not a swagger file") from None
+
+
+def within(seconds: float, work: Callable[[], R], discard: Callable[[R], object] | None = None) -> R:
+    """Return ``work()`` if it takes at most ``seconds``, else raise TimeoutError and leave it to end on its own.
+
+    ``discard`` gets the result that comes too late. What ``work`` raises is raised here.
+    """
+    results: queue.SimpleQueue[tuple[R | None, Exception | None]] = queue.SimpleQueue()
+
+    def attempt() -> None:
+        try:
+            results.put((work(), None))
+        except Exception as error:
+            results.put((None, error))
+
+    def wait_and_discard() -> None:
+        result, error = results.get()
+        if error is None and discard is not None:
+            discard(result)
+
+    threading.Thread(target=attempt, daemon=True, name="neptune-bounded").start()
+    try:
+        result, error = results.get(timeout=max(seconds, 0.0))
+    except queue.Empty:
+        threading.Thread(target=wait_and_discard, daemon=True, name="neptune-discard").start()
+        raise TimeoutError(f"no answer within {seconds:.1f} s") from None
+    if error is not None:
+        raise error
+    return result
+
+
+def _init_run(neptune: ModuleType, experiment_id: str, mode: str) -> Any:
+    return neptune.init_run(
+        mode=mode,
+        name=experiment_id,
+        source_files=[],
+        git_ref=False,
+        capture_stdout=False,
+        capture_stderr=False,
+        capture_hardware_metrics=False,
+        capture_traceback=False,  # with any of the four neptune also writes the host's name
+        monitoring_namespace="monitoring",
+    )
+
+
+def _import_neptune() -> ModuleType:
+    """Import neptune; its messages go to train.log instead of the console."""
+    import neptune
+
+    for name in ("neptune", "neptune_no_prefix"):
+        neptune_logger = logging.getLogger(name)
+        neptune_logger.handlers.clear()
+        neptune_logger.propagate = True
+        neptune_logger.addFilter(_mark_as_file_only)
+    return neptune
+
+
+def _mark_as_file_only(record: logging.LogRecord) -> bool:
+    setattr(record, FILE_ONLY, True)
+    return True
+
+
+@contextmanager
+def _no_side_effects() -> Iterator[None]:
+    """Undo what neptune does to the process at its start.
+
+    It prints a warning that it is deprecated, replaces sys.excepthook, and names its folder by the global random
+    generator, which would make a tracked run differ from one that isn't.
+    """
+    state, hook = random.getstate(), sys.excepthook
+    try:
+        with warnings.catch_warnings(record=True):
+            yield
+    finally:
+        random.setstate(state)
+        sys.excepthook = hook
+
+
+@contextmanager
+def _environment_variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _shareable(value: object) -> bool | int | float | str:
+    """Return an option's value as Neptune takes it: a finite number, or text without the user's folders and name."""
+    if isinstance(value, (bool, int, float)) and math.isfinite(value):
+        return value
+    return anonymous(str(value))

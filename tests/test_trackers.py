@@ -1,0 +1,586 @@
+"""common/trackers: metrics.jsonl is exact and survives a kill; Neptune never delays or ends a run or names the user."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import UsageError, WorkError
+from common.trackers.jsonl import JsonlTracker, read_metrics
+from common.trackers.neptune import FILE_LIMIT_BYTES, NeptuneTracker, probe, server_address, within
+from common.trackers.tracker import TrackerGroup
+
+ROOT = Path(__file__).parent.parent
+BOUND_S = 60.0  # generous: what is tested is that minutes of waiting (61 s, 15 min) don't happen, not a speed
+
+
+class Recorder:
+    """A tracker that notes its calls, and raises in one of them where asked to."""
+
+    def __init__(self, fails_in: str = "", error: Exception | None = None) -> None:
+        self.calls = []
+        self.fails_in = fails_in
+        self.error = error
+
+    def note(self, *call) -> None:
+        self.calls.append(call)
+        if call[0] == self.fails_in:
+            raise self.error
+
+    def start(self, experiment_id, folder, config) -> None:
+        self.note("start", experiment_id, folder, config)
+
+    def log(self, metrics, iteration, step) -> None:
+        self.note("log", metrics, iteration, step)
+
+    def log_file(self, path) -> None:
+        self.note("log_file", path)
+
+    def finish(self, status) -> None:
+        self.note("finish", status)
+
+
+def report(tracker, folder: Path) -> None:
+    """A small run as a network reports it."""
+    tracker.start("1", folder, {"seed": 1})
+    tracker.log({"valid/weighted_log_loss": 0.5}, 4, 2)
+    tracker.log({"valid/weighted_log_loss": 0.25}, 8, 4)
+    tracker.log_file(folder / "a.txt")
+    tracker.finish("finished")
+
+
+# --- several at once
+
+
+def test_every_tracker_gets_every_call_in_order(tmp_path):
+    recorders = [Recorder(), Recorder()]
+    report(TrackerGroup(recorders), tmp_path)
+    expected = [
+        ("start", "1", tmp_path, {"seed": 1}),
+        ("log", {"valid/weighted_log_loss": 0.5}, 4, 2),
+        ("log", {"valid/weighted_log_loss": 0.25}, 8, 4),
+        ("log_file", tmp_path / "a.txt"),
+        ("finish", "finished"),
+    ]
+    assert [recorder.calls for recorder in recorders] == [expected, expected]
+
+
+@pytest.mark.parametrize("event", ["start", "log", "log_file", "finish"])
+def test_a_tracker_that_raises_is_warned_about_once_left_out_and_released(tmp_path, caplog, event):
+    broken, sound = Recorder(event, OSError("no route\nto host")), Recorder()
+    with caplog.at_level(logging.WARNING):
+        report(TrackerGroup([broken, sound]), tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Recorder failed in {event} and is left out from here on (OSError: no route); metrics.jsonl has everything"
+    ]
+    assert [call[0] for call in broken.calls].count(event) == 1
+    assert broken.calls[-1] == ("finish", "failed" if event != "finish" else "finished")
+    assert len(sound.calls) == 5
+
+
+def test_a_tracker_that_cannot_even_be_released_does_not_end_the_run(tmp_path):
+    class Broken(Recorder):
+        def note(self, *call) -> None:
+            raise RuntimeError
+
+    sound = Recorder()
+    report(TrackerGroup([Broken(), sound]), tmp_path)
+    assert len(sound.calls) == 5
+
+
+def test_ground_truth_that_cannot_be_written_ends_the_run_after_the_others_were_served(tmp_path):
+    recorder = Recorder()
+    group = TrackerGroup([Recorder("log", WorkError("metrics.jsonl: cannot be written")), recorder])
+    with pytest.raises(WorkError, match=r"metrics\.jsonl: cannot be written"):
+        report(group, tmp_path)
+    assert [call[0] for call in recorder.calls] == ["start", "log"]
+
+
+# --- metrics.jsonl
+
+
+def test_each_point_is_one_line_of_json_that_is_there_at_once(tmp_path):
+    tracker = JsonlTracker()
+    tracker.start("1", tmp_path, {})
+    before = time.time()
+    tracker.log({"valid/weighted_log_loss": 1 / 3, "lr": np.float32(0.1), "loss": torch.tensor(2)}, 4, 2)
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line.endswith("}\n")
+    point = json.loads(line)
+    assert list(point) == ["iteration", "step", "time", "valid/weighted_log_loss", "lr", "loss"]
+    assert before - 1 < point.pop("time") < time.time() + 1
+    expected = {"iteration": 4, "step": 2, "valid/weighted_log_loss": 1 / 3, "lr": float(np.float32(0.1)), "loss": 2.0}
+    assert point == expected
+    assert '"loss": 2.0' in line
+    tracker.log({}, 8, 4)
+    tracker.finish("finished")
+    assert [point["iteration"] for point in read_metrics(tmp_path / "metrics.jsonl")] == [4, 8]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text('aä/_ "\\\n', max_size=6), st.floats(), max_size=4))
+def test_values_read_back_to_the_bit_and_what_is_not_finite_is_null(tmp_path_factory, metrics):
+    folder = tmp_path_factory.mktemp("jsonl")
+    tracker = JsonlTracker()
+    tracker.start("1", folder, {})
+    tracker.log(metrics, 1, 1)
+    tracker.finish("finished")
+    (point,) = read_metrics(folder / "metrics.jsonl")
+    back = {name: None if value is None else value.hex() for name, value in point.items() if name in metrics}
+    assert back == {name: value.hex() if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def test_a_metric_cannot_take_the_name_of_the_point(tmp_path):
+    tracker = JsonlTracker()
+    tracker.start("1", tmp_path, {})
+    with pytest.raises(ValueError, match="can't be named step"):
+        tracker.log({"step": 1.0}, 1, 1)
+
+
+def test_a_second_start_appends(tmp_path):
+    for iteration in (1, 2):
+        tracker = JsonlTracker()
+        tracker.start("1", tmp_path, {})
+        tracker.log({"loss": 0.5}, iteration, iteration)
+        tracker.finish("finished")
+    assert [point["iteration"] for point in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    tracker = JsonlTracker()
+    tracker.start("1", tmp_path, {})
+    with pytest.raises(WorkError, match=r"metrics\.jsonl: cannot be written \(No space left on device\); make space"):
+        tracker.log({"loss": 0.5}, 1, 1)
+    tracker.finish("failed")
+
+
+def test_a_folder_that_is_gone_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(WorkError, match=r"metrics\.jsonl: cannot be written"):
+        JsonlTracker().start("1", tmp_path / "gone", {})
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from common.trackers.jsonl import JsonlTracker
+tracker = JsonlTracker()
+tracker.start("1", Path(sys.argv[1]), {})
+for iteration in range(1, 10**9):
+    tracker.log({"loss": 1 / iteration}, iteration, iteration)
+    print(iteration, flush=True)
+"""
+
+
+def test_a_kill_loses_no_point_that_was_logged(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(500):
+        last = process.stdout.readline()
+    process.kill()
+    rest = process.stdout.read().split()
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    points = read_metrics(tmp_path / "metrics.jsonl")
+    assert len(points) >= int(rest[-1] if rest else last)
+    assert all(point["loss"] == 1 / number for number, point in enumerate(points, start=1))
+
+
+def test_a_last_line_cut_anywhere_is_left_out(tmp_path):
+    tracker = JsonlTracker()
+    tracker.start("1", tmp_path, {})
+    for iteration in (1, 2):
+        tracker.log({"löss": 0.5}, iteration, iteration)
+    tracker.finish("finished")
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        points = read_metrics(path)
+        assert len(points) == (length >= first - 1) + (length >= len(whole) - 1)
+    path.write_bytes(whole + b"\0\xff\0")  # what a lost power supply may leave
+    assert len(read_metrics(path)) == 2
+
+
+@pytest.mark.parametrize("line", ["", "{", "[1]", "7", "{'a': 1}"])
+def test_any_other_broken_line_is_an_error_with_its_number(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"iteration": 1}}\n{line}\n{{"iteration": 2}}\n')
+    with pytest.raises(WorkError, match=r"metrics\.jsonl, line 2: not a JSON object"):
+        read_metrics(path)
+
+
+def test_a_missing_file_and_an_empty_one(tmp_path):
+    with pytest.raises(UsageError, match=r"metrics\.jsonl: no such file"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+# --- Neptune, offline
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """A current folder that must stay empty, without any variable that neptune reads."""
+    for name in list(os.environ):
+        if name.startswith("NEPTUNE_"):
+            monkeypatch.delenv(name)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert list(folder.iterdir()) == []
+    assert not [name for name in os.environ if name == "NEPTUNE_DATA_DIRECTORY"]
+
+
+def operations(experiment: Path) -> list[dict]:
+    """The operations of the one offline run of an experiment."""
+    (log,) = experiment.glob(".neptune/offline/run__*/data-*.log")
+    return [json.loads(line)["obj"] for line in log.read_text().splitlines()]
+
+
+def assigned(experiment: Path, path: str) -> object:
+    (value,) = [op["value"] for op in operations(experiment) if "/".join(op["path"]) == path]
+    return value
+
+
+def series(experiment: Path, path: str) -> list[tuple[float, float]]:
+    logs = [op for op in operations(experiment) if op["type"] == "LogFloats" and "/".join(op["path"]) == path]
+    return [(value["step"], value["value"]) for op in logs for value in op["values"]]
+
+
+def make_experiment(tmp_path: Path) -> Path:
+    folder = tmp_path / "results" / "7"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text("content of a file")
+    return folder
+
+
+def test_an_offline_run_reads_back_with_all_that_was_logged(tmp_path, elsewhere, capfd):
+    folder = make_experiment(tmp_path)
+    tracker = NeptuneTracker()
+    random.seed(3)
+    state, hook = random.getstate(), sys.excepthook
+    tracker.start(
+        "7", folder, {"seed": 1, "optim_lr": 1e-5, "tr_use_amp": False, "data_windows": [[40, 80]], "x": None}
+    )
+    assert random.getstate() == state  # else a tracked run would differ from one that isn't
+    assert sys.excepthook is hook
+    tracker.log({"valid/weighted_log_loss": 1 / 3, "valid/log_loss/any": 0.5, "bad": float("nan")}, 4, 2)
+    tracker.log({"valid/weighted_log_loss": 0.25, "valid/log_loss/any": float("inf")}, 8, 4)
+    tracker.log_file(folder / "a.txt")
+    tracker.finish("finished")
+
+    assert assigned(folder, "sys/name") == "7"
+    assert assigned(folder, "status") == "finished"
+    config = {
+        name: assigned(folder, f"config/{name}") for name in ("seed", "optim_lr", "tr_use_amp", "data_windows", "x")
+    }
+    assert config == {"seed": 1, "optim_lr": 1e-5, "tr_use_amp": False, "data_windows": "[[40, 80]]", "x": "None"}
+    assert series(folder, "valid/weighted_log_loss") == [(4, 1 / 3), (8, 0.25)]
+    assert series(folder, "valid/log_loss/any") == [(4, 0.5)]
+    assert series(folder, "step") == [(4, 2.0), (8, 4.0)]
+    assert series(folder, "bad") == []
+    (copy,) = folder.glob(".neptune/offline/*/upload_path/*")
+    assert copy.read_text() == "content of a file"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_over_the_limit_is_left_out_without_an_error(tmp_path, elsewhere, caplog):
+    folder = make_experiment(tmp_path)
+    with (folder / "big.pt").open("wb") as file:
+        file.truncate(FILE_LIMIT_BYTES + 1)
+    tracker = NeptuneTracker()
+    tracker.start("7", folder, {})
+    with caplog.at_level(logging.INFO):
+        tracker.log_file(folder / "big.pt")
+    tracker.finish("finished")
+    assert "big.pt is left out" in caplog.text
+    assert list(folder.glob(".neptune/offline/*/upload_path/*")) == []
+
+
+def test_a_failed_start_and_a_missing_one_can_be_finished(tmp_path, elsewhere):
+    (tmp_path / "file").write_text("")
+    tracker = NeptuneTracker()
+    with pytest.raises(OSError, match=r"\.neptune"):
+        tracker.start("7", tmp_path / "file", {})
+    tracker.finish("failed")
+    NeptuneTracker().finish("failed")
+
+
+def test_a_run_goes_on_when_neptune_cannot_write(tmp_path, elsewhere, caplog):
+    folder = make_experiment(tmp_path)
+    (folder / ".neptune").write_text("a file in the way")
+    report(TrackerGroup([NeptuneTracker(), JsonlTracker()]), folder)
+    assert len(read_metrics(folder / "metrics.jsonl")) == 2
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "NeptuneTracker failed in start and is left out" in caplog.text
+
+
+CANARY_RUN = """
+import os, platform, socket, sys
+platform.node = socket.gethostname = lambda: "canaryhost"  # before anything can copy the names
+from pathlib import Path
+from common.experiment import create_experiment, setup_logging
+from common.trackers.jsonl import JsonlTracker
+from common.trackers.neptune import NeptuneTracker
+from common.trackers.tracker import TrackerGroup
+home = Path.home()
+config = {"output_dir": "results", "data_input_folder": f"{home}/input", "net_weight_file": "/mnt/canaryuser/best.pt"}
+experiment = create_experiment(Path("results"), None, config, ["python", f"{home}/train.py"])
+with setup_logging(experiment.folder, console=False):
+    tracker = TrackerGroup([JsonlTracker(), NeptuneTracker()])
+    tracker.start(experiment.id, experiment.folder, config)
+    tracker.log({"valid/weighted_log_loss": 0.5}, 1, 1)
+    tracker.log_file(experiment.folder / "config.yaml")
+    if len(sys.argv) > 1:
+        os.kill(os.getpid(), 9)
+    tracker.finish("finished")
+"""
+
+
+def run_canary(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    home = tmp_path / "canaryhome"
+    home.mkdir()
+    work = tmp_path / "work"
+    work.mkdir()
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("NEPTUNE_")}
+    variables |= {"HOME": str(home), "LOGNAME": "canaryuser", "USER": "canaryuser", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", CANARY_RUN, *arguments],
+        cwd=work,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_file_of_a_run_names_user_host_or_home_and_the_console_stays_empty(tmp_path):
+    result = run_canary(tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.yaml", "environment.json", "train.log", "metrics.jsonl", "data-1.log"} <= {
+        file.name for file in files
+    }
+    inside = tmp_path / "work" / "results" / "1"
+    assert all(inside in file.parents for file in files)
+    for file in files:
+        # config.yaml is the exception, since --config must be able to read it; the tracker's copy is not.
+        assert (b"canary" in file.read_bytes()) == (file == inside / "config.yaml"), file
+        assert b"canary" not in str(file.relative_to(tmp_path)).encode()
+    assert assigned(inside, "config/data_input_folder") == "~/input"
+    assert assigned(inside, "config/net_weight_file") == "/mnt/<user>/best.pt"
+    (copy,) = inside.glob(".neptune/offline/*/upload_path/*")
+    assert "data_input_folder: ~/input" in copy.read_text()
+    kinds = {op["type"] for op in operations(inside)}
+    assert kinds == {"AssignString", "AssignBool", "LogFloats", "UploadFile", "UploadFileSet"}
+    (sources,) = [op for op in operations(inside) if op["type"] == "UploadFileSet"]
+    assert sources["file_globs"] == []
+    assert not [op for op in operations(inside) if op["path"][0] == "monitoring"]
+
+
+def test_a_killed_run_leaves_what_it_logged(tmp_path):
+    assert run_canary(tmp_path, "kill").returncode == -signal.SIGKILL
+    assert series(tmp_path / "work" / "results" / "1", "valid/weighted_log_loss") == [(1, 0.5)]
+
+
+# --- Neptune, with a server
+
+
+@contextmanager
+def server(answer: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
+    """A server on this machine that gives each connection to ``answer``; yields its address."""
+    ended = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def handle(connection: socket.socket) -> None:
+        with connection, suppress(OSError):  # the client has gone
+            answer(connection, ended)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=handle, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def silent(connection: socket.socket, ended: threading.Event) -> None:
+    ended.wait(BOUND_S)
+
+
+def reply(connection: socket.socket, status: str, body: bytes) -> None:
+    connection.recv(65536)
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
+
+
+def not_found(connection: socket.socket, ended: threading.Event) -> None:
+    reply(connection, "404 Not Found", b"{}")
+
+
+def another_site(connection: socket.socket, ended: threading.Event) -> None:
+    reply(connection, "200 OK", b"<html>hello</html>")
+
+
+def dripping(connection: socket.socket, ended: threading.Event) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while not ended.wait(0.05):
+        connection.sendall(b" ")
+
+
+class SilentAfterTheFirst:
+    """Answers the first request with a swagger file and is silent on all others, as a server that dies half-way."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def __call__(self, connection: socket.socket, ended: threading.Event) -> None:
+        self.requests += 1
+        if self.requests == 1:
+            reply(connection, "200 OK", b'{"swagger": "2.0"}')
+        else:
+            silent(connection, ended)
+
+
+def token(address: str) -> str:
+    return base64.b64encode(
+        json.dumps({"api_address": address, "api_url": address, "api_key": "secret"}).encode()
+    ).decode()
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def check_offline_with_one_warning(folder: Path, caplog, words: str) -> None:
+    """A whole small run: it ends in time, is written offline, and says so in one line."""
+    begin = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        report(TrackerGroup([NeptuneTracker(), JsonlTracker()]), folder)
+    assert time.monotonic() - begin < BOUND_S
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(messages) == 1
+    assert messages[0].startswith("Neptune: no run on a server (")
+    assert words in messages[0]
+    assert messages[0].endswith("/results/7/.neptune")
+    assert "\n" not in messages[0]
+    assert "secret" not in messages[0]
+    assert series(folder, "valid/weighted_log_loss") == [(4, 0.5), (8, 0.25)]
+    assert len(read_metrics(folder / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"), [(silent, "TimeoutError"), (not_found, "404"), (another_site, "not a swagger")]
+)
+def test_a_server_that_gives_no_swagger_file_is_given_up(tmp_path, elsewhere, monkeypatch, caplog, answer, words):
+    folder = make_experiment(tmp_path)
+    monkeypatch.setenv("NEPTUNE_PROJECT", "team/heads")
+    with server(answer) as address:
+        monkeypatch.setenv("NEPTUNE_API_TOKEN", token(address))
+        check_offline_with_one_warning(folder, caplog, words)
+
+
+def test_a_server_that_refuses_is_given_up(tmp_path, elsewhere, monkeypatch, caplog):
+    monkeypatch.setenv("NEPTUNE_PROJECT", "team/heads")
+    monkeypatch.setenv("NEPTUNE_API_TOKEN", token(closed_port()))
+    check_offline_with_one_warning(make_experiment(tmp_path), caplog, "refused")
+
+
+def test_a_server_that_falls_silent_after_its_swagger_file_is_given_up(tmp_path, elsewhere, monkeypatch, caplog):
+    folder = make_experiment(tmp_path)
+    monkeypatch.setenv("NEPTUNE_PROJECT", "team/heads")
+    answer = SilentAfterTheFirst()
+    with server(answer) as address:
+        monkeypatch.setenv("NEPTUNE_API_TOKEN", token(address))
+        check_offline_with_one_warning(folder, caplog, "TimeoutError")
+    assert answer.requests > 1
+
+
+@pytest.mark.parametrize(
+    ("value", "project", "words"),
+    [
+        ("no token", "team/heads", "NEPTUNE_API_TOKEN is not a Neptune token"),
+        ("ANONYMOUS", "team/heads", "NEPTUNE_API_TOKEN is not a Neptune token"),
+        (token("file:///etc"), "team/heads", "names no http(s) server"),
+        (token("http://127.0.0.1:9"), "", "NEPTUNE_PROJECT is not set"),
+    ],
+)
+def test_a_wrong_token_or_no_project_is_named(tmp_path, elsewhere, monkeypatch, caplog, value, project, words):
+    monkeypatch.setenv("NEPTUNE_API_TOKEN", value)
+    monkeypatch.setenv("NEPTUNE_PROJECT", project)
+    check_offline_with_one_warning(make_experiment(tmp_path), caplog, words)
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_too():
+    with server(dripping) as address, pytest.raises(TimeoutError):
+        probe(address, 0.5)
+
+
+def test_a_server_with_a_swagger_file_passes():
+    with server(SilentAfterTheFirst()) as address:
+        probe(address, BOUND_S)
+
+
+def test_the_address_is_the_url_of_the_token_or_its_address():
+    def encode(document) -> str:
+        return base64.b64encode(json.dumps(document).encode()).decode()
+
+    assert server_address(encode({"api_address": "https://a.org"})) == "https://a.org"
+    assert server_address(encode({"api_address": "https://a.org", "api_url": "https://b.org/"})) == "https://b.org"
+    for document in ([], {}, "text", None, {"api_address": None}, {"api_address": ["x"]}):
+        with pytest.raises(ValueError, match="NEPTUNE_API_TOKEN"):
+            server_address(encode(document))
+
+
+def test_bounded_work_returns_raises_or_is_left_with_its_late_result_discarded():
+    assert within(BOUND_S, lambda: 42) == 42
+    with pytest.raises(ZeroDivisionError):
+        within(BOUND_S, lambda: 1 / 0)
+    release, discarded = threading.Event(), threading.Event()
+
+    def late() -> str:
+        release.wait(BOUND_S)
+        return "late"
+
+    with pytest.raises(TimeoutError):
+        within(0.05, late, discard=lambda result: discarded.set() if result == "late" else None)
+    release.set()
+    assert discarded.wait(BOUND_S)
