@@ -186,3 +186,87 @@ class EvaluateConfig(ResultsLocation, TrainedOptions):
     """Evaluate an experiment's best weights on its validation fold, beside the constant predictor."""
 
     experiment_id: str = option(REQUIRED, "experiment to evaluate: its number or name")
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """Read ``1,2,0.5``; ValueError for what is no number, negative or not finite, and where all are 0."""
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of numbers such as 1,2") from None
+    if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) == 0:
+        raise ValueError(f"{text!r}: weights must be finite, at least 0 and not all 0")
+    return weights
+
+
+def format_weights(weights: tuple[float, ...] | None) -> str:
+    """Write weights in the form that :func:`parse_weights` reads."""
+    return "none" if weights is None else ",".join(repr(weight) for weight in weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleConfig:
+    """Average predictions of several models, aligned by ID, and score them where labels are known."""
+
+    files: tuple[Path, ...] = option(
+        REQUIRED,
+        "prediction files of the same rows: submissions (ID,Label) or id and a column for each label",
+        positional=True,
+    )
+    weights: tuple[float, ...] | None = option(
+        None,
+        "a weight for each file, as in 1,2; divided by their sum; none: all the same",
+        parse=parse_weights,
+        form=format_weights,
+    )
+    ens_method: str = option(
+        "mean",
+        "mean of the probabilities; logit: mean of their logits (clipped to 1e-7 from 0 and 1); rank: mean of the "
+        "ranks within a label, scaled to (0, 1], which are not calibrated probabilities and score badly in log loss",
+        choices=("mean", "logit", "rank"),
+    )
+    ens_output: Path = option(
+        Path("./output/ensemble.csv"),
+        "file to write (an older one is replaced); a submission where all files are submissions",
+    )
+    ens_labels: Path | None = option(
+        None, "labels to score against: a dataset's fold CSV or metadata.csv, or the competition's train CSV; none: no"
+    )
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and len(self.weights) != len(self.files):
+            raise UsageError(
+                f"--weights has {len(self.weights)} numbers for {len(self.files)} files; give one for each"
+            )
+        resolved = [file.resolve() for file in self.files]
+        for position, file in enumerate(self.files):
+            if resolved[position] in resolved[:position]:
+                raise UsageError(f"{file} is given twice; use --weights to let a file count more")
+        if self.ens_output.resolve() in resolved:
+            raise UsageError(f"--ens_output={self.ens_output} is one of the files to read; give another name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomConfig(GeneralOptions):
+    """Write a phantom: synthetic head CT with bleeding, in the files and formats of the RSNA 2019 competition."""
+
+    phantom_folder: Path = option(Path("./input/phantom"), "folder to write; an older phantom in it is replaced")
+    phantom_studies: int = option(
+        100, "studies to write, train and test together (about 14 % are test); at least 10", minimum=1, maximum=10**6
+    )
+    phantom_slices: int = option(
+        0, "slices of every study; 0: spread as in the data (median 33, at most 60)", minimum=0, maximum=60
+    )
+    phantom_image_size: int = option(512, "rows and columns of an image, in pixels", minimum=32, maximum=1024)
+    phantom_difficulty: str = option(
+        "real",
+        "demo: more, larger and denser bleedings, learnt within minutes; real: near the data's prevalences and sizes",
+        choices=("demo", "real"),
+    )
+    phantom_contact_sheet: Path | None = option(
+        None, "PNG file for a sheet of studies x slices with their labels in the brain window; none: no sheet"
+    )
+    phantom_only_if_missing: bool = option(
+        False, "1: write nothing where a complete phantom of the same options already stands"
+    )
+    seed: int = option(0, "seed of everything: the same seed gives the same bytes", minimum=0, maximum=2**31 - 1)

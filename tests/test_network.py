@@ -234,17 +234,18 @@ def test_a_run_continued_from_its_state_equals_one_in_one_go_to_the_bit(stop_at:
         def on_validation_end(self, network, metrics) -> None:
             network.should_stop = network.iteration == stop_at
 
-    settings = {"iteration_num": 13, "iteration_valid": 2, "accumulation_step": 2}
+    options = {"iteration_num": 13, "iteration_valid": 2, "accumulation_step": 2}
     torch.manual_seed(1)
-    whole = build(model=linear_model(0.5), callbacks=[Callback()], **settings)
+    whole = build(model=linear_model(0.5), callbacks=[Callback()], **options)
     whole.fit()
 
     torch.manual_seed(1)
-    first = build(model=linear_model(0.5), callbacks=[StopAt()], **settings)
+    first = build(model=linear_model(0.5), callbacks=[StopAt()], **options)
     first.fit()
     assert first.iteration == stop_at
-    second = build(model=linear_model(0.5), callbacks=[Callback()], **settings)
-    second.load_state_dict(first.state_dict())
+    state = first.state_dict()
+    second = build(model=linear_model(0.5), callbacks=[Callback()], **options)
+    second.load_state_dict(state)
     second.fit()
     assert (second.iteration, second.step) == (13, 7)
     assert torch.equal(weights(second), weights(whole))

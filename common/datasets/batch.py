@@ -1,0 +1,44 @@
+"""One image's data, and a batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.datasets.images import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``inputs`` by name, ``image`` is float32 (B, C, H, W); ``target`` float32 (B, K) or None; ``image_id`` has B."""
+
+    inputs: dict[str, Tensor]
+    target: Tensor | None
+    image_id: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """Return the batch on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from which a copy to a GPU need not wait; DataLoader calls it."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
+        return Batch(inputs, None if self.target is None else function(self.target), self.image_id)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples, all with a target or all without."""
+    image = torch.from_numpy(np.stack([sample.image for sample in samples]))
+    targets = [sample.target for sample in samples]
+    target = None if targets[0] is None else torch.from_numpy(np.stack(targets))
+    return Batch({"image": image}, target, [sample.image_id for sample in samples])

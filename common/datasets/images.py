@@ -1,0 +1,103 @@
+"""Images from ``.npy`` files, reduced, transformed and ready for a network. Knows nothing of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from common.datasets.samplers import SampleKey
+from common.dicom import AIR_HU, resize_area
+from common.errors import WorkError
+from common.hashing import stable_hash
+
+
+class Transform(Protocol):
+    """A pipeline of ``common.transforms``: HU or windowed picture in, float32 (H, W, C) out."""
+
+    def set_random_seed(self, seed: int) -> None: ...
+
+    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``image`` float32 (C, H, W), ``target`` float32 (K,) or None."""
+
+    image: np.ndarray
+    target: np.ndarray | None
+    image_id: str
+
+
+class ImageDataset:
+    """Reads ``<image_folder>/<id>.npy``: int16 Hounsfield units (H, W), or pictures windowed already (H, W, C).
+
+    A picture depends on (seed, epoch, id, occurrence) alone: neither on the process that loads it nor on what was
+    loaded before.
+    """
+
+    def __init__(
+        self,
+        image_folder: Path,
+        image_ids: Sequence[str],
+        targets: np.ndarray | None,
+        pipeline: Transform,
+        image_size: int,
+        seed: int,
+        image_form: str,
+    ) -> None:
+        """``targets`` (N, K); ``image_size`` pixels of the longer side, 0: as stored; ``image_form`` hu or window."""
+        self.image_folder = image_folder
+        self.image_ids = np.asarray(image_ids, dtype=np.str_)  # one block of memory that worker processes share
+        self.targets = None if targets is None else np.ascontiguousarray(targets, dtype=np.float32)
+        self.pipeline = pipeline
+        self.image_size = image_size
+        self.seed = seed
+        self.image_form = image_form
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        """Return the sample at a key of a sampler, or at an index as epoch 0 draws it first.
+
+        Raises :class:`WorkError` naming the file where it is missing, cut or not an image of the dataset's form.
+        """
+        index, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
+        image_id = str(self.image_ids[index])
+        image = self.read(image_id)
+        self.pipeline.set_random_seed(stable_hash("augmentation", self.seed, epoch, image_id, occurrence))
+        picture = self.pipeline(image=image)["image"]
+        target = None if self.targets is None else self.targets[index]
+        return Sample(np.ascontiguousarray(picture.transpose(2, 0, 1)), target, image_id)
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Return the stored image, reduced to the dataset's size: int16 HU, or float32 in 0..1 where it is windowed."""
+        image = read_image(self.image_folder / f"{image_id}.npy", self.image_form)
+        if self.image_form == "hu":
+            return resize_area(image, self.image_size, AIR_HU)
+        if image.dtype == np.uint8:
+            image = image.astype(np.float32) / np.float32(255)
+        return resize_area(image, self.image_size, 0)
+
+
+def read_image(path: Path, image_form: str) -> np.ndarray:
+    """Read a stored image and check its form: int16 (H, W) for hu, uint8 or float32 (H, W, C) for window."""
+    try:
+        image = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise WorkError(f"{path}: the image is missing; run python preprocessing.py again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise WorkError(
+            f"{path}: the image is cut or damaged; remove it and run python preprocessing.py again"
+        ) from error
+    dimensions, dtypes = (2, ("int16",)) if image_form == "hu" else (3, ("uint8", "float32"))
+    if image.ndim != dimensions or image.dtype.name not in dtypes or image.size == 0:
+        raise WorkError(
+            f"{path}: the image has shape {image.shape} and type {image.dtype}, {dimensions} dimensions of "
+            f"{' or '.join(dtypes)} are expected; remove it and run python preprocessing.py again"
+        )
+    return image

@@ -1,0 +1,49 @@
+"""DataLoaders whose batches don't depend on how many processes load them."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from common.datasets.batch import collate
+from common.datasets.images import ImageDataset
+from common.datasets.samplers import EpochSampler
+from common.reproducibility import loader_generator
+
+PRELOADED = ["torch", "cv2", "albumentations"]
+
+
+def make_loader(
+    dataset: ImageDataset, sampler: EpochSampler, batch_size: int, workers: int, *, drop_last: bool, seed: int
+) -> DataLoader:
+    """Return a loader of :class:`Batch`; ``workers`` processes load, 0: the calling one.
+
+    Workers come from a fork server that has the heavy packages loaded: a plain fork would copy the threads' locks and
+    the buffers of trackers. They live as long as the loader.
+    """
+    context = None
+    if workers:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=drop_last,
+        worker_init_fn=use_one_thread,
+        multiprocessing_context=context,
+        generator=loader_generator(seed, type(sampler).__name__),
+        persistent_workers=workers > 0,
+    )
+
+
+def use_one_thread(worker: int) -> None:
+    """Keep a worker to its core: the processes are the parallelism."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

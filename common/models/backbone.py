@@ -1,0 +1,116 @@
+"""Classification models by name: timm's, with a head of our number of classes and errors of one line."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import nn
+
+from common.errors import UsageError, WorkError, nearest
+from common.models.pretrained import find_weights, pretrained_config
+
+# What timm and its models raise for an option or a file that they can't take; there is no common base class.
+MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, KeyError, AttributeError, IndexError)
+
+
+def create_model(
+    name: str, num_classes: int = 6, in_channels: int = 3, pretrained: bool = False, image_size: int = 0
+) -> nn.Module:
+    """Return timm's model ``name`` (``resnet18``, or with a weight tag ``resnet18.a1_in1k``), ready to be trained.
+
+    It maps (N, in_channels, height, width) to logits (N, num_classes) and has ``num_features`` (the width of what it
+    gives to its head). ``pretrained`` loads timm's weights from the local cache or the network (see
+    :mod:`common.models.pretrained`), all of them or none; then the head is replaced by a fresh one, and a first layer
+    for other than 3 channels is adapted by timm. ``image_size`` in pixels (0: not known) is passed to models that are
+    built for one size, as most transformers are, and the model is tried on one empty image of it.
+
+    Raises UsageError for an unknown name, weights that don't exist or can't be reached, and a size or number of
+    channels that the model can't take; WorkError for a weight file that can't be read or belongs to another model.
+    """
+    check_model_name(name)
+    options = {"in_chans": in_channels}
+    config = pretrained_config(name)
+    if config is not None and config.fixed_input_size and image_size:
+        options["img_size"] = image_size
+    model = _pretrained_model(name, options) if pretrained else _build(name, {**options, "num_classes": num_classes})
+    if pretrained:
+        # The file was loaded with its own head and strictly, so that no other part can be left at random.
+        model.reset_classifier(num_classes)
+    if image_size:
+        check_image_size(model, name, in_channels, image_size)
+    return model
+
+
+def check_model_name(name: str) -> None:
+    """Raise UsageError, with the nearest names, where ``name`` is no model of timm or its tag is none of that model."""
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known and not timm.is_model(architecture):
+        hint = nearest(architecture, known, count=3) or "; timm.list_models() lists them all"
+        raise UsageError(f"--net_model={name}: timm {timm.__version__} has no such model{hint}")
+    tags = [full.partition(".")[2] for full in timm.list_models(f"{architecture}.*", pretrained=True)]
+    if tag and tag not in tags:
+        listing = f"its weight tags are {', '.join(tags)}" if tags else "it has no weight tags"
+        raise UsageError(f"--net_model={name}: {architecture} has no weights called {tag!r}; {listing}")
+
+
+def check_image_size(model: nn.Module, name: str, in_channels: int, image_size: int) -> None:
+    """Run ``model`` on one empty image of ``image_size`` pixels; UsageError where it can't take that size."""
+    was_training = model.training
+    model.eval()  # without dropout and without batch statistics: neither weights nor random numbers are touched
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, in_channels, image_size, image_size, device=device))
+    except MODEL_ERRORS as error:
+        raise UsageError(
+            f"--data_image_size={image_size}: {name} can't take pictures of this size ({one_line(error)}); "
+            "try a multiple of 32, or another --net_model"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message in one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _build(name: str, options: dict[str, int]) -> nn.Module:
+    try:
+        return timm.create_model(name, **options)
+    except MODEL_ERRORS as error:
+        settings = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise UsageError(f"--net_model={name}: timm can't build it with {settings} ({one_line(error)})") from error
+
+
+def _pretrained_model(name: str, options: dict[str, int]) -> nn.Module:
+    path = find_weights(name)
+    # Files of the hub are state dicts; .npz files are of JAX, and the model itself knows how to read them.
+    overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
+    _check_first_layer(name, options)
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except Exception as error:  # safetensors, pickle, zip and torch each have classes of their own for a bad file
+        raise WorkError(
+            f"{path}: cannot be loaded as the pretrained weights of {name} ({one_line(error)}); "
+            "delete the file to fetch it again, or use --net_pretrained=0"
+        ) from error
+
+
+def _check_first_layer(name: str, options: dict[str, int]) -> None:
+    """Refuse channels to which timm can't adapt pretrained weights: it would leave the first layer at random."""
+    channels = options["in_chans"]
+    if channels == 3:
+        return
+    with torch.device("meta"):
+        model = _build(name, options)
+    layers = model.pretrained_cfg.get("first_conv") or ()
+    for layer_name in (layers,) if isinstance(layers, str) else layers:
+        layer = model.get_submodule(layer_name)
+        if not isinstance(layer, nn.Conv2d) or (channels > 1 and layer.in_channels != channels):
+            raise UsageError(
+                f"--net_pretrained=1: the first layer of {name} can't be adapted from 3 to {channels} channels; "
+                "use 3 windows, --net_pretrained=0, or another --net_model"
+            )

@@ -1,0 +1,357 @@
+"""Builders from a configuration or a checkpoint: data, model, network. The one module that joins the rest."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.arguments import from_dict, to_dict
+from common.callbacks.callback import Callback
+from common.callbacks.metric_logger import MetricLogger
+from common.callbacks.model_checkpoint import ModelCheckpoint
+from common.callbacks.progress_bar import ProgressBar
+from common.checkpoint import load_checkpoint
+from common.datasets.loaders import make_loader
+from common.datasets.samplers import SAMPLERS, SequentialSampler
+from common.errors import UsageError, WorkError
+from common.experiment import Experiment
+from common.files import write_csv
+from common.metrics import constant_predictor
+from common.models.backbone import create_model
+from common.models.weights import load_weights
+from common.networks.network import AbstractNetwork, Training
+from common.optimizers import build_optimizer
+from common.schedulers import build_schedule
+from common.statistics import WEIGHTED_ROW, label_table
+from common.trackers.jsonl import JsonlTracker
+from common.trackers.neptune import NeptuneTracker
+from common.trackers.tracker import Tracker, TrackerGroup
+from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
+from config import TrainConfig
+from rsna_dataset import (
+    LABEL_WEIGHTS,
+    LABELS,
+    RSNADataset,
+    check_submission,
+    dataset_folder,
+    read_dataset_info,
+    read_fold,
+    read_metadata,
+    read_submission,
+    write_submission,
+)
+from rsna_network import RSNANetwork, prediction_frame
+
+logger = logging.getLogger(__name__)
+
+MONITOR = "valid/weighted_log_loss"
+DEV_IMAGES = 256
+REPRODUCED = 1e-9
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything about the data that a run needs.
+
+    ``prevalences`` (6,): share of positives among the training images; ``constant_log_loss``: what predicting them for
+    every validation image scores; ``transforms``: the JSON documents of the pipelines by split.
+    """
+
+    train_loader: DataLoader
+    valid_loader: DataLoader
+    prevalences: np.ndarray
+    constant_log_loss: float
+    transforms: dict[str, dict[str, Any]]
+    channels: int
+
+
+def cpu_cores(n_jobs: int) -> int:
+    """Return how many CPU cores to use: ``n_jobs``, or all that this process may use for 0."""
+    return n_jobs or len(os.sched_getaffinity(0))
+
+
+def select_device(n_jobs: int) -> torch.device:
+    """Return the GPU where there is one, else the CPU; torch gets ``n_jobs`` threads."""
+    torch.set_num_threads(cpu_cores(n_jobs))
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def loader_workers(n_jobs: int, device: torch.device) -> int:
+    """Return the number of loading processes: a core each beside a GPU, one where the CPU computes, none on one core.
+
+    Results don't depend on it.
+    """
+    cores = cpu_cores(n_jobs)
+    return 0 if cores == 1 else 1 if device.type == "cpu" else cores
+
+
+def select_amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """Return the type of mixed precision, None for float32; UsageError where the device can't compute in it."""
+    if not config.tr_use_amp:
+        return None
+    if config.tr_amp_dtype == "float16" and device.type == "cpu":
+        raise UsageError("--tr_amp_dtype=float16 needs a GPU and there is none here; use bfloat16, or --tr_use_amp=0")
+    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.tr_amp_dtype == "bfloat16" and not has_bfloat16:
+        raise UsageError("--tr_amp_dtype=bfloat16: this GPU has no bfloat16; use float16, or --tr_use_amp=0")
+    if config.tr_amp_dtype == "auto":
+        return torch.bfloat16 if has_bfloat16 else torch.float16
+    return getattr(torch, config.tr_amp_dtype)
+
+
+def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
+    """Read fold and transforms and build the loaders; UsageError where they don't fit each other."""
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    rows = read_fold(folder, config.data_dataset, config.data_fold)
+    train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
+    if len(train_rows) < config.tr_batch_size:
+        raise UsageError(
+            f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_rows)} training images of fold "
+            f"{config.data_fold}{' with --dev_enabled=1' if config.dev_enabled else ''}"
+        )
+    windows = pipeline_windows(folder, config)
+    train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows)
+    valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows)
+    check_same_scale(train_pipeline, valid_pipeline)
+    train_set = RSNADataset(folder, train_rows, train_pipeline, config.data_image_size, config.seed)
+    sampler = SAMPLERS[config.data_sampler](len(train_set), config.seed)
+    workers = loader_workers(config.n_jobs, device)
+    train_loader = make_loader(train_set, sampler, config.tr_batch_size, workers, drop_last=True, seed=config.seed)
+    valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, workers)
+    prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
+    documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
+    return TrainingData(train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels)
+
+
+def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFrame:
+    """Return the fold's rows of ``split``; a rehearsal takes at most 256 of them, evenly spread."""
+    selected = rows[rows["sample_type"] == split]
+    if dev_enabled and len(selected) > DEV_IMAGES:
+        selected = selected.iloc[np.linspace(0, len(selected) - 1, DEV_IMAGES).round().astype(int)]
+    return selected
+
+
+def pipeline_windows(folder: Path, config: TrainConfig) -> Any:
+    """Return the windows to put before a transform file; None where the dataset's pictures are windowed already."""
+    return config.data_windows if read_dataset_info(folder)["image_form"] == "hu" else None
+
+
+def build_loader(
+    folder: Path, rows: pd.DataFrame, pipeline: Pipeline, config: TrainConfig, workers: int, view: int = 0
+) -> DataLoader:
+    """Build a loader that gives every row once, in order; ``view`` numbers the random draws of a TTA pipeline."""
+    dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed)
+    sampler = SequentialSampler(len(dataset), config.seed)
+    sampler.seek(view, 0)
+    return make_loader(dataset, sampler, config.tr_batch_size, workers, drop_last=False, seed=config.seed)
+
+
+def build_model(config: TrainConfig, channels: int) -> nn.Module:
+    """Build the timm model with six logits and its starting weights."""
+    pretrained = config.net_pretrained and config.net_weight_file is None
+    model = create_model(config.net_model, len(LABELS), channels, pretrained, config.data_image_size)
+    if config.net_weight_file is not None:
+        load_weights(model, config.net_weight_file, model_name=config.net_model)
+    return model
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Return the disk space that a run needs: best.pt, last.pt with two moments, a new copy of each, and its logs."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return 8 * weights + 50_000_000
+
+
+def build_network(
+    config: TrainConfig,
+    experiment: Experiment,
+    data: TrainingData,
+    model: nn.Module,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+    tracker: Tracker,
+) -> RSNANetwork:
+    """Join data, model, optimizer, schedule and callbacks to a network that is ready to fit."""
+    optimizer = build_optimizer(config.optim, model.to(device), config.optim_lr, config.optim_weight_decay)
+    steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
+    training = Training(
+        train_loader=data.train_loader,
+        valid_loader=data.valid_loader,
+        optimizer=optimizer,
+        schedule=build_schedule(config.sched, optimizer, steps),
+        iteration_num=config.tr_iteration_num,
+        iteration_valid=config.tr_iteration_valid,
+        accumulation_step=config.tr_accumulation_step,
+        callbacks=build_callbacks(config, experiment, data, tracker),
+    )
+    return RSNANetwork(model, device, amp_dtype, training)
+
+
+def build_callbacks(
+    config: TrainConfig, experiment: Experiment, data: TrainingData, tracker: Tracker
+) -> Sequence[Callback]:
+    """Return the callbacks of a run, in the order of their calls."""
+
+    def write_valid_predictions(network: AbstractNetwork) -> None:
+        write_csv(experiment.folder / "predictions_valid.csv", prediction_frame(network.valid_predictions), index=True)
+
+    description = {
+        "config": to_dict(config),
+        "transforms": data.transforms,
+        "class_names": list(LABELS),
+        "prevalences": data.prevalences.tolist(),
+    }
+    metric_logger = MetricLogger(tracker, config.tr_iteration_log)
+    return (
+        metric_logger,
+        ProgressBar(metric_logger, MONITOR, data.constant_log_loss),
+        ModelCheckpoint(experiment.folder, MONITOR, description, write_valid_predictions),
+    )
+
+
+@contextmanager
+def open_tracker(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
+    """Start the trackers: metrics.jsonl always, Neptune where asked for; end them with how the run ended."""
+    trackers: list[Tracker] = [JsonlTracker()]
+    if config.nml_enabled and not config.dev_enabled:
+        trackers.append(NeptuneTracker())
+    group = TrackerGroup(trackers)
+    status = "failed"
+    try:
+        group.start(experiment.id, experiment.folder, to_dict(config))
+        for name in ("config.yaml", "environment.json"):
+            group.log_file(experiment.folder / name)
+        yield group
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        group.finish(status)
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network rebuilt from a checkpoint, with the settings that its images need."""
+
+    network: RSNANetwork
+    config: TrainConfig
+    pipeline: Pipeline
+    prevalences: np.ndarray
+    metrics: dict[str, float]
+    iteration: int
+
+
+def load_network(
+    weight_file: Path,
+    n_jobs: int | None = None,
+    data_input_folder: Path | None = None,
+    data_dataset: str | None = None,
+) -> TrainedNetwork:
+    """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
+
+    Raises the errors of :func:`common.checkpoint.load_checkpoint`, and WorkError for weights that don't fit the model
+    named in the checkpoint.
+    """
+    checkpoint = load_checkpoint(weight_file)
+    config = from_dict(TrainConfig, checkpoint["config"])
+    given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    windows = pipeline_windows(folder, config)
+    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], f"{weight_file} (valid transform)", windows)
+    device = select_device(config.n_jobs)
+    model = create_model(config.net_model, len(LABELS), pipeline.channels, image_size=config.data_image_size)
+    load_weights(model, checkpoint["model"], str(weight_file), config.net_model)
+    network = RSNANetwork(model, device, select_amp_dtype(config, device))
+    return TrainedNetwork(
+        network, config, pipeline, np.array(checkpoint["prevalences"]), checkpoint["metrics"], checkpoint["iteration"]
+    )
+
+
+def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
+    """Return the images (index ``id``) of ``split``: train or valid of the training's fold, or test."""
+    config = trained.config
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    if split == "test":
+        metadata = read_metadata(folder)
+        rows = metadata[metadata["split"] == "test"]
+        if rows.empty:
+            raise WorkError(f"{folder}: the dataset has no test images")
+        return rows
+    return select_rows(read_fold(folder, config.data_dataset, config.data_fold), split, config.dev_enabled)
+
+
+def predict_rows(
+    trained: TrainedNetwork, rows: pd.DataFrame, tta: str | None = None, tta_views: int = 1
+) -> pd.DataFrame:
+    """Return probabilities (index ``id``) of ``rows``; with ``tta`` the mean over that many random views of each."""
+    config = trained.config
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    pipeline, views = trained.pipeline, 1
+    if tta is not None:
+        pipeline, views = load_pipeline(find_transform(tta), pipeline_windows(folder, config)), tta_views
+        check_same_scale(trained.pipeline, pipeline)
+    workers = loader_workers(config.n_jobs, trained.network.device)
+    frames = []
+    for view in range(views):
+        loader = build_loader(folder, rows, pipeline, config, workers, view)
+        label = "predict" if views == 1 else f"view {view + 1}/{views}"
+        frames.append(prediction_frame(trained.network.predict(tqdm(loader, desc=label, unit="batch", disable=None))))
+    return sum(frames) / len(frames)
+
+
+def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, path: Path) -> None:
+    """Write probabilities: in the competition's form for the test set, a row for each image otherwise.
+
+    The sample submission rules which rows the former has: an image that has no prediction gets the training
+    prevalences, with a counted warning; one that the sample doesn't ask for is left out.
+    """
+    if split != "test":
+        write_csv(path, frame, index=True)
+        return
+    folder = dataset_folder(trained.config.data_input_folder, trained.config.data_dataset)
+    sample_path = folder / "sample_submission.csv"
+    asked = read_submission(sample_path).index
+    missing = asked.difference(frame.index)
+    if len(missing):
+        logger.warning(
+            "%d of %d test images have no picture and get the training prevalences: %s",
+            len(missing),
+            len(asked),
+            ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else ""),
+        )
+    fill = pd.DataFrame(np.tile(trained.prevalences, (len(missing), 1)), index=missing, columns=list(LABELS))
+    write_submission(pd.concat([frame, fill]).loc[asked], sample_path, path)
+    check_submission(path, sample_path)
+
+
+def evaluation_table(trained: TrainedNetwork) -> pd.DataFrame:
+    """Predict the validation fold and return its metrics by label, beside the constant predictor's."""
+    rows = split_rows(trained, "valid")
+    frame = predict_rows(trained, rows)
+    return label_table(frame.to_numpy(), rows[list(LABELS)].to_numpy(), LABELS, LABEL_WEIGHTS, trained.prevalences)
+
+
+def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:
+    """Say in one line whether the evaluation gives the value that the training logged for these weights."""
+    logged = trained.metrics[MONITOR]
+    difference = abs(float(table.loc[WEIGHTED_ROW, "log_loss"]) - logged)
+    if difference <= REPRODUCED:
+        return f"reproduces the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}"
+    return (
+        f"differs by {difference:.2g} from the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}: "
+        "another machine, library version, number of threads, or dataset"
+    )

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Lint and tests.   bash test.sh          everything that is quick (under 10 minutes on 2 cores)
+#                   bash test.sh --all    the slow ones too (kills, fresh clones)
+# Other arguments go to pytest: bash test.sh tests/test_metrics.py -k clip
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ./setup.sh
+
+selection=(-m "not slow")
+if [ "${1:-}" = --all ]; then
+  selection=()
+  shift
+fi
+set_up requirements.txt requirements-dev.txt
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+# One thread for each of the processes; -rs names what was skipped and why in the last lines.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+exec "$python" -m pytest -n 2 --dist=loadfile -rs "${selection[@]}" "$@"

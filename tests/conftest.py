@@ -1,0 +1,47 @@
+"""Data that several modules' tests share: one small phantom, preprocessed once for each test process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class SmallDataset:
+    """``input_folder`` holds ``phantom/`` (DICOM files and CSVs) and ``datasets/phantom/``; never change them."""
+
+    input_folder: Path
+
+    @property
+    def source(self) -> Path:
+        return self.input_folder / "phantom"
+
+    @property
+    def folder(self) -> Path:
+        return self.input_folder / "datasets" / "phantom"
+
+    @property
+    def flags(self) -> list[str]:
+        return [f"--data_input_folder={self.input_folder}", "--data_dataset=phantom"]
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
+    """Twelve phantom studies at 64 pixels, from DICOM files to folds."""
+    import preprocessing  # here: most modules' tests need none of this
+    import rsna_phantom
+
+    dataset = SmallDataset(tmp_path_factory.mktemp("input"))
+    rsna_phantom.main(
+        [
+            f"--phantom_folder={dataset.source}",
+            "--phantom_studies=12",
+            "--phantom_image_size=64",
+            "--phantom_difficulty=demo",
+            "--n_jobs=1",
+        ]
+    )
+    preprocessing.main([*dataset.flags, f"--pre_source={dataset.source}", "--n_jobs=1"])
+    return dataset

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.arguments import from_dict, parse_args, to_dict
+from common.datasets.samplers import SAMPLERS
+from common.errors import UsageError
+from common.optimizers import OPTIMIZERS
+from common.schedulers import SCHEDULES
+from config import TrainConfig, format_windows, parse_windows
+
+PROJECT = Path(__file__).parent.parent
+SCRIPTS = ("train.py", "predict.py", "evaluate.py", "ensemble.py", "preprocessing.py", "rsna_phantom.py")
+
+
+@pytest.mark.parametrize(("option", "table"), [("optim", OPTIMIZERS), ("sched", SCHEDULES), ("data_sampler", SAMPLERS)])
+def test_every_choice_of_an_option_is_a_row_of_its_table_and_the_other_way_round(option: str, table: dict) -> None:
+    spec = TrainConfig.__dataclass_fields__[option].metadata["option"]
+    assert set(spec.choices) == set(table)
+
+
+def test_every_option_of_the_training_is_read_somewhere() -> None:
+    """An option that is parsed and ignored is a lie of --help."""
+    sources = [path for path in PROJECT.glob("*.py") if path.name != "config.py"]
+    read = {
+        node.attr
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    for name in TrainConfig.__dataclass_fields__:
+        assert name in read, f"--{name} is read nowhere"
+
+
+def test_a_validation_interval_between_optimizer_steps_is_refused_with_both_numbers() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_args(TrainConfig, ["--tr_iteration_valid=10", "--tr_accumulation_step=4"])
+    assert "--tr_iteration_valid=10" in str(caught.value)
+    assert "--tr_accumulation_step=4" in str(caught.value)
+
+
+def test_the_default_training_survives_the_way_through_a_checkpoint() -> None:
+    config = parse_args(TrainConfig, [])
+    assert from_dict(TrainConfig, to_dict(config)) == config
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-2000, 4000).map(float), st.integers(1, 8000).map(float)), min_size=1, max_size=6
+    ).map(tuple)
+)
+def test_windows_survive_the_way_through_text(windows) -> None:
+    assert parse_windows(format_windows(windows)) == windows
+
+
+@pytest.mark.parametrize("text", ["", "40", "40/0", "40/-80", "a/b", "40/80,", "40/80;80/200"])
+def test_text_that_is_no_list_of_windows_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="centre/width"):
+        parse_windows(text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_answered_from_any_folder_without_loading_what_only_the_work_needs(script: str, tmp_path: Path) -> None:
+    """The rule behind a quick --help, checked without a clock: neither torch nor numpy nor pandas is imported."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", str(PROJECT / script), "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    assert result.returncode == 0
+    assert "--config" in result.stdout
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
+    assert not imported & {"torch", "numpy", "pandas", "timm", "albumentations", "pydicom", "sklearn", "yaml"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unknown_flag_is_one_line_and_exit_code_2_and_leaves_nothing_behind(script: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(PROJECT / script), "--n_jbos=2"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown option --n_jbos; did you mean '--n_jobs'?\n" or script == "ensemble.py"
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,273 @@
+"""Tests of ensemble.py by calling main(argv): files in, file and scores out, and one line for each bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
+
+from ensemble import main
+from rsna_dataset import LABELS
+
+ROOT = Path(__file__).parent.parent
+IDS = [f"ID_{number:09x}" for number in range(20)]
+
+
+def make_predictions(seed, ids=None):
+    ids = IDS if ids is None else ids
+    values = np.random.default_rng(seed).random((len(ids), 6))
+    return pd.DataFrame(values, index=pd.Index(ids, name="id"), columns=list(LABELS))
+
+
+def make_labels(ids, seed=7):
+    values = (np.random.default_rng(seed).random((len(ids), 6)) < 0.3).astype(int)
+    return pd.DataFrame(values, index=pd.Index(ids, name="id"), columns=list(LABELS))
+
+
+def write_wide(path, frame):
+    frame.to_csv(path, float_format="%.17g")
+    return path
+
+
+def to_long(frame):
+    long = frame.reset_index().melt(id_vars="id", var_name="label", value_name="Label")
+    long["ID"] = long["id"] + "_" + long["label"]
+    return long[["ID", "Label"]]
+
+
+def write_long(path, frame, order=None):
+    long = to_long(frame)
+    (long if order is None else long.sample(frac=1, random_state=order)).to_csv(path, index=False, float_format="%.17g")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    return [write_wide(tmp_path / f"{name}.csv", make_predictions(seed)) for seed, name in enumerate("ab")]
+
+
+@pytest.fixture
+def submissions(tmp_path):
+    return [
+        write_long(tmp_path / f"{name}_submission.csv", make_predictions(seed), order=seed)
+        for seed, name in enumerate("ab")
+    ]
+
+
+def run(files, output, *flags):
+    return main([*(str(file) for file in files), f"--ens_output={output}", *flags])
+
+
+def fails(capsys, code, arguments):
+    """Run main, which must end with ``code`` and exactly one line on stderr; return that line."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def weighted_by_hand(values, truth):
+    losses = [log_loss(truth[:, c], values[:, c], labels=[0, 1]) for c in range(6)]
+    return (sum(losses[:5]) + 2 * losses[5]) / 7
+
+
+def scores_of(text):
+    """The first table of the output: name -> weighted log loss."""
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("log loss "))
+    rows = [line.split("  ") for line in lines[start + 1 : lines.index("", start)]]
+    return {row[0].strip(): float(next(cell for cell in row[1:] if cell.strip())) for row in rows}
+
+
+def test_wide_files_give_the_weighted_mean_to_the_last_digit(files, tmp_path, capsys):
+    output = run(files, tmp_path / "new" / "out.csv", "--weights=1,3")
+    found = pd.read_csv(output, index_col="id")
+    expected = (make_predictions(0) + 3 * make_predictions(1)) / 4
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-15)
+    assert capsys.readouterr().out.splitlines()[-1] == str(output)
+    assert not [path for path in output.parent.iterdir() if path != output]
+
+
+def test_submissions_give_a_submission_with_the_rows_of_the_first(submissions, tmp_path):
+    output = run(submissions, tmp_path / "out.csv", "--ens_method=logit")
+    found, first = pd.read_csv(output), pd.read_csv(submissions[0])
+    assert list(found.columns) == ["ID", "Label"]
+    assert found["ID"].tolist() == first["ID"].tolist()
+    odds = np.sqrt(np.prod([make_predictions(seed) / (1 - make_predictions(seed)) for seed in (0, 1)], axis=0))
+    expected = to_long(pd.DataFrame(odds / (1 + odds), index=make_predictions(0).index, columns=list(LABELS)))
+    expected = expected.set_index("ID").loc[found["ID"], "Label"]
+    np.testing.assert_allclose(found["Label"], expected, rtol=1e-12)
+
+
+def test_both_forms_together_give_the_wide_form(files, submissions, tmp_path):
+    output = run([submissions[0], files[1]], tmp_path / "out.csv")
+    found = pd.read_csv(output, index_col="id").sort_index()
+    assert list(found.columns) == list(LABELS)
+    np.testing.assert_allclose(found, (make_predictions(0) + make_predictions(1)) / 2, rtol=1e-15)
+
+
+def test_rows_in_another_order_are_aligned_by_id(files, tmp_path):
+    shuffled = write_wide(tmp_path / "shuffled.csv", make_predictions(1).iloc[::-1][list(LABELS)[::-1]])
+    first = run(files, tmp_path / "one.csv", "--ens_method=rank").read_bytes()
+    assert run([files[0], shuffled], tmp_path / "two.csv", "--ens_method=rank").read_bytes() == first
+
+
+def write_fold(path, predicted, others):
+    """A fold CSV in the form of the design's part 8."""
+    valid, train = make_labels(predicted), make_labels(others, seed=8)
+    fold = pd.concat([valid.assign(sample_type="valid"), train.assign(sample_type="train")])
+    fold.assign(patient_id="p", study_id="s").to_csv(path)
+    return valid, train
+
+
+def test_members_and_ensemble_are_scored_beside_the_constant_predictor_of_the_train_fold(files, tmp_path, capsys):
+    fold = tmp_path / "dataset_x_fold_0.csv"
+    valid, train = write_fold(fold, IDS, [f"ID_{number:09x}" for number in range(100, 200)])
+    run(files, tmp_path / "out.csv", f"--ens_labels={fold}")
+    text = capsys.readouterr().out
+    truth = valid.to_numpy()
+    members = [make_predictions(seed).to_numpy() for seed in (0, 1)]
+    constant = np.tile(train.mean().to_numpy(), (20, 1))
+    expected = {
+        str(files[0]): weighted_by_hand(members[0], truth),
+        str(files[1]): weighted_by_hand(members[1], truth),
+        "ensemble": weighted_by_hand((members[0] + members[1]) / 2, truth),
+        "constant predictor": weighted_by_hand(constant, truth),
+    }
+    assert scores_of(text) == pytest.approx(expected, abs=6e-6)
+    assert "20 of 20 images have labels" in text
+    assert "the 100 other labelled images" in text
+    assert "auroc" in text
+    assert "average_precision" in text
+
+
+@pytest.mark.parametrize("form", ["metadata", "train csv"])
+def test_only_images_with_labels_are_scored(files, tmp_path, capsys, form):
+    labels = make_labels(IDS[:12])
+    path = tmp_path / "labels.csv"
+    if form == "metadata":
+        unknown = pd.DataFrame(index=pd.Index(IDS[12:], name="id"), columns=list(LABELS), dtype=float)
+        table = pd.concat([labels.assign(split="train"), unknown.assign(split="test")])
+        table.to_csv(path)
+    else:
+        to_long(labels).to_csv(path, index=False)
+    run(files, tmp_path / "out.csv", f"--ens_labels={path}")
+    text = capsys.readouterr().out
+    assert "12 of 20 images have labels" in text
+    assert "the 12 same images" in text
+    expected = weighted_by_hand(make_predictions(0).to_numpy()[:12], labels.to_numpy())
+    assert scores_of(text)[str(files[0])] == pytest.approx(expected, abs=6e-6)
+
+
+def test_a_yaml_file_may_name_the_files(files, tmp_path):
+    config = tmp_path / "ensemble.yaml"
+    listing = "\n".join(f"  - {file}" for file in files)
+    config.write_text(f"files:\n{listing}\nweights: [1, 3]\nens_output: {tmp_path / 'yaml.csv'}\n")
+    from_yaml = main(["--config", str(config)])
+    from_flags = run(files, tmp_path / "flags.csv", "--weights=1,3")
+    assert from_yaml.read_bytes() == from_flags.read_bytes()
+
+
+# Bad input
+
+
+def test_files_with_other_rows_are_refused_by_name_count_and_example(files, tmp_path, capsys):
+    other = write_wide(tmp_path / "other.csv", make_predictions(3, [*IDS[:18], "ID_fffffffff"]))
+    line = fails(capsys, 1, [files[0], other, f"--ens_output={tmp_path / 'out.csv'}"])
+    for part in (str(files[0]), str(other), "19 rows", "20 rows", IDS[18], IDS[19], "ID_fffffffff"):
+        assert part in line
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("bad", ["1.5", "-0.1", "inf", "", "abc"])
+@pytest.mark.parametrize("form", ["wide", "long"])
+def test_a_bad_probability_names_file_and_row(files, tmp_path, capsys, bad, form):
+    path = tmp_path / "bad.csv"
+    frame = make_predictions(1).astype(object)
+    frame.loc[IDS[4], "subdural"] = bad
+    frame.to_csv(path) if form == "wide" else to_long(frame).to_csv(path, index=False)
+    line = fails(capsys, 1, [files[0], path, f"--ens_output={tmp_path / 'out.csv'}"])
+    assert str(path) in line
+    assert IDS[4] in line or "row" in line
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "id,any\nID_1,0.5\n", "ID,Label\n"])
+def test_a_file_of_another_form_is_refused_by_name(files, tmp_path, capsys, content):
+    path = tmp_path / "form.csv"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        run([files[0], path], tmp_path / "out.csv")
+    assert caught.value.code in (1, 2)
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--weights=1"], "--weights has 1 numbers for 2 files"),
+        (["--weights=1,2,3"], "--weights has 3 numbers for 2 files"),
+        (["--weights=1,-2"], "at least 0"),
+        (["--weights=0,0"], "not all 0"),
+        (["--weights=1,nan"], "finite"),
+        (["--weights=1,x"], "not a list of numbers"),
+        (["--ens_method=median"], "mean, logit, rank"),
+        (["--ens_methd=mean"], "did you mean '--ens_method'"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(files, tmp_path, capsys, flags, part):
+    assert part in fails(capsys, 2, [*files, f"--ens_output={tmp_path / 'out.csv'}", *flags])
+
+
+def test_files_and_outputs_that_cannot_be_used_are_one_line(files, tmp_path, capsys):
+    output = f"--ens_output={tmp_path / 'out.csv'}"
+    assert "nothing.csv" in fails(capsys, 2, [files[0], tmp_path / "nothing.csv", output])
+    assert "given twice" in fails(capsys, 2, [files[0], files[0], output])
+    assert "one of the files to read" in fails(capsys, 2, [*files, f"--ens_output={files[1]}"])
+    assert "is a folder" in fails(capsys, 2, [*files, f"--ens_output={tmp_path}"])
+    assert "its folder can't be made" in fails(capsys, 2, [*files, f"--ens_output={files[0]}/x/out.csv"])
+    assert "required" in fails(capsys, 2, [output])
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "part"),
+    [
+        (None, 2, "cannot be read"),
+        ("", 2, "not a CSV file"),
+        ("id,any\nID_000000000,1\n", 2, "has no column epidural"),
+        ("strange", 2, "has no column id"),
+        (f"id,{','.join(LABELS)}\nID_000000000,0,0,0,0,0,0.5\n", 1, "label any: '0.5' is not 0 or 1"),
+        (f"id,{','.join(LABELS)}\nID_000000000,0,0,,0,0,1\n", 1, "label intraventricular: is empty"),
+        (f"id,{','.join(LABELS)}\nID_1,0,0,0,0,0,1\nID_1,0,0,0,0,0,1\n", 1, "ID_1 stands there more than once"),
+        (f"id,{','.join(LABELS)}\nID_elsewhere,0,0,0,0,0,1\n", 2, "knows none of the 20 predicted images"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_one_line(files, tmp_path, capsys, content, code, part):
+    path = tmp_path / "labels.csv"
+    if content is not None:
+        path.write_text(content)
+    line = fails(capsys, code, [*files, f"--ens_output={tmp_path / 'out.csv'}", f"--ens_labels={path}"])
+    assert part in line
+    assert str(path) in line
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_help_says_that_ranks_are_no_probabilities_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom ensemble import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'numpy', 'pandas', 'torch', 'sklearn'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not calibrated probabilities" in " ".join(done.stdout.split())

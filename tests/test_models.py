@@ -1,0 +1,413 @@
+"""Tests of common/models: timm's models by name, pretrained weights from caches and a hub, and weight files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socket import create_server
+from typing import ClassVar
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from common.checkpoint import save_checkpoint
+from common.errors import UsageError, WorkError
+from common.models.backbone import check_model_name, create_model
+from common.models.weights import load_weights
+
+ROOT = Path(__file__).parent.parent
+# timm's own models for tests: 0.5 million parameters and less, published with weights.
+TINY = "test_resnet"
+TINY_TAG = "test_resnet.r160_in1k"
+TINY_VIT = "test_vit"
+CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
+
+CREATE = """
+import json, sys, time
+import torch
+from common.errors import UserError
+from common.models.backbone import create_model
+for number, options in enumerate(json.loads(sys.argv[1])):
+    torch.manual_seed(1)
+    start = time.monotonic()
+    try:
+        torch.save(create_model(pretrained=True, **options).state_dict(), f"{sys.argv[2]}/{number}.pt")
+    except UserError as error:
+        print(json.dumps([number, f"{type(error).__name__}: {error}", time.monotonic() - start]))
+"""
+
+
+def create_in_process(jobs, folder, endpoint=CLOSED_PORT, **environment):
+    """Create pretrained models in one process whose caches lie in ``folder``: the hub reads its settings at import.
+
+    Returns a list: for each of the ``jobs`` (options of create_model) the state dict, or the error's (line, seconds).
+    """
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TORCH_HOME"))},
+        "HF_HOME": str(folder / "hf"),
+        "TORCH_HOME": str(folder / "torch"),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    target = folder / f"created{len(list(folder.glob('created*')))}"
+    target.mkdir()
+    arguments = [sys.executable, "-c", CREATE, json.dumps(jobs), str(target)]
+    done = subprocess.run(arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    results = {int(path.stem): torch.load(path, weights_only=True) for path in target.glob("*.pt")}
+    for line in done.stdout.splitlines():
+        number, text, seconds = json.loads(line)
+        results[number] = (text, seconds)
+    return [results[number] for number in range(len(jobs))]
+
+
+def put_into_hub_cache(folder, name, content):
+    """Put a file into the Hugging Face cache under ``folder`` as a download would."""
+    repository = folder / "hf" / "hub" / f"models--{timm.get_pretrained_cfg(name).hf_hub_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    (snapshot / "model.safetensors").write_bytes(content)
+    return snapshot / "model.safetensors"
+
+
+def weights_of(name, **options):
+    torch.manual_seed(5)
+    return timm.create_model(name, **options).state_dict()
+
+
+def assert_body_is_that_of(loaded, published, head):
+    assert {key for key in loaded if not key.startswith(head)} == {key for key in published if not key.startswith(head)}
+    for key, value in published.items():
+        if not key.startswith(head):
+            assert torch.equal(loaded[key], value), key
+
+
+@pytest.mark.parametrize("name", [TINY, TINY_TAG, "test_efficientnet", TINY_VIT, "resnet18"])
+@pytest.mark.parametrize("channels", [1, 3, 9])
+def test_a_model_gives_float_logits_for_six_labels_and_tells_its_width(name, channels):
+    model = create_model(name, in_channels=channels, image_size=64)
+    logits = model(torch.zeros(2, channels, 64, 64))
+    assert logits.shape == (2, 6)
+    assert logits.dtype == torch.float32
+    assert model.num_features == model.get_classifier().in_features
+    assert model.training
+
+
+def test_the_same_seed_gives_the_same_weights_whether_or_not_the_size_was_tried():
+    torch.manual_seed(3)
+    first = create_model(TINY).state_dict()
+    torch.manual_seed(3)
+    second = create_model(TINY, image_size=64).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet81", r"--net_model=resnet81: timm [\d.]+ has no such model; did you mean 'resnet\d+\w*' or .* or "),
+        ("qqqqq", r"--net_model=qqqqq: .*list_models"),
+        ("", r"--net_model=: "),
+        ("hf-hub:timm/resnet18", r"has no such model"),
+        ("resnet18.nonsense", r"resnet18 has no weights called 'nonsense'; its weight tags are .*a1_in1k"),
+    ],
+)
+def test_an_unknown_name_is_one_line_with_the_nearest_names(name, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        create_model(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_with_a_weight_tag_is_known():
+    check_model_name("resnet18.tv_in1k")
+
+
+def test_a_size_that_the_model_cannot_take_is_one_line():
+    with pytest.raises(UsageError, match=r"--data_image_size=32: inception_v3 can't take pictures") as caught:
+        create_model("inception_v3", image_size=32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_transformer_made_for_one_size_takes_the_asked_one():
+    model = create_model("vit_tiny_patch16_224", image_size=96)
+    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 6)
+
+
+NAFLEX = "naflexvit_base_patch16_gap.e300_s576_in1k"  # its first layer is linear, over unfolded patches
+TORCH_CACHED = "legacy_seresnet18"  # timm names an address for it, and no hub
+UNCACHED = "test_byobnet"
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """A folder of caches, what was put into it, and what one process without network made of it."""
+    folder = tmp_path_factory.mktemp("caches")
+    published = {name: weights_of(name) for name in (TINY, TINY_VIT, TORCH_CACHED)}
+    for name in (TINY, TINY_VIT):
+        put_into_hub_cache(folder, name, safetensors.torch.save(published[name]))
+    put_into_hub_cache(folder, NAFLEX, b"never opened")
+    checkpoints = folder / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save(published[TORCH_CACHED], checkpoints / Path(timm.get_pretrained_cfg(TORCH_CACHED).url).name)
+    jobs = {
+        "resnet": {"name": TINY},
+        "vit": {"name": TINY_VIT},
+        "torch": {"name": TORCH_CACHED},
+        "nine": {"name": TINY, "in_channels": 9},
+        "naflex": {"name": NAFLEX, "in_channels": 9},
+        "uncached": {"name": UNCACHED},
+        "uncached address": {"name": "legacy_seresnet34"},
+        "no weights": {"name": "densenet264d"},
+    }
+    return folder, published, dict(zip(jobs, create_in_process(list(jobs.values()), folder), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("job", "name", "head"),
+    [("resnet", TINY, "fc."), ("vit", TINY_VIT, "head."), ("torch", TORCH_CACHED, "last_linear.")],
+)
+def test_pretrained_weights_come_from_a_cache_to_the_bit_with_a_fresh_head(cached, job, name, head):
+    _, published, created = cached
+    assert_body_is_that_of(created[job], published[name], head)
+    assert created[job][f"{head}weight"].shape == (6, published[name][f"{head}weight"].shape[1])
+    assert created[job][f"{head}weight"].std() > 0
+
+
+def test_the_first_layer_is_adapted_to_nine_channels(cached):
+    _, published, created = cached
+    first = timm.get_pretrained_cfg(TINY).first_conv + ".weight"
+    loaded = dict(created["nine"])
+    # Nine channels that repeat three, at a third of the weight: a picture repeated three times gives what it gave.
+    torch.testing.assert_close(loaded.pop(first), published[TINY][first].repeat(1, 3, 1, 1) / 3)
+    rest = {key: value for key, value in published[TINY].items() if key != first}
+    assert_body_is_that_of(loaded, rest, "fc.")
+
+
+def test_a_first_layer_that_cannot_be_adapted_is_refused_and_not_left_at_random(cached):
+    line, _ = cached[2]["naflex"]
+    assert line.startswith(f"UsageError: --net_pretrained=1: the first layer of {NAFLEX} can't be adapted from 3 to 9")
+    assert "\n" not in line
+
+
+def test_without_network_and_cache_one_line_says_within_seconds_what_is_missing(cached):
+    folder, _, created = cached
+    line, seconds = created["uncached"]
+    assert seconds < 10  # alone, the hub's client repeats its question for 23 s
+    assert line.startswith(f"UsageError: --net_pretrained=1: the weights of {UNCACHED} are not cached")
+    assert "hf download timm/test_byobnet.r160_in1k model.safetensors" in line
+    assert str(folder / "hf" / "hub" / "models--timm--test_byobnet.r160_in1k") in line
+    assert "--net_weight_file" in line
+    assert "\n" not in line
+
+
+def test_the_line_names_address_and_place_where_timm_knows_no_hub(cached):
+    folder, _, created = cached
+    line, seconds = created["uncached address"]
+    assert seconds < 10
+    assert "https://github.com/" in line
+    assert str(folder / "torch" / "hub" / "checkpoints" / "seresnet34-a4004e63.pth") in line
+    assert "\n" not in line
+
+
+def test_a_model_without_pretrained_weights_is_refused(cached):
+    line, _ = cached[2]["no weights"]
+    assert line.startswith("UsageError: --net_pretrained=1: timm has no pretrained weights for densenet264d")
+    assert "\n" not in line
+
+
+@pytest.mark.slow
+def test_a_hub_that_accepts_and_stays_silent_is_given_up_within_seconds(tmp_path):
+    with create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        ((line, seconds),) = create_in_process([{"name": TINY}], tmp_path, endpoint)
+    assert seconds < 20
+    assert line.startswith("UsageError: --net_pretrained=1")
+    assert "\n" not in line
+
+
+@pytest.mark.slow
+def test_an_offline_hub_is_not_asked(tmp_path):
+    jobs = [{"name": TINY}, {"name": TORCH_CACHED}]
+    for line, _ in create_in_process(jobs, tmp_path, HF_HUB_OFFLINE="1"):
+        assert "HF_HUB_OFFLINE" in line
+        assert "\n" not in line
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """Answers as the Hugging Face hub does for the files of its table; any other is missing."""
+
+    contents: ClassVar[dict[str, bytes]] = {}  # repository/file -> bytes
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.wfile.write(self.answer())
+
+    def answer(self):
+        repository, _, rest = self.path.removeprefix("/").partition("/resolve/")
+        content = self.contents.get(f"{repository}/{rest.partition('/')[2]}")
+        self.send_response(404 if content is None else 200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(content or b"")))
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        else:
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.end_headers()
+        return content or b""
+
+    def log_message(self, *parts):
+        """Keep the test's output clean."""
+
+
+def test_weights_are_fetched_from_a_hub_once_and_then_come_from_the_cache(tmp_path):
+    published = {TINY: weights_of(TINY), TINY_VIT: weights_of(TINY_VIT)}
+    pickled = io.BytesIO()
+    torch.save(published[TINY_VIT], pickled)
+    HubHandler.contents = {
+        f"{timm.get_pretrained_cfg(TINY).hf_hub_id}/model.safetensors": safetensors.torch.save(published[TINY]),
+        f"{timm.get_pretrained_cfg(TINY_VIT).hf_hub_id}/pytorch_model.bin": pickled.getvalue(),
+    }
+    jobs = [{"name": TINY}, {"name": TINY_VIT}]
+    with ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        fetched = create_in_process(jobs, tmp_path, f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    for results in (fetched, create_in_process(jobs, tmp_path)):
+        assert_body_is_that_of(results[0], published[TINY], "fc.")
+        assert_body_is_that_of(results[1], published[TINY_VIT], "head.")
+
+
+def test_a_bad_file_in_the_cache_is_one_line_and_never_a_random_start(tmp_path):
+    published = weights_of(TINY)
+    whole = safetensors.torch.save(published)
+    contents = {
+        TINY: whole[: len(whole) // 2],
+        TINY_VIT: b"<html>sign in to this network</html>",
+        "test_efficientnet": whole,  # another model's
+        "test_convnext": safetensors.torch.save(
+            dict(list(weights_of("test_convnext").items())[1:])
+        ),  # a layer is missing
+    }
+    paths = {name: put_into_hub_cache(tmp_path, name, content) for name, content in contents.items()}
+    results = create_in_process([{"name": name} for name in contents], tmp_path)
+    for name, (line, _) in zip(contents, results, strict=True):
+        assert line.startswith(f"WorkError: {paths[name]}: cannot be loaded as the pretrained weights of {name}")
+        assert "\n" not in line
+
+
+# Weight files
+
+
+def make_checkpoint(path, model, **config):
+    contents = {
+        "model": model.state_dict(),
+        "config": config,
+        "transforms": {},
+        "class_names": ["a"],
+        "prevalences": [0.5],
+        "iteration": 0,
+        "step": 0,
+        "metrics": {},
+    }
+    save_checkpoint(path, contents)
+    return path
+
+
+def same_weights(first, second):
+    return all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "plain file", "state dict"])
+def test_own_weights_are_loaded_to_the_bit(tmp_path, form):
+    source, target = create_model(TINY), create_model(TINY)
+    assert not same_weights(source, target)
+    path = tmp_path / "weights.pth"
+    if form == "checkpoint":
+        load_weights(target, make_checkpoint(path, source, net_model=TINY), model_name=TINY)
+    elif form == "plain file":
+        torch.save(source.state_dict(), path)
+        load_weights(target, path)
+    else:
+        load_weights(target, source.state_dict(), "somewhere")
+    assert same_weights(source, target)
+
+
+def test_a_checkpoint_of_another_model_says_which_and_which_keys_differ(tmp_path):
+    path = make_checkpoint(tmp_path / "best.pt", create_model("test_efficientnet"), net_model="test_efficientnet")
+    target = create_model(TINY)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(UsageError) as caught:
+        load_weights(target, path, model_name=TINY)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: holds weights of test_efficientnet, not of {TINY}: ")
+    missing = set(target.state_dict()) - set(create_model("test_efficientnet").state_dict())
+    unexpected = set(create_model("test_efficientnet").state_dict()) - set(target.state_dict())
+    for kind, keys in (("missing", missing), ("unexpected", unexpected)):
+        count, named = re.search(rf"(\d+) {kind} \(([^)]*)\)", line).groups()
+        assert int(count) == len(keys)
+        shown = named.removesuffix(", ...").split(", ")
+        assert len(shown) == 3
+        assert set(shown) <= keys
+    assert "\n" not in line
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_weights_of_another_shape_name_both_shapes():
+    source = create_model(TINY, num_classes=4)
+    with pytest.raises(UsageError) as caught:
+        load_weights(create_model(TINY), source.state_dict(), "old.pth", TINY)
+    width = source.num_features
+    expected = f"2 of another shape (fc.weight 4x{width} instead of 6x{width}, fc.bias 4 instead of 6)"
+    assert str(caught.value).endswith(expected)
+    assert str(caught.value).startswith(f"old.pth: holds weights of another model than {TINY}: ")
+
+
+class Trap:
+    """Unpickling an object of this class would run code."""
+
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+@pytest.mark.parametrize("content", ["text", "pickle", "object", "a list", "cut"])
+def test_a_file_that_is_no_weight_file_is_one_line_and_runs_nothing(tmp_path, capsys, content):
+    path = tmp_path / "weights.pt"
+    if content == "text":
+        path.write_text("hello")
+    elif content == "pickle":
+        path.write_bytes(pickle.dumps(Trap()))
+    elif content == "object":
+        torch.save({"model": Trap()}, path)
+    elif content == "a list":
+        torch.save([1, 2], path)
+    else:
+        torch.save(create_model(TINY).state_dict(), path)
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WorkError, match=re.escape(str(path))) as caught:
+        load_weights(create_model(TINY), path)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_weight_file_that_is_not_there_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"nothing\.pt"):
+        load_weights(create_model(TINY), tmp_path / "nothing.pt")

@@ -1,0 +1,276 @@
+"""The main job by its entry points: train, evaluate, predict, ensemble on a small phantom."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from sklearn.metrics import log_loss
+
+import ensemble
+import evaluate
+import predict
+import train
+from common.checkpoint import load_checkpoint
+from common.trackers.jsonl import read_metrics
+from rsna_dataset import LABELS, read_fold, read_submission
+
+KEY = "valid/weighted_log_loss"
+SMALL = [
+    "--net_model=resnet10t",
+    "--data_image_size=32",
+    "--tr_batch_size=8",
+    "--tr_iteration_num=12",
+    "--tr_iteration_valid=4",
+    "--tr_iteration_log=2",
+    "--n_jobs=1",
+]
+
+
+@dataclass(frozen=True)
+class Trained:
+    folder: Path
+    flags: list[str]
+
+    @property
+    def output_dir(self) -> Path:
+        return self.folder.parent
+
+
+@pytest.fixture(scope="module")
+def trained(small_dataset, tmp_path_factory) -> Trained:
+    flags = [*small_dataset.flags, *SMALL, f"--output_dir={tmp_path_factory.mktemp('results')}"]
+    return Trained(train.main(flags), flags)
+
+
+def logged(folder: Path, key: str) -> dict[int, float]:
+    return {int(row["iteration"]): row[key] for row in read_metrics(folder / "metrics.jsonl") if key in row}
+
+
+def weighted(frame: pd.DataFrame, rows: pd.DataFrame) -> float:
+    """The competition's metric by scikit-learn and hand."""
+    p = np.clip(frame.loc[rows.index, list(LABELS)].to_numpy(), 1e-15, 1 - 1e-15)
+    y = rows[list(LABELS)].to_numpy()
+    each = [log_loss(y[:, c], p[:, c], labels=[0, 1]) for c in range(6)]
+    return sum(each[:5]) / 7 + each[5] * 2 / 7
+
+
+def failure(main, argv: list[str], capsys) -> tuple[int, str]:
+    """Exit code and the one line that a failing command prints on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("WARNING")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return caught.value.code, lines[0]
+
+
+def test_a_run_leaves_the_documented_files(trained) -> None:
+    names = {path.name for path in trained.folder.iterdir()}
+    assert {"config.yaml", "environment.json", "train.log", "metrics.jsonl", "best.pt", "last.pt"} <= names
+    assert "predictions_valid.csv" in names
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert yaml.safe_load((trained.folder / "config.yaml").read_text())["net_model"] == "resnet10t"
+    assert (
+        json.loads((trained.folder / "environment.json").read_text())["packages"]["torch"]
+        == torch.__version__.split("+")[0]
+    )
+
+
+def test_validation_and_loss_are_logged_where_the_options_say(trained) -> None:
+    assert list(logged(trained.folder, KEY)) == [4, 8, 12]
+    assert list(logged(trained.folder, "train/loss")) == [2, 4, 6, 8, 10, 12]
+
+
+def test_valid_predictions_are_exactly_the_folds_images_and_give_the_best_logged_value(trained, small_dataset) -> None:
+    frame = pd.read_csv(trained.folder / "predictions_valid.csv", index_col="id")
+    fold = read_fold(small_dataset.folder, "phantom", 0)
+    rows = fold[fold["sample_type"] == "valid"]
+    assert list(frame.columns) == list(LABELS)
+    assert sorted(frame.index) == sorted(rows.index)
+    assert weighted(frame, rows) == pytest.approx(min(logged(trained.folder, KEY).values()), abs=1e-12)
+
+
+def test_evaluate_reproduces_the_best_logged_value(trained, capsys) -> None:
+    table = evaluate.main([f"--experiment_id={trained.folder.name}", f"--output_dir={trained.output_dir}"])
+    best = min(logged(trained.folder, KEY).values())
+    assert table.loc["weighted", "log_loss"] == pytest.approx(best, abs=1e-9)
+    assert "reproduces the logged valid/weighted_log_loss" in capsys.readouterr().out
+    written = pd.read_csv(trained.folder / "evaluation.csv", index_col=0)
+    assert list(written.index) == [*LABELS, "weighted"]
+
+
+def test_evaluate_prints_the_difference_where_the_value_is_not_reproduced(trained, capsys, tmp_path) -> None:
+    contents = torch.load(trained.folder / "best.pt", weights_only=True)
+    contents["metrics"][KEY] += 1e-3
+    (tmp_path / "7").mkdir()
+    torch.save(contents, tmp_path / "7" / "best.pt")
+    evaluate.main(["--experiment_id=7", f"--output_dir={tmp_path}"])
+    assert "differs by 0.001 from the logged" in capsys.readouterr().out
+
+
+def test_the_submission_has_every_row_of_the_sample_once_in_order(trained, small_dataset, tmp_path) -> None:
+    path = predict.main([f"--net_weight_file={trained.folder / 'best.pt'}", "--split=test"])
+    assert path == trained.folder / "submission.csv"
+    written = pd.read_csv(path)
+    sample = pd.read_csv(small_dataset.source / "stage_2_sample_submission.csv")
+    assert list(written.columns) == ["ID", "Label"]
+    assert list(written["ID"]) == list(sample["ID"])
+    assert written["Label"].between(0, 1).all()
+
+
+def test_a_test_image_without_a_picture_gets_the_training_prevalence_and_a_warning(
+    trained, small_dataset, tmp_path, caplog
+) -> None:
+    path = predict.main([f"--net_weight_file={trained.folder / 'best.pt'}", f"--output_file={tmp_path / 's.csv'}"])
+    metadata = pd.read_csv(small_dataset.folder / "metadata.csv")
+    missing = sorted(set(read_submission(path).index) - set(metadata["id"]))
+    fold = read_fold(small_dataset.folder, "phantom", 0)
+    prevalence = fold.loc[fold["sample_type"] == "train", list(LABELS)].mean()
+    for name in missing:
+        np.testing.assert_allclose(read_submission(path).loc[name, list(LABELS)], prevalence, atol=1e-12)
+    if missing:
+        assert f"{len(missing)} of " in caplog.text
+
+
+def test_predicting_the_valid_split_gives_the_runs_own_predictions(trained, tmp_path) -> None:
+    path = predict.main(
+        [f"--net_weight_file={trained.folder / 'best.pt'}", "--split=valid", f"--output_file={tmp_path / 'v.csv'}"]
+    )
+    again = pd.read_csv(path, index_col="id")
+    first = pd.read_csv(trained.folder / "predictions_valid.csv", index_col="id")
+    pd.testing.assert_frame_equal(again, first, rtol=0, atol=1e-9)
+
+
+def test_tta_averages_views_that_differ_and_repeats_exactly(trained, tmp_path) -> None:
+    def views(count: int, name: str) -> pd.DataFrame:
+        flags = [f"--net_weight_file={trained.folder / 'best.pt'}", "--split=valid", f"--output_file={tmp_path / name}"]
+        return pd.read_csv(predict.main([*flags, "--tta=train_demo.json", f"--tta_views={count}"]), index_col="id")
+
+    one, two = views(1, "one.csv"), views(2, "two.csv")
+    assert not np.allclose(one, two, atol=1e-9)
+    pd.testing.assert_frame_equal(two, views(2, "again.csv"))
+
+
+def test_an_ensemble_of_two_submissions_is_their_mean(trained, tmp_path) -> None:
+    best, last = (
+        predict.main([f"--net_weight_file={trained.folder / name}", f"--output_file={tmp_path / name}.csv"])
+        for name in ("best.pt", "last.pt")
+    )
+    output = tmp_path / "mean.csv"
+    ensemble.main([str(best), str(last), f"--ens_output={output}"])
+    mean = (read_submission(best) + read_submission(last)) / 2
+    np.testing.assert_allclose(read_submission(output).loc[mean.index], mean, atol=1e-15)
+
+
+def test_a_second_run_takes_the_next_number_and_the_same_seed_gives_the_same_weights(trained) -> None:
+    again = train.main(trained.flags)
+    assert again == trained.output_dir / str(int(trained.folder.name) + 1)
+    first, second = (load_checkpoint(folder / "last.pt")["model"] for folder in (trained.folder, again))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_another_seed_gives_other_weights(trained, tmp_path) -> None:
+    other = train.main([*trained.flags, "--seed=1", f"--output_dir={tmp_path}"])
+    first, second = (load_checkpoint(folder / "last.pt")["model"] for folder in (trained.folder, other))
+    assert not all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_loading_in_other_processes_gives_the_same_losses(trained, tmp_path) -> None:
+    """Two cores compute with other threads, so the last bits may differ; another order of images would show at once."""
+    other = train.main([*trained.flags, "--n_jobs=2", f"--output_dir={tmp_path}"])
+    first, second = logged(trained.folder, "train/loss"), logged(other, "train/loss")
+    assert list(first.values())[:2] == pytest.approx(list(second.values())[:2], abs=1e-4)
+
+
+def test_accumulation_and_mixed_precision_train(trained, tmp_path) -> None:
+    flags = [
+        "--tr_accumulation_step=4",
+        "--tr_use_amp=1",
+        "--optim=sgd",
+        "--sched=constant",
+        "--data_sampler=sequential",
+    ]
+    folder = train.main([*trained.flags, *flags, f"--output_dir={tmp_path}"])
+    checkpoint = load_checkpoint(folder / "last.pt")
+    assert (checkpoint["iteration"], checkpoint["step"]) == (12, 3)
+    evaluate.main([f"--experiment_id={folder.name}", f"--output_dir={tmp_path}"])
+
+
+def test_training_starts_from_a_weight_file_of_ours(trained, tmp_path) -> None:
+    weights = trained.folder / "best.pt"
+    flags = [f"--net_weight_file={weights}", "--optim_lr=0", "--optim_weight_decay=0", "--optim=sgd"]
+    folder = train.main([*trained.flags, *flags, "--experiment_id=warm", f"--output_dir={tmp_path}"])
+    before, after = (load_checkpoint(path)["model"] for path in (weights, folder / "last.pt"))
+    learned = [key for key in before if key.endswith(("weight", "bias"))]
+    assert all(torch.equal(before[key], after[key]) for key in learned)
+
+
+def test_a_rehearsal_uses_a_part_of_the_data_logs_on_the_console_and_leaves_trackers_alone(
+    trained, tmp_path, capsys
+) -> None:
+    folder = train.main([*trained.flags, "--dev_enabled=1", "--nml_enabled=1", f"--output_dir={tmp_path}"])
+    assert len(pd.read_csv(folder / "predictions_valid.csv")) <= 256
+    assert "best.pt written" in capsys.readouterr().err
+    assert not (folder / ".neptune").exists()
+
+
+def test_the_neptune_run_is_kept_as_files_in_the_experiments_folder(trained, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("NEPTUNE_API_TOKEN", raising=False)
+    folder = train.main([*trained.flags, "--nml_enabled=1", f"--output_dir={tmp_path}"])
+    text = "".join(path.read_text() for path in (folder / ".neptune").rglob("*.log"))
+    assert "weighted_log_loss" in text
+
+
+def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:
+    code, line = failure(train.main, [*trained.flags, f"--experiment_id={trained.folder.name}"], capsys)
+    assert code == 2
+    assert "exists" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--data_dataset=phantm"], ["phantm", "phantom"]),
+        (["--data_fold=7"], ["--data_fold=7"]),
+        (["--net_model=resnet1O1"], ["resnet1O1", "did you mean"]),
+        (["--data_train_transform=nothing.json"], ["nothing.json", "train_demo.json"]),
+        (["--tr_batch_size=100000"], ["--tr_batch_size=100000", "training images"]),
+        (["--tr_use_amp=1", "--tr_amp_dtype=float16"], ["float16", "GPU"]),
+        (["--net_weight_file=/nope/best.pt"], ["/nope/best.pt"]),
+        (["--experiment_id=../x"], ["--experiment_id"]),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_exit_code_2_and_no_experiment(
+    trained, tmp_path, capsys, flags: list[str], parts: list[str]
+) -> None:
+    code, line = failure(train.main, [*trained.flags, f"--output_dir={tmp_path / 'results'}", *flags], capsys)
+    assert code == 2
+    assert all(part in line for part in parts), line
+    assert not (tmp_path / "results").exists() or not list((tmp_path / "results").iterdir())
+
+
+def test_weights_of_another_model_are_refused_with_the_keys_that_differ(trained, tmp_path, capsys) -> None:
+    flags = ["--net_model=resnet18", f"--net_weight_file={trained.folder / 'best.pt'}", f"--output_dir={tmp_path}"]
+    code, line = failure(train.main, [*trained.flags, *flags], capsys)
+    assert code == 2
+    assert "resnet10t" in line
+    assert "missing" in line
+
+
+@pytest.mark.parametrize("script", [evaluate, predict])
+def test_an_experiment_or_weight_file_that_is_missing_is_named(script, tmp_path, capsys) -> None:
+    flags = {
+        evaluate: ["--experiment_id=9", f"--output_dir={tmp_path}"],
+        predict: [f"--net_weight_file={tmp_path}/9/best.pt"],
+    }
+    code, line = failure(script.main, flags[script], capsys)
+    assert code == 2
+    assert str(tmp_path) in line
