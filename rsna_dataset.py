@@ -1,10 +1,15 @@
-"""The competition's file formats, the datasets on disk, the order of the labels, and the images as a dataset."""
+"""The RSNA 2019 task's data: labels, the competition's CSV forms, where its files lie, and the preprocessed dataset.
+
+On disk a dataset is ``<input_folder>/datasets/<name>/``, as preprocessing.py writes it; everything that trains or
+predicts reads it through this module.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.images import ImageDataset, Transform
-from common.errors import UsageError, WorkError, nearest
+from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
 
 logger = logging.getLogger(__name__)
@@ -21,21 +26,254 @@ logger = logging.getLogger(__name__)
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 LABEL_WEIGHTS = (1, 1, 1, 1, 1, 2)
 
-DATASET_FORMAT_VERSION = 1
-INFO_FILE = "dataset.json"
-METADATA_FILE = "metadata.csv"
-FAILED_FILE = "failed.csv"
-SAMPLE_FILE = "sample_submission.csv"
-IMAGE_FOLDER = "images"
+SUBMISSION_COLUMNS = ["ID", "Label"]
+IMAGE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+DATASET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 COMPETITION_FOLDER = "rsna-intracranial-hemorrhage-detection"
-STAGES = (2, 1)
+DATASET_INFO = "dataset.json"
+FORMAT_VERSION = 1
+EXAMPLES = 5
 
-_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+# --- ids and labels ---------------------------------------------------------------------------------------------------
+
+
+def check_image_id(image_id: str) -> None:
+    """Raise WorkError unless ``image_id`` is a plain name: an id becomes a file name and must not leave its folder."""
+    if not IMAGE_ID.fullmatch(image_id):
+        raise WorkError(f"image id {image_id!r} is not allowed: use letters, digits, '_', '-' and '.', not '.' first")
+
+
+def list_some(names: Iterable[str]) -> str:
+    """Return the first few of ``names`` as text, for a message about many."""
+    names = list(names)
+    return ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
+
+
+def read_competition_labels(path: Path) -> pd.DataFrame:
+    """Read a train CSV (``ID_xxxxxxxxx_epidural,0``): index ``id`` in the file's order, int8 columns :data:`LABELS`.
+
+    Identical repeated rows count once, with a warning. Raises UsageError where the file can't be read or has no such
+    columns, WorkError naming the row for an unknown label, a value that is not 0 or 1, an id that is not allowed,
+    rows that contradict each other, and an image without all labels.
+    """
+    frame = _read_long(path)
+    wrong = ~np.isin(frame.numbers, (0, 1))
+    if wrong.any():
+        _, row = _first(wrong, frame.rows)
+        raise WorkError(f"{path}: row {row}: the label {frame.numbers[wrong][0]:g} is not 0 or 1")
+    table = _to_wide(path, frame, repeats_allowed=True)
+    return table.astype(np.int8)
+
+
+def read_submission(path: Path) -> pd.DataFrame:
+    """Read a submission (``ID,Label``, probabilities): index ``id`` in the file's order, float64 :data:`LABELS`.
+
+    Raises the errors of :func:`read_competition_labels`, for values outside 0..1 and for any repeated row.
+    """
+    frame = _read_long(path)
+    wrong = (frame.numbers < 0) | (frame.numbers > 1)
+    if wrong.any():
+        _, row = _first(wrong, frame.rows)
+        raise WorkError(f"{path}: row {row}: {frame.numbers[wrong][0]:g} is no probability (0 to 1)")
+    return _to_wide(path, frame, repeats_allowed=False)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read probabilities in the competition's form or as ``id`` and a column for each label; as read_submission."""
+    columns = _read_header(path)
+    if set(SUBMISSION_COLUMNS) <= set(columns):
+        return read_submission(path)
+    if "id" not in columns:
+        raise UsageError(f"{path}: has neither the columns ID,Label nor id,{','.join(LABELS)}")
+    return _read_wide(path).astype(np.float64)
+
+
+def write_submission(frame: pd.DataFrame, sample_path: Path, path: Path) -> None:
+    """Write ``frame`` (index ``id``, columns :data:`LABELS`) with exactly the rows, and their order, of the sample.
+
+    Raises WorkError where ``frame`` lacks an image of the sample or holds anything but numbers in 0..1.
+    """
+    sample = _read_long(sample_path)
+    ids = pd.Index(sample.ids)
+    missing = ids.difference(frame.index)
+    if len(missing):
+        raise WorkError(f"{path}: {len(missing)} images of {sample_path} have no prediction: {list_some(missing)}")
+    place = frame.index.get_indexer(ids)
+    values = frame[list(LABELS)].to_numpy(dtype=np.float64)
+    outside = ~((values >= 0) & (values <= 1)).all(axis=1)  # also catches NaN
+    if outside.any():
+        raise WorkError(f"{path}: predictions outside 0..1 or not finite for {list_some(frame.index[outside])}")
+    written = pd.DataFrame({"ID": sample.names, "Label": values[place[sample.image], sample.label]})
+    write_csv(path, written)
+
+
+def check_submission(path: Path, sample_path: Path) -> None:
+    """Read a submission again and raise WorkError unless it has every row of the sample once, and nothing else."""
+    submission, sample = read_submission(path), read_submission(sample_path)
+    missing = sample.index.difference(submission.index)
+    extra = submission.index.difference(sample.index)
+    if len(missing):
+        raise WorkError(f"{path}: {len(missing)} images of {sample_path} are missing: {list_some(missing)}")
+    if len(extra):
+        raise WorkError(f"{path}: {len(extra)} images are not in {sample_path}: {list_some(extra)}")
+
+
+@dataclass(frozen=True)
+class _LongRows:
+    """Rows of a file ``ID,Label``: ``ids`` are the images, ``image`` and ``label`` say which each row belongs to."""
+
+    names: np.ndarray
+    ids: np.ndarray
+    image: np.ndarray
+    label: np.ndarray
+    numbers: np.ndarray
+    rows: np.ndarray  # number in the file; the header is row 1
+
+
+def _read_header(path: Path) -> list[str]:
+    try:
+        return [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"{path}: no such file")
+    if isinstance(error, OSError):
+        return UsageError(f"{path}: cannot be read ({error.strerror})")
+    # pandas' ParserError and EmptyDataError, and text that is not UTF-8
+    return UsageError(f"{path}: not a CSV file ({' '.join(str(error).split())})")
+
+
+def _read_texts(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read columns as text; the index is the row's number in the file, blank lines are left out."""
+    header = _read_header(path)
+    missing = [name for name in columns if name not in header]
+    if missing:
+        hint = nearest(missing[0], header)
+        raise UsageError(f"{path}: has no column {', '.join(missing)}; expected {','.join(columns)}{hint}")
+    try:
+        frame = pd.read_csv(
+            path,
+            usecols=list(columns),
+            dtype=str,
+            encoding="utf-8-sig",
+            index_col=False,
+            keep_default_na=False,
+            skip_blank_lines=False,
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    frame = frame.fillna("")
+    frame.index += 2
+    blank = np.logical_and.reduce([(frame[name] == "").to_numpy() for name in columns])
+    return frame[~blank]
+
+
+def _to_numbers(path: Path, column: pd.Series) -> np.ndarray:
+    """Convert a column of texts to float64; WorkError with its row for the first that is empty or no finite number."""
+    codes, texts = pd.factorize(column)
+    values = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        place, row = _first(wrong[codes], column.index)
+        text = column.iloc[place]
+        fault = "is empty" if not text.strip() else f"{text!r} is not a number"
+        raise WorkError(f"{path}: row {row}: {column.name} {fault}")
+    return values[codes]
+
+
+def _first(mask: np.ndarray, rows: Sequence[int]) -> tuple[int, int]:
+    place = int(np.argmax(mask))
+    return place, int(rows[place])
+
+
+def _read_long(path: Path) -> _LongRows:
+    frame = _read_texts(path, SUBMISSION_COLUMNS)
+    if frame.empty:
+        raise WorkError(f"{path}: has no rows")
+    names = frame["ID"].to_numpy(dtype=object)
+    parts = [name.rpartition("_") for name in names]  # the quickest way for 4.5 million rows
+    image, ids = pd.factorize(np.array([part[0] for part in parts], dtype=object))
+    label, classes = pd.factorize(np.array([part[2] for part in parts], dtype=object))
+    known = pd.Index(LABELS).get_indexer(classes)
+    if (known < 0).any():
+        unknown = int(np.argmax(known < 0))
+        _, row = _first(label == unknown, frame.index)
+        raise WorkError(
+            f"{path}: row {row}: {names[np.argmax(label == unknown)]!r} does not end in one of the labels "
+            f"{', '.join(LABELS)}{nearest(classes[unknown], LABELS)}"
+        )
+    _check_ids(path, ids, image, frame.index)
+    return _LongRows(names, ids, image, known[label], _to_numbers(path, frame["Label"]), frame.index.to_numpy())
+
+
+def _check_ids(path: Path, ids: Sequence[str], image: np.ndarray, rows: Sequence[int]) -> None:
+    wrong = np.array([IMAGE_ID.fullmatch(image_id) is None for image_id in ids], dtype=bool)
+    if wrong.any():
+        place, row = _first(wrong[image], rows)
+        try:
+            check_image_id(ids[image[place]])
+        except WorkError as error:
+            raise WorkError(f"{path}: row {row}: {error}") from None
+
+
+def _to_wide(path: Path, frame: _LongRows, *, repeats_allowed: bool) -> pd.DataFrame:
+    """Turn rows into a table with a row for each image, float64; every cell must be given, and only once."""
+    shape = (len(frame.ids), len(LABELS))
+    cell = frame.image * len(LABELS) + frame.label
+    values = np.empty(shape[0] * shape[1])
+    values[cell[::-1]] = frame.numbers[::-1]  # the first row of a cell wins, the others are compared with it
+    counts = np.bincount(cell, minlength=len(values))
+    differs = values[cell] != frame.numbers
+    if differs.any():
+        place, row = _first(differs, frame.rows)
+        first = frame.rows[np.argmax(cell == cell[place])]
+        raise WorkError(f"{path}: row {row} contradicts row {first}: {frame.names[place]} has two values")
+    repeated = np.flatnonzero(counts.reshape(shape).max(axis=1) > 1)
+    if len(repeated) and not repeats_allowed:
+        raise WorkError(f"{path}: {len(repeated)} images stand there twice: {list_some(frame.ids[repeated])}")
+    if len(repeated):
+        logger.warning(
+            "%s: %d images have repeated rows, all identical, which count once: %s",
+            path,
+            len(repeated),
+            list_some(frame.ids[repeated]),
+        )
+    if (counts == 0).any():
+        image, label = divmod(int(np.argmax(counts == 0)), len(LABELS))
+        first = frame.rows[np.argmax(frame.image == image)]
+        raise WorkError(f"{path}: row {first}: image {frame.ids[image]} has no row for the label {LABELS[label]}")
+    return pd.DataFrame(values.reshape(shape), index=pd.Index(frame.ids, name="id"), columns=list(LABELS))
+
+
+def _read_wide(path: Path) -> pd.DataFrame:
+    """Read ``id`` and a column for each label, probabilities or 0 and 1; index ``id``, float64."""
+    texts = _read_texts(path, ["id", *LABELS])
+    image, ids = pd.factorize(texts["id"].to_numpy(dtype=object))
+    _check_ids(path, ids, image, texts.index)
+    repeated = texts["id"].duplicated().to_numpy()
+    if repeated.any():
+        place, row = _first(repeated, texts.index)
+        raise WorkError(f"{path}: row {row}: image {texts['id'].iloc[place]} stands there twice")
+    values = np.column_stack([_to_numbers(path, texts[name]) for name in LABELS])
+    wrong = ~((values >= 0) & (values <= 1))
+    if wrong.any():
+        image, label = divmod(int(np.argmax(wrong)), len(LABELS))
+        raise WorkError(
+            f"{path}: row {texts.index[image]}: {LABELS[label]} {values[image, label]:g} is no probability (0 to 1)"
+        )
+    return pd.DataFrame(values, index=pd.Index(ids, name="id"), columns=list(LABELS))
+
+
+# --- the competition's folder -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CompetitionSource:
-    """The competition's files of one stage; ``test_images`` and ``sample_submission`` are None where there are none."""
+    """Where the competition's files lie. ``test_images`` and ``sample_submission`` are None where either is missing."""
 
     stage: int
     train_images: Path
@@ -44,280 +282,151 @@ class CompetitionSource:
     sample_submission: Path | None
 
 
-def check_image_id(image_id: str) -> None:
-    """Raise WorkError unless ``image_id`` is a plain file name that can't leave its folder."""
-    if not _ID.fullmatch(image_id):
-        raise WorkError(f"the image id {image_id!r} is not allowed: letters, digits, '_', '-' and '.', not '.' first")
-
-
 def find_competition(folder: Path) -> CompetitionSource | None:
-    """Return the competition's files below ``folder``: the highest stage that has both training images and labels.
+    """Find the competition's files in ``folder``, by either naming, also inside :data:`COMPETITION_FOLDER`.
 
-    Both namings of the folders (``stage_2_train``, ``stage_1_train_images``) are known, also inside a folder
-    ``rsna-intracranial-hemorrhage-detection``.
+    Of several stages the highest that has both images and CSV. None where there are no training images with labels.
     """
-    for stage in STAGES:
-        for base in (folder, folder / COMPETITION_FOLDER, folder / COMPETITION_FOLDER / COMPETITION_FOLDER):
-            labels = base / f"stage_{stage}_train.csv"
-            train = _first_folder(base / f"stage_{stage}_train", base / f"stage_{stage}_train_images")
-            if train is not None and labels.is_file():
-                test = _first_folder(base / f"stage_{stage}_test", base / f"stage_{stage}_test_images")
-                sample = base / f"stage_{stage}_sample_submission.csv"
-                return CompetitionSource(stage, train, labels, test, sample if sample.is_file() else None)
+    for root in (folder, folder / COMPETITION_FOLDER):
+        train = _highest_stage(root, "train", "train.csv")
+        if train is None:
+            continue
+        stage, train_images, train_csv = train
+        test = _highest_stage(root, "test", "sample_submission.csv")
+        if test is None or test[0] < stage:  # the test images of stage 1 are training images of stage 2
+            return CompetitionSource(stage, train_images, train_csv, None, None)
+        return CompetitionSource(stage, train_images, train_csv, test[1], test[2])
     return None
 
 
-def read_competition_labels(path: Path) -> pd.DataFrame:
-    """Read ``ID,Label`` rows, one for each image and label, as a table: index ``id``, int8 columns :data:`LABELS`.
-
-    Rows that repeat another are counted once, with a warning. Raises WorkError naming file and row for a missing
-    column, an unknown class, a label other than 0 and 1, rows that contradict each other and images that lack a label.
-    """
-    table, repeated = _read_long(path)
-    values = table.to_numpy()
-    wrong = np.argwhere((values != 0) & (values != 1))
-    if len(wrong):
-        row, column = wrong[0]
-        raise WorkError(f"{path}: the label {table.index[row]}_{LABELS[column]} is {values[row, column]:g}, not 0 or 1")
-    if repeated:
-        logger.warning("%s: %d rows repeat another row and are counted once", path, repeated)
-    return table.astype(np.int8)
+def _highest_stage(root: Path, split: str, csv: str) -> tuple[int, Path, Path] | None:
+    found = []
+    for stage in (1, 2):
+        csv_path = root / f"stage_{stage}_{csv}"
+        for images in (root / f"stage_{stage}_{split}", root / f"stage_{stage}_{split}_images"):
+            if csv_path.is_file() and images.is_dir() and any(images.glob("*.dcm")):
+                found.append((stage, images, csv_path))
+    return max(found, default=None, key=lambda row: row[0])
 
 
-def read_submission(path: Path) -> pd.DataFrame:
-    """Read a submission (``ID,Label`` with probabilities): index ``id``, float64 columns :data:`LABELS`.
-
-    Raises WorkError as :func:`read_competition_labels` does, and for a row that stands twice.
-    """
-    table, repeated = _read_long(path)
-    if repeated:
-        raise WorkError(f"{path}: {repeated} rows stand twice")
-    return table
-
-
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read probabilities as a submission or as a row for each image (``id`` and a column for each label).
-
-    Index ``id``, float64 columns :data:`LABELS`. UsageError where there is no such file; WorkError naming file and row
-    for what is no probability.
-    """
-    columns = _read_header(path)
-    if "ID" in columns and "Label" in columns:
-        table = read_submission(path)
-    else:
-        _check_columns(path, columns, ("id", *LABELS))
-        text = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["id", *LABELS])
-        _check_unique(path, text["id"])
-        numbers = {label: _numbers(path, text[label], text["id"], label) for label in LABELS}
-        table = pd.DataFrame(numbers, index=pd.Index(text["id"], name="id"))
-    _check_probabilities(path, table)
-    return table
-
-
-def write_submission(probabilities: pd.DataFrame, sample_path: Path, path: Path) -> None:
-    """Write ``probabilities`` (index ``id``, columns :data:`LABELS`) with the rows of the sample submission, in order.
-
-    Raises WorkError where an image of the sample has no row.
-    """
-    ids, labels = _split_ids(sample_path, _read_text(sample_path, ("ID", "Label"))["ID"])
-    rows = probabilities.index.get_indexer(ids)
-    if (rows < 0).any():
-        raise WorkError(f"{sample_path}: image {ids[int(np.argmin(rows))]} has no prediction")
-    values = probabilities[list(LABELS)].to_numpy(dtype=np.float64)[rows, labels]
-    names = np.asarray(ids, dtype=object) + "_" + np.asarray(LABELS, dtype=object)[labels]
-    write_csv(path, pd.DataFrame({"ID": names, "Label": values}))
-
-
-def check_submission(path: Path, sample_path: Path) -> None:
-    """Raise WorkError unless ``path`` has each row of the sample once and no other, with a probability in [0, 1]."""
-    table, sample = read_submission(path), read_submission(sample_path)
-    missing, more = sample.index.difference(table.index), table.index.difference(sample.index)
-    if len(missing) or len(more):
-        example = (missing if len(missing) else more)[0]
-        raise WorkError(f"{path}: {len(missing)} images missing, {len(more)} too many (such as {example})")
-    _check_probabilities(path, table)
+# --- a preprocessed dataset -------------------------------------------------------------------------------------------
 
 
 def dataset_folder(input_folder: Path, dataset: str) -> Path:
-    """Return the folder of a dataset, existing or not; UsageError for a name that could leave ``datasets/``."""
-    if not _ID.fullmatch(dataset):
-        raise UsageError(f"--data_dataset={dataset!r}: use letters, digits, '_', '-' and '.', not '.' first")
+    """Return the folder of a dataset, which need not exist; UsageError for a name that could leave its parent."""
+    if not DATASET_NAME.fullmatch(dataset):
+        raise UsageError(f"--data_dataset={dataset}: use letters, digits, '_', '-' and '.', at most 100, not '.' first")
     return input_folder / "datasets" / dataset
 
 
 def image_path(folder: Path, image_id: str) -> Path:
-    """Return where the image is stored."""
-    return folder / IMAGE_FOLDER / f"{image_id}.npy"
+    """Return the file of an image in a dataset's folder; WorkError for an id that is not allowed."""
+    check_image_id(image_id)
+    return folder / "images" / f"{image_id}.npy"
 
 
 def fold_path(folder: Path, dataset: str, fold: int) -> Path:
-    """Return where the fold's CSV is stored."""
+    """Return the CSV of a fold in a dataset's folder."""
     return folder / f"dataset_{dataset}_fold_{fold}.csv"
 
 
 def read_dataset_info(folder: Path) -> dict[str, Any]:
-    """Read ``dataset.json``. UsageError, with the datasets that exist, where there is none; WorkError for a bad one."""
-    path = folder / INFO_FILE
-    if not path.is_file():
-        found = sorted(other.parent.name for other in folder.parent.glob(f"*/{INFO_FILE}"))
-        listing = f"there are {', '.join(found)}{nearest(folder.name, found)}" if found else "there are none"
-        raise UsageError(
-            f"--data_dataset={folder.name}: no such dataset in {folder.parent} ({listing}); run python preprocessing.py"
-        )
+    """Read a dataset's ``dataset.json``; ``image_form`` there is ``hu`` or ``window``.
+
+    Raises UsageError where the dataset doesn't exist (naming those that do) or is not complete, WorkError for a damaged
+    file or one of a newer version.
+    """
+    path = folder / DATASET_INFO
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise WorkError(f"{path}: cannot be read as JSON; run python preprocessing.py again") from None
-    version = info.get("format_version") if isinstance(info, dict) else None
-    if version != DATASET_FORMAT_VERSION:
-        raise WorkError(
-            f"{path}: format {version}, this code reads {DATASET_FORMAT_VERSION}; run python preprocessing.py again"
-        )
+        version = info["format_version"]
+        known = info["image_form"] in ("hu", "window")
+    except FileNotFoundError:
+        raise _missing_dataset(folder) from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError):
+        raise WorkError(f"{path}: damaged; remove it and run python preprocessing.py again") from None
+    if version != FORMAT_VERSION or not known:
+        raise WorkError(f"{path}: of another version of this program; run python preprocessing.py again")
     return info
 
 
 def read_metadata(folder: Path) -> pd.DataFrame:
-    """Read ``metadata.csv``: index ``id``; see :mod:`preprocessing` for the columns."""
+    """Read a dataset's ``metadata.csv``: index ``id``, a row for each image.
+
+    Columns: split (train or test), patient_id, study_id, series_id, slice_index, position_mm, row_spacing_mm,
+    column_spacing_mm, rows, columns, mended (names joined by ``;``), and :data:`LABELS`, NaN where unknown. Errors as
+    :func:`read_dataset_info`.
+    """
     read_dataset_info(folder)
-    path = folder / METADATA_FILE
-    _check_columns(path, _read_header(path), ("id", "split", "patient_id"))
-    frame = pd.read_csv(path, dtype={"id": str, "patient_id": str, "study_id": str, "series_id": str})
-    return _indexed(path, frame)
+    texts = dict.fromkeys(("id", "split", "patient_id", "study_id", "series_id", "mended"), str)
+    numbers = dict.fromkeys(("position_mm", "row_spacing_mm", "column_spacing_mm", *LABELS), np.float64)
+    integers = dict.fromkeys(("slice_index", "rows", "columns"), np.int64)
+    return _read_table(folder / "metadata.csv", texts | integers | numbers)
 
 
 def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
-    """Read a fold: index ``id``, ``sample_type`` (train or valid), int8 columns :data:`LABELS`, patient and study.
+    """Read a fold: index ``id``, sample_type (train or valid), int8 :data:`LABELS`, patient_id, study_id.
 
-    Raises UsageError, with what exists, for a missing dataset or fold; WorkError naming the file and what is wrong in
-    it: a column, an id that stands twice or could leave the folder, a sample type, a label.
+    Raises UsageError, naming what exists, where there is no such dataset or fold, WorkError for a damaged file.
     """
     read_dataset_info(folder)
     path = fold_path(folder, dataset, fold)
     if not path.is_file():
         pattern = re.compile(rf"dataset_{re.escape(dataset)}_fold_(\d+)\.csv")
-        found = sorted(int(match[1]) for file in folder.iterdir() if (match := pattern.fullmatch(file.name)))
+        matches = [pattern.fullmatch(file.name) for file in folder.iterdir()]
+        folds = sorted(int(match[1]) for match in matches if match)
         raise UsageError(
-            f"--data_fold={fold}: {folder} has no such fold; there are {', '.join(map(str, found)) or 'none'}"
+            f"--data_fold={fold}: {folder} has no such fold; there are {', '.join(map(str, folds)) or 'none'}"
         )
-    _check_columns(path, _read_header(path), ("id", "sample_type", *LABELS))
-    text = pd.read_csv(path, dtype=str, keep_default_na=False)
-    wrong = text.index[~text["sample_type"].isin(("train", "valid"))]
-    if len(wrong):
+    texts = dict.fromkeys(("id", "sample_type", "patient_id", "study_id"), str)
+    rows = _read_table(path, texts | dict.fromkeys(LABELS, np.int8))
+    if not rows["sample_type"].isin(("train", "valid")).all() or not rows[list(LABELS)].isin((0, 1)).all(axis=None):
         raise WorkError(
-            f"{path}: row {wrong[0] + 2} has sample_type {text['sample_type'][wrong[0]]!r}, not train or valid"
+            f"{path}: damaged (sample_type or a label has another value); run python preprocessing.py again"
         )
-    for label in LABELS:
-        values = _numbers(path, text[label], text["id"], label)
-        bad = text.index[~np.isin(values, (0, 1))]
-        if len(bad):
-            raise WorkError(f"{path}: row {bad[0] + 2} has {label} {text[label][bad[0]]!r}, not 0 or 1")
-        text[label] = values.astype(np.int8)
-    return _indexed(path, text)
+    return rows
+
+
+def _missing_dataset(folder: Path) -> UsageError:
+    known = sorted(path.parent.name for path in folder.parent.glob(f"*/{DATASET_INFO}"))
+    if folder.is_dir():
+        return UsageError(f"{folder}: the dataset is not complete; run python preprocessing.py again to finish it")
+    listing = f"there are {', '.join(known)}" if known else "there are none, run python preprocessing.py first"
+    return UsageError(
+        f"--data_dataset={folder.name}: no such dataset in {folder.parent}; {listing}{nearest(folder.name, known)}"
+    )
+
+
+def _read_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
+    """Read a CSV of this project with exactly typed columns; WorkError where it isn't one."""
+    texts = [name for name, kind in types.items() if kind is str]
+    try:
+        # Text stays as it is, also "NA" or nothing; an empty number is NaN.
+        table = pd.read_csv(
+            path,
+            usecols=list(types),
+            dtype=types,
+            keep_default_na=False,
+            na_values={n: [""] for n in types if n not in texts},
+        )
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        raise WorkError(f"{path}: {reason}; run python preprocessing.py again") from None
+    unique, ids = pd.factorize(table["id"])
+    _check_ids(path, ids, unique, table.index + 2)
+    if len(ids) < len(table):
+        raise WorkError(f"{path}: an id stands there twice; run python preprocessing.py again")
+    return table.set_index("id")
 
 
 class RSNADataset(ImageDataset):
     """Images of a preprocessed dataset with their six labels."""
 
     def __init__(self, folder: Path, rows: pd.DataFrame, pipeline: Transform, image_size: int, seed: int) -> None:
-        """``rows``: index ``id``, the columns :data:`LABELS` where known (of a fold or of the metadata)."""
+        """``rows``: of a fold or of the metadata: index ``id``, columns :data:`LABELS` where the labels are known."""
         labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
         targets = rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None
         form = read_dataset_info(folder)["image_form"]
-        super().__init__(folder / IMAGE_FOLDER, rows.index.to_numpy(), targets, pipeline, image_size, seed, form)
-
-
-def _first_folder(*candidates: Path) -> Path | None:
-    return next((folder for folder in candidates if folder.is_dir()), None)
-
-
-def _read_header(path: Path) -> list[str]:
-    try:
-        return list(pd.read_csv(path, nrows=0).columns)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise WorkError(f"{path}: cannot be read as CSV ({type(error).__name__})") from None
-
-
-def _check_columns(path: Path, found: list[str], needed: tuple[str, ...]) -> None:
-    for column in needed:
-        if column not in found:
-            raise WorkError(f"{path}: has no column {column!r}; it has {', '.join(found) or 'none'}")
-
-
-def _read_text(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    _check_columns(path, _read_header(path), columns)
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, usecols=list(columns))
-    except ValueError as error:
-        raise WorkError(f"{path}: cannot be read as CSV ({type(error).__name__})") from None
-
-
-def _read_long(path: Path) -> tuple[pd.DataFrame, int]:
-    """Return the table of ``ID,Label`` rows and how many rows repeat another one exactly."""
-    text = _read_text(path, ("ID", "Label"))
-    if text.empty:
-        raise WorkError(f"{path}: has no rows")
-    ids, labels = _split_ids(path, text["ID"])
-    values = _numbers(path, text["Label"], text["ID"], "Label")
-    codes, names = pd.factorize(np.asarray(ids, dtype=object))
-    cells = codes.astype(np.int64) * len(LABELS) + labels
-    table = np.full(len(names) * len(LABELS), np.nan)
-    table[cells] = values
-    contradicting = np.flatnonzero(table[cells] != values)
-    if len(contradicting):
-        row = contradicting[0]
-        raise WorkError(f"{path}: row {row + 2} contradicts another row of {text['ID'].iloc[row]}")
-    empty = np.flatnonzero(np.isnan(table))
-    if len(empty):
-        code, label = divmod(int(empty[0]), len(LABELS))
-        raise WorkError(f"{path}: image {names[code]} has no row for {LABELS[label]} ({len(empty)} rows are missing)")
-    frame = pd.DataFrame(table.reshape(-1, len(LABELS)), columns=list(LABELS), index=pd.Index(names, name="id"))
-    return frame, len(cells) - table.size
-
-
-def _split_ids(path: Path, column: pd.Series) -> tuple[list[str], np.ndarray]:
-    """Split ``ID_xxxxxxxxx_label`` at the last underscore: image ids, and the labels' places in :data:`LABELS`."""
-    parts = [text.rpartition("_") for text in column]
-    ids = [part[0] for part in parts]
-    classes = [part[2] for part in parts]
-    labels = pd.Index(LABELS).get_indexer(pd.Index(classes))
-    wrong = np.flatnonzero(labels < 0)
-    if len(wrong):
-        row, known = wrong[0], ", ".join(LABELS)
-        hint = nearest(classes[row], LABELS)
-        raise WorkError(f"{path}: row {row + 2} has the unknown class {classes[row]!r} (known: {known}){hint}")
-    for image_id in set(ids):
-        check_image_id(image_id)
-    return ids, labels
-
-
-def _numbers(path: Path, column: pd.Series, ids: pd.Series, name: str) -> np.ndarray:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong):
-        row = wrong[0]
-        what = "is empty" if not column.iloc[row].strip() else f"is {column.iloc[row]!r}, not a number"
-        raise WorkError(f"{path}: row {row + 2} ({ids.iloc[row]}): {name} {what}")
-    return values
-
-
-def _check_unique(path: Path, ids: pd.Series) -> None:
-    repeated = ids[ids.duplicated()]
-    if len(repeated):
-        raise WorkError(f"{path}: {len(repeated)} ids stand twice, such as {repeated.iloc[0]}")
-
-
-def _check_probabilities(path: Path, table: pd.DataFrame) -> None:
-    wrong = np.argwhere(~((table.to_numpy() >= 0) & (table.to_numpy() <= 1)))
-    if len(wrong):
-        row, column = wrong[0]
-        value = table.to_numpy()[row, column]
-        raise WorkError(f"{path}: image {table.index[row]}: {LABELS[column]} is {value:g}, not a probability in 0..1")
-
-
-def _indexed(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    _check_unique(path, frame["id"])
-    for image_id in frame["id"]:
-        check_image_id(image_id)
-    return frame.set_index("id")
+        super().__init__(folder / "images", rows.index.to_numpy(), targets, pipeline, image_size, seed, form)

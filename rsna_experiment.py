@@ -39,7 +39,7 @@ from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
 from common.trackers.tracker import Tracker, TrackerGroup
 from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
-from config import TrainConfig
+from config import TrainConfig, Windows, parse_windows
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
@@ -121,19 +121,27 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
             f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_rows)} training images of fold "
             f"{config.data_fold}{' with --dev_enabled=1' if config.dev_enabled else ''}"
         )
-    windows = pipeline_windows(folder, config)
-    train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows)
-    valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows)
+    windows, windowed = pipeline_windows(folder, config)
+    train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows, windowed=windowed)
+    valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows, windowed=windowed)
     check_same_scale(train_pipeline, valid_pipeline)
     train_set = RSNADataset(folder, train_rows, train_pipeline, config.data_image_size, config.seed)
     sampler = SAMPLERS[config.data_sampler](len(train_set), config.seed)
     workers = loader_workers(config.n_jobs, device)
+    check_trial_image(train_set)
     train_loader = make_loader(train_set, sampler, config.tr_batch_size, workers, drop_last=True, seed=config.seed)
     valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, workers)
     prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
     constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
     documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
     return TrainingData(train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels)
+
+
+def check_trial_image(dataset: RSNADataset) -> None:
+    """Load one image through the whole pipeline, so that a transform that can't take it is found before the run."""
+    image = dataset[0].image
+    if not np.isfinite(image).all():
+        raise UsageError(f"--data_train_transform: {dataset.pipeline.name} gives values that are not finite")
 
 
 def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFrame:
@@ -144,9 +152,12 @@ def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFra
     return selected
 
 
-def pipeline_windows(folder: Path, config: TrainConfig) -> Any:
-    """Return the windows to put before a transform file; None where the dataset's pictures are windowed already."""
-    return config.data_windows if read_dataset_info(folder)["image_form"] == "hu" else None
+def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
+    """Return the windows of the pictures, and whether the dataset's pictures are windowed already."""
+    info = read_dataset_info(folder)
+    if info["image_form"] == "hu":
+        return config.data_windows, False
+    return parse_windows(info["windows"]), True
 
 
 def build_loader(
@@ -270,8 +281,9 @@ def load_network(
     given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
-    windows = pipeline_windows(folder, config)
-    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], f"{weight_file} (valid transform)", windows)
+    windows, windowed = pipeline_windows(folder, config)
+    name = f"{weight_file} (valid transform)"
+    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], name, windows, windowed=windowed)
     device = select_device(config.n_jobs)
     model = create_model(config.net_model, len(LABELS), pipeline.channels, image_size=config.data_image_size)
     load_weights(model, checkpoint["model"], str(weight_file), config.net_model)
@@ -302,7 +314,8 @@ def predict_rows(
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     pipeline, views = trained.pipeline, 1
     if tta is not None:
-        pipeline, views = load_pipeline(find_transform(tta), pipeline_windows(folder, config)), tta_views
+        windows, windowed = pipeline_windows(folder, config)
+        pipeline, views = load_pipeline(find_transform(tta), windows, windowed=windowed), tta_views
         check_same_scale(trained.pipeline, pipeline)
     workers = loader_workers(config.n_jobs, trained.network.device)
     frames = []

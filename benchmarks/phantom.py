@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main() -> None:
-    """Measure rendering alone and rendering with writing, each after a study to warm up: processor time, the studies' median."""
+    """Measure rendering, and rendering with writing, after a study to warm up: processor time, median of studies."""
     import cv2
     import numpy as np
 

@@ -219,8 +219,8 @@ def slice_positions(positions: np.ndarray, orientations: np.ndarray) -> np.ndarr
     """Return the place of each slice of a series along the series' normal, in mm, shape (N,).
 
     ``positions`` (N, 3) and ``orientations`` (N, 6) are in mm as in :class:`SliceGeometry`. The normal is that of the
-    orientation that most slices have, so that a stray slice doesn't turn it. With a tilted gantry it is not the z axis,
-    and differences along it are the true distances of the slices. NaN where a slice or the whole series has no geometry.
+    orientation that most slices have, so that a stray slice doesn't turn it. With a tilted gantry it is not the z
+    axis, and differences along it are the slices' true distances. NaN for a slice or a series without geometry.
     """
     place = np.full(len(positions), np.nan)
     known = np.isfinite(positions).all(axis=1) & np.isfinite(orientations).all(axis=1)
@@ -378,8 +378,8 @@ def _as_stored(value: int, dtype: np.dtype) -> int:
 def _wrap_start(stored: np.ndarray) -> int | None:
     """Return the smallest stored value that stands for a negative HU, None where no peak of air proves the wrap.
 
-    Scanners that cut at -1000 HU have their air at 3096 and use 3072 to 3095 for metal; DATA's rule (add 1000, take 4096
-    off what reaches it, intercept -1000) is that case. Where air itself lies below 3096, the scanner cut at -1024.
+    Scanners that cut at -1000 HU have their air at 3096 and use 3072 to 3095 for metal; DATA's rule (add 1000, take
+    4096 off what reaches it, intercept -1000) is that case. Where air itself lies below 3096, they cut at -1024.
     """
     first, last = WRAP_AIR
     air = np.count_nonzero((stored >= first) & (stored <= last))

@@ -140,7 +140,7 @@ def test_a_file_that_is_no_image_of_the_dataset_is_refused(tmp_path, content, pa
 def test_windowed_pictures_are_taken_as_they_are_on_0_to_1(tmp_path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     np.save(tmp_path / "ID_0.npy", picture)
-    pipeline = load_pipeline(find_transform("valid_demo.json"), None)
+    pipeline = load_pipeline(find_transform("valid_demo.json"), WINDOWS, windowed=True)
     data = ImageDataset(tmp_path, ["ID_0"], None, pipeline, 0, 0, "window")
     mean = np.array([0.27176, 0.26492, 0.46473])
     std = np.array([0.35144, 0.29973, 0.23607])
