@@ -247,6 +247,35 @@ class EnsembleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreprocessingConfig(GeneralOptions, DataLocation):
+    """Convert the competition's DICOM files to a dataset: images, tables and folds, in <data_input_folder>/datasets."""
+
+    pre_source: Path | None = option(
+        None, "folder of files in the competition's form; none: the competition's, in <data_input_folder>"
+    )
+    pre_folds: int = option(5, "folds for cross-validation", minimum=2, maximum=1000)
+    pre_size: int = option(
+        0, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
+    )
+    pre_window: Windows | None = option(
+        None,
+        "store windows (centre/width in HU, as in 40/80,80/200), a channel each, and not Hounsfield units; none: HU",
+        parse=parse_windows,
+        form=format_windows,
+    )
+    pre_type: str = option(
+        "auto",
+        "type of the stored pixels: float32 (0..1) or uint8 (0..255) for --pre_window; auto: float32, int16 for HU",
+        choices=("auto", "float32", "uint8"),
+    )
+    seed: int = option(0, "seed of the folds", minimum=0, maximum=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        if self.pre_type != "auto" and self.pre_window is None:
+            raise UsageError(f"--pre_type={self.pre_type} needs --pre_window: Hounsfield units are stored as int16")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhantomConfig(GeneralOptions):
     """Write a phantom: synthetic head CT with bleeding, in the files and formats of the RSNA 2019 competition."""
 

@@ -31,6 +31,7 @@ IMAGE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 DATASET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 COMPETITION_FOLDER = "rsna-intracranial-hemorrhage-detection"
 DATASET_INFO = "dataset.json"
+METADATA_FILE = "metadata.csv"
 FORMAT_VERSION = 1
 EXAMPLES = 5
 
@@ -53,9 +54,9 @@ def list_some(names: Iterable[str]) -> str:
 def read_competition_labels(path: Path) -> pd.DataFrame:
     """Read a train CSV (``ID_xxxxxxxxx_epidural,0``): index ``id`` in the file's order, int8 columns :data:`LABELS`.
 
-    Identical repeated rows count once, with a warning. Raises UsageError where the file can't be read or has no such
-    columns, WorkError naming the row for an unknown label, a value that is not 0 or 1, an id that is not allowed,
-    rows that contradict each other, and an image without all labels.
+    Identical repeated rows count once, with a warning. Raises UsageError where the file can't be read, WorkError where
+    it has no such columns and, naming the row, for an unknown label, a value that is not 0 or 1, an id that is not
+    allowed, rows that contradict each other, and an image without all labels.
     """
     frame = _read_long(path)
     wrong = ~np.isin(frame.numbers, (0, 1))
@@ -85,7 +86,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if set(SUBMISSION_COLUMNS) <= set(columns):
         return read_submission(path)
     if "id" not in columns:
-        raise UsageError(f"{path}: has neither the columns ID,Label nor id,{','.join(LABELS)}")
+        raise WorkError(f"{path}: has neither the columns ID,Label nor id,{','.join(LABELS)}")
     return _read_wide(path).astype(np.float64)
 
 
@@ -153,7 +154,7 @@ def _read_texts(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in header]
     if missing:
         hint = nearest(missing[0], header)
-        raise UsageError(f"{path}: has no column {', '.join(missing)}; expected {','.join(columns)}{hint}")
+        raise WorkError(f"{path}: has no column {', '.join(missing)}; expected {','.join(columns)}{hint}")
     try:
         frame = pd.read_csv(
             path,
@@ -195,9 +196,9 @@ def _read_long(path: Path) -> _LongRows:
     if frame.empty:
         raise WorkError(f"{path}: has no rows")
     names = frame["ID"].to_numpy(dtype=object)
-    parts = [name.rpartition("_") for name in names]  # the quickest way for 4.5 million rows
-    image, ids = pd.factorize(np.array([part[0] for part in parts], dtype=object))
-    label, classes = pd.factorize(np.array([part[2] for part in parts], dtype=object))
+    # For 4.5 million rows this takes 1 s each; pandas' own .str.rpartition takes 5 s, and a list of parts 0.6 GB.
+    image, ids = pd.factorize(np.fromiter((name.rpartition("_")[0] for name in names), object, len(names)))
+    label, classes = pd.factorize(np.fromiter((name.rpartition("_")[2] for name in names), object, len(names)))
     known = pd.Index(LABELS).get_indexer(classes)
     if (known < 0).any():
         unknown = int(np.argmax(known < 0))
@@ -363,7 +364,7 @@ def read_metadata(folder: Path) -> pd.DataFrame:
     texts = dict.fromkeys(("id", "split", "patient_id", "study_id", "series_id", "mended"), str)
     numbers = dict.fromkeys(("position_mm", "row_spacing_mm", "column_spacing_mm", *LABELS), np.float64)
     integers = dict.fromkeys(("slice_index", "rows", "columns"), np.int64)
-    return _read_table(folder / "metadata.csv", texts | integers | numbers)
+    return _read_table(folder / METADATA_FILE, texts | integers | numbers)
 
 
 def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:

@@ -59,18 +59,18 @@ def draw_bleeding(kind: str, head: Head, severity: float, hu: float, rng: np.ran
     texture = Waves.draw(rng, 6, 14)
     if kind == "epidural":
         centre = on_vault(head, side * rng.uniform(0.7, 2.3), rng.uniform(-0.05, 0.6))
-        radius = _between(severity, 17, 42, rng)
-        depth = _between(severity, 5, 25, rng)
+        radius = _between(severity, 17, 38, rng)
+        depth = _between(severity, 5, 28, rng)
         return [Bleeding(kind, "lens", centre, (radius, radius, radius * 0.85), hu, texture, depth)]
     if kind == "subdural":
-        radius = _between(severity, 32, 88, rng)
+        radius = _between(severity, 32, 94, rng)
         if rng.random() < 0.15:
             centre = (side * 1.0, float(rng.choice((-52, 50))), rng.uniform(32, 46))
             depth = _between(severity, 3, 8, rng)
             radii = (20.0, radius * 0.5, radius * 0.45)
             return [Bleeding(kind, "falcine", centre, radii, hu, texture, depth)]
         centre = on_vault(head, side * rng.uniform(0.9, 2.1), rng.uniform(0.05, 0.65))
-        depth = _between(severity, 3.2, 15, rng)
+        depth = _between(severity, 3.2, 12, rng)
         return [Bleeding(kind, "crescent", centre, (radius * 0.9, radius, radius * 0.7), hu, texture, depth)]
     if kind == "subarachnoid":
         radius = _between(severity, 17, 56, rng)

@@ -1,0 +1,110 @@
+"""What has been converted so far, a line for each file, written as it happens: a killed run goes on from here."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.errors import WorkError
+from common.preprocessing.convert import Record
+
+TAIL_BYTES = 2**16  # longer than any line
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+KINDS = {"str": str, "int": np.int64, "float": np.float64}
+TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record)}
+# Values that many rows share are held once: 874,035 rows must fit beside everything else.
+SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended")
+
+
+class Journal:
+    """A CSV of records that only grows; its first line holds the options that the images were made with.
+
+    Images made with other options are of no use, so a journal with another first line is begun anew. A line cut by a
+    kill is dropped. Of several records of a file the last counts.
+    """
+
+    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+        self.path = path
+        self.first_line = json.dumps(options, sort_keys=True)
+        self.file: io.TextIOWrapper | None = None
+
+    def read(self) -> pd.DataFrame:
+        """Return the records so far, index ``image_id``; none where there is no journal of the same options."""
+        if not self._usable():
+            return _typed(pd.DataFrame(columns=list(FIELDS))).set_index("image_id")
+        try:
+            with self.path.open("rb") as file:
+                content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            table = pd.read_csv(
+                io.BytesIO(whole),
+                skiprows=1,
+                names=list(FIELDS),
+                header=None,
+                dtype={name: "category" if name in SHARED else kind for name, kind in TYPES.items()},
+                keep_default_na=False,
+                na_values={name: ["nan"] for name, kind in TYPES.items() if kind is np.float64},
+                float_precision="round_trip",
+            )
+        except (OSError, ValueError):
+            raise WorkError(
+                f"{self.path}: damaged; remove it and start again (all images are converted anew)"
+            ) from None
+        return _typed(table).drop_duplicates("image_id", keep="last").set_index("image_id")
+
+    def exists(self) -> bool:
+        """Whether images of any options were recorded."""
+        return self.path.exists()
+
+    def __enter__(self) -> Journal:
+        """Open for adding: with the lines there are, or with none where they belong to other options."""
+        if self._usable():
+            with self.path.open("rb+") as file:
+                start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+                file.seek(start)
+                file.truncate(start + file.read().rfind(b"\n") + 1)
+            self.file = self.path.open("a", encoding="utf-8", newline="")
+        else:
+            self.file = self.path.open("w", encoding="utf-8", newline="")
+            self.file.write(self.first_line + "\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Add records and hand them to the operating system at once."""
+        if self.file is None:
+            raise ValueError("the journal is not open")
+        try:
+            csv.writer(self.file, lineterminator="\n").writerows(
+                [getattr(record, name) for name in FIELDS] for record in records
+            )
+            self.file.flush()
+        except OSError as error:
+            raise WorkError(f"{self.path}: cannot be written ({error.strerror}); start again to go on") from None
+
+    def _usable(self) -> bool:
+        try:
+            with self.path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                return file.readline() == self.first_line + "\n"
+        except FileNotFoundError:
+            return False
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.astype({name: "category" if name in SHARED else kind for name, kind in TYPES.items()})
