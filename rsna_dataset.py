@@ -32,6 +32,8 @@ DATASET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 COMPETITION_FOLDER = "rsna-intracranial-hemorrhage-detection"
 DATASET_INFO = "dataset.json"
 METADATA_FILE = "metadata.csv"
+FAILED_FILE = "failed.csv"
+SAMPLE_FILE = "sample_submission.csv"
 FORMAT_VERSION = 1
 EXAMPLES = 5
 
@@ -383,10 +385,14 @@ def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
         )
     texts = dict.fromkeys(("id", "sample_type", "patient_id", "study_id"), str)
     rows = _read_table(path, texts | dict.fromkeys(LABELS, np.int8))
-    if not rows["sample_type"].isin(("train", "valid")).all() or not rows[list(LABELS)].isin((0, 1)).all(axis=None):
-        raise WorkError(
-            f"{path}: damaged (sample_type or a label has another value); run python preprocessing.py again"
-        )
+    for columns, allowed in ((["sample_type"], ("train", "valid")), (list(LABELS), (0, 1))):
+        wrong = ~rows[columns].isin(allowed).to_numpy()
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise WorkError(
+                f"{path}: image {rows.index[row]}: {columns[column]} {rows[columns].iat[row, column]} is not "
+                f"{allowed[0]} or {allowed[1]}; run python preprocessing.py again"
+            )
     return rows
 
 
@@ -394,32 +400,53 @@ def _missing_dataset(folder: Path) -> UsageError:
     known = sorted(path.parent.name for path in folder.parent.glob(f"*/{DATASET_INFO}"))
     if folder.is_dir():
         return UsageError(f"{folder}: the dataset is not complete; run python preprocessing.py again to finish it")
-    listing = f"there are {', '.join(known)}" if known else "there are none, run python preprocessing.py first"
+    listing = f"there are {', '.join(known)}" if known else "there are none"
     return UsageError(
-        f"--data_dataset={folder.name}: no such dataset in {folder.parent}; {listing}{nearest(folder.name, known)}"
+        f"--data_dataset={folder.name}: no such dataset in {folder.parent} ({listing}); run python preprocessing.py "
+        f"to make it{nearest(folder.name, known)}"
     )
 
 
 def _read_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
     """Read a CSV of this project with exactly typed columns; WorkError where it isn't one."""
     texts = [name for name, kind in types.items() if kind is str]
+    numbers = [name for name in types if name not in texts]
     try:
         # Text stays as it is, also "NA" or nothing; an empty number is NaN.
         table = pd.read_csv(
             path,
             usecols=list(types),
             dtype=types,
+            index_col=False,
             keep_default_na=False,
-            na_values={n: [""] for n in types if n not in texts},
+            na_values={name: [""] for name in numbers},
         )
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "damaged"
-        raise WorkError(f"{path}: {reason}; run python preprocessing.py again") from None
+        if table[texts].isna().any(axis=None):
+            raise ValueError("a row is cut")
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be read ({error.strerror}); run python preprocessing.py again") from None
+    except (ValueError, OverflowError):
+        raise WorkError(f"{_table_fault(path, types)}; run python preprocessing.py again") from None
     unique, ids = pd.factorize(table["id"])
     _check_ids(path, ids, unique, table.index + 2)
     if len(ids) < len(table):
-        raise WorkError(f"{path}: an id stands there twice; run python preprocessing.py again")
+        repeated = table["id"].duplicated().to_numpy()
+        raise WorkError(f"{path}: image {table['id'][repeated].iloc[0]} stands there twice")
     return table.set_index("id")
+
+
+def _table_fault(path: Path, types: dict[str, Any]) -> str:
+    """Say which column, and row, of a CSV that is not of these types is to blame."""
+    try:
+        _read_texts(path, list(types))
+        for name, kind in types.items():
+            if kind is not str:
+                texts = _read_texts(path, ["id", name])
+                given = texts[texts[name] != ""] if kind is np.float64 else texts
+                _to_numbers(path, given[name])
+    except UserError as error:
+        return str(error)
+    return f"{path}: damaged"
 
 
 class RSNADataset(ImageDataset):

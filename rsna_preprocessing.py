@@ -51,8 +51,56 @@ logger = logging.getLogger(__name__)
 JOURNAL = ".converted.csv"
 TRUTH_FILE = "phantom_truth.csv"  # stands beside the CSVs of a phantom
 UNMATCHED = "labels_without_image.csv"
+TABLE_BYTES = 1000  # that an image takes in the tables and the journal, at most
 LINKED_SHARE = 0.01  # a larger group of linked patients is no coincidence but a fault in the pictures
 LINKED_MIN_PATIENTS = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run works on.
+
+    ``labels`` (index ``id``) and ``asked``, the ids of the sample submission, come from the source's CSVs; ``files`` are
+    its DICOM files (index ``image_id``: split, bytes, mtime_ns, folder), ``refused`` the rows of failed.csv for those
+    whose name can't be an id.
+    """
+
+    config: PreprocessingConfig
+    folder: Path
+    form: ImageForm
+    source: CompetitionSource
+    labels: pd.DataFrame
+    asked: pd.Index
+    files: pd.DataFrame
+    refused: pd.DataFrame
+
+    @property
+    def fold_paths(self) -> list[Path]:
+        return [fold_path(self.folder, self.config.data_dataset, fold) for fold in range(self.config.pre_folds)]
+
+
+def preprocess(config: PreprocessingConfig) -> Path:
+    """Make or finish the dataset that ``config`` asks for and return its folder.
+
+    Raises UsageError where there is no competition data or the folder can't be written, WorkError for labels that
+    contradict each other, a full disk, or a source of which nothing can be used.
+    """
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    source = find_source(config)
+    labels = read_competition_labels(source.train_csv)
+    asked = pd.Index([]) if source.sample_submission is None else read_submission(source.sample_submission).index
+    with claim_folder(folder), claim_folder(folder / "images"):
+        job = Job(config, folder, image_form(config), source, labels, asked, *list_source(source))
+        journal = Journal(folder / JOURNAL, journal_options(job.form))
+        tasks = pending_tasks(job, journal)
+        state = source_hash(job)
+        if not tasks and is_complete(job, state):
+            print(f"{len(job.files)} files: nothing has changed since the dataset was made")
+        else:
+            (folder / DATASET_INFO).unlink(missing_ok=True)  # until the end the dataset is not complete
+            convert(job, tasks, journal)
+            write_tables(job, journal.read().loc[job.files.index], state)
+    return folder
 
 
 def find_source(config: PreprocessingConfig) -> CompetitionSource:
@@ -81,10 +129,9 @@ def journal_options(form: ImageForm) -> dict[str, Any]:
 
 
 def dataset_options(config: PreprocessingConfig) -> dict[str, Any]:
-    """Return the options that a dataset depends on, as they stand in dataset.json."""
-    return {name: value for name, value in to_dict(config).items() if name.startswith("pre_") or name == "seed"} | {
-        "pre_source": None  # where the files lay is nobody's business, and they may have moved since
-    }
+    """Return the options that a dataset depends on, as they stand in dataset.json; not where its source lay."""
+    names = ("pre_folds", "pre_size", "pre_window", "pre_type", "seed")
+    return {name: value for name, value in to_dict(config).items() if name in names}
 
 
 def list_source(source: CompetitionSource) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -114,138 +161,119 @@ def failure_rows(files: pd.DataFrame, reason: Any, message: Any) -> pd.DataFrame
     return pd.DataFrame({"id": files["image_id"], "file": parts, "reason": reason, "message": message})
 
 
-def source_hash(files: pd.DataFrame, refused: pd.DataFrame, source: CompetitionSource) -> str:
+def source_hash(job: Job) -> str:
     """Return a hash of the source's state: names, sizes and times of all images, contents of both CSVs."""
     digest = hashlib.blake2b(digest_size=16)
-    listing = files[["split", "bytes", "mtime_ns"]].to_csv(lineterminator="\n") + refused.to_csv(lineterminator="\n")
-    digest.update(listing.encode("utf-8", "surrogateescape"))
-    for path in (source.train_csv, source.sample_submission):
+    for table in (job.files[["split", "bytes", "mtime_ns"]], job.refused):
+        digest.update(table.to_csv(lineterminator="\n").encode("utf-8", "surrogateescape"))
+    for path in (job.source.train_csv, job.source.sample_submission):
         digest.update(path.read_bytes() if path else b"")
     return digest.hexdigest()
 
 
-def pending_tasks(files: pd.DataFrame, folder: Path, journal: Journal) -> list[Task]:
+def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     """Return what is left to convert: all but the files that are as the journal knows them and whose image is whole."""
+    files = job.files
     done = journal.read().reindex(files.index)
-    stored = list_files(folder / "images", ".npy").set_index("name")["bytes"].reindex(files.index)
+    stored = list_files(job.folder / "images", ".npy").set_index("name")["bytes"].reindex(files.index)
     same = (done["split"] == files["split"]) & (done["file_bytes"] == files["bytes"])
     same &= done["mtime_ns"].fillna(-1).astype(np.int64) == files["mtime_ns"]
+    converted = (done["reason"] == "") & (done["image_bytes"] == stored)
     # A file that could not be opened or parsed gets another try: it may have been the disk.
-    failed = ~done["reason"].isin(("", "unreadable")) & done["reason"].notna()
-    finished = same & (failed | ((done["reason"] == "") & (done["image_bytes"] == stored)))
-    if not same.all() and journal.exists():
-        known = int(done["split"].notna().sum())
-        changed = known - int(same.sum())
-        if known == 0:
-            print("the options for images have changed (or the journal is of another version): converting all anew")
-        elif changed:
-            print(f"{changed} source files have changed since they were converted")
-    rows = files[~finished.to_numpy()]
+    hopeless = done["reason"].notna() & ~done["reason"].isin(("", "unreadable"))
+    known = done["split"].notna()
+    if journal.exists() and not known.any():
+        print("the options for images are others than those of the images there are: converting all files anew")
+    elif (known & ~same).any():
+        print(f"{int((known & ~same).sum())} source files have changed since they were converted")
     return [
-        Task(
-            image_id,
-            split,
-            file_bytes,
-            mtime_ns,
-            Path(directory) / f"{image_id}.dcm",
-            folder / "images" / f"{image_id}.npy",
-        )
-        for image_id, split, file_bytes, mtime_ns, directory in zip(
-            rows.index, rows["split"], rows["bytes"].tolist(), rows["mtime_ns"].tolist(), rows["folder"], strict=True
-        )
-    ]
+        Task(row.Index, row.split, row.bytes, row.mtime_ns, Path(row.folder) / f"{row.Index}.dcm",
+             image_path(job.folder, row.Index))
+        for row in files[~(same & (converted | hopeless))].itertuples()
+    ]  # fmt: skip
 
 
-def is_complete(folder: Path, config: PreprocessingConfig, state: str) -> bool:
+def is_complete(job: Job, state: str) -> bool:
     """Whether the dataset was finished from the same source with the same options, and its tables are there."""
     try:
-        info = read_dataset_info(folder)
-        same = info["options"] == dataset_options(config) and info["source"]["hash"] == state
+        info = read_dataset_info(job.folder)
+        same = info["options"] == dataset_options(job.config) and info["source"]["hash"] == state
     except (UsageError, WorkError, KeyError, TypeError):
         return False
-    tables = [folder / "metadata.csv", folder / "failed.csv", folder / UNMATCHED]
-    tables += [fold_path(folder, config.data_dataset, fold) for fold in range(config.pre_folds)]
-    return same and all(path.is_file() for path in tables)
+    names = ["metadata.csv", "failed.csv", UNMATCHED] + ["sample_submission.csv"] * (len(job.asked) > 0)
+    return same and all(path.is_file() for path in [job.folder / name for name in names] + job.fold_paths)
 
 
-def convert(tasks: Sequence[Task], total: int, folder: Path, form: ImageForm, journal: Journal, n_jobs: int) -> None:
+def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     """Convert what is pending, noting each chunk of files in the journal as it is finished."""
-    (folder / "images").mkdir(exist_ok=True)
-    stored = dict(list_files(folder / "images", ".npy")[["name", "bytes"]].itertuples(index=False))
-    freed = sum(stored.get(task.image_id, 0) for task in tasks)
-    needed = form.bytes_needed(sum(task.file_bytes for task in tasks), len(tasks))
-    check_space(folder, needed - freed + total * 1000 + 2**26)  # tables and journal: under 1000 bytes an image
-    print(f"{total} files, {len(tasks)} of them to convert")
+    stored = list_files(job.folder / "images", ".npy").set_index("name")["bytes"]
+    freed = int(stored.reindex([task.image_id for task in tasks]).sum())
+    needed = job.form.bytes_needed(sum(task.file_bytes for task in tasks), len(tasks))
+    check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
+    print(f"{len(job.files)} files, {len(tasks)} of them to convert")
     failures = 0
-    jobs = n_jobs or len(os.sched_getaffinity(0))
+    jobs = job.config.n_jobs or len(os.sched_getaffinity(0))
     with journal, tqdm(total=len(tasks), desc="preprocessing", unit="image", disable=None) as progress:
-        for records in convert_files(tasks, form, jobs) if tasks else ():
+        for records in convert_files(tasks, job.form, jobs) if tasks else ():
             journal.add(records)
             failures += sum(record.reason != "" for record in records)
             progress.set_postfix(failed=failures, refresh=False)
             progress.update(len(records))
 
 
-def write_tables(
-    files: pd.DataFrame,
-    refused: pd.DataFrame,
-    journal: Journal,
-    labels: pd.DataFrame,
-    source: CompetitionSource,
-    folder: Path,
-    config: PreprocessingConfig,
-    form: ImageForm,
-    state: str,
-) -> None:
+def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     """Write everything but the images, dataset.json last; WorkError where no image has labels."""
-    records = journal.read().loc[files.index]
+    folder, labels = job.folder, job.labels
     images = records[records["reason"] == ""]
-    bad = records[records["reason"] != ""]
-    bad_files = files.loc[bad.index].reset_index()
-    failed = pd.concat([failure_rows(bad_files, bad["reason"].tolist(), bad["message"].tolist()), refused])
-    failed = failed.sort_values(["file", "reason"])
-    write_csv(folder / "failed.csv", failed)
+    failed = failure_table(job, records)
     unmatched = unmatched_labels(labels, images, failed)
+    write_csv(folder / "failed.csv", failed)
     write_csv(folder / UNMATCHED, unmatched)
-    warn_about(failed, unmatched, images, labels, source, folder)
-
+    warn_about(job, images, failed, unmatched)
     train = images[(images["split"] == "train") & images.index.isin(labels.index)].sort_index()
     if train.empty:
         raise WorkError(
-            f"{folder}: none of the {len(files)} files gave an image with labels; {folder / 'failed.csv'} and "
+            f"{folder}: none of the {len(job.files)} files gave an image with labels; {folder / 'failed.csv'} and "
             f"{folder / UNMATCHED} say why"
         )
-    metadata = metadata_table(images, labels)
-    fold = make_folds(train, labels, config, folder)
-    remove_leftovers(folder, images.index, config)
-    write_csv(folder / "metadata.csv", metadata)
-    rows = labels.loc[train.index, list(LABELS)].assign(patient_id=train["patient_id"], study_id=train["study_id"])
-    for number in range(config.pre_folds):
-        sample_type = pd.Series("train", index=train.index).mask(fold == number, "valid")
-        table = rows.assign(sample_type=sample_type)[["sample_type", *LABELS, "patient_id", "study_id"]]
-        write_csv(fold_path(folder, config.data_dataset, number), table.rename_axis("id").reset_index())
-    copy_sample(source, folder)
-    options = dataset_options(config)
-    info = {
+    fold = make_folds(job, train)
+    remove_leftovers(job, images.index)
+    write_csv(folder / "metadata.csv", metadata_table(images, labels))
+    rows = labels.loc[train.index].assign(patient_id=train["patient_id"], study_id=train["study_id"])
+    for number, path in enumerate(job.fold_paths):
+        rows["sample_type"] = np.where(fold == number, "valid", "train")
+        table = rows[["sample_type", *LABELS, "patient_id", "study_id"]]
+        write_csv(path, table.rename_axis("id").reset_index())
+    copy_sample(job)
+    write_json(folder / DATASET_INFO, dataset_info(job, images, failed, state))
+    shares = ", ".join(f"{name} {share:.2%}" for name, share in labels.loc[train.index].mean().items())
+    counts = images["split"].value_counts()
+    print(f"{counts['train']} train and {counts.get('test', 0)} test images, {len(failed)} failed files; {shares}")
+
+
+def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: str) -> dict[str, Any]:
+    """Return what dataset.json says; ``hash`` is of all that training sees, ``source.hash`` of what it was made from."""
+    options = dataset_options(job.config)
+    is_phantom = (job.source.train_csv.parent / TRUTH_FILE).is_file()
+    return {
         "format_version": FORMAT_VERSION,
-        "source": source_info(source) | {"hash": state},
+        "source": {"kind": "phantom" if is_phantom else "competition", "stage": job.source.stage, "hash": state},
         "options": options,
-        "image_form": form.name,
+        "image_form": job.form.name,
         "windows": options["pre_window"],
-        "dtype": form.dtype,
-        "folds": config.pre_folds,
+        "dtype": job.form.dtype,
         "images": {split: int((images["split"] == split).sum()) for split in ("train", "test")},
         "failed": len(failed),
-        "hash": content_hash(images, folder, config),
+        "hash": content_hash(job, images),
     }
-    write_json(folder / DATASET_INFO, info)
-    print(summary(images, labels.loc[train.index], failed))
 
 
-def source_info(source: CompetitionSource) -> dict[str, Any]:
-    """Return what dataset.json says of the source: a phantom has its truth file beside the CSVs."""
-    kind = "phantom" if (source.train_csv.parent / TRUTH_FILE).is_file() else "competition"
-    return {"kind": kind, "stage": source.stage}
+def failure_table(job: Job, records: pd.DataFrame) -> pd.DataFrame:
+    """Return failed.csv: a row for each file that gave no image."""
+    bad = records[records["reason"] != ""]
+    files = job.files.loc[bad.index].reset_index()
+    failed = pd.concat([failure_rows(files, bad["reason"].tolist(), bad["message"].tolist()), job.refused])
+    return failed.sort_values(["file", "reason"], ignore_index=True)
 
 
 def unmatched_labels(labels: pd.DataFrame, images: pd.DataFrame, failed: pd.DataFrame) -> pd.DataFrame:
@@ -255,37 +283,29 @@ def unmatched_labels(labels: pd.DataFrame, images: pd.DataFrame, failed: pd.Data
     return pd.DataFrame({"id": ids, "reason": reasons.to_numpy()})
 
 
-def warn_about(
-    failed: pd.DataFrame,
-    unmatched: pd.DataFrame,
-    images: pd.DataFrame,
-    labels: pd.DataFrame,
-    source: CompetitionSource,
-    folder: Path,
-) -> None:
+def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: pd.DataFrame) -> None:
     """Warn, with counts, of everything that is not as it should be."""
     if len(failed):
         counts = ", ".join(f"{reason} {count}" for reason, count in failed["reason"].value_counts().items())
-        logger.warning("%d files gave no image (%s); see %s", len(failed), counts, folder / "failed.csv")
+        logger.warning("%d files gave no image (%s); see %s", len(failed), counts, job.folder / "failed.csv")
     if len(unmatched):
         logger.warning(
             "%d labelled images have no picture and are left out: %s; see %s",
             len(unmatched),
             list_some(unmatched["id"]),
-            folder / UNMATCHED,
+            job.folder / UNMATCHED,
         )
-    unlabelled = images.index[(images["split"] == "train") & ~images.index.isin(labels.index)]
+    unlabelled = images.index[(images["split"] == "train") & ~images.index.isin(job.labels.index)]
     if len(unlabelled):
         logger.warning(
             "%d training images have no labels in %s and are in no fold: %s",
             len(unlabelled),
-            source.train_csv,
+            job.source.train_csv,
             list_some(unlabelled),
         )
-    if source.sample_submission is not None:
-        missing = read_submission(source.sample_submission).index.difference(images.index)
-        if len(missing):
-            logger.warning("%d images of the sample submission have no picture: %s", len(missing), list_some(missing))
+    missing = job.asked.difference(images.index)
+    if len(missing):
+        logger.warning("%d images of the sample submission have no picture: %s", len(missing), list_some(missing))
     doubtful = images.index[images["mended"].astype(str).str.contains("doubtful")]
     if len(doubtful):
         logger.warning("%d images may hold wrapped values and were left alone: %s", len(doubtful), list_some(doubtful))
@@ -315,7 +335,7 @@ def first_known(images: pd.DataFrame, *columns: str) -> np.ndarray:
     return found
 
 
-def make_folds(train: pd.DataFrame, labels: pd.DataFrame, config: PreprocessingConfig, folder: Path) -> np.ndarray:
+def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     """Return the fold of each training image (index ``image_id``, sorted), checked; say which patients were linked."""
     patients = first_known(train, "patient_id", "study_id")
     pictures = np.where(train["links"] == 1, train["digest"], "").astype(object)
@@ -328,52 +348,39 @@ def make_folds(train: pd.DataFrame, labels: pd.DataFrame, config: PreprocessingC
             f"the largest has {sizes.max()} patients (images {example})"
         )
         if len(np.unique(patients)) > LINKED_MIN_PATIENTS and sizes.max() > LINKED_SHARE * len(np.unique(patients)):
-            raise WorkError(f"{folder}: {message}, too many to be true; look at these images")
+            raise WorkError(f"{job.folder}: {message}, too many to be true; look at these images")
         print(message)
-    fold = assign_folds(groups, labels.loc[train.index, list(LABELS)].to_numpy(), config.pre_folds, config.seed)
+    labels = job.labels.loc[train.index].to_numpy()
+    fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed)
     check_folds(fold, patients, pictures, train.index.to_numpy(dtype=object))
     return fold
 
 
-def remove_leftovers(folder: Path, image_ids: Iterable[str], config: PreprocessingConfig) -> None:
+def remove_leftovers(job: Job, image_ids: Iterable[str]) -> None:
     """Remove what an earlier or killed run left: images that no longer belong here, cut files, folds too many."""
-    keep = {f"{image_id}.npy" for image_id in image_ids}
-    for path in (folder / "images").iterdir():
+    keep = {f"{image_id}.npy" for image_id in image_ids} | {path.name for path in job.fold_paths}
+    leftovers = [path for path in (job.folder / "images").iterdir() if path.is_file()]
+    pattern = re.compile(rf"dataset_{re.escape(job.config.data_dataset)}_fold_\d+\.csv")
+    leftovers += [path for path in job.folder.iterdir() if pattern.fullmatch(path.name)]
+    for path in leftovers:
         if path.name not in keep:
             path.unlink()
-    pattern = re.compile(rf"dataset_{re.escape(config.data_dataset)}_fold_(\d+)\.csv")
-    for path in folder.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and int(match[1]) >= config.pre_folds:
-            path.unlink()
 
 
-def copy_sample(source: CompetitionSource, folder: Path) -> None:
+def copy_sample(job: Job) -> None:
     """Copy the sample submission to the dataset, which then needs nothing of the source."""
-    target = folder / "sample_submission.csv"
-    if source.sample_submission is None:
+    target = job.folder / "sample_submission.csv"
+    if job.source.sample_submission is None:
         target.unlink(missing_ok=True)
         return
     with atomic_path(target) as temporary:
-        temporary.write_bytes(source.sample_submission.read_bytes())
+        temporary.write_bytes(job.source.sample_submission.read_bytes())
 
 
-def content_hash(images: pd.DataFrame, folder: Path, config: PreprocessingConfig) -> str:
+def content_hash(job: Job, images: pd.DataFrame) -> str:
     """Return a hash of what training sees: every picture, the tables, and the options that images depend on."""
-    digest = hashlib.blake2b(json.dumps(journal_options(image_form(config)), sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps(journal_options(job.form), sort_keys=True).encode(), digest_size=16)
     digest.update(images["digest"].sort_index().to_csv(lineterminator="\n").encode())
-    for path in [
-        folder / "metadata.csv",
-        *(fold_path(folder, config.data_dataset, f) for f in range(config.pre_folds)),
-    ]:
+    for path in [job.folder / "metadata.csv", *job.fold_paths]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def summary(images: pd.DataFrame, labels: pd.DataFrame, failed: pd.DataFrame) -> str:
-    """Return one line about a finished dataset."""
-    counts = {split: int((images["split"] == split).sum()) for split in ("train", "test")}
-    shares = ", ".join(f"{name} {share:.2%}" for name, share in labels.mean().items())
-    return f"{counts['train']} train and {counts['test']} test images, {len(failed)} failed files; positive: {shares}"
-
-
