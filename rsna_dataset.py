@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,18 +159,23 @@ def _read_texts(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         hint = nearest(missing[0], header)
         raise WorkError(f"{path}: has no column {', '.join(missing)}; expected {','.join(columns)}{hint}")
     try:
-        frame = pd.read_csv(
-            path,
-            usecols=list(columns),
-            dtype=str,
-            encoding="utf-8-sig",
-            index_col=False,
-            keep_default_na=False,
-            skip_blank_lines=False,
-        )
+        # All columns, since pandas overlooks a row with too many fields where only some are asked for: a decimal comma
+        # would turn 0,5 into 0.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                path,
+                dtype=str,
+                encoding="utf-8-sig",
+                index_col=False,
+                keep_default_na=False,
+                skip_blank_lines=False,
+            )
+    except pd.errors.ParserWarning:
+        raise WorkError(f"{path}: row 2: has more fields than the header") from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
-    frame = frame.fillna("")
+    frame = frame[list(columns)].fillna("")
     frame.index += 2
     blank = np.logical_and.reduce([(frame[name] == "").to_numpy() for name in columns])
     return frame[~blank]
@@ -390,7 +396,7 @@ def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise WorkError(
-                f"{path}: image {rows.index[row]}: {columns[column]} {rows[columns].iat[row, column]} is not "
+                f"{path}: image {rows.index[row]}: {columns[column]} {rows[columns].iloc[row, column]} is not "
                 f"{allowed[0]} or {allowed[1]}; run python preprocessing.py again"
             )
     return rows
@@ -409,8 +415,7 @@ def _missing_dataset(folder: Path) -> UsageError:
 
 def _read_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
     """Read a CSV of this project with exactly typed columns; WorkError where it isn't one."""
-    texts = [name for name, kind in types.items() if kind is str]
-    numbers = [name for name in types if name not in texts]
+    numbers = [name for name, kind in types.items() if kind is not str]
     try:
         # Text stays as it is, also "NA" or nothing; an empty number is NaN.
         table = pd.read_csv(
@@ -421,8 +426,6 @@ def _read_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
             keep_default_na=False,
             na_values={name: [""] for name in numbers},
         )
-        if table[texts].isna().any(axis=None):
-            raise ValueError("a row is cut")
     except OSError as error:
         raise WorkError(f"{path}: cannot be read ({error.strerror}); run python preprocessing.py again") from None
     except (ValueError, OverflowError):

@@ -1,7 +1,7 @@
 """The competition's DICOM files to a dataset: images, metadata, labels and patient-grouped folds.
 
-A killed run goes on where it was, a finished one does only what has changed. ``dataset.json`` is written last: without it
-a dataset is not complete.
+A killed run goes on where it was, a finished one does only what has changed. ``dataset.json`` is written last: without
+it a dataset is not complete.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,9 +61,9 @@ LINKED_MIN_PATIENTS = 1000
 class Job:
     """What one run works on.
 
-    ``labels`` (index ``id``) and ``asked``, the ids of the sample submission, come from the source's CSVs; ``files`` are
-    its DICOM files (index ``image_id``: split, bytes, mtime_ns, folder), ``refused`` the rows of failed.csv for those
-    whose name can't be an id.
+    ``labels`` (index ``id``) and ``asked``, the ids of the sample submission, come from the source's CSVs; ``files``
+    are its DICOM files (index ``image_id``: split, bytes, mtime_ns, folder), ``refused`` the rows of failed.csv for
+    those whose name can't be an id.
     """
 
     config: PreprocessingConfig
@@ -92,15 +93,21 @@ def preprocess(config: PreprocessingConfig) -> Path:
     with claim_folder(folder), claim_folder(folder / "images"):
         job = Job(config, folder, image_form(config), source, labels, asked, *list_source(source))
         journal = Journal(folder / JOURNAL, journal_options(job.form))
+        warn_of_other_source(job)
         tasks = pending_tasks(job, journal)
         state = source_hash(job)
         if not tasks and is_complete(job, state):
-            print(f"{len(job.files)} files: nothing has changed since the dataset was made")
+            say(f"{len(job.files)} files: nothing has changed since the dataset was made")
         else:
             (folder / DATASET_INFO).unlink(missing_ok=True)  # until the end the dataset is not complete
             convert(job, tasks, journal)
             write_tables(job, journal.read().loc[job.files.index], state)
     return folder
+
+
+def say(line: str) -> None:
+    """Tell the user how the work goes; standard output is left to the dataset's folder."""
+    print(line, file=sys.stderr)
 
 
 def find_source(config: PreprocessingConfig) -> CompetitionSource:
@@ -174,23 +181,43 @@ def source_hash(job: Job) -> str:
 def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     """Return what is left to convert: all but the files that are as the journal knows them and whose image is whole."""
     files = job.files
-    done = journal.read().reindex(files.index)
+    records = journal.read()
+    done = records.reindex(files.index)
+    # On its own: beside a missing row the column would become float64, which has no room for nanoseconds.
+    mtime_ns = records["mtime_ns"].reindex(files.index, fill_value=-1)
     stored = list_files(job.folder / "images", ".npy").set_index("name")["bytes"].reindex(files.index)
     same = (done["split"] == files["split"]) & (done["file_bytes"] == files["bytes"])
-    same &= done["mtime_ns"].fillna(-1).astype(np.int64) == files["mtime_ns"]
+    same &= mtime_ns == files["mtime_ns"]
     converted = (done["reason"] == "") & (done["image_bytes"] == stored)
     # A file that could not be opened or parsed gets another try: it may have been the disk.
     hopeless = done["reason"].notna() & ~done["reason"].isin(("", "unreadable"))
     known = done["split"].notna()
-    if journal.exists() and not known.any():
-        print("the options for images are others than those of the images there are: converting all files anew")
+    if journal.exists() and records.empty:
+        say("no image of an earlier run was made with these options: converting all files anew")
     elif (known & ~same).any():
-        print(f"{int((known & ~same).sum())} source files have changed since they were converted")
+        say(f"{int((known & ~same).sum())} source files have changed since they were converted")
     return [
         Task(row.Index, row.split, row.bytes, row.mtime_ns, Path(row.folder) / f"{row.Index}.dcm",
              image_path(job.folder, row.Index))
         for row in files[~(same & (converted | hopeless))].itertuples()
     ]  # fmt: skip
+
+
+def warn_of_other_source(job: Job) -> None:
+    """Warn where a dataset of the same name was made from a phantom and is now made from real data, or vice versa."""
+    try:
+        made_from = read_dataset_info(job.folder)["source"]["kind"]
+    except (UsageError, WorkError, KeyError, TypeError):
+        return  # there is none, or none that was finished
+    if made_from != source_kind(job.source):
+        logger.warning(
+            "%s: was made from %s files and is made anew from %s files", job.folder, made_from, source_kind(job.source)
+        )
+
+
+def source_kind(source: CompetitionSource) -> str:
+    """Return ``phantom`` or ``competition``."""
+    return "phantom" if (source.train_csv.parent / TRUTH_FILE).is_file() else "competition"
 
 
 def is_complete(job: Job, state: str) -> bool:
@@ -210,7 +237,7 @@ def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     freed = int(stored.reindex([task.image_id for task in tasks]).sum())
     needed = job.form.bytes_needed(sum(task.file_bytes for task in tasks), len(tasks))
     check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
-    print(f"{len(job.files)} files, {len(tasks)} of them to convert")
+    say(f"{len(job.files)} files, {len(tasks)} of them to convert")
     failures = 0
     jobs = job.config.n_jobs or len(os.sched_getaffinity(0))
     with journal, tqdm(total=len(tasks), desc="preprocessing", unit="image", disable=None) as progress:
@@ -248,16 +275,15 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     write_json(folder / DATASET_INFO, dataset_info(job, images, failed, state))
     shares = ", ".join(f"{name} {share:.2%}" for name, share in labels.loc[train.index].mean().items())
     counts = images["split"].value_counts()
-    print(f"{counts['train']} train and {counts.get('test', 0)} test images, {len(failed)} failed files; {shares}")
+    say(f"{counts['train']} train and {counts.get('test', 0)} test images, {len(failed)} failed files; {shares}")
 
 
 def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: str) -> dict[str, Any]:
-    """Return what dataset.json says; ``hash`` is of all that training sees, ``source.hash`` of what it was made from."""
+    """Return what dataset.json says; ``hash``: of all that training sees, ``source.hash``: of what it was made from."""
     options = dataset_options(job.config)
-    is_phantom = (job.source.train_csv.parent / TRUTH_FILE).is_file()
     return {
         "format_version": FORMAT_VERSION,
-        "source": {"kind": "phantom" if is_phantom else "competition", "stage": job.source.stage, "hash": state},
+        "source": {"kind": source_kind(job.source), "stage": job.source.stage, "hash": state},
         "options": options,
         "image_form": job.form.name,
         "windows": options["pre_window"],
@@ -349,7 +375,7 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
         )
         if len(np.unique(patients)) > LINKED_MIN_PATIENTS and sizes.max() > LINKED_SHARE * len(np.unique(patients)):
             raise WorkError(f"{job.folder}: {message}, too many to be true; look at these images")
-        print(message)
+        say(message)
     labels = job.labels.loc[train.index].to_numpy()
     fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed)
     check_folds(fold, patients, pictures, train.index.to_numpy(dtype=object))
