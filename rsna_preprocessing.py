@@ -10,9 +10,8 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,14 @@ from common.preprocessing.convert import ImageForm, Task, convert_files
 from common.preprocessing.folder import check_space, claim_folder, list_files
 from common.preprocessing.folds import assign_folds, check_folds, link_patients
 from common.preprocessing.journal import Journal
-from common.preprocessing.series import place_slices
+from common.preprocessing.tables import (
+    failure_rows,
+    failure_table,
+    first_known,
+    metadata_table,
+    remove_leftovers,
+    unmatched_labels,
+)
 from config import PreprocessingConfig
 from rsna_dataset import (
     COMPETITION_FOLDER,
@@ -162,12 +168,6 @@ def list_source(source: CompetitionSource) -> tuple[pd.DataFrame, pd.DataFrame]:
     return files[named & ~twice].set_index("image_id"), refused
 
 
-def failure_rows(files: pd.DataFrame, reason: Any, message: Any) -> pd.DataFrame:
-    """Return rows of failed.csv for files with the columns image_id and folder."""
-    parts = [f"{Path(folder).name}/{name}.dcm" for folder, name in zip(files["folder"], files["image_id"], strict=True)]
-    return pd.DataFrame({"id": files["image_id"], "file": parts, "reason": reason, "message": message})
-
-
 def source_hash(job: Job) -> str:
     """Return a hash of the source's state: names, sizes and times of all images, contents of both CSVs."""
     digest = hashlib.blake2b(digest_size=16)
@@ -252,7 +252,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     """Write everything but the images, dataset.json last; WorkError where no image has labels."""
     folder, labels = job.folder, job.labels
     images = records[records["reason"] == ""]
-    failed = failure_table(job, records)
+    failed = failure_table(records, job.files, job.refused)
     unmatched = unmatched_labels(labels, images, failed)
     write_csv(folder / "failed.csv", failed)
     write_csv(folder / UNMATCHED, unmatched)
@@ -264,7 +264,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
             f"{folder / UNMATCHED} say why"
         )
     fold = make_folds(job, train)
-    remove_leftovers(job, images.index)
+    remove_leftovers(folder, images.index, job.fold_paths)
     write_csv(folder / "metadata.csv", metadata_table(images, labels))
     rows = labels.loc[train.index].assign(patient_id=train["patient_id"], study_id=train["study_id"])
     for number, path in enumerate(job.fold_paths):
@@ -292,21 +292,6 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
         "failed": len(failed),
         "hash": content_hash(job, images),
     }
-
-
-def failure_table(job: Job, records: pd.DataFrame) -> pd.DataFrame:
-    """Return failed.csv: a row for each file that gave no image."""
-    bad = records[records["reason"] != ""]
-    files = job.files.loc[bad.index].reset_index()
-    failed = pd.concat([failure_rows(files, bad["reason"].tolist(), bad["message"].tolist()), job.refused])
-    return failed.sort_values(["file", "reason"], ignore_index=True)
-
-
-def unmatched_labels(labels: pd.DataFrame, images: pd.DataFrame, failed: pd.DataFrame) -> pd.DataFrame:
-    """Return id and reason of the labelled ids that have no image."""
-    ids = pd.Index(sorted(labels.index.difference(images.index)))
-    reasons = failed.drop_duplicates("id").set_index("id")["reason"].reindex(ids).fillna("no_file")
-    return pd.DataFrame({"id": ids, "reason": reasons.to_numpy()})
 
 
 def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: pd.DataFrame) -> None:
@@ -339,28 +324,6 @@ def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: 
         logger.warning("pydicom had something to remark on %d files", int((images["warnings"] > 0).sum()))
 
 
-def metadata_table(images: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """Return metadata.csv: a row for each image in the order split, study, series, slice."""
-    table = images.join(place_slices(images, first_known(images, "series_id", "study_id")))
-    known = labels.reindex(table.index).where(table["split"] == "train")  # float64, NaN where unknown
-    table = table.join(known[list(LABELS)])
-    columns = ["split", "patient_id", "study_id", "series_id", "slice_index", "position_mm", "row_spacing_mm"]
-    columns += ["column_spacing_mm", "rows", "columns", "mended", *LABELS]
-    table = table[columns].rename_axis("id").reset_index()
-    table = table.astype(dict.fromkeys(("split", "study_id", "series_id"), str))  # no categories: sorted as text
-    order = ["split", "study_id", "series_id", "slice_index", "id"]
-    return table.sort_values(order, ascending=[False, True, True, True, True], ignore_index=True)
-
-
-def first_known(images: pd.DataFrame, *columns: str) -> np.ndarray:
-    """Return for each image the first of ``columns`` that is not empty, else its own id: something to group by."""
-    found = images.index.to_numpy(dtype=object)
-    for column in reversed(columns):
-        values = images[column].to_numpy(dtype=object)
-        found = np.where(values != "", values, found)
-    return found
-
-
 def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     """Return the fold of each training image (index ``image_id``, sorted), checked; say which patients were linked."""
     patients = first_known(train, "patient_id", "study_id")
@@ -380,17 +343,6 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed)
     check_folds(fold, patients, pictures, train.index.to_numpy(dtype=object))
     return fold
-
-
-def remove_leftovers(job: Job, image_ids: Iterable[str]) -> None:
-    """Remove what an earlier or killed run left: images that no longer belong here, cut files, folds too many."""
-    keep = {f"{image_id}.npy" for image_id in image_ids} | {path.name for path in job.fold_paths}
-    leftovers = [path for path in (job.folder / "images").iterdir() if path.is_file()]
-    pattern = re.compile(rf"dataset_{re.escape(job.config.data_dataset)}_fold_\d+\.csv")
-    leftovers += [path for path in job.folder.iterdir() if pattern.fullmatch(path.name)]
-    for path in leftovers:
-        if path.name not in keep:
-            path.unlink()
 
 
 def copy_sample(job: Job) -> None:
