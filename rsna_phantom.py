@@ -147,7 +147,7 @@ def _write_images(plans: list[StudyPlan], settings: PhantomSettings, folder: Pat
     truth: list[dict[str, Any]] = []
     try:
         studies = joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1)(tasks)
-        for rows in tqdm(studies, total=len(plans), desc="phantom", unit="study"):
+        for rows in tqdm(studies, total=len(plans), desc="phantom", unit="study", disable=None):
             truth += rows
     except TerminatedWorkerError as error:
         raise WorkError(f"{folder}: a worker process was killed (out of memory?); use a smaller --n_jobs") from error

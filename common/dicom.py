@@ -35,7 +35,8 @@ NATIVE_SYNTAXES = {  # transfer syntax UID -> byte order of the pixels
     "1.2.840.10008.1.2.2": ">",
 }
 
-# The wrap (shared/DATA.md): 12-bit values that were stored modulo 4096 in a file whose intercept says otherwise.
+# The wrap, known from 123 images of the competition: 12-bit values that were stored modulo 4096 in a file whose
+# intercept says otherwise.
 WRAP_BITS = 12
 WRAP_MODULUS = 2**WRAP_BITS
 WRAP_MIN_INTERCEPT = -100

@@ -93,3 +93,30 @@ def test_importing_every_module_in_a_fresh_process_writes_and_prints_nothing(tmp
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+CODE = [path for folder in ("common", "benchmarks") for path in sorted((PROJECT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_a_folders_readme_names_every_module_in_it(path: Path) -> None:
+    if path.name != "__init__.py":
+        assert path.name in (path.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", ["input", "notebooks", "output", "tests", "transforms"])
+def test_the_other_folders_have_a_readme_too(folder: str) -> None:
+    assert (PROJECT / folder / "README.md").is_file()
+
+
+def test_all_progress_bars_show_on_a_terminal_only() -> None:
+    bars = {
+        f"{path.relative_to(PROJECT)}:{node.lineno}": [
+            ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "disable"
+        ]
+        for path in [*PROJECT.glob("*.py"), *(PROJECT / "common").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tqdm"
+    }
+    assert len(bars) >= 4
+    assert set(map(tuple, bars.values())) == {("None",)}, bars  # tqdm's own test of whether its file is a terminal

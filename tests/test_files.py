@@ -152,3 +152,11 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
         process.wait()
         text = path.read_text()
         assert text == text[: len(text) // 200_000] * 200_000
+
+
+@given(values=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=50))
+@settings(max_examples=50)
+def test_pandas_reads_a_csv_back_to_the_last_bit(values, tmp_path_factory):
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    write_csv(path, pd.DataFrame({"x": values}))
+    assert pd.read_csv(path, dtype=float)["x"].tolist() == values  # older pandas than 3.1 are off by one bit here

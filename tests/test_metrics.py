@@ -86,7 +86,7 @@ def test_numbers_worked_out_by_hand():
     assert found["weighted_log_loss"] == pytest.approx((-5 * math.log(0.75) - 2 * math.log(0.25)) / 7, rel=1e-14)
     assert found["log_loss/any"] == pytest.approx(math.log(4), rel=1e-14)
     half = score(np.full((3, 6), 0.5), np.zeros((3, 6)), ["a", "b", "c"])
-    assert half["weighted_log_loss"] == pytest.approx(0.6931, abs=5e-5)  # DATA.md
+    assert half["weighted_log_loss"] == pytest.approx(0.6931, abs=5e-5)  # ln 2
 
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=8), seed=st.integers(0, 1000))
@@ -165,7 +165,7 @@ def test_weights_that_make_no_mean_are_refused(weights):
 
 
 def test_the_constant_predictor_at_the_real_prevalences_scores_what_the_data_notes_say():
-    # DATA.md: 674,258 stage-1 images and these positives score 0.2319. The loss of a constant is linear in the mean
+    # Published: 674,258 stage-1 images and these positives score 0.2319. The loss of a constant is linear in the mean
     # target, so a single row of soft targets stands for all the images.
     images = 674_258
     prevalences = np.array([2_761, 32_564, 23_766, 32_122, 42_496, 97_103]) / images

@@ -38,7 +38,7 @@ class ProgressBar(Callback):
             initial=network.iteration,
             unit="it",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=None,  # where stderr is no terminal
         )
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:

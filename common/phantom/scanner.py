@@ -48,13 +48,13 @@ class PixelForm:
 
     def encode(self, hu: NDArray[np.int16]) -> NDArray[np.int16] | NDArray[np.uint16]:
         """Return the numbers to store for a HU image that lies within :attr:`hu_range`."""
-        if self.wrapped:  # see DATA.md: readers add 1000, take 4096 off where it is reached, and subtract 1000
+        if self.wrapped:  # readers add 1000, take 4096 off where it is reached, and subtract 1000
             return (hu.astype(np.int32) % 4096).astype(np.uint16)
         raw = hu.astype(np.int32) - self.intercept
         return raw.astype(np.int16 if self.signed else np.uint16)
 
 
-# DATA.md's table; the numbers are images of stage 1.
+# How the competition's training images are stored; the numbers are images of stage 1.
 PIXEL_FORMS: dict[PixelForm, int] = {
     PixelForm(12, 0, -1024): 326_639,
     PixelForm(16, 1, -1024): 414_096,

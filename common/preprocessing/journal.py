@@ -54,7 +54,6 @@ class Journal:
                 dtype={name: "category" if name in SHARED else kind for name, kind in TYPES.items()},
                 keep_default_na=False,
                 na_values={name: ["nan"] for name, kind in TYPES.items() if kind is np.float64},
-                float_precision="round_trip",
             )
         except (OSError, ValueError):
             raise WorkError(
