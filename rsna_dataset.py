@@ -361,18 +361,28 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def read_metadata(folder: Path) -> pd.DataFrame:
+def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
     """Read a dataset's ``metadata.csv``: index ``id``, a row for each image.
 
     Columns: split (train or test), patient_id, study_id, series_id, slice_index, position_mm, row_spacing_mm,
-    column_spacing_mm, rows, columns, mended (names joined by ``;``), and :data:`LABELS`, NaN where unknown. Errors as
-    :func:`read_dataset_info`.
+    column_spacing_mm, rows, columns, mended (names joined by ``;``), and :data:`LABELS`, NaN where unknown.
+
+    ``described`` adds thickness_mm; of the picture as scanned pixel_form (BitsStored/PixelRepresentation/RescaleSlope/
+    RescaleIntercept), hu_min, hu_max, hu_mean, solid (share of pixels above -500 HU) and picture_hash; the box that was
+    kept of it: crop_top, crop_left, crop_rows, crop_columns; and image_hash of the stored image.
+
+    Errors as :func:`read_dataset_info`.
     """
     read_dataset_info(folder)
-    texts = dict.fromkeys(("id", "split", "patient_id", "study_id", "series_id", "mended"), str)
-    numbers = dict.fromkeys(("position_mm", "row_spacing_mm", "column_spacing_mm", *LABELS), np.float64)
-    integers = dict.fromkeys(("slice_index", "rows", "columns"), np.int64)
-    return _read_table(folder / METADATA_FILE, texts | integers | numbers)
+    texts = ["id", "split", "patient_id", "study_id", "series_id", "mended"]
+    numbers = ["position_mm", "row_spacing_mm", "column_spacing_mm", *LABELS]
+    integers = ["slice_index", "rows", "columns"]
+    if described:
+        texts += ["pixel_form", "picture_hash", "image_hash"]
+        numbers += ["thickness_mm", "hu_mean", "solid"]
+        integers += ["hu_min", "hu_max", "crop_top", "crop_left", "crop_rows", "crop_columns"]
+    types = dict.fromkeys(texts, str) | dict.fromkeys(integers, np.int64) | dict.fromkeys(numbers, np.float64)
+    return _read_table(folder / METADATA_FILE, types)
 
 
 def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:

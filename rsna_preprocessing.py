@@ -25,7 +25,7 @@ from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_csv, write_json
 from common.preprocessing.convert import ImageForm, Task, convert_files
 from common.preprocessing.folder import check_space, claim_folder, list_files
-from common.preprocessing.folds import assign_folds, check_folds, link_patients
+from common.preprocessing.folds import assign_folds, check_folds, link_patients, picture_keys
 from common.preprocessing.journal import Journal
 from common.preprocessing.tables import (
     failure_rows,
@@ -327,7 +327,7 @@ def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: 
 def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     """Return the fold of each training image (index ``image_id``, sorted), checked; say which patients were linked."""
     patients = first_known(train, "patient_id", "study_id")
-    pictures = np.where(train["links"] == 1, train["digest"], "").astype(object)
+    pictures = picture_keys(train)
     groups = link_patients(patients, pictures)
     sizes = pd.Series(patients).groupby(groups).nunique()
     if sizes.max() > 1:

@@ -196,13 +196,15 @@ def resize_area(image: np.ndarray, size: int, padding: float = AIR_HU) -> np.nda
 class SliceGeometry:
     """Where a slice lies, in millimetres of patient coordinates (PS3.3 C.7.6.2); NaN for what the file doesn't say.
 
-    ``position``: of the first pixel's centre (x, y, z); ``orientation``: direction of a row, then of a column.
+    ``position``: of the first pixel's centre (x, y, z); ``orientation``: direction of a row, then of a column;
+    ``thickness_mm`` as the file says it, which is not the distance to the next slice.
     """
 
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     row_spacing_mm: float
     column_spacing_mm: float
+    thickness_mm: float
 
 
 def slice_geometry(dataset: Dataset) -> SliceGeometry:
@@ -213,7 +215,19 @@ def slice_geometry(dataset: Dataset) -> SliceGeometry:
         _numbers(dataset, "ImageOrientationPatient", 6),
         row_spacing,
         column_spacing,
+        *_numbers(dataset, "SliceThickness", 1),
     )
+
+
+def pixel_form(dataset: Dataset) -> str:
+    """Return what the header of a readable image says of its stored numbers.
+
+    BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept, as in ``12/0/1/-1024``: numbers only, no text of the
+    file.
+    """
+    slope, intercept = _rescale(dataset)
+    bits_stored, representation = _integer(dataset, "BitsStored"), _integer(dataset, "PixelRepresentation")
+    return f"{bits_stored}/{representation}/{slope:.6g}/{intercept:.6g}"
 
 
 def slice_positions(positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:

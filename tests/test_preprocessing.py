@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -246,11 +247,22 @@ def test_windows_are_stored_as_channels(source: Source, form: str, dtype: type, 
 def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(source: Source) -> None:
     folder = source.run()
     columns = "id,split,patient_id,study_id,series_id,slice_index,position_mm,row_spacing_mm,column_spacing_mm,rows,"
-    columns += "columns,mended,epidural,intraparenchymal,intraventricular,subarachnoid,subdural,any"
+    columns = columns.replace(",rows", ",thickness_mm,rows") + "columns,pixel_form,mended,hu_min,hu_max,hu_mean,solid,"
+    columns += "picture_hash,crop_top,crop_left,crop_rows,crop_columns,image_hash,"
+    columns += "epidural,intraparenchymal,intraventricular,subarachnoid,subdural,any"
     lines = (folder / "metadata.csv").read_text().splitlines()
     assert lines[0] == columns
-    assert "ID_11,train,P1,1.2.11,1.2.111,1,5,0.5,0.25,24,24,,0,0,0,0,1,1" in lines
-    assert "ID_t0,test,P9,1.2.19,1.2.191,0,0,0.5,0.25,24,24,,,,,,," in lines
+    hu = picture(hash_of("ID_11")).astype(np.int64) - 1024
+    digest = hashlib.blake2b(np.array([24, 24], "<i8").tobytes() + hu.astype("<i2").tobytes(), digest_size=16)
+    shown = (
+        f"12/0/1/-1024,,{hu.min()},{hu.max()},{hu.mean():.17g},1,{digest.hexdigest()},0,0,24,24,{digest.hexdigest()}"
+    )
+    assert f"ID_11,train,P1,1.2.11,1.2.111,1,5,0.5,0.25,,24,24,{shown},0,0,0,0,1,1" in lines
+    test = [
+        line for line in lines if line.startswith("ID_t0,test,P9,1.2.19,1.2.191,0,0,0.5,0.25,,24,24,12/0/1/-1024,,")
+    ]
+    assert len(test) == 1
+    assert test[0].endswith(",,,,,,")
     assert len(lines) == 1 + 8 + 1
 
 

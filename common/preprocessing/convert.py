@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.dicom import DicomError, hounsfield, quiet_pydicom, read_dicom, resize_area, slice_geometry, window
+from common.dicom import (
+    DicomError,
+    hounsfield,
+    pixel_form,
+    quiet_pydicom,
+    read_dicom,
+    resize_area,
+    slice_geometry,
+    window,
+)
 from common.errors import WorkError
 
 if TYPE_CHECKING:
@@ -21,7 +30,6 @@ if TYPE_CHECKING:
 FILES_PER_CHUNK = 32
 TEXT_LENGTH = 64  # the longest value that DICOM allows for the identifiers kept here
 SOLID_HU = -500  # what is denser is no air
-SOLID_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,10 @@ class Task:
 class Record:
     """What is known of a file after its conversion; ``reason`` is empty where it gave an image.
 
-    ``digest`` is a hash of shape and HU, before any resizing; ``links`` says whether equal digests mean the same
-    picture of the same patient. ``image_bytes`` is the size of the file written. Positions and spacings in mm.
+    ``pixel_form`` is what the header says of the stored numbers: BitsStored/PixelRepresentation/RescaleSlope/
+    RescaleIntercept. ``rows`` to ``solid``, the share of pixels above :data:`SOLID_HU`, and ``digest``, a hash of shape
+    and HU, describe the picture as scanned; ``crop_…`` the box of it that was kept, and ``image_hash`` and
+    ``image_bytes`` the image as stored. Positions, spacings and thickness in mm.
     """
 
     image_id: str
@@ -85,11 +95,21 @@ class Record:
     column_z: float = np.nan
     row_spacing_mm: float = np.nan
     column_spacing_mm: float = np.nan
+    thickness_mm: float = np.nan
+    pixel_form: str = ""
     rows: int = 0
     columns: int = 0
     mended: str = ""
+    hu_min: int = 0
+    hu_max: int = 0
+    hu_mean: float = np.nan
+    solid: float = np.nan
     digest: str = ""
-    links: int = 0
+    crop_top: int = 0
+    crop_left: int = 0
+    crop_rows: int = 0
+    crop_columns: int = 0
+    image_hash: str = ""
     image_bytes: int = 0
     warnings: int = 0
 
@@ -148,11 +168,22 @@ def _read_image(path: Path, form: ImageForm, record: Record) -> np.ndarray:
     record.row_x, record.row_y, record.row_z = geometry.orientation[:3]
     record.column_x, record.column_y, record.column_z = geometry.orientation[3:]
     record.row_spacing_mm, record.column_spacing_mm = geometry.row_spacing_mm, geometry.column_spacing_mm
-    record.rows, record.columns = image_hu.shape
+    record.thickness_mm = geometry.thickness_mm
+    record.pixel_form = pixel_form(dataset)
     record.mended = ";".join(mended)
-    record.digest = picture_digest(image_hu)
-    record.links = int(is_telling(image_hu))
-    return apply_form(image_hu, form)
+    return describe_image(image_hu, form, record)
+
+
+def describe_image(image_hu: np.ndarray, form: ImageForm, record: Record) -> np.ndarray:
+    """Note in ``record`` what the picture shows, int16 HU (H, W); return the image to store."""
+    record.rows, record.columns = image_hu.shape
+    record.hu_min, record.hu_max, record.hu_mean = int(image_hu.min()), int(image_hu.max()), float(image_hu.mean())
+    record.solid = np.count_nonzero(image_hu > SOLID_HU) / image_hu.size
+    record.digest = picture_hash(image_hu)
+    record.crop_rows, record.crop_columns = image_hu.shape
+    image = apply_form(image_hu, form)
+    record.image_hash = record.digest if image is image_hu else picture_hash(image)
+    return image
 
 
 def apply_form(image_hu: np.ndarray, form: ImageForm) -> np.ndarray:
@@ -166,17 +197,11 @@ def apply_form(image_hu: np.ndarray, form: ImageForm) -> np.ndarray:
     return picture
 
 
-def picture_digest(image_hu: np.ndarray) -> str:
-    """Return a hash of shape and HU: equal for pictures that are the same to the last pixel."""
-    digest = hashlib.blake2b(np.array(image_hu.shape, dtype="<i8").tobytes(), digest_size=16)
-    digest.update(np.ascontiguousarray(image_hu, dtype="<i2"))
+def picture_hash(image: np.ndarray) -> str:
+    """Return a hash of shape and pixels, (H, W) or (H, W, C): equal only for pictures equal to the last pixel."""
+    digest = hashlib.blake2b(np.array(image.shape, dtype="<i8").tobytes(), digest_size=16)
+    digest.update(np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<")))
     return digest.hexdigest()
-
-
-def is_telling(image_hu: np.ndarray) -> bool:
-    """Whether an equal picture must be the same picture: not where it is constant or hardly anything but air."""
-    solid = np.count_nonzero(image_hu > SOLID_HU)
-    return bool(solid >= SOLID_SHARE * image_hu.size and (image_hu != image_hu.flat[0]).any())
 
 
 def write_image(path: Path, image: np.ndarray) -> int:

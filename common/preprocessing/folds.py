@@ -9,6 +9,18 @@ from scipy.sparse.csgraph import connected_components
 
 from common.errors import UsageError, WorkError
 
+SOLID_SHARE = 0.01  # of the pixels
+
+
+def picture_keys(records: pd.DataFrame) -> np.ndarray:
+    """Return for each record the picture that links its patient to others who have it, (N,); "" for one that doesn't.
+
+    ``records``: columns digest, hu_min, hu_max and solid. Constant pictures, and those that are hardly anything but
+    air, are equal by chance.
+    """
+    telling = (records["hu_min"] < records["hu_max"]) & (records["solid"] >= SOLID_SHARE)
+    return np.where(telling, records["digest"], "").astype(object)
+
 
 def link_patients(patients: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     """Return a group for each image, (N,): patients that share a picture are one group, and so on transitively.

@@ -23,7 +23,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 KINDS = {"str": str, "int": np.int64, "float": np.float64}
 TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record)}
 # Values that many rows share are held once: 874,035 rows must fit beside everything else.
-SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended")
+SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended", "pixel_form")
 
 
 class Journal:

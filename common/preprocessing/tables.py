@@ -21,8 +21,10 @@ def metadata_table(images: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     known = labels.reindex(table.index).where(table["split"] == "train")  # float64, NaN where unknown
     table = table.join(known)
     columns = ["split", "patient_id", "study_id", "series_id", "slice_index", "position_mm", "row_spacing_mm"]
-    columns += ["column_spacing_mm", "rows", "columns", "mended", *labels.columns]
-    table = table[columns].rename_axis("id").reset_index()
+    columns += ["column_spacing_mm", "thickness_mm", "rows", "columns", "pixel_form", "mended", "hu_min", "hu_max"]
+    columns += ["hu_mean", "solid", "picture_hash", "crop_top", "crop_left", "crop_rows", "crop_columns"]
+    columns += ["image_hash", *labels.columns]
+    table = table.rename(columns={"digest": "picture_hash"})[columns].rename_axis("id").reset_index()
     table = table.astype(dict.fromkeys(("split", "study_id", "series_id"), str))  # no categories: sorted as text
     order = ["split", "study_id", "series_id", "slice_index", "id"]
     return table.sort_values(order, ascending=[False, True, True, True, True], ignore_index=True)
