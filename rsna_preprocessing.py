@@ -46,7 +46,6 @@ from rsna_dataset import (
     dataset_folder,
     find_competition,
     fold_path,
-    image_path,
     list_some,
     read_competition_labels,
     read_dataset_info,
@@ -198,7 +197,7 @@ def pending_tasks(job: Job, journal: Journal) -> list[Task]:
         say(f"{int((known & ~same).sum())} source files have changed since they were converted")
     return [
         Task(row.Index, row.split, row.bytes, row.mtime_ns, Path(row.folder) / f"{row.Index}.dcm",
-             image_path(job.folder, row.Index))
+             job.folder / "images")
         for row in files[~(same & (converted | hopeless))].itertuples()
     ]  # fmt: skip
 

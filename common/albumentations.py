@@ -13,7 +13,7 @@ import numpy as np
 from albumentations.core.transforms_interface import BaseTransformInitSchema, ImageOnlyTransform
 from pydantic import model_validator
 
-from common.dicom import window
+from common.dicom.pictures import window
 from common.errors import UsageError
 
 

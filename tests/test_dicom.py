@@ -1,4 +1,4 @@
-"""common/dicom.py against values computed by hand, plain pydicom and DATA's rules."""
+"""common/dicom/ against values computed by hand, plain pydicom and DATA's rules."""
 
 from __future__ import annotations
 
@@ -17,20 +17,12 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_rescale
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from common.dicom import (
-    AIR_HU,
-    MAX_FILE_BYTES,
-    REASONS,
-    DicomError,
-    hounsfield,
-    quiet_pydicom,
-    read_dicom,
-    resize_area,
-    slice_geometry,
-    slice_order,
-    slice_positions,
-    window,
-)
+from common.dicom.errors import REASONS, DicomError
+from common.dicom.geometry import slice_geometry, slice_order, slice_positions
+from common.dicom.hounsfield import AIR_HU, hounsfield
+from common.dicom.pictures import resize_area, window
+from common.dicom.reading import MAX_FILE_BYTES, quiet_pydicom, read_dicom
+from common.preprocessing.convert import read_file
 from tests.dicom_files import head, new_ct, write_ct
 
 
@@ -41,7 +33,7 @@ def shipped(name):
 
 def load(path):
     with quiet_pydicom():
-        return hounsfield(read_dicom(path))
+        return hounsfield(read_dicom(read_file(path)))
 
 
 def convert(dataset, tmp_path):
@@ -430,7 +422,7 @@ def test_no_message_warning_or_log_line_carries_a_header_value(tmp_path, capfd, 
         warnings.simplefilter("always")
         with quiet_pydicom():
             try:
-                dataset = read_dicom(path)
+                dataset = read_dicom(read_file(path))
                 hounsfield(dataset)
                 slice_geometry(dataset)
                 str(dataset.get("StudyInstanceUID"))
@@ -450,7 +442,7 @@ def test_what_pydicom_remarks_is_counted_by_kind_and_its_settings_come_back(tmp_
             warnings.warn("CANARY", UserWarning, stacklevel=1)
             logging.getLogger("pydicom").warning("CANARY")
             with pytest.raises(DicomError):
-                read_dicom(tmp_path / "nothing.dcm")
+                read_dicom(b"")
     assert kinds == ["WARNING", "UserWarning"]
     assert caught == []
     assert pydicom.config.settings.reading_validation_mode == mode

@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from common.datasets.samplers import SampleKey
-from common.dicom import AIR_HU, resize_area
+from common.dicom.hounsfield import AIR_HU
+from common.dicom.pictures import resize_area
 from common.errors import WorkError
 from common.hashing import stable_hash
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.dicom import (
-    DicomError,
-    hounsfield,
-    pixel_form,
-    quiet_pydicom,
-    read_dicom,
-    resize_area,
-    slice_geometry,
-    window,
-)
+from common.dicom.errors import DicomError
+from common.dicom.geometry import slice_geometry
+from common.dicom.hounsfield import hounsfield, pixel_form
+from common.dicom.pictures import resize_area, window
+from common.dicom.reading import MAX_FILE_BYTES, quiet_pydicom, read_dicom
 from common.errors import WorkError
 
 if TYPE_CHECKING:
@@ -55,30 +51,36 @@ class ImageForm:
 
 @dataclass(frozen=True)
 class Task:
-    """A file to convert; ``file_bytes`` and ``mtime_ns`` tell a later run whether it has changed."""
+    """A file to convert, and the folder its images go to.
 
-    image_id: str
-    split: str
-    file_bytes: int
-    mtime_ns: int
-    path: Path
-    target: Path
-
-
-@dataclass
-class Record:
-    """What is known of a file after its conversion; ``reason`` is empty where it gave an image.
-
-    ``pixel_form`` is what the header says of the stored numbers: BitsStored/PixelRepresentation/RescaleSlope/
-    RescaleIntercept. ``rows`` to ``solid``, the share of pixels above :data:`SOLID_HU`, and ``digest``, a hash of shape
-    and HU, describe the picture as scanned; ``crop_…`` the box of it that was kept, and ``image_hash`` and
-    ``image_bytes`` the image as stored. Positions, spacings and thickness in mm.
+    ``file_bytes`` and ``mtime_ns`` tell a later run whether the file has changed.
     """
 
     image_id: str
     split: str
     file_bytes: int
     mtime_ns: int
+    path: Path
+    folder: Path
+
+
+@dataclass
+class Record:
+    """What is known of an image after its file's conversion; ``reason`` is empty where there is one.
+
+    ``source_id`` is the id of the file, which gave ``frames`` records: one, or one for each frame. ``pixel_form`` is
+    what the header says of the stored numbers: BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept. ``rows``
+    to ``solid``, the share of pixels above :data:`SOLID_HU`, and ``digest``, a hash of shape and HU, describe the
+    picture as scanned; ``crop_…`` the box of it that was kept, and ``image_hash`` and ``image_bytes`` the image as
+    stored. Positions, spacings and thickness in mm.
+    """
+
+    image_id: str
+    source_id: str
+    split: str
+    file_bytes: int
+    mtime_ns: int
+    frames: int = 1
     reason: str = ""
     message: str = ""
     patient_id: str = ""
@@ -138,27 +140,43 @@ def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int) -> Iterator
 
 def convert_chunk(tasks: Iterable[Task], form: ImageForm) -> list[Record]:
     """Convert some files, one after the other."""
-    return [convert_file(task, form) for task in tasks]
+    return [record for task in tasks for record in convert_file(task, form)]
 
 
-def convert_file(task: Task, form: ImageForm) -> Record:
-    """Convert one file. What is wrong with it becomes the record's reason; WorkError only where writing fails."""
-    record = Record(task.image_id, task.split, task.file_bytes, task.mtime_ns)
+def convert_file(task: Task, form: ImageForm) -> list[Record]:
+    """Convert one file; return a record for each image of it, or for the failure.
+
+    What is wrong with it becomes the record's reason; WorkError only where writing fails.
+    """
+    record = Record(task.image_id, task.image_id, task.split, task.file_bytes, task.mtime_ns)
     with quiet_pydicom() as messages:
         try:
-            image = _read_image(task.path, form, record)
+            image = _read_image(read_file(task.path), form, record)
         except DicomError as error:
             record.reason, record.message = error.reason, str(error)
         except Exception as error:  # one file, however damaged, never stops the others
             record.reason, record.message = "unreadable", f"not readable as a CT image ({type(error).__name__})"
     record.warnings = len(messages)
     if not record.reason:
-        record.image_bytes = write_image(task.target, image)
-    return record
+        record.image_bytes = write_image(task.folder / f"{record.image_id}.npy", image)
+    return [record]
 
 
-def _read_image(path: Path, form: ImageForm, record: Record) -> np.ndarray:
-    dataset = read_dicom(path)
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file of at most MAX_FILE_BYTES; DicomError for anything else."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DicomError("unreadable", "not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise DicomError("too_large", f"{status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise DicomError("unreadable", f"cannot be opened ({error.strerror})") from None
+
+
+def _read_image(content: bytes, form: ImageForm, record: Record) -> np.ndarray:
+    dataset = read_dicom(content)
     image_hu, mended = hounsfield(dataset)
     geometry = slice_geometry(dataset)
     record.patient_id = _identifier(dataset, "PatientID")

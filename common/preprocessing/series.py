@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from common.dicom import slice_order, slice_positions
+from common.dicom.geometry import slice_order, slice_positions
 
 POSITION = ["x", "y", "z"]
 ORIENTATION = ["row_x", "row_y", "row_z", "column_x", "column_y", "column_z"]
@@ -15,8 +15,8 @@ POSITION_DIGITS = 6  # of mm: what a decimal text of 16 characters can hold, wit
 def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
     """Return ``slice_index`` (0.. along each series) and ``position_mm`` for records with index ``image_id``.
 
-    ``series`` (N,) names each record's series. See :func:`common.dicom.slice_positions` for the place and
-    :func:`common.dicom.slice_order` for equal and unknown places.
+    ``series`` (N,) names each record's series. See :func:`common.dicom.geometry.slice_positions` for the place and
+    :func:`common.dicom.geometry.slice_order` for equal and unknown places.
     """
     ids = records.index.to_numpy(dtype=object)
     positions = records[POSITION].to_numpy(dtype=np.float64)

@@ -1,0 +1,66 @@
+"""Where slices lie in the patient and in which order they stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.dicom.elements import numbers_of
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+@dataclass(frozen=True)
+class SliceGeometry:
+    """Where a slice lies, in millimetres of patient coordinates (PS3.3 C.7.6.2); NaN for what the file doesn't say.
+
+    ``position``: of the first pixel's centre (x, y, z); ``orientation``: direction of a row, then of a column;
+    ``thickness_mm`` as the file says it, which is not the distance to the next slice.
+    """
+
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    row_spacing_mm: float
+    column_spacing_mm: float
+    thickness_mm: float
+
+
+def slice_geometry(dataset: Dataset) -> SliceGeometry:
+    """Read a slice's geometry; a value that is missing, malformed or not finite makes its whole field NaN."""
+    row_spacing, column_spacing = numbers_of(dataset, "PixelSpacing", 2)
+    return SliceGeometry(
+        numbers_of(dataset, "ImagePositionPatient", 3),
+        numbers_of(dataset, "ImageOrientationPatient", 6),
+        row_spacing,
+        column_spacing,
+        *numbers_of(dataset, "SliceThickness", 1),
+    )
+
+
+def slice_positions(positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:
+    """Return the place of each slice of a series along the series' normal, in mm, shape (N,).
+
+    ``positions`` (N, 3) and ``orientations`` (N, 6) are in mm as in :class:`SliceGeometry`. The normal is that of the
+    orientation that most slices have, so that a stray slice doesn't turn it. With a tilted gantry it is not the z
+    axis, and differences along it are the slices' true distances. NaN for a slice or a series without geometry.
+    """
+    place = np.full(len(positions), np.nan)
+    known = np.isfinite(positions).all(axis=1) & np.isfinite(orientations).all(axis=1)
+    if not known.any():
+        return place
+    _, first, counts = np.unique(orientations[known].round(3), axis=0, return_index=True, return_counts=True)
+    orientation = orientations[known][first[counts.argmax()]]
+    normal = np.cross(orientation[:3], orientation[3:])
+    length = np.linalg.norm(normal)
+    if length > 0:
+        place[known] = positions[known] @ (normal / length)
+    return place
+
+
+def slice_order(position_mm: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
+    """Return the indices that put a series' slices in order: by position, equal ones by id, unknown ones last."""
+    # Positions are decimal texts in the file: what differs by less than a micrometre is the same place.
+    return np.lexsort((image_ids, np.round(position_mm, 3)))

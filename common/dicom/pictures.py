@@ -1,0 +1,36 @@
+"""Windows and sizes of pictures."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from common.dicom.hounsfield import AIR_HU
+
+
+def window(image_hu: np.ndarray, center: float, width: float) -> np.ndarray:
+    """Map [center - width / 2, center + width / 2] HU linearly to [0, 1], clipped; float32 of the image's shape."""
+    scaled = (image_hu.astype(np.float32) - np.float32(center - width / 2)) / np.float32(width)
+    return np.clip(scaled, 0, 1, out=scaled)
+
+
+def resize_area(image: np.ndarray, size: int, padding: float = AIR_HU) -> np.ndarray:
+    """Return ``image`` (H, W) or (H, W, C) as a square of ``size`` pixels and the same type; 0: as it is.
+
+    The longer side becomes ``size``, the shorter one keeps its proportion and is padded on both ends with ``padding``.
+    A pixel of a reduced image is the mean over its area; an image that is smaller is enlarged linearly. Integer types
+    are rounded to the nearest.
+    """
+    rows, columns = image.shape[:2]
+    if size == 0 or rows == columns == size:
+        return image
+    scale = size / max(rows, columns)
+    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
+    rule = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image.astype(np.float32, copy=False), (width, height), interpolation=rule)
+    if np.issubdtype(image.dtype, np.integer):
+        np.rint(resized, out=resized)
+    square = np.full((size, size, *image.shape[2:]), padding, dtype=image.dtype)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = resized.reshape(height, width, *image.shape[2:])
+    return square
