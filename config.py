@@ -121,6 +121,16 @@ class TrainingOptions:
         "its type; auto: bfloat16 where the device has it, else float16; float16 needs a GPU",
         choices=("auto", "bfloat16", "float16"),
     )
+    tr_clip_norm: float = option(
+        0.0, "largest norm of all gradients together; above it they are scaled down; 0: any", minimum=0
+    )
+    tr_nonfinite: str = option(
+        "stop",
+        "at a loss or gradient that is not finite: stop: end the run and name iteration and images; skip: leave the "
+        "update out",
+        choices=("stop", "skip"),
+    )
+    tr_nonfinite_limit: int = option(10, "skipped updates of --tr_nonfinite=skip after which the run ends", minimum=0)
     tr_iteration_num: int = option(600, "iterations (batches) to train", minimum=1)
     tr_batch_size: int = option(32, "images in a batch", minimum=1)
     tr_accumulation_step: int = option(1, "iterations whose gradients make one optimizer step", minimum=1)

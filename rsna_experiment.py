@@ -22,7 +22,7 @@ from common.callbacks.callback import Callback
 from common.callbacks.metric_logger import MetricLogger
 from common.callbacks.model_checkpoint import ModelCheckpoint
 from common.callbacks.progress_bar import ProgressBar
-from common.checkpoint import load_checkpoint
+from common.checkpoint import best_weights, load_checkpoint, metric_key
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SAMPLERS, SequentialSampler
 from common.errors import UsageError, WorkError
@@ -31,7 +31,7 @@ from common.files import write_csv
 from common.metrics import constant_predictor
 from common.models.backbone import create_model
 from common.models.weights import load_weights
-from common.networks.network import AbstractNetwork, Training
+from common.networks.network import Predictions, Training
 from common.optimizers import build_optimizer
 from common.schedulers import build_schedule
 from common.statistics import WEIGHTED_ROW, label_table
@@ -206,6 +206,9 @@ def build_network(
         iteration_valid=config.tr_iteration_valid,
         accumulation_step=config.tr_accumulation_step,
         callbacks=build_callbacks(config, experiment, data, tracker),
+        clip_norm=config.tr_clip_norm,
+        nonfinite=config.tr_nonfinite,
+        nonfinite_limit=config.tr_nonfinite_limit,
     )
     return RSNANetwork(model, device, amp_dtype, training)
 
@@ -215,8 +218,8 @@ def build_callbacks(
 ) -> Sequence[Callback]:
     """Return the callbacks of a run, in the order of their calls."""
 
-    def write_valid_predictions(network: AbstractNetwork) -> None:
-        write_csv(experiment.folder / "predictions_valid.csv", prediction_frame(network.valid_predictions), index=True)
+    def write_valid_predictions(predictions: Predictions) -> None:
+        write_csv(experiment.folder / "predictions_valid.csv", prediction_frame(predictions), index=True)
 
     description = {
         "config": to_dict(config),
@@ -255,7 +258,7 @@ def open_tracker(config: TrainConfig, experiment: Experiment) -> Iterator[Tracke
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network rebuilt from a checkpoint, with the settings that its images need."""
+    """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average."""
 
     network: RSNANetwork
     config: TrainConfig
@@ -263,6 +266,7 @@ class TrainedNetwork:
     prevalences: np.ndarray
     metrics: dict[str, float]
     iteration: int
+    weights: str
 
 
 def load_network(
@@ -286,10 +290,16 @@ def load_network(
     pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], name, windows, windowed=windowed)
     device = select_device(config.n_jobs)
     model = create_model(config.net_model, len(LABELS), pipeline.channels, image_size=config.data_image_size)
-    load_weights(model, checkpoint["model"], str(weight_file), config.net_model)
+    load_weights(model, best_weights(checkpoint), str(weight_file), config.net_model)
     network = RSNANetwork(model, device, select_amp_dtype(config, device))
     return TrainedNetwork(
-        network, config, pipeline, np.array(checkpoint["prevalences"]), checkpoint["metrics"], checkpoint["iteration"]
+        network,
+        config,
+        pipeline,
+        np.array(checkpoint["prevalences"]),
+        checkpoint["metrics"],
+        checkpoint["iteration"],
+        checkpoint["best_weights"],
     )
 
 
@@ -360,7 +370,7 @@ def evaluation_table(trained: TrainedNetwork) -> pd.DataFrame:
 
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:
     """Say in one line whether the evaluation gives the value that the training logged for these weights."""
-    logged = trained.metrics[MONITOR]
+    logged = trained.metrics[metric_key(MONITOR, trained.weights)]
     difference = abs(float(table.loc[WEIGHTED_ROW, "log_loss"]) - logged)
     if difference <= REPRODUCED:
         return f"reproduces the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}"

@@ -16,6 +16,7 @@ from common.errors import UsageError, WorkError
 from common.files import atomic_path
 
 FORMAT_VERSION = 1
+RAW = "raw"  # the name, beside those of the averages, of the weights that are trained
 
 # The one list of keys. Every checkpoint has the required ones, which predict and evaluate need; last.pt also has
 # the optional ones, which going on with a run needs.
@@ -28,9 +29,11 @@ REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
     "prevalences": (list, tuple),  # each class's share of positives among the training images
     "iteration": int,  # finished micro-batches
     "step": int,  # finished optimizer updates
-    "metrics": dict,  # of the validation at which it was written
+    "metrics": dict,  # of the last validation
+    "averages": dict,  # name (ema, swa) -> its state, with the averaged state_dict under "model"; none: {}
+    "best_weights": str,  # raw, or the average's name, whose metric was the best
 }
-OPTIONAL_KEYS = ("optimizer", "scheduler", "scaler", "callbacks", "rng")
+OPTIONAL_KEYS = ("optimizer", "scheduler", "scaler", "guard", "callbacks", "rng")
 
 PLAIN_TYPES = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter)
 DICT_TYPES = (dict, OrderedDict, Counter)
@@ -70,13 +73,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return _check_contents(path, contents)
 
 
+def metric_key(key: str, weights: str) -> str:
+    """Return the metric's key for ``weights``: valid/x is valid/x for the trained ones and valid_ema/x for ema."""
+    prefix, _, name = key.partition("/")
+    return key if weights == RAW else f"{prefix}_{weights}/{name}"
+
+
+def best_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the state_dict of the weights that validated best: the trained ones or an average of them."""
+    name = checkpoint["best_weights"]
+    return checkpoint["averages"][name]["model"] if name in checkpoint["averages"] else checkpoint["model"]
+
+
 def load_weights_file(path: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a model onto the CPU: of a checkpoint of this project, or a plain state_dict of torch.
 
     Raises the errors of :func:`load_checkpoint`.
     """
     contents = _read(path)
-    return contents if _is_state_dict(contents) else _check_contents(path, contents)["model"]
+    return contents if _is_state_dict(contents) else best_weights(_check_contents(path, contents))
 
 
 def _check_plain(value: Any, where: str) -> None:
@@ -192,4 +207,6 @@ def _check_contents(path: Path, contents: Any) -> dict[str, Any]:
     wrong = [key for key, kind in REQUIRED_KEYS.items() if not isinstance(contents[key], kind)]
     if wrong:
         raise WorkError(f"{path}: the checkpoint's {', '.join(wrong)} has the wrong type; use another one of the run")
+    if contents["best_weights"] not in (RAW, *contents["averages"]):
+        raise WorkError(f"{path}: the checkpoint's best_weights names an average it lacks; use another one of the run")
     return contents

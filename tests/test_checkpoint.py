@@ -36,6 +36,8 @@ def contents(**more):
         "iteration": 10,
         "step": 5,
         "metrics": {"valid/weighted_log_loss": 0.1234567890123456789},
+        "averages": {},
+        "best_weights": "raw",
         **more,
     }
 
@@ -240,7 +242,7 @@ def test_a_newer_format_asks_for_newer_code(tmp_path):
 @pytest.mark.parametrize("key", [key for key in REQUIRED_KEYS if key != "format_version"])
 def test_a_checkpoint_without_a_key_or_with_a_wrong_type_is_refused_by_the_key(tmp_path, key):
     wrong = {**contents(), "format_version": FORMAT_VERSION}
-    torch.save({**wrong, key: "text"}, tmp_path / "type.pt")
+    torch.save({**wrong, key: 1.5}, tmp_path / "type.pt")
     del wrong[key]
     torch.save(wrong, tmp_path / "missing.pt")
     with pytest.raises(WorkError, match=f"lacks {key};"):
@@ -288,6 +290,7 @@ import sys, torch
 from pathlib import Path
 from common.checkpoint import save_checkpoint
 contents = {"config": {}, "transforms": {}, "class_names": [], "prevalences": [], "step": 0, "metrics": {}}
+contents |= {"averages": {}, "best_weights": "raw"}
 for iteration in range(10**6):
     model = {"w": torch.full((300_000,), float(iteration))}
     save_checkpoint(Path(sys.argv[1]), {**contents, "model": model, "iteration": iteration})

@@ -327,6 +327,8 @@ def make_checkpoint(path, model, **config):
         "iteration": 0,
         "step": 0,
         "metrics": {},
+        "averages": {},
+        "best_weights": "raw",
     }
     save_checkpoint(path, contents)
     return path

@@ -71,6 +71,7 @@ def build(
     callbacks: Sequence[Callback] = (),
     shuffle: bool = True,
     lr: float = 0.1,
+    **training_options,
 ) -> ClassifierNetwork:
     model = model or linear_model()
     pictures, valid = Pictures(images), Pictures(9)
@@ -86,6 +87,7 @@ def build(
         iteration_valid=iteration_valid,
         accumulation_step=accumulation_step,
         callbacks=callbacks,
+        **training_options,
     )
     return ClassifierNetwork(model, CPU, NAMES, WEIGHTS, training=training)
 
@@ -283,7 +285,7 @@ def test_the_metric_covers_the_whole_fold_and_equals_scikit_learns() -> None:
     metrics = network.validate()
     assert metrics["valid/weighted_log_loss"] == pytest.approx((each[0] + each[1] + 2 * each[2]) / 4, abs=1e-6)
     assert metrics["valid/log_loss/any"] == pytest.approx(each[2], abs=1e-6)
-    assert network.valid_predictions.image_ids == [f"ID_{index}" for index in range(9)]
+    assert network.valid_predictions["raw"].image_ids == [f"ID_{index}" for index in range(9)]
 
 
 def test_the_training_loss_is_the_weighted_mean_of_scikit_learns_log_losses() -> None:
@@ -338,7 +340,7 @@ def test_bfloat16_computes_layers_in_bfloat16_and_the_loss_in_float32() -> None:
     network.training = Training(**{**vars(network.training), "callbacks": [Watch()]})
     network.fit()
     assert set(outputs) == {(torch.bfloat16, torch.float32)}
-    assert network.valid_predictions.logits.dtype == np.float32
+    assert network.valid_predictions["raw"].logits.dtype == np.float32
 
 
 def test_a_batch_larger_than_the_training_set_is_refused() -> None:

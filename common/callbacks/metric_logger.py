@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.callbacks.callback import Callback
-from common.errors import WorkError
 from common.trackers.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 class MetricLogger(Callback):
     """Logs ``train/loss`` (mean since the last line), ``train/learning_rate`` and every validation's metrics.
 
-    ``latest`` holds the last values logged, for whoever shows them. A mean loss that is not finite ends the run with a
-    :class:`WorkError` that names the iterations, since nothing after it can be of use.
+    ``latest`` holds the last values logged, for whoever shows them.
     """
 
     def __init__(self, tracker: Tracker, interval: int) -> None:
@@ -51,14 +48,10 @@ class MetricLogger(Callback):
 
     def _log_training(self, network: AbstractNetwork) -> None:
         loss = float(self.loss_sum) / self.loss_count
-        if not math.isfinite(loss):
-            first = network.iteration - self.loss_count + 1
-            raise WorkError(
-                f"the training loss is {loss} between iterations {first} and {network.iteration}; lower --optim_lr"
-            )
         self.loss_sum, self.loss_count = 0.0, 0
         self._log(network, {"train/loss": loss, "train/learning_rate": network.training.schedule.lr})
 
     def _log(self, network: AbstractNetwork, metrics: dict[str, float]) -> None:
+        network.settle()
         self.latest.update(metrics)
         self.tracker.log(metrics, network.iteration, network.step)

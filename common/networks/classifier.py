@@ -32,16 +32,16 @@ class ClassifierNetwork(AbstractNetwork):
         weights = torch.tensor(self.class_weights, dtype=torch.float64, device=device)
         self.loss_weights = (weights / weights.sum()).float()
 
-    def training_step(self, batch: Batch) -> StepOutput:
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the weighted log loss of ``batch.inputs["image"]`` (B, C, H, W) against ``batch.target`` (B, K)."""
-        logits = self.model(batch.inputs["image"])
+        logits = model(batch.inputs["image"])
         with torch.autocast(self.device.type, enabled=False):
             loss = weighted_log_loss(logits.float(), batch.target, self.loss_weights)
         return StepOutput(loss, logits, batch.target, batch.image_id)
 
-    def prediction_step(self, batch: Batch) -> Tensor:
+    def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits (B, classes) of ``batch.inputs["image"]``."""
-        return self.model(batch.inputs["image"])
+        return model(batch.inputs["image"])
 
     def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
         """Return ``weighted_log_loss`` and ``log_loss/<class>`` over all images, in float64."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.callbacks.callback import Callback
+from common.checkpoint import RAW, metric_key
 from common.datasets.batch import Batch
 from common.errors import UsageError, WorkError
+from common.networks.guard import Evidence, StepGuard
 from common.reproducibility import rng_state, set_rng_state
 from common.schedulers import Schedule
 
@@ -39,12 +41,35 @@ class Predictions:
     targets: np.ndarray | None
 
 
+class Average(Protocol):
+    """An average of the trained weights, such as an EMA; validated, as ``valid_<name>/…``, once it has ``started``.
+
+    ``model`` is a module like the network's, which holds the averaged weights and buffers.
+    """
+
+    model: nn.Module
+
+    @property
+    def started(self) -> bool: ...
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights of ``model`` after optimizer update number ``step`` (from 1)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain values and tensors; ``model`` holds the averaged model's own state_dict."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What :meth:`AbstractNetwork.fit` needs beside the model.
 
     ``iteration_num``, ``iteration_valid``: micro-batches in the run and between validations; ``accumulation_step``:
     micro-batches whose gradients make one optimizer step. ``train_loader`` has a sampler with ``seek``.
+    ``clip_norm``, ``nonfinite`` and ``nonfinite_limit`` are those of :class:`StepGuard`; ``averages`` are updated after
+    each update that landed.
     """
 
     train_loader: DataLoader
@@ -55,6 +80,10 @@ class Training:
     iteration_valid: int
     accumulation_step: int = 1
     callbacks: Sequence[Callback] = ()
+    averages: Mapping[str, Average] = field(default_factory=dict)
+    clip_norm: float = 0.0
+    nonfinite: str = "stop"
+    nonfinite_limit: int = 10
 
     @property
     def step_num(self) -> int:
@@ -91,18 +120,32 @@ class AbstractNetwork(ABC):
         self.training = training
         # Only float16 can underflow; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+        self.guard: StepGuard | None = None
+        if training is not None:
+            self.guard = StepGuard(
+                training.optimizer,
+                self.scaler,
+                late=device.type == "cuda",
+                clip_norm=training.clip_norm,
+                mode=training.nonfinite,
+                limit=training.nonfinite_limit,
+            )
         self.iteration = 0
         self.step = 0
+        self.group: list[Evidence] = []  # the micro-batches since the last optimizer step
         self.should_stop = False
-        self.valid_predictions: Predictions | None = None
+        self.valid_predictions: dict[str, Predictions] = {}
 
     @abstractmethod
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Compute the loss of a batch that is on the device; called under autocast."""
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Compute the loss of a batch that is on the device by ``model``; called under autocast."""
 
     @abstractmethod
-    def prediction_step(self, batch: Batch) -> Tensor:
-        """Compute the logits (N, C) of a batch that is on the device; called under autocast, without gradients."""
+    def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Compute the logits (N, C) of a batch that is on the device by ``model``, which may be an average's.
+
+        Called under autocast, without gradients.
+        """
 
     @abstractmethod
     def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
@@ -147,28 +190,54 @@ class AbstractNetwork(ABC):
         group_start = self.iteration - self.iteration % accumulation
         group_size = min(accumulation, self.training.iteration_num - group_start)
         with self._autocast():
-            output = self.training_step(batch)
+            output = self.training_step(self.model, batch)
         self.scaler.scale(output.loss / group_size).backward()
         self.iteration += 1
+        self.group.append(Evidence(self.iteration, output.image_ids, output.loss.detach(), output.logits.detach()))
         if self.iteration - group_start == group_size:
             self._optimizer_step()
         return output
 
     def _optimizer_step(self) -> None:
         training = self.training
-        scale_before = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
-        self.scaler.step(training.optimizer)
-        self.scaler.update()
+        self.settle()
+        self.guard.attempt(self.group)
+        self.group = []
         training.optimizer.zero_grad(set_to_none=True)
         training.schedule.on_step(-(-self.iteration // training.accumulation_step))
-        if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale_before:  # float16: not a skipped attempt
-            self.step += 1
-            self._emit("on_step_end")
+        self.step += 1
+        if not self.guard.late and not self.settle():
+            return
+        for average in training.averages.values():
+            average.update(self.model, self.step)
+        self._emit("on_step_end")
+
+    def settle(self) -> bool:
+        """Make sure that ``step`` counts only updates that landed; on a GPU the last one is open until then.
+
+        Returns whether the last update landed. Raises :class:`WorkError` where a loss or gradient that is not finite
+        ends the run. Whoever reports or saves ``step`` calls this first.
+        """
+        if self.guard is None:
+            return True
+        skips = self.guard.skips
+        try:
+            return self.guard.settle()
+        finally:
+            self.step -= self.guard.skips - skips
 
     def validate(self) -> dict[str, float]:
-        """Predict the whole validation set and compute its metrics (keys ``valid/…``), pooled over the set."""
-        self.valid_predictions = self.predict(self.training.valid_loader)
-        metrics = {f"valid/{key}": value for key, value in self.compute_metrics(self.valid_predictions).items()}
+        """Predict the whole validation set and compute its metrics, pooled over the set.
+
+        The keys are ``valid/…`` for the trained weights and ``valid_<name>/…`` for each average.
+        """
+        self.settle()
+        averages = {name: item.model for name, item in self.training.averages.items() if item.started}
+        self.valid_predictions = self._predict(self.training.valid_loader, {RAW: self.model, **averages})
+        metrics = {}
+        for name, predictions in self.valid_predictions.items():
+            values = self.compute_metrics(predictions)
+            metrics |= {metric_key(f"valid/{key}", name): value for key, value in values.items()}
         self._emit("on_validation_end", metrics)
         return metrics
 
@@ -177,25 +246,26 @@ class AbstractNetwork(ABC):
 
         Raises :class:`WorkError` naming the first image whose prediction is not finite.
         """
+        return self._predict(batches, {RAW: self.model})[RAW]
+
+    def _predict(self, batches: Iterable[Batch], models: Mapping[str, nn.Module]) -> dict[str, Predictions]:
+        """Compute the logits of several models in one pass over the batches."""
         image_ids: list[str] = []
-        logits: list[Tensor] = []
+        logits: dict[str, list[Tensor]] = {name: [] for name in models}
         targets: list[Tensor] = []
-        with self._evaluation_mode(), torch.inference_mode():
+        with evaluation_mode(models.values()), torch.inference_mode():
             for batch in batches:
                 image_ids += batch.image_id
                 if batch.target is not None:
                     targets.append(batch.target)
                 on_device = self.prepare_batch(batch)
-                with self._autocast():
-                    logits.append(self.prediction_step(on_device).float())
+                for name, model in models.items():
+                    with self._autocast():
+                        logits[name].append(self.prediction_step(model, on_device).float())
         if not image_ids:
             raise WorkError("there is no image to predict")
-        values = torch.cat(logits).cpu().numpy()
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            name = image_ids[int(np.argmin(finite))]
-            raise WorkError(f"the prediction of image {name} is not finite; lower --optim_lr or check the image")
-        return Predictions(image_ids, values, torch.cat(targets).numpy() if targets else None)
+        known = torch.cat(targets).numpy() if targets else None
+        return {name: checked_predictions(image_ids, torch.cat(parts), known) for name, parts in logits.items()}
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """Move a batch to the device; a copy from pinned memory does not wait."""
@@ -203,6 +273,7 @@ class AbstractNetwork(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, counters and, with ``training``, all that a resumed run needs, in plain types."""
+        self.settle()
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "iteration": self.iteration,
@@ -212,6 +283,8 @@ class AbstractNetwork(ABC):
             state["optimizer"] = self.training.optimizer.state_dict()
             state["scheduler"] = self.training.schedule.state_dict()
             state["scaler"] = self.scaler.state_dict()
+            state["guard"] = self.guard.state_dict()
+            state["averages"] = {name: average.state_dict() for name, average in self.training.averages.items()}
             state["callbacks"] = [callback.state_dict() for callback in self.training.callbacks]
             state["rng"] = rng_state()
         return state
@@ -225,6 +298,9 @@ class AbstractNetwork(ABC):
             self.training.optimizer.load_state_dict(state["optimizer"])
             self.training.schedule.load_state_dict(state["scheduler"])
             self.scaler.load_state_dict(state["scaler"])
+            self.guard.load_state_dict(state["guard"])
+            for name, average in self.training.averages.items():
+                average.load_state_dict(state["averages"][name])
             for callback, callback_state in zip(self.training.callbacks, state["callbacks"], strict=True):
                 callback.load_state_dict(callback_state)
             set_rng_state(state["rng"])
@@ -247,12 +323,25 @@ class AbstractNetwork(ABC):
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
-    @contextmanager
-    def _evaluation_mode(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+
+@contextmanager
+def evaluation_mode(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Put models into evaluation mode; afterwards each module of them is in the mode in which it was."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def checked_predictions(image_ids: list[str], logits: Tensor, targets: np.ndarray | None) -> Predictions:
+    """Bring logits (N, C) to the host; WorkError, naming the first image, where one is not finite."""
+    values = logits.cpu().numpy()
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        name = image_ids[int(np.argmin(finite))]
+        raise WorkError(f"the prediction of image {name} is not finite; lower --optim_lr or check the image")
+    return Predictions(image_ids, values, targets)

@@ -1,0 +1,176 @@
+"""Optimizer steps that a gradient or loss which is not finite never reaches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from common.errors import WorkError
+
+logger = logging.getLogger(__name__)
+
+SCALER_SKIPS_IN_A_ROW = 30  # from the starting scale 65536 to 6e-5: what is lost then is not the scaler's to find
+NAMED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is kept of a micro-batch until its update is known to have landed: ``loss`` scalar, ``logits`` (N, C)."""
+
+    iteration: int
+    image_ids: Sequence[str]
+    loss: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An update that was asked for. ``flags`` (2,) on the host once ``arrived``: gradient and loss were not finite."""
+
+    flags: Tensor
+    arrived: torch.cuda.Event | None
+    evidence: Sequence[Evidence]
+
+
+class StepGuard:
+    """Clips gradients and steps the optimizer, except where a loss or gradient is not finite.
+
+    With ``late`` (on a GPU) the decision is taken on the device and read by the host one attempt later, so that it
+    never waits: by fused kernels (``found_inf``) or by float16's scaler. An optimizer without them is waited for.
+    ``mode`` stop ends the run at the first such update, skip goes on until more than ``limit`` were skipped. What
+    float16's scaler skips while the loss is finite is its normal work, and counted apart.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        *,
+        late: bool,
+        clip_norm: float,
+        mode: str,
+        limit: int,
+    ) -> None:
+        """``clip_norm``: largest norm of all gradients together; 0: any."""
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.late = late
+        self.clip_norm = clip_norm
+        self.mode = mode
+        self.limit = limit
+        self.nonfinite_skips = 0
+        self.scaler_skips = 0
+        self.scaler_skips_in_a_row = 0
+        self.gradient_norm: Tensor | None = None
+        self.pending: Attempt | None = None
+        self.attempted = False
+
+    @property
+    def skips(self) -> int:
+        """Updates that did not land."""
+        return self.nonfinite_skips + self.scaler_skips
+
+    def attempt(self, evidence: Sequence[Evidence]) -> None:
+        """Unscale, clip and step; :meth:`settle` tells later whether the update landed."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters])
+        self.gradient_norm = norm.detach()
+        if self.clip_norm:
+            clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        loss = torch.stack([item.loss for item in evidence]).sum()
+        flags = ~torch.isfinite(torch.stack([norm.float(), loss.float()]))
+        self._step(flags)
+        self.attempted = True
+        host_flags, arrived = flags, None
+        if flags.is_cuda:
+            host_flags = torch.empty(2, dtype=torch.bool, pin_memory=True)
+            host_flags.copy_(flags, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self.pending = Attempt(host_flags, arrived, evidence)
+
+    def settle(self) -> bool:
+        """Return whether the last attempt landed (True where none is open); WorkError where the run must end."""
+        attempt, self.pending = self.pending, None
+        if attempt is None:
+            return True
+        if attempt.arrived is not None:
+            attempt.arrived.synchronize()
+        gradient_bad, loss_bad = attempt.flags.tolist()
+        if self.scaler.is_enabled() and gradient_bad and not loss_bad:
+            self.scaler_skips += 1
+            self.scaler_skips_in_a_row += 1
+            if self.scaler_skips_in_a_row > SCALER_SKIPS_IN_A_ROW:
+                raise WorkError(
+                    f"{self.scaler_skips_in_a_row} updates in a row had a float16 gradient that is not finite, up to "
+                    f"iteration {attempt.evidence[-1].iteration}; use --tr_amp_dtype=bfloat16 or lower --optim_lr"
+                )
+            return False
+        self.scaler_skips_in_a_row = 0
+        if not (gradient_bad or loss_bad):
+            return True
+        self._refuse(attempt.evidence, "loss" if loss_bad else "gradient")
+        return False
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts of skipped updates."""
+        return {
+            "nonfinite_skips": self.nonfinite_skips,
+            "scaler_skips": self.scaler_skips,
+            "scaler_skips_in_a_row": self.scaler_skips_in_a_row,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.nonfinite_skips = state["nonfinite_skips"]
+        self.scaler_skips = state["scaler_skips"]
+        self.scaler_skips_in_a_row = state["scaler_skips_in_a_row"]
+
+    def _step(self, flags: Tensor) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif self.late and self.attempted and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # The very first step is waited for: fused SGD leaves its buffers unset where it is skipped.
+            self.optimizer.grad_scale = None
+            self.optimizer.found_inf = flags.any().float()
+            self.optimizer.step()
+            del self.optimizer.grad_scale, self.optimizer.found_inf
+        elif not bool(flags.any()):
+            self.optimizer.step()
+
+    def _refuse(self, evidence: Sequence[Evidence], what: str) -> None:
+        self.nonfinite_skips += 1
+        iterations = str(evidence[-1].iteration)
+        if len(evidence) > 1:
+            iterations = f"{evidence[0].iteration} to {iterations}"
+        line = f"the {what} of iteration {iterations} is not finite; images: {suspects(evidence)}"
+        if self.mode == "stop":
+            raise WorkError(f"{line}; lower --optim_lr, set --tr_clip_norm, check the images, or --tr_nonfinite=skip")
+        if self.nonfinite_skips > self.limit:
+            raise WorkError(
+                f"{line}; {self.nonfinite_skips} updates were skipped and --tr_nonfinite_limit={self.limit}: lower "
+                "--optim_lr or check the images"
+            )
+        logger.warning("%s; its update is skipped (%d of %d)", line, self.nonfinite_skips, self.limit)
+
+
+def suspects(evidence: Sequence[Evidence]) -> str:
+    """Name the images whose logits are not finite; where none is, those of the batches whose loss is not, or all."""
+    names = [
+        name
+        for item in evidence
+        for name, good in zip(item.image_ids, torch.isfinite(item.logits).all(dim=1).tolist(), strict=True)
+        if not good
+    ]
+    if not names:
+        blamed = [item for item in evidence if not bool(torch.isfinite(item.loss))] or evidence
+        names = [name for item in blamed for name in item.image_ids]
+    listing = ", ".join(names[:NAMED_IMAGES])
+    return listing if len(names) <= NAMED_IMAGES else f"{listing} and {len(names) - NAMED_IMAGES} more"
