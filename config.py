@@ -85,7 +85,7 @@ class DataOptions(DataLocation):
         form=format_windows,
     )
     data_image_size: int = option(
-        128, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
+        96, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
     )
     data_sampler: str = option("random", "order of the training images", choices=("random", "sequential"))
 
@@ -94,7 +94,7 @@ class DataOptions(DataLocation):
 class NetworkOptions:
     """Network."""
 
-    net_model: str = option("resnet18", "name of a timm model")
+    net_model: str = option("resnet10t", "name of a timm model; the default is small enough for a laptop")
     net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (from the network or the hub's cache)")
     net_weight_file: Path | None = option(
         None, "start from these weights (a best.pt of this project or a state dict); beats --net_pretrained; none: no"
@@ -132,7 +132,7 @@ class TrainingOptions:
     )
     tr_nonfinite_limit: int = option(10, "skipped updates of --tr_nonfinite=skip after which the run ends", minimum=0)
     tr_iteration_num: int = option(600, "iterations (batches) to train", minimum=1)
-    tr_batch_size: int = option(32, "images in a batch", minimum=1)
+    tr_batch_size: int = option(16, "images in a batch", minimum=1)
     tr_accumulation_step: int = option(1, "iterations whose gradients make one optimizer step", minimum=1)
     tr_iteration_valid: int = option(
         200,
