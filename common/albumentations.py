@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import random
 from collections.abc import Sequence
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks a package index for a newer version
-
 import numpy as np
-from albumentations.core.transforms_interface import BaseTransformInitSchema, ImageOnlyTransform
+from albumentations.core.transforms_interface import BaseTransformInitSchema
 from pydantic import model_validator
 
+from common.augmentations.base import HOUNSFIELD, ImageTransform
+from common.augmentations.era2019 import Cutout, ElasticTransform, MotionBlur, RandomResizedCrop, ShiftScaleRotate
 from common.dicom.pictures import window
 from common.errors import UsageError
 
+logger = logging.getLogger(__name__)
 
-class DicomWindowShift(ImageOnlyTransform):
+MIN_MAX_NOTE = (
+    "DicomWindowShift: min_max_normalize is not done: the minimum and maximum of each picture would give the same HU "
+    "another value on every slice; each window is mapped to 0..1 by a fixed linear map instead (the one deliberate "
+    "departure from the class of 2019)"
+)
+
+
+class DicomWindowShift(ImageTransform):
     """Turns Hounsfield units into windowed channels: the only step between HU and pictures on 0..1.
 
     Takes HU, int16 or float, (H, W) or (H, W, K) for K neighbouring slices; gives float32 (H, W, K · C) in 0..1,
@@ -26,13 +34,19 @@ class DicomWindowShift(ImageOnlyTransform):
     [centre − width/2, centre + width/2] is mapped linearly to [0, 1] and clipped, the same for every slice.
 
     The defaults are brain 40/80, subdural 80/200 and bone 40/380 (centre/width in HU), fixed.
+
+    ``min_max_normalize`` is the argument of the class of 2019. True, there a minimum and maximum of each picture, gives
+    the fixed map as well, with a line that says so; False gives HU clipped to the window, float32, not 0..1.
     """
+
+    units = HOUNSFIELD
 
     class InitSchema(BaseTransformInitSchema):
         window_width_mins: tuple[float, ...]
         window_width_maxs: tuple[float, ...]
         window_center_mins: tuple[float, ...]
         window_center_maxs: tuple[float, ...]
+        min_max_normalize: bool | None
 
         @model_validator(mode="after")
         def check(self) -> Any:
@@ -55,10 +69,14 @@ class DicomWindowShift(ImageOnlyTransform):
         window_width_maxs: Sequence[float] = (80, 200, 380),
         window_center_mins: Sequence[float] = (40, 80, 40),
         window_center_maxs: Sequence[float] = (40, 80, 40),
+        min_max_normalize: bool | None = None,
         p: float = 1.0,
     ) -> None:
         """One value for each output channel, in HU; ValueError for impossible ranges and for p below 1."""
         super().__init__(p=p)
+        if min_max_normalize:
+            logger.warning(MIN_MAX_NOTE)
+        self.min_max_normalize = min_max_normalize
         self.window_width_mins = tuple(window_width_mins)
         self.window_width_maxs = tuple(window_width_maxs)
         self.window_center_mins = tuple(window_center_mins)
@@ -88,7 +106,13 @@ class DicomWindowShift(ImageOnlyTransform):
                 f"{img.dtype} {img.shape}"
             )
         slices = [img] if img.ndim == 2 else [img[..., k] for k in range(img.shape[2])]
-        return np.stack([window(one, center, width) for one in slices for center, width in windows], axis=-1)
+        shown = clipped if self.min_max_normalize is False else window
+        return np.stack([shown(one, center, width) for one in slices for center, width in windows], axis=-1)
+
+
+def clipped(image_hu: np.ndarray, center: float, width: float) -> np.ndarray:
+    """Clip Hounsfield units to [center - width / 2, center + width / 2]; float32 of the image's shape."""
+    return np.clip(image_hu.astype(np.float32), center - width / 2, center + width / 2)
 
 
 def fixed_windows(windows: Sequence[tuple[float, float]]) -> DicomWindowShift:
@@ -101,3 +125,10 @@ def _draw(generator: random.Random, low: float, high: float) -> float:
     if float(low).is_integer() and float(high).is_integer():
         return generator.randint(int(low), int(high))
     return generator.uniform(low, high)
+
+
+OWN_CLASSES: dict[str, type] = {
+    one.__name__: one
+    for one in (DicomWindowShift, ShiftScaleRotate, RandomResizedCrop, Cutout, MotionBlur, ElasticTransform)
+}
+"""The classes that a transform file may name beside albumentations' own, as ``common.albumentations.<name>``."""

@@ -137,7 +137,7 @@ def test_max_pixel_value_255_means_mean_and_std_on_0_to_1_and_says_so(caplog) ->
     assert [record.message for record in caplog.records] == [
         "file.json: Normalize with max_pixel_value 255 is taken as mean and std of pictures on 0..1"
     ]
-    assert written.document["transform"]["transforms"][0]["max_pixel_value"] == 255.0
+    assert written.document["transform"]["transforms"][0]["max_pixel_value"] == 1.0
 
 
 def test_a_missing_normalization_is_a_warning(caplog) -> None:
@@ -185,7 +185,7 @@ def set_in_first(key: str, value: Any) -> Any:
     [
         ({}, ["'transform'"]),
         ([], ["'transform'"]),
-        ({"__version__": "0.4.5", "transform": document()["transform"]}, ["0.4.5", "save the transforms again"]),
+        ({"__version__": "1.3.1", "transform": document()["transform"]}, ["1.3.1", "save the transforms again"]),
         ({"__version__": "2.0.8", "transform": {}}, ["without '__class_fullname__'"]),
         (edited(set_in_first("__class_fullname__", "HorizontlFlip"), A.HorizontalFlip()), ["'HorizontalFlip'"]),
         (edited(set_in_first("__class_fullname__", "os.system"), A.HorizontalFlip()), ["'system'", "not known"]),

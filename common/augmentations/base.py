@@ -1,0 +1,54 @@
+"""What this project's albumentations classes share: their names in JSON files and the units that they take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from albumentations.core.transforms_interface import DualTransform, ImageOnlyTransform
+from pydantic import BeforeValidator
+
+MODULE = "common.albumentations"
+
+HOUNSFIELD, UNIT, ANY = "hu", "0..1", "any"
+
+
+def _pair(value: object) -> object:
+    return (-value, value) if isinstance(value, (int, float)) else value
+
+
+def _ordered(value: object) -> object:
+    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] > value[1]:
+        raise ValueError("the range's minimum is above its maximum")
+    return value
+
+
+Range = Annotated[tuple[float, float], BeforeValidator(_ordered)]
+"""A range as (minimum, maximum)."""
+
+SymmetricRange = Annotated[tuple[float, float], BeforeValidator(_ordered), BeforeValidator(_pair)]
+"""A range as (minimum, maximum); one number x means (-x, x)."""
+
+
+class ImageTransform(ImageOnlyTransform):
+    """Base of this project's transforms that change values only.
+
+    ``units`` says what they take and give: Hounsfield units, pictures on 0..1, or anything.
+    """
+
+    units = ANY
+
+    @classmethod
+    def get_class_fullname(cls) -> str:
+        """Return the name in JSON files: whichever module holds the class, it is found in common.albumentations."""
+        return f"{MODULE}.{cls.__name__}"
+
+
+class GeometryTransform(DualTransform):
+    """Base of this project's transforms that move pixels; masks move with the picture."""
+
+    units = ANY
+
+    @classmethod
+    def get_class_fullname(cls) -> str:
+        """Return the name in JSON files: whichever module holds the class, it is found in common.albumentations."""
+        return f"{MODULE}.{cls.__name__}"

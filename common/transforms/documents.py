@@ -1,0 +1,303 @@
+"""From a JSON document to transform objects, today's form and that of 2019, with everything checked on the way.
+
+A file is read as data: a class name in it can only pick one of albumentations' transforms or of
+``common.albumentations``; nothing is imported from its words. What the library would only warn about, or answer by its
+defaults, is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+from albumentations.core.composition import BaseCompose
+from albumentations.core.serialization import SERIALIZABLE_REGISTRY
+
+from common.albumentations import OWN_CLASSES, DicomWindowShift
+from common.augmentations.base import ANY, HOUNSFIELD, MODULE, UNIT
+from common.errors import UsageError, nearest
+from common.transforms.legacy import CLASS_KEY, Node, short_name, translate
+
+logger = logging.getLogger(__name__)
+
+TRANSFORM_FOLDER = Path(__file__).resolve().parent.parent.parent / "transforms"
+NORMALIZED = "normalized"
+CLIPPED = "hu clipped to a window"
+MAX_DEPTH = 20
+MAX_FILE_BYTES = 10_000_000
+
+ALWAYS_WARNS = (A.ShiftScaleRotate, A.PiecewiseAffine)
+UNITLESS = (A.Blur, A.ChannelDropout, A.ChannelShuffle, A.NoOp, A.PixelDropout)
+"""Transforms that change values and work in any unit; every other one of albumentations' takes 0..1."""
+
+
+def find_transform(name: str) -> Path:
+    """Return the file that ``name`` means: a path, or a bare name in the project's ``transforms/``.
+
+    Raises UsageError, with what ``transforms/`` holds, where there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.name == name and (TRANSFORM_FOLDER / name).is_file():
+        return TRANSFORM_FOLDER / name
+    found = sorted(file.name for file in TRANSFORM_FOLDER.glob("*.json"))
+    raise UsageError(
+        f"{name}: no such transform file; transforms/ holds {', '.join(found) or 'none'}{nearest(name, found)}"
+    )
+
+
+def read_document(path: Path) -> Any:
+    """Return the JSON document of a file; UsageError where there is none."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_FILE_BYTES} bytes, not a transform file")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not a JSON file ({(str(error).splitlines() or ['too deep'])[0]})") from None
+
+
+def todays_document(document: Any, name: str) -> dict[str, Any]:
+    """Return a document of either form in today's words; ``name`` is its file, for messages.
+
+    What was read in another meaning than the file's letter is a warning, a line each. Raises UsageError, one line, for
+    what can't be meant.
+    """
+    if not isinstance(document, dict) or not isinstance(document.get("transform"), dict):
+        raise UsageError(f"{name}: not a file of albumentations: it needs '__version__' and 'transform'")
+    root, version = document["transform"], parse_version(document.get("__version__"), name)
+    if _depth(root) > MAX_DEPTH:
+        raise UsageError(f"{name}: transforms inside each other, more than {MAX_DEPTH} deep")
+    if version < (1,):
+        notes: list[str] = []
+        try:
+            root = translate(root, version, notes)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+        for note in notes:
+            logger.warning("%s: %s", name, note)
+    _check_names(root, name)
+    if short_name(root) in ("OneOf", "OneOrOther", "SomeOf", "Sequential") or not _is_composition(root):
+        root = {CLASS_KEY: "Compose", "transforms": [root], "p": 1.0}
+    if short_name(root) not in ("Compose", "ReplayCompose"):
+        raise UsageError(f"{name}: the outermost transform is {short_name(root)}, a Compose is expected")
+    if root.get("p", 1.0) != 1:
+        raise UsageError(f"{name}: the Compose has p={root['p']}; it must be 1, since the window is a part of it")
+    return {"__version__": A.__version__, "transform": _on_unit_scale(root, name)}
+
+
+def parse_version(text: Any, name: str) -> tuple[int, ...]:
+    """Return a file's version as numbers: 0.3 to 0.5, or 2; UsageError for any other."""
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(text or ""))
+    if match is None:
+        raise UsageError(f"{name}: has no '__version__' of albumentations; save it again, or add the one that wrote it")
+    version = tuple(int(part or 0) for part in match.groups())
+    if version[0] != 2 and version[:2] not in ((0, 3), (0, 4), (0, 5)):
+        raise UsageError(
+            f"{name}: written by albumentations {text}, whose arguments are neither those of 0.3 to 0.5 nor of 2; save "
+            "the transforms again with albumentations 2"
+        )
+    return version
+
+
+def build_transforms(document: Mapping[str, Any], name: str) -> list[Any]:
+    """Return the outermost Compose's transforms; UsageError for arguments that a class can't take."""
+    return [_build(step, name) for step in document["transform"].get("transforms", [])]
+
+
+def _on_unit_scale(step: Node, name: str) -> Node:
+    """Return the step with each Normalize for 8-bit pictures as one for 0..1, with a line that says so."""
+    if isinstance(step.get("transforms"), list):
+        return {**step, "transforms": [_on_unit_scale(child, name) for child in step["transforms"]]}
+    if short_name(step) != "Normalize" or step.get("max_pixel_value", 255.0) in (1, None):
+        return step
+    if step.get("max_pixel_value", 255.0) != 255:
+        raise UsageError(
+            f"{name}: Normalize has max_pixel_value {step['max_pixel_value']}; pictures are on 0..1: use 1.0"
+        )
+    logger.warning("%s: Normalize with max_pixel_value 255 is taken as mean and std of pictures on 0..1", name)
+    return {**step, "max_pixel_value": 1.0}
+
+
+def window_position(transforms: Sequence[Any]) -> int:
+    """Return where a window must stand: behind the last transform that takes Hounsfield units."""
+    takes_hu = [index for index, transform in enumerate(transforms) if HOUNSFIELD in map(units, _leaves(transform))]
+    return takes_hu[-1] + 1 if takes_hu else 0
+
+
+def check_order(transforms: Sequence[Any], name: str, *, windowed: bool) -> None:
+    """Raise UsageError where a transform would compute on other units than it takes.
+
+    ``windowed``: pictures come on 0..1; otherwise they come as Hounsfield units until a DicomWindowShift.
+    """
+    for special in (DicomWindowShift, A.Normalize):
+        for transform in transforms:
+            if isinstance(transform, BaseCompose) and any(isinstance(leaf, special) for leaf in _leaves(transform)):
+                raise UsageError(
+                    f"{name}: {special.__name__} inside {type(transform).__name__}; "
+                    "it must stand in the outermost Compose"
+                )
+    names = [type(transform).__name__ for transform in transforms]
+    if names.count("DicomWindowShift") > 1:
+        raise UsageError(f"{name}: DicomWindowShift stands twice")
+    if names.count("Normalize") > 1:
+        logger.warning("%s: Normalize stands twice; the second works on normalized values", name)
+    state = UNIT if windowed else HOUNSFIELD
+    for transform in transforms:
+        for leaf in _leaves(transform):
+            _check_units(leaf, state, name)
+        if isinstance(transform, DicomWindowShift):
+            state = CLIPPED if transform.min_max_normalize is False else UNIT
+        elif isinstance(transform, A.Normalize):
+            state = NORMALIZED
+
+
+def units(transform: Any) -> str:
+    """Return which units a transform takes: Hounsfield units, 0..1 or any."""
+    if hasattr(transform, "units"):
+        return transform.units
+    return ANY if isinstance(transform, (A.DualTransform, *UNITLESS)) else UNIT
+
+
+def _check_units(transform: Any, state: str, name: str) -> None:
+    wanted, called = units(transform), type(transform).__name__
+    if wanted == ANY:
+        if state == HOUNSFIELD:
+            _check_border(transform, name)
+        return
+    if wanted == HOUNSFIELD:
+        if state == HOUNSFIELD:
+            return
+        if state == UNIT and isinstance(transform, DicomWindowShift):
+            raise UsageError(f"{name}: has a DicomWindowShift, but the dataset's pictures are windowed already")
+        raise UsageError(f"{name}: {called} takes Hounsfield units and must stand before DicomWindowShift")
+    if state == HOUNSFIELD:
+        raise UsageError(
+            f"{name}: {called} stands before DicomWindowShift and would get Hounsfield units; it takes pictures on 0..1"
+        )
+    if isinstance(transform, A.Normalize):
+        if state == CLIPPED and transform.max_pixel_value != 1:
+            raise UsageError(
+                f"{name}: Normalize behind a window that gives HU needs mean and std in HU, max_pixel_value 1"
+            )
+    elif state != UNIT:
+        stands = "behind Normalize" if state == NORMALIZED else "behind a window that gives Hounsfield units"
+        raise UsageError(f"{name}: {called} stands {stands}; it takes pictures on 0..1")
+
+
+def _check_border(transform: Any, name: str) -> None:
+    constant = getattr(transform, "border_mode", None) == 0 or not hasattr(transform, "border_mode")
+    fill = getattr(transform, "fill", None)
+    if constant and isinstance(fill, (int, float)) and fill == 0:
+        logger.warning(
+            "%s: %s fills with 0 before the window: 0 HU is water; fill -1024 is air", name, type(transform).__name__
+        )
+
+
+def _leaves(transform: Any) -> Iterator[Any]:
+    if isinstance(transform, BaseCompose):
+        for child in transform.transforms:
+            yield from _leaves(child)
+    else:
+        yield transform
+
+
+def known_classes() -> dict[str, type]:
+    """Return the classes that a file may name: albumentations' own by short name, this project's by full name."""
+    library = {
+        key: value
+        for key, value in SERIALIZABLE_REGISTRY.items()
+        if value.__module__.startswith("albumentations.") and not value.__module__.startswith("albumentations.pytorch")
+    }
+    return {**library, **{f"{MODULE}.{key}": value for key, value in OWN_CLASSES.items()}}
+
+
+def find_class(fullname: str) -> type | None:
+    """Return the class that a name in a file means, None where it may not be named.
+
+    A bare name, or one within albumentations, is the library's; a class that only this project has goes by its bare
+    name and by whatever module the notebook of 2019 kept it in.
+    """
+    known = known_classes()
+    module, _, short = fullname.rpartition(".")
+    if module in ("", "albumentations") or module.startswith("albumentations."):
+        return known.get(short) or OWN_CLASSES.get(short)
+    return known.get(fullname) or (DicomWindowShift if short == DicomWindowShift.__name__ else None)
+
+
+def _check_names(step: Any, name: str) -> None:
+    if not isinstance(step, dict) or not isinstance(step.get(CLASS_KEY), str):
+        raise UsageError(f"{name}: a transform without {CLASS_KEY!r}")
+    short = short_name(step)
+    if find_class(step[CLASS_KEY]) is None:
+        hint = nearest(short, {key.rpartition(".")[2] for key in known_classes()})
+        raise UsageError(
+            f"{name}: the transform {short!r} is not known"
+            f"{hint if hint and repr(short) not in hint else '; only albumentations and common.albumentations are'}"
+        )
+    children = step.get("transforms", [])
+    if not isinstance(children, list):
+        raise UsageError(f"{name}: 'transforms' of {short} is not a list")
+    for child in children:
+        _check_names(child, name)
+
+
+def _is_composition(step: Mapping[str, Any]) -> bool:
+    found = find_class(step[CLASS_KEY])
+    return found is not None and issubclass(found, BaseCompose)
+
+
+def _depth(step: Any) -> int:
+    """Return how deep transforms stand in each other, without recursion: a file may be made to break one."""
+    depth, level = 0, [step]
+    while level and depth <= MAX_DEPTH:
+        children = [one["transforms"] for one in level if isinstance(one, dict) and "transforms" in one]
+        level = [child for some in children if isinstance(some, list) for child in some]
+        depth += 1
+    return depth
+
+
+def _build(step: Node, name: str) -> Any:
+    short, built = short_name(step), find_class(step[CLASS_KEY])
+    allowed = _arguments(built)
+    # The library writes some arguments of a base class that the class itself doesn't take.
+    inherited = {argument for base in built.__mro__[1:] for argument in _arguments(base)} - {*allowed}
+    arguments = {key: value for key, value in step.items() if key != CLASS_KEY and key not in inherited}
+    unknown = [key for key in arguments if key not in allowed]
+    if unknown:
+        hint = nearest(unknown[0], allowed) or f"; it takes {', '.join(allowed)}"
+        raise UsageError(f"{name}: {short} has no argument {unknown[0]!r}{hint}")
+    if issubclass(built, BaseCompose):
+        arguments["transforms"] = [_build(child, name) for child in arguments.get("transforms", [])]
+    try:
+        with warnings.catch_warnings():
+            # The library answers some arguments that it can't take with a warning and its defaults.
+            warnings.simplefilter("error")
+            if issubclass(built, ALWAYS_WARNS):
+                warnings.simplefilter("ignore")
+            return built(**arguments)
+    except Exception as error:
+        raise UsageError(f"{name}: {short}: {_reason(error)}") from None
+
+
+def _arguments(built: type) -> list[str]:
+    return [key for key in inspect.signature(built.__init__).parameters if key not in ("self", "strict", "kwargs")]
+
+
+def _reason(error: Exception) -> str:
+    """Return the one line in a message of pydantic's that says what is wrong."""
+    details = getattr(error.__cause__, "errors", None)
+    if details is not None:
+        first = details()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,143 @@
+"""A pipeline: a transform file made callable, with one random stream for each picture."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+
+from common.albumentations import DicomWindowShift, fixed_windows
+from common.errors import UsageError, UserError
+from common.transforms.documents import (
+    build_transforms,
+    check_order,
+    logger,
+    read_document,
+    todays_document,
+    window_position,
+)
+
+Windows = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a pipeline's output is on: for each Normalize its kind, mean and std (of pictures on 0..1); none: 0..1."""
+
+    normalizations: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = ()
+
+    def __str__(self) -> str:
+        texts = [f"Normalize({kind}, {mean}, {std})" for kind, mean, std in self.normalizations]
+        return ", then ".join(texts) or "0..1"
+
+
+class Pipeline:
+    """A callable like albumentations' own: ``pipeline(image=picture)["image"]`` is float32 (H, W, ``channels``)."""
+
+    def __init__(self, name: str, document: dict[str, Any], transforms: Sequence[Any], channels: int | None) -> None:
+        """``document``: the file in today's words; ``name``: the file, for messages; ``channels`` None: any."""
+        self.name = name
+        self.document = document
+        self.transforms = list(transforms)
+        self.channels = channels
+        self.scale = _scale(transforms, name, channels)
+        self.compose = A.Compose(self.transforms)
+
+    def set_random_seed(self, seed: int) -> None:
+        """Seed the draws of the next call.
+
+        All transforms draw from one stream. albumentations' own ``set_random_seed`` gives each of them an equal one:
+        then a flip and a rotation of probability 0.5 always come together.
+        """
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+
+    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return ``{"image": picture}``; UsageError, with the file's name, where a transform can't take the image.
+
+        8-bit pictures are put on 0..1 first.
+        """
+        if image.dtype == np.uint8:
+            image = image.astype(np.float32) / np.float32(255)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                picture = self.compose(image=image)["image"]
+        except UserError as error:
+            raise UsageError(f"{self.name}: {error}") from None
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise UsageError(
+                f"{self.name}: fails on an image of shape {image.shape} ({type(error).__name__}: {reason})"
+            ) from error
+        if picture.ndim == 2:  # OpenCV drops a single channel
+            picture = picture[..., np.newaxis]
+        if picture.ndim != 3 or self.channels not in (None, picture.shape[2]):
+            raise UsageError(f"{self.name}: gives shape {picture.shape}, {self.channels} channels are expected")
+        return {"image": np.ascontiguousarray(picture, dtype=np.float32)}
+
+
+def load_pipeline(path: Path | str, windows: Windows | None = None, *, windowed: bool = False) -> Pipeline:
+    """Build the pipeline of a JSON file that ``albumentations.save`` wrote, of 2.x or 0.3 to 0.5.
+
+    See :func:`pipeline_from_dict`.
+    """
+    return pipeline_from_dict(read_document(Path(path)), str(path), windows, windowed=windowed)
+
+
+def pipeline_from_dict(document: Any, name: str, windows: Windows | None = None, *, windowed: bool = False) -> Pipeline:
+    """Build a pipeline from a JSON document; ``name`` is its file.
+
+    ``windows`` (centre, width in HU) go in where the file has no ``DicomWindowShift``: in front, or behind the last
+    transform that takes Hounsfield units. None: a file without one gets pictures on 0..1. ``windowed``: the pictures
+    come windowed by ``windows`` already, and a ``DicomWindowShift`` is refused. ``Normalize`` with ``max_pixel_value``
+    255 means its mean and std on 0..1 here. Raises UsageError, one line with ``name``, for everything that can't be
+    meant.
+    """
+    today = todays_document(document, name)
+    transforms = build_transforms(today, name)
+    own = [transform for transform in transforms if isinstance(transform, DicomWindowShift)]
+    if windows is not None and not own and not windowed:
+        transforms.insert(window_position(transforms), fixed_windows(windows))
+    has_window = any(isinstance(transform, DicomWindowShift) for transform in transforms)
+    check_order(transforms, name, windowed=windowed or not has_window)
+    channels = own[0].channels if own else None if windows is None else len(windows)
+    return Pipeline(name, today, transforms, channels)
+
+
+def check_same_scale(first: Pipeline, second: Pipeline) -> None:
+    """Raise UsageError where two pipelines of one run end on different scales or numbers of channels."""
+    if first.channels != second.channels:
+        raise UsageError(
+            f"{first.name} gives {first.channels} channels and {second.name} {second.channels}: they must agree"
+        )
+    if first.scale != second.scale:
+        raise UsageError(f"{first.name} ends on {first.scale} and {second.name} on {second.scale}: they must agree")
+
+
+def _scale(transforms: Sequence[Any], name: str, channels: int | None) -> Scale:
+    found = [transform for transform in transforms if isinstance(transform, A.Normalize)]
+    if not found:
+        logger.warning("%s: has no Normalize; the network sees pictures on 0..1", name)
+    return Scale(tuple(_normalization(normalize, name, channels) for normalize in found))
+
+
+def _normalization(
+    normalize: A.Normalize, name: str, channels: int | None
+) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    if normalize.p != 1:
+        raise UsageError(f"{name}: Normalize has p={normalize.p}; it must be 1, or pictures end on different scales")
+    if normalize.normalization != "standard":
+        return normalize.normalization, (), ()
+    mean, std = (tuple(np.ravel(values).astype(float).tolist()) for values in (normalize.mean, normalize.std))
+    for values in (mean, std):
+        if channels is not None and len(values) not in (1, channels):
+            raise UsageError(
+                f"{name}: Normalize has {len(values)} values for {channels} windows; give it a value for each window"
+            )
+    return "standard", mean, std
