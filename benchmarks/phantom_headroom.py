@@ -42,7 +42,16 @@ def main(folder: Path, studies: int, iterations: int) -> None:
     preprocessing.main([*data, f"--pre_source={source}", "--pre_size=128"])
     if not (results / "1" / "predictions_valid.csv").exists():
         budget = [f"--tr_iteration_num={iterations}", f"--tr_iteration_valid={max(1, iterations // 6)}"]
-        train.main([*data, *budget, "--net_model=resnet18", "--data_image_size=128", f"--output_dir={results}"])
+        train.main(
+            [
+                *data,
+                *budget,
+                "--net_model=resnet18",
+                "--data_image_size=128",
+                "--tr_batch_size=32",
+                f"--output_dir={results}",
+            ]
+        )
     scores = evaluate.main(["--experiment_id=1", f"--output_dir={results}"])
 
     rows = read_fold(dataset_folder(folder, "real"), "real", 0)
@@ -92,4 +101,4 @@ def second_level(table: pd.DataFrame, labels: pd.DataFrame, patients: pd.Series,
 if __name__ == "__main__":
     given = sys.argv[1:]
     with tempfile.TemporaryDirectory() as temporary:
-        main(Path(given[0] if given else temporary), int((given[1:] or [300])[0]), int((given[2:] or [800])[0]))
+        main(Path(given[0] if given else temporary), int((given[1:] or [200])[0]), int((given[2:] or [600])[0]))
