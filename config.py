@@ -180,7 +180,8 @@ class PredictConfig(TrainedOptions):
     net_weight_file: Path = option(REQUIRED, "best.pt or last.pt of an experiment")
     split: str = option(
         "test",
-        "test: submission.csv; train, valid: predictions_<split>.csv of the images of that part of the fold",
+        "test: submission.csv (predictions_test.csv where the data is not the competition's); train, valid: "
+        "predictions_<split>.csv of the images of that part of the fold",
         choices=("train", "valid", "test"),
     )
     tta: str | None = option(
@@ -258,10 +259,24 @@ class EnsembleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingConfig(GeneralOptions, DataLocation):
-    """Convert the competition's DICOM files to a dataset: images, tables and folds, in <data_input_folder>/datasets."""
+    """Convert DICOM files to a dataset: images, tables and folds, in <data_input_folder>/datasets."""
 
     pre_source: Path | None = option(
-        None, "folder of files in the competition's form; none: the competition's, in <data_input_folder>"
+        None,
+        "folder or zip archive (read in place) of DICOM files, in the competition's form or any other; none: the "
+        "competition's, in <data_input_folder>",
+    )
+    pre_labels: Path | None = option(
+        None,
+        "CSV of labels: a column path, SOPInstanceUID or StudyInstanceUID and one for each label, or ID,Label with "
+        "such a key in the ID; none: the competition's own, or unlabelled",
+    )
+    pre_max_failed: float = option(
+        0.01,
+        "largest accepted share of failed files; above it everything is still written, with exit code 1. Files that "
+        "are no CT images (reports, localizers, text files, ...) don't count, but for the competition's folders",
+        minimum=0,
+        maximum=1,
     )
     pre_folds: int = option(5, "folds for cross-validation", minimum=2, maximum=1000)
     pre_size: int = option(

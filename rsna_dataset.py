@@ -21,6 +21,7 @@ import pandas as pd
 from common.datasets.images import ImageDataset, Transform
 from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
+from common.preprocessing.sources import SourceFile, Tree, open_tree
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,10 @@ LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "s
 LABEL_WEIGHTS = (1, 1, 1, 1, 1, 2)
 
 SUBMISSION_COLUMNS = ["ID", "Label"]
+LABEL_KEYS = ("path", "file", "id", "sopinstanceuid", "studyinstanceuid")  # in any case of letters
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 DATASET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+TRUTH_FILE = "phantom_truth.csv"  # stands beside the CSVs of a phantom
 COMPETITION_FOLDER = "rsna-intracranial-hemorrhage-detection"
 DATASET_INFO = "dataset.json"
 METADATA_FILE = "metadata.csv"
@@ -54,7 +57,7 @@ def list_some(names: Iterable[str]) -> str:
     return ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
 
 
-def read_competition_labels(path: Path) -> pd.DataFrame:
+def read_competition_labels(path: SourceFile) -> pd.DataFrame:
     """Read a train CSV (``ID_xxxxxxxxx_epidural,0``): index ``id`` in the file's order, int8 columns :data:`LABELS`.
 
     Identical repeated rows count once, with a warning. Raises UsageError where the file can't be read, WorkError where
@@ -70,7 +73,7 @@ def read_competition_labels(path: Path) -> pd.DataFrame:
     return table.astype(np.int8)
 
 
-def read_submission(path: Path) -> pd.DataFrame:
+def read_submission(path: SourceFile) -> pd.DataFrame:
     """Read a submission (``ID,Label``, probabilities): index ``id`` in the file's order, float64 :data:`LABELS`.
 
     Raises the errors of :func:`read_competition_labels`, for values outside 0..1 and for any repeated row.
@@ -135,14 +138,15 @@ class _LongRows:
     rows: np.ndarray  # number in the file; the header is row 1
 
 
-def _read_header(path: Path) -> list[str]:
+def _read_header(path: SourceFile) -> list[str]:
     try:
-        return [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
+        with path.open("rb") as file:
+            return [str(name) for name in pd.read_csv(file, nrows=0, encoding="utf-8-sig").columns]
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: SourceFile, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UsageError(f"{path}: no such file")
     if isinstance(error, OSError):
@@ -151,7 +155,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UsageError(f"{path}: not a CSV file ({' '.join(str(error).split())})")
 
 
-def _read_texts(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _read_texts(path: SourceFile, columns: Sequence[str]) -> pd.DataFrame:
     """Read columns as text; the index is the row's number in the file, blank lines are left out."""
     header = _read_header(path)
     missing = [name for name in columns if name not in header]
@@ -161,10 +165,10 @@ def _read_texts(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         # All columns, since pandas overlooks a row with too many fields where only some are asked for: a decimal comma
         # would turn 0,5 into 0.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(
-                path,
+                file,
                 dtype=str,
                 encoding="utf-8-sig",
                 index_col=False,
@@ -181,7 +185,7 @@ def _read_texts(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame[~blank]
 
 
-def _to_numbers(path: Path, column: pd.Series) -> np.ndarray:
+def _to_numbers(path: SourceFile, column: pd.Series) -> np.ndarray:
     """Convert a column of texts to float64; WorkError with its row for the first that is empty or no finite number."""
     codes, texts = pd.factorize(column)
     values = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
@@ -199,7 +203,7 @@ def _first(mask: np.ndarray, rows: Sequence[int]) -> tuple[int, int]:
     return place, int(rows[place])
 
 
-def _read_long(path: Path) -> _LongRows:
+def _read_long(path: SourceFile) -> _LongRows:
     frame = _read_texts(path, SUBMISSION_COLUMNS)
     if frame.empty:
         raise WorkError(f"{path}: has no rows")
@@ -219,7 +223,7 @@ def _read_long(path: Path) -> _LongRows:
     return _LongRows(names, ids, image, known[label], _to_numbers(path, frame["Label"]), frame.index.to_numpy())
 
 
-def _check_ids(path: Path, ids: Sequence[str], image: np.ndarray, rows: Sequence[int]) -> None:
+def _check_ids(path: SourceFile, ids: Sequence[str], image: np.ndarray, rows: Sequence[int]) -> None:
     wrong = np.array([IMAGE_ID.fullmatch(image_id) is None for image_id in ids], dtype=bool)
     if wrong.any():
         place, row = _first(wrong[image], rows)
@@ -229,7 +233,7 @@ def _check_ids(path: Path, ids: Sequence[str], image: np.ndarray, rows: Sequence
             raise WorkError(f"{path}: row {row}: {error}") from None
 
 
-def _to_wide(path: Path, frame: _LongRows, *, repeats_allowed: bool) -> pd.DataFrame:
+def _to_wide(path: SourceFile, frame: _LongRows, *, repeats_allowed: bool) -> pd.DataFrame:
     """Turn rows into a table with a row for each image, float64; every cell must be given, and only once."""
     shape = (len(frame.ids), len(LABELS))
     cell = frame.image * len(LABELS) + frame.label
@@ -277,45 +281,156 @@ def _read_wide(path: Path) -> pd.DataFrame:
     return pd.DataFrame(values, index=pd.Index(ids, name="id"), columns=list(LABELS))
 
 
+# --- labels of other people's data ------------------------------------------------------------------------------------
+
+
+def read_label_file(path: Path) -> pd.DataFrame:
+    """Read labels in the wide form (a key and a column for each label) or the competition's (``<key>_<label>,0``).
+
+    A key is a file's path in the source, its SOPInstanceUID or its StudyInstanceUID; in the wide form its column is one
+    of :data:`LABEL_KEYS`. Returns index ``key``, int8 columns :data:`LABELS`, and ``row``, the first row that names
+    the key (the header is row 1). Messages name rows and never a key, which may identify a patient.
+
+    Raises UsageError where the file can't be read, WorkError for columns that are missing, a label that is not 0 or 1
+    or not given, an unknown class, and rows that contradict each other.
+    """
+    columns = _read_header(path)
+    if set(SUBMISSION_COLUMNS) <= set(columns):
+        texts = _read_texts(path, SUBMISSION_COLUMNS)
+        parts = [name.rpartition("_") for name in texts["ID"]]
+        rows = pd.DataFrame(
+            {"key": [part[0] for part in parts], "label": [part[2] for part in parts], "value": texts["Label"]}
+        )
+        unknown = ~rows["label"].isin(LABELS).to_numpy()
+        if unknown.any():
+            raise WorkError(f"{path}: row {rows.index[unknown][0]}: ID does not end in one of {', '.join(LABELS)}")
+    else:
+        keys = [name for name in columns if name.lower() in LABEL_KEYS]
+        if len(keys) != 1:
+            raise WorkError(
+                f"{path}: has {len(keys) or 'no'} key columns {', '.join(keys)}".rstrip()
+                + f"; expected exactly one of {', '.join(LABEL_KEYS)} (or the competition's ID,Label)"
+            )
+        texts = _read_texts(path, [keys[0], *LABELS]).rename(columns={keys[0]: "key"})
+        rows = texts.melt(id_vars="key", value_vars=list(LABELS), var_name="label", ignore_index=False)
+    rows = rows.rename_axis("row").reset_index().sort_values("row", kind="stable", ignore_index=True)
+    return _label_table(path, rows.assign(key=rows["key"].str.strip().str.replace("\\", "/").str.removeprefix("./")))
+
+
+def _label_table(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Turn rows (row, key, label, value as text) into a row for each key, checked."""
+    numbers = rows["value"].str.strip().map({"0": 0, "1": 1, "0.0": 0, "1.0": 1})
+    for wrong, fault in ((numbers.isna(), "is not 0 or 1"), (rows["key"] == "", "has no key")):
+        if wrong.any():
+            first = rows[wrong].iloc[0]
+            raise WorkError(f"{path}: row {first['row']}: {first['label']} {fault}")
+    rows = rows.assign(value=numbers.astype(np.int8))
+    cells = rows.groupby(["key", "label"], sort=False)
+    differs = rows["value"] != cells["value"].transform("first")
+    if differs.any():
+        first = rows[differs].iloc[0]
+        before = cells["row"].transform("first")[differs].iloc[0]
+        raise WorkError(f"{path}: row {first['row']} contradicts row {before}: {first['label']} has two values")
+    first = rows.drop_duplicates("key").set_index("key")["row"]
+    table = pd.DataFrame({label: rows[rows["label"] == label].drop_duplicates("key").set_index("key")["value"]
+                          for label in LABELS}).reindex(first.index)  # fmt: skip
+    for label in LABELS:
+        if table[label].isna().any():
+            row = first[table[label].isna()].iloc[0]
+            raise WorkError(f"{path}: row {row}: there is no value for the label {label} of the same key")
+    if table.empty:
+        raise WorkError(f"{path}: has no rows")
+    return table.astype(np.int8).assign(row=first)
+
+
 # --- the competition's folder -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CompetitionSource:
-    """Where the competition's files lie. ``test_images`` and ``sample_submission`` are None where either is missing."""
+    """Where the competition's files lie in ``tree``: folders by their names there, CSVs as files to open.
 
-    stage: int
-    train_images: Path
-    train_csv: Path
-    test_images: Path | None
-    sample_submission: Path | None
-
-
-def find_competition(folder: Path) -> CompetitionSource | None:
-    """Find the competition's files in ``folder``, by either naming, also inside :data:`COMPETITION_FOLDER`.
-
-    Of several stages the highest that has both images and CSV. None where there are no training images with labels.
+    ``test_images`` and ``sample_submission`` are None where either is missing; ``phantom``: synthetic files.
     """
-    for root in (folder, folder / COMPETITION_FOLDER):
-        train = _highest_stage(root, "train", "train.csv")
-        if train is None:
-            continue
-        stage, train_images, train_csv = train
-        test = _highest_stage(root, "test", "sample_submission.csv")
-        if test is None or test[0] < stage:  # the test images of stage 1 are training images of stage 2
-            return CompetitionSource(stage, train_images, train_csv, None, None)
-        return CompetitionSource(stage, train_images, train_csv, test[1], test[2])
+
+    tree: Tree
+    stage: int
+    train_images: str
+    train_csv: SourceFile
+    test_images: str | None
+    sample_submission: SourceFile | None
+    phantom: bool
+
+
+def find_competition(path: Path) -> CompetitionSource | None:
+    """Find the competition's files in a folder or zip archive, by either naming, also in :data:`COMPETITION_FOLDER`.
+
+    In a folder that may be a folder or the archive ``<COMPETITION_FOLDER>.zip``. Of several stages the highest that has
+    both images and CSV. None where there are no training images with labels; UsageError for a damaged archive.
+    """
+    places = [(path, "")]
+    if path.is_dir():
+        places += [(path / COMPETITION_FOLDER, ""), (path / f"{COMPETITION_FOLDER}.zip", COMPETITION_FOLDER)]
+    elif path.is_file():
+        places += [(path, COMPETITION_FOLDER)]
+    trees: dict[Path, Tree | None] = {}
+    for place, under in places:
+        tree = trees[place] = trees[place] if place in trees else open_tree(place)
+        for prefix in dict.fromkeys(("", f"{under}/" if under else "")):
+            source = None if tree is None else _find_stages(tree, prefix)
+            if source is not None:
+                return source
     return None
 
 
-def _highest_stage(root: Path, split: str, csv: str) -> tuple[int, Path, Path] | None:
-    found = []
-    for stage in (1, 2):
-        csv_path = root / f"stage_{stage}_{csv}"
-        for images in (root / f"stage_{stage}_{split}", root / f"stage_{stage}_{split}_images"):
-            if csv_path.is_file() and images.is_dir() and any(images.glob("*.dcm")):
-                found.append((stage, images, csv_path))
-    return max(found, default=None, key=lambda row: row[0])
+def list_competition(source: CompetitionSource) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the images' files (path, file_id, split, bytes, mtime_ns and what the tree needs), sorted by split and id.
+
+    And those that are refused (path, file_id, reason, message): for a name that is no id, or for one of a training
+    image.
+    """
+    tables, refused = [], []
+    for split, under in (("train", source.train_images), ("test", source.test_images)):
+        for found, table in (
+            zip((tables, refused), source.tree.list(under, recursive=False), strict=True) if under else ()
+        ):
+            ids = [path.rpartition("/")[2] for path in table["path"]]
+            named = table.assign(file_id=[name.removesuffix(".dcm") for name in ids], split=split)
+            found.append(named[[name.endswith(".dcm") for name in ids]])
+    files = pd.concat(tables, ignore_index=True)
+    named = np.array([IMAGE_ID.fullmatch(name) is not None for name in files["file_id"]], dtype=bool)
+    twice = files["file_id"].duplicated().to_numpy() & named
+    nameless = "the file's name is no id: letters, digits, '_', '-' and '.' only"
+    refused += [
+        files[~named].assign(reason="name", message=nameless),
+        files[twice].assign(reason="duplicate", message="a training image has the same id"),
+    ]
+    columns = ["path", "file_id", "reason", "message"]
+    return files[named & ~twice].reset_index(drop=True), pd.concat(refused, ignore_index=True)[columns]
+
+
+def _find_stages(tree: Tree, prefix: str) -> CompetitionSource | None:
+    train = _highest_stage(tree, prefix, "train", "train.csv")
+    if train is None:
+        return None
+    stage, train_images, train_csv = train
+    test_images, sample = None, None
+    test = _highest_stage(tree, prefix, "test", "sample_submission.csv")
+    if test is not None and test[0] >= stage:  # the test images of stage 1 are training images of stage 2
+        test_images, sample = test[1:]
+    phantom = tree.find(f"{prefix}{TRUTH_FILE}") is not None
+    return CompetitionSource(tree, stage, train_images, train_csv, test_images, sample, phantom)
+
+
+def _highest_stage(tree: Tree, prefix: str, split: str, csv: str) -> tuple[int, str, SourceFile] | None:
+    for stage in (2, 1):
+        table = tree.find(f"{prefix}stage_{stage}_{csv}")
+        if table is None:
+            continue
+        for images in (f"{prefix}stage_{stage}_{split}_images", f"{prefix}stage_{stage}_{split}"):
+            if tree.has_files(images, ".dcm"):
+                return stage, images, table
+    return None
 
 
 # --- a preprocessed dataset -------------------------------------------------------------------------------------------
@@ -361,6 +476,11 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
     return info
 
 
+def is_labelled(info: dict[str, Any]) -> bool:
+    """Whether images of a dataset have labels; ``info`` as :func:`read_dataset_info` returns it."""
+    return info.get("labelled", 1) > 0
+
+
 def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
     """Read a dataset's ``metadata.csv``: index ``id``, a row for each image.
 
@@ -373,24 +493,30 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
 
     Errors as :func:`read_dataset_info`.
     """
-    read_dataset_info(folder)
+    labels = list(LABELS) if is_labelled(read_dataset_info(folder)) else []
     texts = ["id", "split", "patient_id", "study_id", "series_id", "mended"]
-    numbers = ["position_mm", "row_spacing_mm", "column_spacing_mm", *LABELS]
+    numbers = ["position_mm", "row_spacing_mm", "column_spacing_mm", *labels]
     integers = ["slice_index", "rows", "columns"]
     if described:
         texts += ["pixel_form", "picture_hash", "image_hash"]
         numbers += ["thickness_mm", "hu_mean", "solid"]
         integers += ["hu_min", "hu_max", "crop_top", "crop_left", "crop_rows", "crop_columns"]
     types = dict.fromkeys(texts, str) | dict.fromkeys(integers, np.int64) | dict.fromkeys(numbers, np.float64)
-    return _read_table(folder / METADATA_FILE, types)
+    table = _read_table(folder / METADATA_FILE, types)
+    return table if labels else table.assign(**dict.fromkeys(LABELS, np.nan))
 
 
 def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
     """Read a fold: index ``id``, sample_type (train or valid), int8 :data:`LABELS`, patient_id, study_id.
 
-    Raises UsageError, naming what exists, where there is no such dataset or fold, WorkError for a damaged file.
+    Raises UsageError, naming what exists, where there is no such dataset or fold or no labels, WorkError for a damaged
+    file.
     """
-    read_dataset_info(folder)
+    if not is_labelled(read_dataset_info(folder)):
+        raise UsageError(
+            f"{folder}: the dataset has no labels to train on; give them to python preprocessing.py with "
+            "--pre_labels=file.csv (predict.py --split=test works without)"
+        )
     path = fold_path(folder, dataset, fold)
     if not path.is_file():
         pattern = re.compile(rf"dataset_{re.escape(dataset)}_fold_(\d+)\.csv")
@@ -409,20 +535,7 @@ def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
                 f"{path}: image {rows.index[row]}: {columns[column]} {rows[columns].iloc[row, column]} is not "
                 f"{allowed[0]} or {allowed[1]}; run python preprocessing.py again"
             )
-    _warn_of_split_patients(path, rows)
     return rows
-
-
-def _warn_of_split_patients(path: Path, rows: pd.DataFrame) -> None:
-    """Warn where a fold that was edited has a patient on both sides: its validation then promises too much."""
-    known = rows[rows["patient_id"] != ""]
-    sides = known.groupby("patient_id")["sample_type"].nunique()
-    if (sides > 1).any():
-        logger.warning(
-            "%s: %d patients stand in both train and valid; the validation then looks better than it is",
-            path,
-            int((sides > 1).sum()),
-        )
 
 
 def _missing_dataset(folder: Path) -> UsageError:
@@ -440,21 +553,18 @@ def _read_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
     """Read a CSV of this project with exactly typed columns; WorkError where it isn't one."""
     numbers = [name for name, kind in types.items() if kind is not str]
     try:
-        # Text stays as it is, also "NA" or nothing; an empty number is NaN. All columns are read: where only some are
-        # asked for, pandas overlooks a row with too many fields.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                path,
-                dtype=types,
-                index_col=False,
-                keep_default_na=False,
-                na_values={name: [""] for name in numbers},
-            )
-        table = table[list(types)]
+        # Text stays as it is, also "NA" or nothing; an empty number is NaN.
+        table = pd.read_csv(
+            path,
+            usecols=list(types),
+            dtype=types,
+            index_col=False,
+            keep_default_na=False,
+            na_values={name: [""] for name in numbers},
+        )
     except OSError as error:
         raise WorkError(f"{path}: cannot be read ({error.strerror}); run python preprocessing.py again") from None
-    except (ValueError, KeyError, OverflowError, pd.errors.ParserWarning):
+    except (ValueError, OverflowError):
         raise WorkError(f"{_table_fault(path, types)}; run python preprocessing.py again") from None
     unique, ids = pd.factorize(table["id"])
     _check_ids(path, ids, unique, table.index + 2)

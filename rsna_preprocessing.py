@@ -1,4 +1,4 @@
-"""The competition's DICOM files to a dataset: images, metadata, labels and patient-grouped folds.
+"""DICOM files, the competition's or any other, to a dataset: images, metadata, labels and patient-grouped folds.
 
 A killed run goes on where it was, a finished one does only what has changed. ``dataset.json`` is written last: without
 it a dataset is not complete.
@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,20 @@ from common.arguments import to_dict
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_csv, write_json
 from common.preprocessing.convert import ImageForm, Task, convert_files
+from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_ct_image
 from common.preprocessing.folder import check_space, claim_folder, list_files
 from common.preprocessing.folds import assign_folds, check_folds, link_patients, picture_keys
 from common.preprocessing.journal import Journal
+from common.preprocessing.labels import join_labels
+from common.preprocessing.pseudonyms import Pseudonyms, load_key
+from common.preprocessing.sources import Tree, file_ids, open_tree
 from common.preprocessing.tables import (
-    failure_rows,
-    failure_table,
+    REPEATED_UID,
     first_known,
+    mark_repeated,
     metadata_table,
     remove_leftovers,
+    unique_images,
     unmatched_labels,
 )
 from config import PreprocessingConfig
@@ -40,42 +45,67 @@ from rsna_dataset import (
     COMPETITION_FOLDER,
     DATASET_INFO,
     FORMAT_VERSION,
-    IMAGE_ID,
     LABELS,
     CompetitionSource,
     dataset_folder,
     find_competition,
     fold_path,
+    list_competition,
     list_some,
     read_competition_labels,
     read_dataset_info,
+    read_label_file,
     read_submission,
 )
 
 logger = logging.getLogger(__name__)
 
 JOURNAL = ".converted.csv"
-TRUTH_FILE = "phantom_truth.csv"  # stands beside the CSVs of a phantom
+KEY_FILE = "pseudonyms.key"  # in the input folder: beside the datasets, not in them, and the same for all of them
 UNMATCHED = "labels_without_image.csv"
+UNMATCHED_ROWS = "unmatched_rows.csv"
+PUBLIC_ID = "ID_[0-9a-f]+"  # what the competition replaced all identifiers by
 TABLE_BYTES = 1000  # that an image takes in the tables and the journal, at most
 LINKED_SHARE = 0.01  # a larger group of linked patients is no coincidence but a fault in the pictures
 LINKED_MIN_PATIENTS = 1000
+MARKS = {  # of the metadata's column ``mended`` that a person should know of
+    "wrap_doubtful": "may hold wrapped values and were left alone",
+    REPEATED_UID: "share their SOPInstanceUID with another file; all are kept",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset comes from; ``competition`` is None for files in any other form."""
+
+    tree: Tree
+    competition: CompetitionSource | None
+
+    @property
+    def kind(self) -> str:
+        """``competition``, ``phantom`` or ``dicom``, as in dataset.json."""
+        if self.competition is None:
+            return "dicom"
+        return "phantom" if self.competition.phantom else "competition"
 
 
 @dataclass(frozen=True)
 class Job:
     """What one run works on.
 
-    ``labels`` (index ``id``) and ``asked``, the ids of the sample submission, come from the source's CSVs; ``files``
-    are its DICOM files (index ``image_id``: split, bytes, mtime_ns, folder), ``refused`` the rows of failed.csv for
-    those whose name can't be an id.
+    ``labels`` (index ``id``) are the source's, by its files' ids at first and later by image id; ``label_file`` those
+    of --pre_labels (see :func:`rsna_dataset.read_label_file`); ``asked`` the ids of the sample submission. ``files``
+    are the source's (index ``source_id``: file_id, path, split, bytes, mtime_ns and what its tree needs), ``refused``
+    the rows of failed.csv for those that are not opened.
     """
 
     config: PreprocessingConfig
     folder: Path
     form: ImageForm
-    source: CompetitionSource
+    source: Source
+    pseudonyms: Pseudonyms
     labels: pd.DataFrame
+    label_file: pd.DataFrame | None
     asked: pd.Index
     files: pd.DataFrame
     refused: pd.DataFrame
@@ -88,16 +118,19 @@ class Job:
 def preprocess(config: PreprocessingConfig) -> Path:
     """Make or finish the dataset that ``config`` asks for and return its folder.
 
-    Raises UsageError where there is no competition data or the folder can't be written, WorkError for labels that
-    contradict each other, a full disk, or a source of which nothing can be used.
+    Raises UsageError where there is no data or the folder can't be written, WorkError for labels that contradict each
+    other, a full disk, a source of which nothing can be used, and, after all is written, too large a share of failures.
     """
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     source = find_source(config)
-    labels = read_competition_labels(source.train_csv)
-    asked = pd.Index([]) if source.sample_submission is None else read_submission(source.sample_submission).index
+    labels, asked = read_source_tables(source, config)
+    label_file = None if config.pre_labels is None else read_label_file(config.pre_labels)
     with claim_folder(folder), claim_folder(folder / "images"):
-        job = Job(config, folder, image_form(config), source, labels, asked, *list_source(source))
-        journal = Journal(folder / JOURNAL, journal_options(job.form))
+        key = load_key(config.data_input_folder / KEY_FILE)
+        pseudonyms = Pseudonyms(key, PUBLIC_ID if source.competition else None)
+        files = list_source(source, pseudonyms, skip=(folder.parent, config.data_input_folder / KEY_FILE))
+        job = Job(config, folder, image_form(config), source, pseudonyms, labels, label_file, asked, *files)
+        journal = Journal(folder / JOURNAL, journal_options(job))
         warn_of_other_source(job)
         tasks = pending_tasks(job, journal)
         state = source_hash(job)
@@ -106,7 +139,8 @@ def preprocess(config: PreprocessingConfig) -> Path:
         else:
             (folder / DATASET_INFO).unlink(missing_ok=True)  # until the end the dataset is not complete
             convert(job, tasks, journal)
-            write_tables(job, journal.read().loc[job.files.index], state)
+            write_tables(job, journal.read(), state)
+        check_share(journal.read(), job)
     return folder
 
 
@@ -115,17 +149,33 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def find_source(config: PreprocessingConfig) -> CompetitionSource:
-    """Return where the competition's files lie; UsageError saying what was looked for where there are none."""
+def find_source(config: PreprocessingConfig) -> Source:
+    """Return where the files lie; UsageError saying what was looked for where there are none."""
     searched = config.pre_source or config.data_input_folder
-    source = find_competition(searched)
-    if source is None:
+    competition = find_competition(searched)
+    if competition is not None:
+        return Source(competition.tree, competition)
+    tree = None if config.pre_source is None else open_tree(searched)
+    if tree is None:
         raise UsageError(
-            f"{searched}: no competition data here or in {COMPETITION_FOLDER}/ (expected stage_2_train/*.dcm and "
-            "stage_2_train.csv, or stage_1_train_images/ and stage_1_train.csv); for synthetic data run python "
+            f"{searched}: no competition data here or in {COMPETITION_FOLDER}/ or {COMPETITION_FOLDER}.zip (expected "
+            "stage_2_train/*.dcm and stage_2_train.csv, or stage_1_train_images/ and stage_1_train.csv); for files of "
+            "your own name their folder or zip archive with --pre_source; for synthetic data run python "
             "rsna_phantom.py, then python preprocessing.py --pre_source=input/phantom --data_dataset=phantom"
         )
-    return source
+    return Source(tree, None)
+
+
+def read_source_tables(source: Source, config: PreprocessingConfig) -> tuple[pd.DataFrame, pd.Index]:
+    """Return the labels that the source has, unless --pre_labels gives others, and the ids of its sample submission."""
+    competition = source.competition
+    labels = pd.DataFrame(index=pd.Index([], name="id"))
+    if competition is None:
+        return labels, pd.Index([])
+    if config.pre_labels is None:
+        labels = read_competition_labels(competition.train_csv)
+    sample = competition.sample_submission
+    return labels, pd.Index([]) if sample is None else read_submission(sample).index
 
 
 def image_form(config: PreprocessingConfig) -> ImageForm:
@@ -135,8 +185,13 @@ def image_form(config: PreprocessingConfig) -> ImageForm:
     return ImageForm(config.pre_size, config.pre_window, "uint8" if config.pre_type == "uint8" else "float32")
 
 
-def journal_options(form: ImageForm) -> dict[str, Any]:
-    """Return what an image depends on beside its file: with another value all images are made anew."""
+def journal_options(job: Job) -> dict[str, Any]:
+    """Return what an image and its record depend on beside its file: with another value all are made anew."""
+    return form_options(job.form) | {"key": job.pseudonyms.fingerprint, "public": job.pseudonyms.public}
+
+
+def form_options(form: ImageForm) -> dict[str, Any]:
+    """Return what the pictures depend on beside their files."""
     return {"version": FORMAT_VERSION, "size": form.size, "windows": form.windows, "dtype": form.dtype}
 
 
@@ -146,59 +201,60 @@ def dataset_options(config: PreprocessingConfig) -> dict[str, Any]:
     return {name: value for name, value in to_dict(config).items() if name in names}
 
 
-def list_source(source: CompetitionSource) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the source's DICOM files, and those whose name can't be an id (columns id, file, reason, message).
+def list_source(source: Source, pseudonyms: Pseudonyms, skip: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the files to convert, and rows of failed.csv for those that are refused; see :class:`Job`.
 
-    The former have index ``image_id`` and split, bytes, mtime_ns, folder; sorted by split and id, so that nothing
-    depends on the order in which the disk lists them.
+    Both are sorted, so that nothing depends on the order in which the disk lists them. ``skip``: files and folders that
+    are this program's own.
     """
-    tables = [list_files(source.train_images, ".dcm").assign(split="train", folder=str(source.train_images))]
-    if source.test_images is not None:
-        tables.append(list_files(source.test_images, ".dcm").assign(split="test", folder=str(source.test_images)))
-    files = pd.concat(tables, ignore_index=True).rename(columns={"name": "image_id"})
-    named = files["image_id"].map(lambda name: IMAGE_ID.fullmatch(name) is not None).astype(bool)
-    twice = files["image_id"].duplicated() & named
-    refused = pd.concat(
-        [
-            failure_rows(files[~named], "name", "the file's name is no id: letters, digits, '_', '-' and '.' only"),
-            failure_rows(files[twice], "duplicate", "a training image has the same id"),
-        ]
-    )
-    return files[named & ~twice].set_index("image_id"), refused
+    if source.competition is None:
+        files, refused = (table.assign(file_id=file_ids(table["path"])) for table in source.tree.list(skip=skip))
+        files["split"] = ""
+    else:
+        files, refused = list_competition(source.competition)
+    # In the journal a file is known by its id where that is public, else by a pseudonym of its path.
+    files["source_id"] = [
+        file_id if pseudonyms.is_public(file_id) else pseudonyms.of("file", f"{path}\n{file_id}")
+        for path, file_id in zip(files["path"], files["file_id"], strict=True)
+    ]
+    return files.set_index("source_id"), failure_rows(refused)
 
 
 def source_hash(job: Job) -> str:
-    """Return a hash of the source's state: names, sizes and times of all images, contents of both CSVs."""
-    digest = hashlib.blake2b(digest_size=16)
-    for table in (job.files[["split", "bytes", "mtime_ns"]], job.refused):
-        digest.update(table.to_csv(lineterminator="\n").encode("utf-8", "surrogateescape"))
-    for path in (job.source.train_csv, job.source.sample_submission):
+    """Return a hash of the source's state: names, sizes and times of all files, contents of the CSVs."""
+    competition = job.source.competition
+    # With the key, nobody can try out which names of patients' files give the hash.
+    digest = hashlib.blake2b(digest_size=16, key=b"" if competition else job.pseudonyms.key)
+    for table in (job.files[["path", "split", "bytes", "mtime_ns"]], job.refused):
+        digest.update(table.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape"))
+    tables = (competition.train_csv, competition.sample_submission) if competition else ()
+    for path in (*tables, job.config.pre_labels):
         digest.update(path.read_bytes() if path else b"")
     return digest.hexdigest()
 
 
 def pending_tasks(job: Job, journal: Journal) -> list[Task]:
-    """Return what is left to convert: all but the files that are as the journal knows them and whose image is whole."""
-    files = job.files
-    records = journal.read()
-    done = records.reindex(files.index)
-    # On its own: beside a missing row the column would become float64, which has no room for nanoseconds.
-    mtime_ns = records["mtime_ns"].reindex(files.index, fill_value=-1)
-    stored = list_files(job.folder / "images", ".npy").set_index("name")["bytes"].reindex(files.index)
-    same = (done["split"] == files["split"]) & (done["file_bytes"] == files["bytes"])
-    same &= mtime_ns == files["mtime_ns"]
-    converted = (done["reason"] == "") & (done["image_bytes"] == stored)
+    """Return what is left to convert: all but files that are as the journal knows them and whose images are whole."""
+    files, records = job.files, journal.read()
+    stored = list_files(job.folder / "images", ".npy").set_index("name")["bytes"]
+    whole = records["image_bytes"] == stored.reindex(records["image_id"]).to_numpy()
     # A file that could not be opened or parsed gets another try: it may have been the disk.
-    hopeless = done["reason"].notna() & ~done["reason"].isin(("", "unreadable"))
-    known = done["split"].notna()
+    hopeless = ~records["reason"].isin(("", "unreadable"))
+    finished = ((whole & (records["reason"] == "")) | hopeless).groupby(records["source_id"]).all()
+    known = records.drop_duplicates("source_id").set_index("source_id")[["split", "file_bytes", "mtime_ns"]]
+    known = known[known.index.isin(files.index)].astype({"split": object})
+    current = files.loc[known.index]
+    same = (known["split"] == current["split"]) & (known["file_bytes"] == current["bytes"])
+    same &= known["mtime_ns"] == current["mtime_ns"]
     if journal.exists() and records.empty:
         say("no image of an earlier run was made with these options: converting all files anew")
-    elif (known & ~same).any():
-        say(f"{int((known & ~same).sum())} source files have changed since they were converted")
+    elif not same.all():
+        say(f"{int((~same).sum())} source files have changed since they were converted")
+    done = same.index[same & finished.reindex(same.index)]
     return [
-        Task(row.Index, row.split, row.bytes, row.mtime_ns, Path(row.folder) / f"{row.Index}.dcm",
+        Task(row.file_id, row.Index, row.split, row.bytes, row.mtime_ns, job.source.tree.file_at(row),
              job.folder / "images")
-        for row in files[~(same & (converted | hopeless))].itertuples()
+        for row in files[~files.index.isin(done)].itertuples()
     ]  # fmt: skip
 
 
@@ -208,15 +264,10 @@ def warn_of_other_source(job: Job) -> None:
         made_from = read_dataset_info(job.folder)["source"]["kind"]
     except (UsageError, WorkError, KeyError, TypeError):
         return  # there is none, or none that was finished
-    if made_from != source_kind(job.source):
+    if made_from != job.source.kind:
         logger.warning(
-            "%s: was made from %s files and is made anew from %s files", job.folder, made_from, source_kind(job.source)
+            "%s: was made from %s files and is made anew from %s files", job.folder, made_from, job.source.kind
         )
-
-
-def source_kind(source: CompetitionSource) -> str:
-    """Return ``phantom`` or ``competition``."""
-    return "phantom" if (source.train_csv.parent / TRUTH_FILE).is_file() else "competition"
 
 
 def is_complete(job: Job, state: str) -> bool:
@@ -226,8 +277,9 @@ def is_complete(job: Job, state: str) -> bool:
         same = info["options"] == dataset_options(job.config) and info["source"]["hash"] == state
     except (UsageError, WorkError, KeyError, TypeError):
         return False
-    names = ["metadata.csv", "failed.csv", UNMATCHED] + ["sample_submission.csv"] * (len(job.asked) > 0)
-    return same and all(path.is_file() for path in [job.folder / name for name in names] + job.fold_paths)
+    paths = [job.folder / name for name in ("metadata.csv", "failed.csv", label_report(job))]
+    paths += [job.folder / "sample_submission.csv"] * (len(job.asked) > 0) + job.fold_paths * (info["labelled"] > 0)
+    return same and all(path.is_file() for path in paths)
 
 
 def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
@@ -239,55 +291,119 @@ def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     say(f"{len(job.files)} files, {len(tasks)} of them to convert")
     failures = 0
     jobs = job.config.n_jobs or len(os.sched_getaffinity(0))
-    with journal, tqdm(total=len(tasks), desc="preprocessing", unit="image", disable=None) as progress:
-        for records in convert_files(tasks, job.form, jobs) if tasks else ():
-            journal.add(records)
-            failures += sum(record.reason != "" for record in records)
-            progress.set_postfix(failed=failures, refresh=False)
-            progress.update(len(records))
+    with journal, tqdm(total=len(tasks), desc="preprocessing", unit="file", disable=None) as progress:
+        try:
+            for records in convert_files(tasks, job.form, jobs, job.pseudonyms) if tasks else ():
+                journal.add(records)
+                failures += sum(record.reason != "" for record in records)
+                progress.set_postfix(failed=failures, refresh=False)
+                progress.update(len({record.source_id for record in records}))
+        except KeyboardInterrupt:
+            left = len(tasks) - progress.n
+            progress.close()
+            say(f"stopped with {left} of {len(job.files)} files to convert; start the same command again to go on")
+            raise
 
 
 def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
-    """Write everything but the images, dataset.json last; WorkError where no image has labels."""
-    folder, labels = job.folder, job.labels
-    images = records[records["reason"] == ""]
+    """Write everything but the images, dataset.json last; WorkError for no image, or labels of which none fits."""
+    folder = job.folder
+    records = records[records["source_id"].isin(job.files.index)]
+    images = mark_repeated(unique_images(records).sort_index())
     failed = failure_table(records, job.files, job.refused)
-    unmatched = unmatched_labels(labels, images, failed)
     write_csv(folder / "failed.csv", failed)
-    write_csv(folder / UNMATCHED, unmatched)
+    job, images, unmatched = label_images(job, images, failed)
+    table = metadata_table(images, job.labels)
+    if job.label_file is not None:
+        unlabelled = np.flatnonzero((table["split"] == "test").to_numpy()) + 2
+        unmatched = pd.concat(
+            [unmatched.assign(table="labels"), pd.DataFrame({"row": unlabelled, "table": "metadata"})]
+        )[["table", "row"]]
+    write_csv(folder / label_report(job), unmatched)
     warn_about(job, images, failed, unmatched)
-    train = images[(images["split"] == "train") & images.index.isin(labels.index)].sort_index()
-    if train.empty:
+    train = images[(images["split"] == "train") & images.index.isin(job.labels.index)]
+    if images.empty or (train.empty and is_labelled(job)):
         raise WorkError(
-            f"{folder}: none of the {len(job.files)} files gave an image with labels; {folder / 'failed.csv'} and "
-            f"{folder / UNMATCHED} say why"
+            f"{folder}: none of the {len(job.files)} files gave an image{' with labels' * is_labelled(job)}; "
+            f"{folder / 'failed.csv'} and {folder / label_report(job)} say why"
         )
-    fold = make_folds(job, train)
-    remove_leftovers(folder, images.index, job.fold_paths)
-    write_csv(folder / "metadata.csv", metadata_table(images, labels))
-    rows = labels.loc[train.index].assign(patient_id=train["patient_id"], study_id=train["study_id"])
-    for number, path in enumerate(job.fold_paths):
+    fold_paths = job.fold_paths if len(train) else []
+    fold = make_folds(job, train) if len(train) else np.zeros(0, dtype=np.int64)
+    remove_leftovers(folder, images.index, fold_paths)
+    write_csv(folder / "metadata.csv", table)
+    rows = train[["patient_id", "study_id"]].join(job.labels)
+    for number, path in enumerate(fold_paths):
         rows["sample_type"] = np.where(fold == number, "valid", "train")
-        table = rows[["sample_type", *LABELS, "patient_id", "study_id"]]
-        write_csv(path, table.rename_axis("id").reset_index())
+        columns = ["sample_type", *LABELS, "patient_id", "study_id"]
+        write_csv(path, rows[columns].rename_axis("id").reset_index())
     copy_sample(job)
     write_json(folder / DATASET_INFO, dataset_info(job, images, failed, state))
-    shares = ", ".join(f"{name} {share:.2%}" for name, share in labels.loc[train.index].mean().items())
     counts = images["split"].value_counts()
-    say(f"{counts['train']} train and {counts.get('test', 0)} test images, {len(failed)} failed files; {shares}")
+    said = [f"{counts.get('train', 0)} train and {counts.get('test', 0)} test images", f"{len(failed)} failed files"]
+    if len(train):
+        said.append(", ".join(f"{name} {share:.2%}" for name, share in rows[list(LABELS)].mean().items()))
+    say("; ".join(said))
+
+
+def is_labelled(job: Job) -> bool:
+    """Whether the source or --pre_labels has labels, whatever they fit."""
+    return job.label_file is not None or job.source.competition is not None
+
+
+def label_report(job: Job) -> str:
+    """Return the name of the file that lists which labels fit no image."""
+    return UNMATCHED if job.label_file is None else UNMATCHED_ROWS
+
+
+def label_images(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> tuple[Job, pd.DataFrame, pd.DataFrame]:
+    """Return the job with its labels by image id, the images with their split, and the labels that fit no image.
+
+    The competition's folders say which images are for training; elsewhere it is those that have labels.
+    """
+    if job.label_file is not None:
+        joined = join_labels(job.label_file, images, job.files["path"], job.pseudonyms)
+        labels, unmatched = joined.labels, joined.unmatched
+    else:
+        file_id = job.files["file_id"].reindex(images["source_id"]).to_numpy()
+        labelled = np.isin(file_id, job.labels.index.to_numpy())
+        labels = job.labels.loc[file_id[labelled]].set_axis(images.index[labelled])
+        unmatched = unmatched_labels(job.labels.index.difference(pd.Index(file_id)), failed)
+    if job.source.competition is None:
+        images = images.assign(split=np.where(images.index.isin(labels.index), "train", "test"))
+    return replace(job, labels=labels), images, unmatched
+
+
+def check_share(records: pd.DataFrame, job: Job) -> None:
+    """Raise WorkError, with the reasons counted, where more files failed than --pre_max_failed accepts.
+
+    In an archive, files that are no CT image don't count. In the competition's folders every file should be one.
+    """
+    failed = failure_table(records, job.files, job.refused)
+    total = len(job.files) + len(job.refused)
+    if job.source.competition is None:
+        other = is_no_ct_image(failed)
+        failed, total = failed[~other], total - int(other.sum())
+    if len(failed) > job.config.pre_max_failed * total:
+        raise WorkError(
+            f"{len(failed)} of {total} files failed ({len(failed) / total:.2%}), more than "
+            f"--pre_max_failed={job.config.pre_max_failed:g} accepts: {count_reasons(failed)}; the dataset is complete "
+            f"without them; see {job.folder / 'failed.csv'}"
+        )
 
 
 def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: str) -> dict[str, Any]:
     """Return what dataset.json says; ``hash``: of all that training sees, ``source.hash``: of what it was made from."""
     options = dataset_options(job.config)
+    competition = job.source.competition
     return {
         "format_version": FORMAT_VERSION,
-        "source": {"kind": source_kind(job.source), "stage": job.source.stage, "hash": state},
+        "source": {"kind": job.source.kind, "stage": competition.stage if competition else None, "hash": state},
         "options": options,
         "image_form": job.form.name,
         "windows": options["pre_window"],
         "dtype": job.form.dtype,
         "images": {split: int((images["split"] == split).sum()) for split in ("train", "test")},
+        "labelled": int(images.index.isin(job.labels.index).sum()),
         "failed": len(failed),
         "hash": content_hash(job, images),
     }
@@ -296,31 +412,44 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
 def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: pd.DataFrame) -> None:
     """Warn, with counts, of everything that is not as it should be."""
     if len(failed):
-        counts = ", ".join(f"{reason} {count}" for reason, count in failed["reason"].value_counts().items())
-        logger.warning("%d files gave no image (%s); see %s", len(failed), counts, job.folder / "failed.csv")
-    if len(unmatched):
         logger.warning(
-            "%d labelled images have no picture and are left out: %s; see %s",
-            len(unmatched),
-            list_some(unmatched["id"]),
-            job.folder / UNMATCHED,
+            "%d files gave no image (%s); see %s", len(failed), count_reasons(failed), job.folder / "failed.csv"
         )
-    unlabelled = images.index[(images["split"] == "train") & ~images.index.isin(job.labels.index)]
-    if len(unlabelled):
-        logger.warning(
-            "%d training images have no labels in %s and are in no fold: %s",
-            len(unlabelled),
-            job.source.train_csv,
-            list_some(unlabelled),
-        )
+    warn_about_labels(job, images, unmatched)
     missing = job.asked.difference(images.index)
     if len(missing):
         logger.warning("%d images of the sample submission have no picture: %s", len(missing), list_some(missing))
-    doubtful = images.index[images["mended"].astype(str).str.contains("doubtful")]
-    if len(doubtful):
-        logger.warning("%d images may hold wrapped values and were left alone: %s", len(doubtful), list_some(doubtful))
+    for name, meaning in MARKS.items():
+        marked = images.index[[name in mended.split(";") for mended in images["mended"]]]
+        if len(marked):
+            logger.warning("%d images %s: %s", len(marked), meaning, list_some(marked))
     if images["warnings"].sum():
         logger.warning("pydicom had something to remark on %d files", int((images["warnings"] > 0).sum()))
+
+
+def warn_about_labels(job: Job, images: pd.DataFrame, unmatched: pd.DataFrame) -> None:
+    """Warn of labels without image and of images without label."""
+    if not is_labelled(job):
+        logger.warning("%s: unlabelled: no label columns and no folds; --pre_labels=file.csv adds labels", job.folder)
+    elif job.label_file is not None:
+        counts = unmatched["table"].value_counts()
+        if len(unmatched):
+            logger.warning(
+                "%d rows of %s fit no image, and %d images have no labels (split test); see %s",
+                counts.get("labels", 0), job.config.pre_labels, counts.get("metadata", 0), job.folder / UNMATCHED_ROWS,
+            )  # fmt: skip
+    else:
+        if len(unmatched):
+            logger.warning(
+                "%d labelled images have no picture and are left out: %s; see %s",
+                len(unmatched), list_some(unmatched["id"]), job.folder / UNMATCHED,
+            )  # fmt: skip
+        unlabelled = images.index[(images["split"] == "train") & ~images.index.isin(job.labels.index)]
+        if len(unlabelled):
+            logger.warning(
+                "%d training images have no labels in %s and are in no fold: %s",
+                len(unlabelled), job.source.competition.train_csv, list_some(unlabelled),
+            )  # fmt: skip
 
 
 def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
@@ -338,7 +467,7 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
         if len(np.unique(patients)) > LINKED_MIN_PATIENTS and sizes.max() > LINKED_SHARE * len(np.unique(patients)):
             raise WorkError(f"{job.folder}: {message}, too many to be true; look at these images")
         say(message)
-    labels = job.labels.loc[train.index].to_numpy()
+    labels = job.labels.loc[train.index, list(LABELS)].to_numpy()
     fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed)
     check_folds(fold, patients, pictures, train.index.to_numpy(dtype=object))
     return fold
@@ -347,17 +476,18 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
 def copy_sample(job: Job) -> None:
     """Copy the sample submission to the dataset, which then needs nothing of the source."""
     target = job.folder / "sample_submission.csv"
-    if job.source.sample_submission is None:
+    competition = job.source.competition
+    if competition is None or competition.sample_submission is None:
         target.unlink(missing_ok=True)
         return
     with atomic_path(target) as temporary:
-        temporary.write_bytes(job.source.sample_submission.read_bytes())
+        temporary.write_bytes(competition.sample_submission.read_bytes())
 
 
 def content_hash(job: Job, images: pd.DataFrame) -> str:
     """Return a hash of what training sees: every picture, the tables, and the options that images depend on."""
-    digest = hashlib.blake2b(json.dumps(journal_options(job.form), sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps(form_options(job.form), sort_keys=True).encode(), digest_size=16)
     digest.update(images["digest"].sort_index().to_csv(lineterminator="\n").encode())
-    for path in [job.folder / "metadata.csv", *job.fold_paths]:
+    for path in [job.folder / "metadata.csv", *(path for path in job.fold_paths if path.is_file())]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -85,8 +85,7 @@ def test_none_is_written_as_a_word() -> None:
         (["--name="], []),
         (["--count"], ["--count"]),
         (["stray"], ["'stray'", "--name=value"]),
-        (["--cou=3"], ["--cou", "written in full", "--count"]),
-        (["--k=3"], ["--k", "written in full", "--kind"]),
+        (["--cou=3"], ["--cou", "'--count'"]),
     ],
 )
 def test_a_wrong_argument_is_one_line_that_names_the_flag(argv: list[str], parts: list[str]) -> None:
@@ -121,8 +120,6 @@ def test_a_yaml_file_beats_defaults_and_a_flag_beats_the_file(tmp_path: Path) ->
         ("count: {a: 1}\n", ["'count'", "nested"]),
         ("- a\n", ["option: value"]),
         ("a: [\n", ["not a YAML file"]),
-        ("count:\n", ["c.yaml", "--count", "whole number"]),
-        ("count: 1\nkind: red\ncount: 2\n", ["c.yaml", "'count'", "twice"]),
     ],
 )
 def test_a_yaml_file_passes_the_same_checks_as_flags(tmp_path: Path, text: str, parts: list[str]) -> None:

@@ -24,6 +24,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 import preprocessing
+from common.dicom.reading import quiet_pydicom
 from common.errors import UsageError, WorkError
 from common.preprocessing.folds import assign_folds, check_folds, link_patients
 from rsna_dataset import LABELS, read_dataset_info, read_fold, read_metadata
@@ -70,11 +71,12 @@ def dicom_file(
         "RescaleSlope": 1,
         "RescaleIntercept": -1024,
     } | header
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = stored.tobytes()
-    dataset["PixelData"].VR = "OW"
-    dataset.save_as(path, enforce_file_format=True)
+    with quiet_pydicom():  # the competition's identifiers are no UIDs
+        for name, value in elements.items():
+            setattr(dataset, name, value)
+        dataset.PixelData = stored.tobytes()
+        dataset["PixelData"].VR = "OW"
+        dataset.save_as(path, enforce_file_format=True)
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Source:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.dcm"
         stored = picture(abs(hash_of(name))) if stored is None else stored
-        dicom_file(path, stored, patient, study or f"1.2.1{patient[1:]}", position, **header)
+        dicom_file(path, stored, patient, study or f"ID_a{patient[3:]}", position, **header)
         if split == "train":
             self.rows[name] = positives
         else:
@@ -122,6 +124,7 @@ class Source:
             "--data_dataset=small",
             "--n_jobs=1",
             "--pre_folds=2",
+            "--pre_max_failed=1",
             *more,
         ]
 
@@ -141,8 +144,8 @@ def source(tmp_path: Path) -> Source:
     for patient in range(4):
         for place in range(2):
             positives = (0, 0, 0, 0, place, place)
-            made.add(f"ID_{patient}{place}", f"P{patient}", positives=positives, position=(0, 0, 5.0 * place))
-    made.add("ID_t0", "P9", split="test")
+            made.add(f"ID_{patient}{place}", f"ID_{patient}", positives=positives, position=(0, 0, 5.0 * place))
+    made.add("ID_t0", "ID_9", split="test")
     return made
 
 
@@ -174,11 +177,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_stored_values_become_hounsfield_units_by_hand(source: Source) -> None:
     unsigned = np.full((24, 24), 1064, np.uint16)
     unsigned[0, :3] = (0, 24, 4095)
-    source.add("ID_a", "P1", stored=unsigned)  # intercept -1024
-    source.add("ID_b", "P1", stored=unsigned, RescaleSlope=2, RescaleIntercept=-1000)
+    source.add("ID_a", "ID_1", stored=unsigned)  # intercept -1024
+    source.add("ID_b", "ID_1", stored=unsigned, RescaleSlope=2, RescaleIntercept=-1000)
     signed = np.full((24, 24), 40, np.int16)
     signed[0, 0] = -1000
-    source.add("ID_c", "P1", stored=signed, BitsStored=16, HighBit=15, RescaleIntercept=0)
+    source.add("ID_c", "ID_1", stored=signed, BitsStored=16, HighBit=15, RescaleIntercept=0)
     folder = source.run()
     assert image(folder, "ID_a").dtype == np.int16
     assert image(folder, "ID_a")[0, :4].tolist() == [-1024, -1000, 3071, 40]
@@ -190,7 +193,7 @@ def test_stored_values_become_hounsfield_units_by_hand(source: Source) -> None:
 def test_padding_outside_the_circle_becomes_air_and_is_marked(source: Source) -> None:
     stored = np.full((24, 24), 1064, np.int16)
     stored[0, 0] = -2000
-    source.add("ID_a", "P1", stored=stored, BitsStored=16, HighBit=15)
+    source.add("ID_a", "ID_1", stored=stored, BitsStored=16, HighBit=15)
     folder = source.run()
     assert image(folder, "ID_a")[0, :2].tolist() == [-1024, 40]
     assert read_metadata(folder).loc["ID_a", "mended"] == "padding"
@@ -201,7 +204,7 @@ def test_wrapped_values_are_mended_and_marked(source: Source) -> None:
     stored = np.full((24, 24), 3096, np.uint16)
     stored[8:16, 8:16] = picture(1, 8, 8) - 1024
     stored[0, :2] = (40, 4095)
-    source.add("ID_a", "P1", stored=stored, RescaleIntercept=0)
+    source.add("ID_a", "ID_1", stored=stored, RescaleIntercept=0)
     folder = source.run()
     assert image(folder, "ID_a")[0, :3].tolist() == [40, -1, -1000]
     assert read_metadata(folder).loc["ID_a", "mended"] == "wrap"
@@ -209,7 +212,7 @@ def test_wrapped_values_are_mended_and_marked(source: Source) -> None:
 
 def test_a_picture_that_is_not_square_stays_so_unless_a_size_is_asked_for(source: Source) -> None:
     stored = np.full((20, 40), 1064, np.uint16)
-    source.add("ID_a", "P1", stored=stored)
+    source.add("ID_a", "ID_1", stored=stored)
     folder = source.run()
     assert image(folder, "ID_a").shape == (20, 40)
     assert read_metadata(folder).loc["ID_a", ["rows", "columns"]].tolist() == [20, 40]
@@ -231,7 +234,7 @@ def test_a_picture_that_is_not_square_stays_so_unless_a_size_is_asked_for(source
 def test_windows_are_stored_as_channels(source: Source, form: str, dtype: type, expected: list[list[float]]) -> None:
     stored = np.full((24, 24), 1024, np.uint16)
     stored[0, :3] = np.array([0, 40, 80]) + 1024
-    source.add("ID_a", "P1", stored=stored)
+    source.add("ID_a", "ID_1", stored=stored)
     folder = source.run("--pre_window=40/80,80/200", f"--pre_type={form}")
     shown = image(folder, "ID_a")
     assert (shown.dtype, shown.shape) == (dtype, (24, 24, 2))
@@ -257,9 +260,9 @@ def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(so
     shown = (
         f"12/0/1/-1024,,{hu.min()},{hu.max()},{hu.mean():.17g},1,{digest.hexdigest()},0,0,24,24,{digest.hexdigest()}"
     )
-    assert f"ID_11,train,P1,1.2.11,1.2.111,1,5,0.5,0.25,,24,24,{shown},0,0,0,0,1,1" in lines
+    assert f"ID_11,train,ID_1,ID_a1,ID_a11,1,5,0.5,0.25,,24,24,{shown},0,0,0,0,1,1" in lines
     test = [
-        line for line in lines if line.startswith("ID_t0,test,P9,1.2.19,1.2.191,0,0,0.5,0.25,,24,24,12/0/1/-1024,,")
+        line for line in lines if line.startswith("ID_t0,test,ID_9,ID_a9,ID_a91,0,0,0.5,0.25,,24,24,12/0/1/-1024,,")
     ]
     assert len(test) == 1
     assert test[0].endswith(",,,,,,")
@@ -271,15 +274,17 @@ def test_slices_are_ordered_along_the_normal_and_repeated_positions_by_id(source
     tilted = [1, 0, 0, 0, float(np.cos(angle)), float(np.sin(angle))]
     for name, distance in (("ID_d", 15.0), ("ID_a", 5.0), ("ID_c", 0.0), ("ID_b", 5.0)):
         position = (0.0, -np.sin(angle) * distance, np.cos(angle) * distance)
-        source.add(name, "P1", study="1.2.77", position=position, ImageOrientationPatient=[f"{v:.10f}" for v in tilted])
-    rows = read_metadata(source.run()).query("study_id == '1.2.77'").sort_values("slice_index")
+        source.add(
+            name, "ID_1", study="ID_77", position=position, ImageOrientationPatient=[f"{v:.10f}" for v in tilted]
+        )
+    rows = read_metadata(source.run()).query("study_id == 'ID_77'").sort_values("slice_index")
     assert rows.index.tolist() == ["ID_c", "ID_a", "ID_b", "ID_d"]
     assert rows["slice_index"].tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(rows["position_mm"], [0, 5, 5, 15], atol=1e-4)
 
 
 def test_a_cut_file_is_reported_by_name_and_stops_nothing(source: Source, caplog: pytest.LogCaptureFixture) -> None:
-    path = source.add("ID_cut", "P1")
+    path = source.add("ID_cut", "ID_1")
     path.write_bytes(path.read_bytes()[:-100])
     folder = source.run()
     failed = pd.read_csv(folder / "failed.csv")
@@ -320,7 +325,7 @@ def test_labels_without_a_file_are_listed_and_counted(source: Source, caplog: py
 def test_a_training_image_without_labels_is_counted_and_in_no_fold(
     source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source.add("ID_more", "P1")
+    source.add("ID_more", "ID_1")
     del source.rows["ID_more"]
     folder = source.run()
     assert "ID_more" in read_metadata(folder).index
@@ -331,7 +336,7 @@ def test_a_training_image_without_labels_is_counted_and_in_no_fold(
 def test_a_source_without_test_images_works(tmp_path: Path) -> None:
     source = Source(tmp_path / "source")
     for patient in range(3):
-        source.add(f"ID_{patient}", f"P{patient}")
+        source.add(f"ID_{patient}", f"ID_{patient}")
     folder = source.run()
     assert read_dataset_info(folder)["images"] == {"train": 3, "test": 0}
     assert not (folder / "sample_submission.csv").exists()
@@ -351,18 +356,18 @@ def test_a_truth_file_beside_the_tables_makes_the_source_a_phantom(source: Sourc
     assert read_dataset_info(source.run())["source"]["kind"] == "competition"
     (source.folder / "phantom_truth.csv").write_text("id\n")
     (source.folder / "stage_2_train" / "ID_t0.dcm").unlink(missing_ok=True)
-    source.add("ID_more", "P1")
+    source.add("ID_more", "ID_1")
     assert read_dataset_info(source.run())["source"]["kind"] == "phantom"
 
 
 def test_no_header_text_reaches_the_console_the_log_or_the_tables(
     source: Source, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad = source.add("ID_a", "P1", PatientBirthDate="19000101", SliceThickness="3.000000")
+    bad = source.add("ID_a", "ID_1", PatientBirthDate="19000101", SliceThickness="3.000000")
     bad.write_bytes(bad.read_bytes().replace(b"19000101", b"CANARY-1").replace(b"3.000000", b"CANARY-2"))
-    bad = source.add("ID_b", "P1")
+    bad = source.add("ID_b", "ID_1")
     bad.write_bytes(bad.read_bytes().replace(b"MONOCHROME2 ", b"CANARY^SECRE"))
-    bad = source.add("ID_c", "P1")
+    bad = source.add("ID_c", "ID_1")
     bad.write_bytes(bad.read_bytes().replace(b"-1024.0 ", b"CANARY  "))
     capfd.readouterr()
     caplog.clear()  # of what pydicom said while the files were written
@@ -393,19 +398,19 @@ def test_every_labelled_image_is_valid_in_exactly_one_fold_and_no_patient_on_bot
 
 
 def test_patients_who_share_a_picture_stay_on_one_side(source: Source) -> None:
-    for patient in ("P0", "P1", "P2"):
+    for patient in ("ID_0", "ID_1", "ID_2"):
         source.add(f"ID_same{patient}", patient, stored=picture(77))
     folder = source.run()
     fold = read_fold(folder, "small", 0)
     sides = fold.groupby("patient_id")["sample_type"].first()
-    assert sides["P0"] == sides["P1"] == sides["P2"] != sides["P3"]
+    assert sides["ID_0"] == sides["ID_1"] == sides["ID_2"] != sides["ID_3"]
 
 
 def test_pictures_of_air_link_nobody(source: Source) -> None:
     noise = np.random.default_rng(0).integers(20, 30, (24, 24)).astype(np.uint16)
     for patient in range(4):
-        source.add(f"ID_air{patient}", f"P{patient}", stored=noise)
-        source.add(f"ID_flat{patient}", f"P{patient}", stored=np.full((24, 24), 1064, np.uint16))
+        source.add(f"ID_air{patient}", f"ID_{patient}", stored=noise)
+        source.add(f"ID_flat{patient}", f"ID_{patient}", stored=np.full((24, 24), 1064, np.uint16))
     fold = read_fold(source.run(), "small", 0)
     assert (fold.drop_duplicates("patient_id")["sample_type"] == "valid").sum() == 2
 
@@ -497,7 +502,7 @@ def test_the_last_check_refuses_folds_that_tear_a_patient_or_a_picture(what: str
 
 
 def test_a_second_run_writes_nothing(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
-    path = source.add("ID_cut", "P1")
+    path = source.add("ID_cut", "ID_1")
     path.write_bytes(path.read_bytes()[:-100])
     before = state(source.run())
     capsys.readouterr()
@@ -510,7 +515,7 @@ def test_a_second_run_writes_nothing(source: Source, capsys: pytest.CaptureFixtu
 
 def test_a_run_after_a_file_was_added_converts_only_that(source: Source, tmp_path: Path) -> None:
     before = state(source.run())
-    source.add("ID_new", "P3")
+    source.add("ID_new", "ID_3")
     folder = source.run()
     after = state(folder)
     assert {name for name in after if name.startswith("images/") and after[name] != before.get(name)} == {
@@ -525,7 +530,7 @@ def test_a_run_after_a_file_was_added_converts_only_that(source: Source, tmp_pat
 def test_a_file_that_changed_is_converted_again_and_one_that_went_is_dropped(source: Source) -> None:
     before = state(source.run())
     time.sleep(0.01)
-    source.add("ID_00", "P0", stored=np.full((24, 24), 1124, np.uint16))
+    source.add("ID_00", "ID_0", stored=np.full((24, 24), 1124, np.uint16))
     (source.folder / "stage_2_train" / "ID_11.dcm").unlink()
     folder = source.run()
     after = state(folder)
@@ -563,8 +568,8 @@ def test_a_phantom_and_the_competitions_data_never_mix_under_one_name(
     source.run()
     phantom = Source(tmp_path / "phantom")
     for patient in range(3):
-        phantom.add(f"ID_p{patient}", f"P{patient}")
-    phantom.add("ID_00", "P0", stored=picture(5))  # a name that both have
+        phantom.add(f"ID_p{patient}", f"ID_{patient}")
+    phantom.add("ID_00", "ID_0", stored=picture(5))  # a name that both have
     (phantom.folder / "phantom_truth.csv").write_text("id\n")
     caplog.clear()
     folder = phantom.run()
@@ -605,7 +610,7 @@ def test_one_process_and_two_make_the_same_bytes(source: Source, tmp_path: Path)
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(source: Source, tmp_path: Path) -> None:
     for number in range(1200):
         source.add(
-            f"ID_x{number:04d}", f"P{number % 40}", stored=picture(number, 128, 128), study=f"1.2.1{number % 40}"
+            f"ID_x{number:04d}", f"ID_{number % 40}", stored=picture(number, 128, 128), study=f"ID_a{number % 40}"
         )
     undisturbed = contents(source.run())
     command = [sys.executable, str(PROJECT / "preprocessing.py"), *source.flags()]
@@ -751,7 +756,7 @@ def test_a_source_where_no_image_can_be_read_is_an_error_that_points_to_the_list
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = Source(tmp_path / "source")
-    source.add("ID_a", "P1").write_bytes(b"no DICOM")
+    source.add("ID_a", "ID_1").write_bytes(b"no DICOM")
     source.write_tables()
     code, line = failure(capsys, source.flags())
     assert code == 1

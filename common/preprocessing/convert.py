@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ from common.dicom.errors import DicomError
 from common.dicom.geometry import slice_geometry
 from common.dicom.hounsfield import hounsfield, pixel_form
 from common.dicom.pictures import resize_area, window
-from common.dicom.reading import MAX_FILE_BYTES, quiet_pydicom, read_dicom
+from common.dicom.reading import quiet_pydicom, read_dicom
 from common.errors import WorkError
+from common.preprocessing.pseudonyms import Pseudonyms
+from common.preprocessing.sources import SourceFile, read_source
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -53,26 +54,8 @@ class ImageForm:
 class Task:
     """A file to convert, and the folder its images go to.
 
-    ``file_bytes`` and ``mtime_ns`` tell a later run whether the file has changed.
-    """
-
-    image_id: str
-    split: str
-    file_bytes: int
-    mtime_ns: int
-    path: Path
-    folder: Path
-
-
-@dataclass
-class Record:
-    """What is known of an image after its file's conversion; ``reason`` is empty where there is one.
-
-    ``source_id`` is the id of the file, which gave ``frames`` records: one, or one for each frame. ``pixel_form`` is
-    what the header says of the stored numbers: BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept. ``rows``
-    to ``solid``, the share of pixels above :data:`SOLID_HU`, and ``digest``, a hash of shape and HU, describe the
-    picture as scanned; ``crop_…`` the box of it that was kept, and ``image_hash`` and ``image_bytes`` the image as
-    stored. Positions, spacings and thickness in mm.
+    ``image_id`` is the id that its name gives, ``source_id`` what the journal knows it by; ``file_bytes`` and
+    ``mtime_ns`` tell a later run whether the file has changed.
     """
 
     image_id: str
@@ -80,12 +63,35 @@ class Record:
     split: str
     file_bytes: int
     mtime_ns: int
+    source: SourceFile
+    folder: Path
+
+
+@dataclass
+class Record:
+    """What is known of an image after its file's conversion; ``reason`` is empty where there is one.
+
+    ``source_id`` is the name of the file here, which gave ``frames`` records: one, or one for each ``frame`` (1..).
+    Identifiers of patient, study, series and instance are pseudonyms. ``pixel_form`` is what the header says of the
+    stored numbers: BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept. ``rows`` to ``solid``, the share of
+    pixels above :data:`SOLID_HU`, and ``digest``, a hash of shape and HU, describe the picture as scanned; ``crop_…``
+    the box of it that was kept, and ``image_hash`` and ``image_bytes`` the image as stored. Positions, spacings and
+    thickness in mm.
+    """
+
+    image_id: str
+    source_id: str
+    split: str
+    file_bytes: int
+    mtime_ns: int
+    frame: int = 1
     frames: int = 1
     reason: str = ""
     message: str = ""
     patient_id: str = ""
     study_id: str = ""
     series_id: str = ""
+    instance_id: str = ""
     x: float = np.nan
     y: float = np.nan
     z: float = np.nan
@@ -116,7 +122,7 @@ class Record:
     warnings: int = 0
 
 
-def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int) -> Iterator[list[Record]]:
+def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> Iterator[list[Record]]:
     """Convert files in ``jobs`` processes (1: in this one); yield records in chunks as they are finished.
 
     Raises WorkError where an image can't be written or a process is killed. Everything yielded before is on the disk.
@@ -126,7 +132,7 @@ def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int) -> Iterator
 
     size = max(1, min(FILES_PER_CHUNK, len(tasks) // (4 * jobs)))
     chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-    calls = (joblib.delayed(convert_chunk)(chunk, form) for chunk in chunks)
+    calls = (joblib.delayed(convert_chunk)(chunk, form, pseudonyms) for chunk in chunks)
     parallel = joblib.Parallel(
         n_jobs=max(1, min(jobs, len(chunks))), return_as="generator_unordered", pre_dispatch="3*n_jobs", batch_size=1
     )
@@ -138,20 +144,20 @@ def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int) -> Iterator
         ) from None
 
 
-def convert_chunk(tasks: Iterable[Task], form: ImageForm) -> list[Record]:
+def convert_chunk(tasks: Iterable[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
     """Convert some files, one after the other."""
-    return [record for task in tasks for record in convert_file(task, form)]
+    return [record for task in tasks for record in convert_file(task, form, pseudonyms)]
 
 
-def convert_file(task: Task, form: ImageForm) -> list[Record]:
+def convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
     """Convert one file; return a record for each image of it, or for the failure.
 
     What is wrong with it becomes the record's reason; WorkError only where writing fails.
     """
-    record = Record(task.image_id, task.image_id, task.split, task.file_bytes, task.mtime_ns)
+    record = Record("", task.source_id, task.split, task.file_bytes, task.mtime_ns)
     with quiet_pydicom() as messages:
         try:
-            image = _read_image(read_file(task.path), form, record)
+            image = _read_image(task, form, pseudonyms, record)
         except DicomError as error:
             record.reason, record.message = error.reason, str(error)
         except Exception as error:  # one file, however damaged, never stops the others
@@ -159,29 +165,20 @@ def convert_file(task: Task, form: ImageForm) -> list[Record]:
     record.warnings = len(messages)
     if not record.reason:
         record.image_bytes = write_image(task.folder / f"{record.image_id}.npy", image)
+    else:
+        record.image_id = ""  # a name that nobody has compared with the header
     return [record]
 
 
-def read_file(path: Path) -> bytes:
-    """Return the content of a regular file of at most MAX_FILE_BYTES; DicomError for anything else."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DicomError("unreadable", "not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise DicomError("too_large", f"{status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
-        return path.read_bytes()
-    except OSError as error:
-        raise DicomError("unreadable", f"cannot be opened ({error.strerror})") from None
-
-
-def _read_image(content: bytes, form: ImageForm, record: Record) -> np.ndarray:
-    dataset = read_dicom(content)
+def _read_image(task: Task, form: ImageForm, pseudonyms: Pseudonyms, record: Record) -> np.ndarray:
+    dataset = read_dicom(read_source(task.source))
+    record.image_id = pseudonyms.name(task.image_id, dataset)
     image_hu, mended = hounsfield(dataset)
     geometry = slice_geometry(dataset)
-    record.patient_id = _identifier(dataset, "PatientID")
-    record.study_id = _identifier(dataset, "StudyInstanceUID")
-    record.series_id = _identifier(dataset, "SeriesInstanceUID")
+    record.patient_id = pseudonyms.of("patient", _identifier(dataset, "PatientID"))
+    record.study_id = pseudonyms.of("study", _identifier(dataset, "StudyInstanceUID"))
+    record.series_id = pseudonyms.of("series", _identifier(dataset, "SeriesInstanceUID"))
+    record.instance_id = pseudonyms.of("instance", _identifier(dataset, "SOPInstanceUID"))
     record.x, record.y, record.z = geometry.position
     record.row_x, record.row_y, record.row_z = geometry.orientation[:3]
     record.column_x, record.column_y, record.column_z = geometry.orientation[3:]

@@ -30,18 +30,19 @@ class Journal:
     """A CSV of records that only grows; its first line holds the options that the images were made with.
 
     Images made with other options are of no use, so a journal with another first line is begun anew. A line cut by a
-    kill is dropped. Of several records of a file the last counts.
+    kill is dropped. Of a file that was converted several times the last conversion counts, and only if all its records
+    are there.
     """
 
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
         self.path = path
-        self.first_line = json.dumps(options, sort_keys=True)
+        self.first_line = json.dumps(options | {"fields": FIELDS}, sort_keys=True)
         self.file: io.TextIOWrapper | None = None
 
     def read(self) -> pd.DataFrame:
-        """Return the records so far, index ``image_id``; none where there is no journal of the same options."""
+        """Return the records so far, a row for each; none where there is no journal of the same options."""
         if not self._usable():
-            return _typed(pd.DataFrame(columns=list(FIELDS))).set_index("image_id")
+            return _typed(pd.DataFrame(columns=list(FIELDS)))
         try:
             with self.path.open("rb") as file:
                 content = file.read()
@@ -59,7 +60,7 @@ class Journal:
             raise WorkError(
                 f"{self.path}: damaged; remove it and start again (all images are converted anew)"
             ) from None
-        return _typed(table).drop_duplicates("image_id", keep="last").set_index("image_id")
+        return _last_conversions(_typed(table))
 
     def exists(self) -> bool:
         """Whether images of any options were recorded."""
@@ -103,6 +104,14 @@ class Journal:
                 return file.readline() == self.first_line + "\n"
         except FileNotFoundError:
             return False
+
+
+def _last_conversions(table: pd.DataFrame) -> pd.DataFrame:
+    """Return each file's records of its last conversion, if they are all there (they are written one after another)."""
+    conversion = (table["frame"] == 1).cumsum()
+    last = conversion.groupby(table["source_id"]).transform("max") == conversion
+    table = table[last]
+    return table[table.groupby("source_id")["frame"].transform("size") == table["frames"]].reset_index(drop=True)
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,15 +1,17 @@
-"""The tables beside a dataset's images: metadata, failures, labels without an image. Knows no label by name."""
+"""The tables beside a dataset's images: metadata, labels without an image. Knows no label by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from common.errors import WorkError
 from common.preprocessing.series import place_slices
+
+REPEATED_UID = "repeated_uid"
 
 
 def metadata_table(images: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
@@ -39,26 +41,28 @@ def first_known(images: pd.DataFrame, *columns: str) -> np.ndarray:
     return found
 
 
-def failure_rows(files: pd.DataFrame, reason: Any, message: Any) -> pd.DataFrame:
-    """Return rows of failed.csv for files with the columns image_id and folder."""
-    parts = [f"{Path(folder).name}/{name}.dcm" for folder, name in zip(files["folder"], files["image_id"], strict=True)]
-    return pd.DataFrame({"id": files["image_id"], "file": parts, "reason": reason, "message": message})
+def unique_images(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the records that have an image, index ``image_id``; WorkError where two have the same id."""
+    images = records[records["reason"] == ""].set_index("image_id")
+    twice = images.index[images.index.duplicated()]
+    if len(twice):
+        raise WorkError(
+            f"image id {twice[0]!r} is given twice: by a frame of a multi-frame file and by another file; rename one"
+        )
+    return images
 
 
-def failure_table(records: pd.DataFrame, files: pd.DataFrame, refused: pd.DataFrame) -> pd.DataFrame:
-    """Return failed.csv: a row for each file that gave no image.
-
-    ``files`` (index ``image_id``, with folder) says where they lie, ``refused`` holds rows that were never read.
-    """
-    bad = records[records["reason"] != ""]
-    rows = files.loc[bad.index].reset_index()
-    failed = pd.concat([failure_rows(rows, bad["reason"].tolist(), bad["message"].tolist()), refused])
-    return failed.sort_values(["file", "reason"], ignore_index=True)
+def mark_repeated(images: pd.DataFrame) -> pd.DataFrame:
+    """Return ``images`` with :data:`REPEATED_UID` in ``mended`` where files share a SOPInstanceUID."""
+    files = images.groupby(images["instance_id"].astype(object))["source_id"].transform("nunique")
+    repeated = (files > 1) & (images["instance_id"] != "")
+    mended = images["mended"].astype(object)
+    joined = np.where(mended == "", REPEATED_UID, mended + f";{REPEATED_UID}")
+    return images.assign(mended=np.where(repeated, joined, mended))
 
 
-def unmatched_labels(labels: pd.DataFrame, images: pd.DataFrame, failed: pd.DataFrame) -> pd.DataFrame:
-    """Return id and reason of the labelled ids that have no image."""
-    ids = pd.Index(sorted(labels.index.difference(images.index)))
+def unmatched_labels(ids: pd.Index, failed: pd.DataFrame) -> pd.DataFrame:
+    """Return id and reason for labelled ids that have no image."""
     reasons = failed.drop_duplicates("id").set_index("id")["reason"].reindex(ids).fillna("no_file")
     return pd.DataFrame({"id": ids, "reason": reasons.to_numpy()})
 

@@ -1,0 +1,352 @@
+"""Where the files to convert lie: a folder tree or a zip archive read in place; their ids, and what is refused.
+
+Nothing outside the folder or archive that the user named is ever read: links that lead out and names that climb are
+refused by name, before any file is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import pandas as pd
+
+from common.dicom.errors import DicomError
+from common.dicom.reading import MAX_FILE_BYTES
+from common.errors import UsageError
+
+# Why a file is not even opened; common.dicom has the reasons of those that were.
+REFUSALS = ("name", "duplicate", "link", "special", "packing", "unreadable")
+LISTED = ("path", "bytes", "mtime_ns")
+PACKED = ("offset", "packed_bytes", "method", "crc")
+DICOM_MARK = slice(128, 132)  # where a file says that it is one
+MAX_TABLE_BYTES = 2**31  # of a CSV in an archive
+ID_LENGTH = 150  # leaves room for a frame's number, a suffix and the mark of a temporary name within 255 bytes
+_NO_ID = re.compile(r"[^A-Za-z0-9_.-]+")
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member: 30 bytes, then its name and an extra field
+_ENCRYPTED = 1
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """A file within a zip archive, as its directory describes it; read without looking at any other."""
+
+    archive: Path
+    name: str
+    file_bytes: int
+    offset: int
+    packed_bytes: int
+    method: int
+    crc: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Return the unpacked content as a file; OSError where the archive is damaged."""
+        if mode != "rb":
+            raise ValueError(f"a file in an archive is only read, not opened as {mode!r}")
+        try:
+            return io.BytesIO(self.read_bytes(MAX_TABLE_BYTES))
+        except DicomError as error:
+            raise OSError(errno.EIO, str(error), str(self)) from None
+
+    def read_bytes(self, limit: int = MAX_TABLE_BYTES) -> bytes:
+        """Return the unpacked content; DicomError where it is damaged, OSError where the archive can't be read.
+
+        Never more than ``limit`` bytes are unpacked, whatever the directory promises.
+        """
+        if self.file_bytes > limit:
+            raise DicomError("too_large", f"{self.file_bytes} bytes; at most {limit} are read")
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            header = file.read(_LOCAL_HEADER.size)
+            if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
+                raise DicomError("unreadable", "the archive is damaged here")
+            name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)[-2:]
+            file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
+            packed = file.read(min(self.packed_bytes, limit))
+        content = packed
+        if self.method == zipfile.ZIP_DEFLATED:
+            try:
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, self.file_bytes + 1)
+            except zlib.error:
+                raise DicomError("unreadable", "the archive is damaged here") from None
+        if len(content) != self.file_bytes or zlib.crc32(content) != self.crc:
+            raise DicomError("unreadable", "the archive is damaged here: length or checksum differ")
+        return content
+
+
+SourceFile = Path | ZipMember
+
+
+def read_source(source: SourceFile, limit: int = MAX_FILE_BYTES) -> bytes:
+    """Return a file's content, at most ``limit`` bytes; :class:`DicomError` where it can't be read or is larger."""
+    try:
+        if isinstance(source, ZipMember):
+            return source.read_bytes(limit)
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DicomError("unreadable", "not a regular file")
+        if status.st_size <= limit:
+            return source.read_bytes()
+        with source.open("rb") as file:
+            if not file.read(DICOM_MARK.stop).endswith(b"DICM"):
+                raise DicomError("not_dicom", "not a DICOM file: the mark DICM is missing")
+        raise DicomError("too_large", f"{status.st_size} bytes; at most {limit} are read")
+    except OSError as error:
+        raise DicomError("unreadable", f"cannot be opened ({error.strerror})") from None
+
+
+class Tree(Protocol):
+    """A folder or archive. Names are relative to its root, with ``/`` between their parts."""
+
+    root: Path
+
+    def list(
+        self, under: str = "", *, recursive: bool = True, skip: Sequence[Path] = ()
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return the files below ``under``, sorted by path, and those that are refused (path, reason, message).
+
+        The former have path, bytes, mtime_ns (of an archive's member its checksum: either changes with the content)
+        and what :meth:`file_at` needs. Hidden files and folders (a dot first) are left out, and those
+        of ``skip``.
+        """
+        ...
+
+    def find(self, name: str) -> SourceFile | None:
+        """Return the file of this name, None where there is none."""
+        ...
+
+    def has_files(self, under: str, suffix: str) -> bool:
+        """Whether a file directly in ``under`` ends in ``suffix``."""
+        ...
+
+    def file_at(self, row: Any) -> SourceFile:
+        """Return the file of a row of :meth:`list`."""
+        ...
+
+
+class FolderTree:
+    """A folder with everything below it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def list(
+        self, under: str = "", *, recursive: bool = True, skip: Sequence[Path] = ()
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """See :class:`Tree`. Links to files within ``under`` are followed, links to folders are not."""
+        top = self.root / under
+        real_top = os.path.realpath(top)
+        found: list[tuple[str, int, int]] = []
+        refused: list[tuple[str, str, str]] = []
+        own = {os.path.realpath(path) for path in skip}
+        folders = [under.rstrip("/")]
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = list_folder(self.root / folder)
+            except OSError as error:
+                refused.append((folder or ".", "unreadable", f"the folder can't be listed ({error.strerror})"))
+                continue
+            for entry in entries:
+                if entry.name.startswith(".") or (own and os.path.realpath(entry.path) in own):
+                    continue
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_symlink() and (fault := _link_fault(entry, real_top)) is not None:
+                    if fault:
+                        refused.append((name, "link", fault))
+                elif entry.is_dir():
+                    if recursive:
+                        folders.append(name)
+                else:
+                    try:
+                        status = entry.stat()
+                    except OSError as error:
+                        refused.append((name, "unreadable", f"can't be looked at ({error.strerror})"))
+                        continue
+                    if stat.S_ISREG(status.st_mode):
+                        found.append((name, status.st_size, status.st_mtime_ns))
+                    else:
+                        refused.append((name, "special", "a pipe, socket or device, not a file"))
+        return _listing(found, LISTED), _refusals(refused)
+
+    def find(self, name: str) -> SourceFile | None:
+        """See :class:`Tree`."""
+        path = self.root / name
+        return path if path.is_file() else None
+
+    def has_files(self, under: str, suffix: str) -> bool:
+        """See :class:`Tree`."""
+        try:
+            with os.scandir(self.root / under) as entries:
+                return any(entry.name.endswith(suffix) and not entry.is_dir() for entry in entries)
+        except OSError:
+            return False
+
+    def file_at(self, row: Any) -> SourceFile:
+        """See :class:`Tree`."""
+        return self.root / row.path
+
+
+class ZipTree:
+    """A zip archive, read in place: its directory once, then each file by its place in the archive."""
+
+    def __init__(self, root: Path) -> None:
+        """UsageError where ``root`` is no zip archive or its directory can't be read."""
+        self.root = root
+        try:
+            with zipfile.ZipFile(root) as archive:
+                members = archive.infolist()
+        except OSError as error:
+            raise UsageError(f"{root}: cannot be read ({error.strerror})") from None
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+            raise UsageError(f"{root}: not a whole zip archive ({error}); download or pack it again") from None
+        last = {info.filename: number for number, info in enumerate(members)}
+        found, refused = [], []
+        for number, info in enumerate(members):
+            if info.is_dir() or any(part.startswith(".") for part in info.filename.split("/") if part != ".."):
+                continue
+            fault = _member_fault(info) or (
+                ("duplicate", "the archive holds another file of this name") if last[info.filename] != number else None
+            )
+            if fault:
+                refused.append((info.filename, *fault))
+            else:
+                found.append((info.filename, info.file_size, info.CRC, info.header_offset, info.compress_size,
+                              info.compress_type, info.CRC))  # fmt: skip
+        self.files = _listing(found, (*LISTED, *PACKED))
+        self.refused = _refusals(refused)
+
+    def list(
+        self, under: str = "", *, recursive: bool = True, skip: Sequence[Path] = ()
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """See :class:`Tree`."""
+        files, refused = (
+            table[np.array([_is_under(path, under, recursive) for path in table["path"]], dtype=bool)]
+            for table in (self.files, self.refused)
+        )
+        return files.reset_index(drop=True), refused.reset_index(drop=True)
+
+    def find(self, name: str) -> SourceFile | None:
+        """See :class:`Tree`."""
+        place = self.files["path"].searchsorted(name)
+        if place == len(self.files) or self.files["path"].iloc[place] != name:
+            return None
+        return self.file_at(next(self.files.iloc[[place]].itertuples()))
+
+    def has_files(self, under: str, suffix: str) -> bool:
+        """See :class:`Tree`."""
+        return any(path.endswith(suffix) and _is_under(path, under, False) for path in self.files["path"])
+
+    def file_at(self, row: Any) -> SourceFile:
+        """See :class:`Tree`."""
+        return ZipMember(self.root, row.path, row.bytes, row.offset, row.packed_bytes, row.method, row.crc)
+
+
+def open_tree(path: Path) -> Tree | None:
+    """Return the tree at ``path``: a folder or a zip archive; None where there is neither."""
+    if path.is_dir():
+        return FolderTree(path)
+    if path.is_file():
+        return ZipTree(path)
+    return None
+
+
+def list_folder(folder: Path) -> Sequence[os.DirEntry[str]]:
+    """Return what lies in a folder; OSError where it can't be listed."""
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def file_ids(paths: Iterable[str]) -> list[str]:
+    """Return an id for each file: its name without ``.dcm``, or the path's parts joined by ``_`` where names repeat.
+
+    Characters other than letters, digits, ``_``, ``-`` and ``.`` become ``_``. What is still the same twice, or too
+    long for a file name, gets a hash of its path. The result depends on the set of paths, not on their order.
+    """
+    paths = list(paths)
+    stems = [_stem(path) for path in paths]
+    repeated = pd.Series(stems, dtype=object).duplicated(keep=False)
+    stems = ["_".join([*PurePosixPath(path).parts[:-1], stem]) if again else stem
+             for path, stem, again in zip(paths, stems, repeated, strict=True)]  # fmt: skip
+    names = [_NO_ID.sub("_", stem).lstrip(".") for stem in stems]
+    # Also where letters differ only in case: some disks take them for the same name.
+    repeated = pd.Series([name.lower() for name in names], dtype=object).duplicated(keep=False)
+    return [
+        f"{name[:ID_LENGTH]}_{_path_hash(path)}" if again or not 0 < len(name) <= ID_LENGTH else name
+        for path, name, again in zip(paths, names, repeated, strict=True)
+    ]
+
+
+def printable(path: str) -> str:
+    """Return a file's path as it can stand in a CSV: without line breaks, control characters and broken encodings."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _stem(path: str) -> str:
+    name = path.rpartition("/")[2]
+    return name[:-4] if name.lower().endswith(".dcm") and len(name) > 4 else name
+
+
+def _path_hash(path: str) -> str:
+    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+
+
+def _link_fault(entry: os.DirEntry[str], real_top: str) -> str | None:
+    """Return why a link is refused; "" for one that needs no word, None for one to follow."""
+    target = os.path.realpath(entry.path)
+    if os.path.commonpath([target, real_top]) != real_top:
+        return "a link that leads out of the source; copy the file, or name its folder as the source"
+    if not os.path.exists(target):  # noqa: PTH110
+        return "a link to nothing"
+    return "" if entry.is_dir() else None  # what lies in the folder is found where it is
+
+
+def _member_fault(info: zipfile.ZipInfo) -> tuple[str, str] | None:
+    """Return why an archive's member is refused: reason and message; None where it isn't."""
+    parts = info.orig_filename.replace("\\", "/").split("/")
+    if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in info.orig_filename or "\\" in info.orig_filename:
+        return "name", "the name leads out of the archive"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "link", "a link within an archive"
+    if info.flag_bits & _ENCRYPTED:
+        return "packing", "encrypted"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "packing", "packed by another method than deflate"
+    return None
+
+
+def _is_under(path: str, under: str, recursive: bool) -> bool:
+    if under and not path.startswith(f"{under}/"):
+        return False
+    return recursive or "/" not in path[len(under) + 1 if under else 0 :]
+
+
+def _listing(rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> pd.DataFrame:
+    values = list(zip(*rows, strict=True)) or [()] * len(columns)
+    table = {
+        name: np.array(column, dtype=object if name == "path" else np.int64)
+        for name, column in zip(columns, values, strict=True)
+    }
+    return pd.DataFrame(table).sort_values("path", ignore_index=True)
+
+
+def _refusals(rows: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["path", "reason", "message"], dtype=object).sort_values(
+        "path", ignore_index=True
+    )

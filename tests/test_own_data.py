@@ -1,0 +1,525 @@
+"""Data that is not the competition's: folder trees and archives, labels from a file, privacy, shares of failures."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydicom import Dataset
+from pydicom.datadict import DicomDictionary, keyword_for_tag
+from pydicom.dataset import FileDataset
+
+import preprocessing
+import train
+from common.errors import WorkError
+from rsna_dataset import LABELS, read_dataset_info, read_fold, read_label_file, read_metadata
+from tests.conftest import SmallDataset
+from tests.dicom_files import head, new_ct, write_ct
+
+JOURNAL = ".converted.csv"
+KEY = "pseudonyms.key"
+
+
+def slice_of(patient: int, place: int, **header: object) -> FileDataset:
+    dataset = new_ct((head(10 * patient + place) + 1024).astype(np.uint16), bits=12)
+    uid = f"1.2.826.77.{patient}"
+    values = {
+        "PatientID": f"MRN-{patient}-4711",
+        "PatientName": f"Mustermann{patient}^Erika",
+        "StudyInstanceUID": uid,
+        "SeriesInstanceUID": f"{uid}.1",
+        "SOPInstanceUID": f"{uid}.1.{place}",
+        "ImagePositionPatient": [0, 0, 5 * place],
+    }
+    for name, value in (values | header).items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A hospital's export: four patients with three slices each, and files of other kinds among them."""
+    root = tmp_path / "export"
+    for patient in range(4):
+        folder = root / f"case{patient}" / "CT head"
+        folder.mkdir(parents=True)
+        for place in range(3):
+            write_ct(folder / f"IM{place}", slice_of(patient, place))
+    write_ct(root / "single.DCM", slice_of(7, 0))
+    write_ct(root / "report.dcm", slice_of(7, 1, Modality="SR"))
+    write_ct(root / "scout", slice_of(7, 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    (root / "README.txt").write_text("Viewer: start setup.exe")
+    (root / "AUTORUN.INF").write_text("[autorun]")
+    return root
+
+
+def flags(source: Path, *more: str, dataset: str = "own") -> list[str]:
+    return [
+        f"--data_input_folder={source.parent / 'input'}",
+        f"--pre_source={source}",
+        f"--data_dataset={dataset}",
+        "--n_jobs=1",
+        "--pre_folds=2",
+        *more,
+    ]
+
+
+def run(source: Path, *more: str, dataset: str = "own") -> Path:
+    return preprocessing.main(flags(source, *more, dataset=dataset))
+
+
+def failure(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[int, str]:
+    """Run and return the exit code and the one line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        preprocessing.main(arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return ended.value.code, lines[0]
+
+
+def packed(folder: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as target:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                target.write(file, file.relative_to(folder))
+    return path
+
+
+def contents(folder: Path, *without: str) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (JOURNAL, *without)
+    }
+
+
+# --- trees and archives -----------------------------------------------------------------------------------------------
+
+
+def test_a_hospitals_export_becomes_an_unlabelled_dataset(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = run(archive)
+    metadata = read_metadata(folder)
+    names = [f"case{patient}_CT_head_IM{place}" for patient in range(4) for place in range(3)]
+    assert sorted(metadata.index) == [*names, "single"]
+    assert (metadata["split"] == "test").all()
+    assert not set(LABELS) & set((folder / "metadata.csv").read_text().splitlines()[0].split(","))
+    assert metadata[list(LABELS)].isna().all(axis=None)
+    assert metadata.loc["case2_CT_head_IM1", ["slice_index", "position_mm"]].tolist() == [1, 5.0]
+    np.testing.assert_array_equal(np.load(folder / "images/case2_CT_head_IM1.npy"), head(21))
+    assert not list(folder.glob("*_fold_*"))
+    failed = pd.read_csv(folder / "failed.csv").set_index("file")
+    assert failed["reason"].to_dict() == {
+        "AUTORUN.INF": "not_dicom",
+        "README.txt": "not_dicom",
+        "report.dcm": "not_ct",
+        "scout": "localizer",
+    }
+    info = read_dataset_info(folder)
+    assert (info["source"]["kind"], info["labelled"], info["images"]) == ("dicom", 0, {"train": 0, "test": 13})
+    assert sum("unlabelled" in message for message in caplog.messages) == 1
+
+
+def test_an_archive_is_read_in_place_and_gives_the_same_as_its_folder(archive: Path) -> None:
+    folder = run(archive)
+    path = packed(archive, archive.parent / "export.zip")
+    before = sorted(file for file in archive.parent.rglob("*") if "input" not in file.parts)
+    from_zip = run(path, dataset="zip")
+    assert contents(from_zip, "dataset.json") == contents(folder, "dataset.json")
+    assert sorted(file for file in archive.parent.rglob("*") if "input" not in file.parts) == before
+    assert read_dataset_info(from_zip)["hash"] == read_dataset_info(folder)["hash"]
+
+
+def test_a_second_run_on_an_archive_does_nothing_and_a_changed_member_is_noticed(
+    archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = packed(archive, archive.parent / "export.zip")
+    folder = run(path)
+    times = {file.name: file.stat().st_mtime_ns for file in (folder / "images").iterdir()}
+    run(path)
+    assert "nothing has changed" in capsys.readouterr().err
+    write_ct(archive / "single.DCM", slice_of(8, 0))
+    packed(archive, path)  # all members are packed anew, one of them has another content
+    run(path)
+    changed = {file.name for file in (folder / "images").iterdir() if times[file.name] != file.stat().st_mtime_ns}
+    assert changed == {"single.npy"}
+
+
+@pytest.mark.parametrize("inside", ["", "rsna-intracranial-hemorrhage-detection/"])
+def test_the_competitions_archive_gives_the_same_dataset_as_its_folders(
+    small_dataset: SmallDataset, tmp_path: Path, inside: str
+) -> None:
+    """As the competition names it, lying in the input folder, without any flag that names it."""
+    source, labels = tmp_path / "some", pd.read_csv(small_dataset.source / "stage_2_train.csv")
+    ids = sorted(set(labels["ID"].str.rpartition("_")[0]))[::8]
+    test_ids = [path.stem for path in sorted((small_dataset.source / "stage_2_test").iterdir())[:2]]
+    for split, names in (("train", ids), ("test", test_ids)):
+        (source / inside / f"stage_2_{split}").mkdir(parents=True)
+        for name in names:
+            shutil.copy(
+                small_dataset.source / f"stage_2_{split}/{name}.dcm", source / inside / f"stage_2_{split}/{name}.dcm"
+            )
+    labels[labels["ID"].str.rpartition("_")[0].isin(ids)].to_csv(source / inside / "stage_2_train.csv", index=False)
+    sample = pd.read_csv(small_dataset.source / "stage_2_sample_submission.csv")
+    sample = sample[sample["ID"].str.rpartition("_")[0].isin(test_ids)]
+    sample.to_csv(source / inside / "stage_2_sample_submission.csv", index=False)
+    (tmp_path / "zipped").mkdir()
+    packed(source, tmp_path / "zipped/rsna-intracranial-hemorrhage-detection.zip")
+    folders = preprocessing.main([f"--data_input_folder={source}", "--pre_max_failed=1", "--n_jobs=1", "--pre_folds=2"])
+    from_zip = preprocessing.main(
+        [f"--data_input_folder={tmp_path / 'zipped'}", "--pre_max_failed=1", "--n_jobs=1", "--pre_folds=2"]
+    )
+    without = ("dataset.json", "failed.csv")  # of which the former holds the times of files, the latter their folder
+    assert contents(from_zip, *without) == contents(folders, *without)
+    assert read_dataset_info(from_zip)["source"]["kind"] == "competition"
+    assert read_metadata(from_zip)["patient_id"].str.fullmatch("ID_[0-9a-f]+").all()
+    assert sorted(path.name for path in (tmp_path / "zipped").iterdir()) == [
+        "datasets",
+        KEY,
+        "rsna-intracranial-hemorrhage-detection.zip",
+    ]
+
+
+def test_the_datasets_of_this_program_are_no_source(archive: Path) -> None:
+    """Also where someone names the input folder itself, whose archive lies beside the datasets."""
+    shutil.move(archive, archive.parent / "input" / "export")
+    arguments = flags(archive.parent / "input")
+    arguments[0] = f"--data_input_folder={archive.parent / 'input'}"
+    folder = preprocessing.main(arguments)
+    assert len(read_metadata(folder)) == 13
+    assert len(pd.read_csv(folder / "failed.csv")) == 4
+    before = contents(folder)
+    assert contents(preprocessing.main(arguments)) == before
+
+
+def test_a_source_that_is_neither_folder_nor_archive_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.txt").write_text("no archive")
+    code, line = failure(capsys, flags(tmp_path / "x.txt"))
+    assert code == 2
+    assert "x.txt: not a whole zip archive" in line
+    (tmp_path / "empty").mkdir()
+    code, line = failure(capsys, flags(tmp_path / "empty"))
+    assert code == 1
+    assert "none of the 0 files" in line
+
+
+def test_files_that_share_their_uid_are_all_kept_and_marked(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (archive / "copy").mkdir()
+    shutil.copy(archive / "case1/CT head/IM2", archive / "copy/other.dcm")
+    metadata = read_metadata(run(archive))
+    marked = metadata.index[metadata["mended"] == "repeated_uid"]
+    assert sorted(marked) == ["case1_CT_head_IM2", "other"]
+    assert any("2 images share their SOPInstanceUID" in message for message in caplog.messages)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def wide(path: Path, key: str, rows: dict[str, str]) -> Path:
+    path.write_text(
+        "\n".join([",".join([key, *LABELS]), *(f"{name},{values}" for name, values in rows.items())]) + "\n"
+    )
+    return path
+
+
+BY_PATH = {
+    f"case{patient}/CT head/IM{place}": (0, 0, 0, 0, place % 2, place % 2) for patient in range(4) for place in range(3)
+}
+
+
+def as_long(path: Path, rows: dict[str, tuple[int, ...]]) -> Path:
+    lines = [
+        f"{key}_{label},{value}" for key, values in rows.items() for label, value in zip(LABELS, values, strict=True)
+    ]
+    path.write_text("\n".join(["ID,Label", *lines]) + "\n")
+    return path
+
+
+def uids(level: str) -> dict[str, str]:
+    """The key of each path of ``BY_PATH``."""
+    parts = {path: (path[4], path[-1]) for path in BY_PATH}
+    return {path: f"1.2.826.77.{p}.1.{s}" if level == "SOP" else f"1.2.826.77.{p}" for path, (p, s) in parts.items()}
+
+
+@pytest.mark.parametrize("form", ["wide path", "wide SOPInstanceUID", "long path", "long SOPInstanceUID"])
+def test_labels_of_images_come_by_path_or_uid_in_both_forms(archive: Path, tmp_path: Path, form: str) -> None:
+    keys = uids("SOP") if form.endswith("UID") else {path: path for path in BY_PATH}
+    rows = {keys[path]: values for path, values in BY_PATH.items()}
+    if form.startswith("wide"):
+        texts = {key: ",".join(map(str, values)) for key, values in rows.items()}
+        file = wide(tmp_path / "labels.csv", form.removeprefix("wide "), texts)
+    else:
+        file = as_long(tmp_path / "labels.csv", rows)
+    folder = run(archive, f"--pre_labels={file}")
+    metadata = read_metadata(folder)
+    for path, values in BY_PATH.items():
+        image_id = path.replace("/", "_").replace(" ", "_")
+        assert tuple(metadata.loc[image_id, list(LABELS)]) == values
+    assert metadata["split"].value_counts().to_dict() == {"train": 12, "test": 1}
+    levels = pd.read_csv(folder / "metadata.csv", keep_default_na=False).set_index("id")["label_level"]
+    assert levels.value_counts().to_dict() == {"image": 12, "": 1}
+    fold = read_fold(folder, "own", 0)
+    assert len(fold) == 12
+    assert fold.groupby("patient_id")["sample_type"].nunique().max() == 1
+    row = int(np.flatnonzero(levels.index == "single")[0]) + 2
+    assert (folder / "unmatched_rows.csv").read_text() == f"table,row\nmetadata,{row}\n"
+
+
+def test_labels_of_a_study_are_marked_and_an_images_own_come_first(
+    archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    studies = dict.fromkeys(uids("study").values(), "0,0,0,0,0,0")
+    rows = studies | {uids("SOP")["case1/CT head/IM1"]: "0,0,0,0,1,1", "1.2.999.1": "0,0,0,0,0,0"}
+    file = wide(tmp_path / "labels.csv", "StudyInstanceUID", rows)
+    folder = run(archive, f"--pre_labels={file}")
+    table = pd.read_csv(folder / "metadata.csv", keep_default_na=False).set_index("id")
+    assert table.loc["case1_CT_head_IM1", ["any", "label_level"]].tolist() == ["1", "image"]
+    assert table["label_level"].value_counts().to_dict() == {"study": 11, "image": 1, "": 1}
+    unmatched = pd.read_csv(folder / "unmatched_rows.csv")
+    assert unmatched[unmatched["table"] == "labels"]["row"].tolist() == [7]  # the header is row 1
+    assert any("1 rows" in message and "fit no image, and 1 images" in message for message in caplog.messages)
+    written = b"".join(contents(folder).values()) + (folder / JOURNAL).read_bytes()
+    assert b"1.2.999.1" not in written
+    assert b"1.2.826" not in written
+
+
+def test_other_labels_need_no_new_images(archive: Path, tmp_path: Path) -> None:
+    folder = run(archive)
+    times = {file.name: file.stat().st_mtime_ns for file in (folder / "images").iterdir()}
+    file = wide(tmp_path / "labels.csv", "path", dict.fromkeys(BY_PATH, "0,0,0,0,0,0"))
+    run(archive, f"--pre_labels={file}")
+    assert len(read_fold(folder, "own", 1)) == 12
+    wide(file, "path", dict.fromkeys(BY_PATH, "1,0,0,0,0,1"))
+    run(archive, f"--pre_labels={file}")
+    assert read_fold(folder, "own", 1)["epidural"].all()
+    assert times == {file.name: file.stat().st_mtime_ns for file in (folder / "images").iterdir()}
+    run(archive)
+    assert not list(folder.glob("*_fold_*"))
+
+
+def test_labels_that_fit_nothing_are_an_error(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = wide(tmp_path / "labels.csv", "path", {"other": "0,0,0,0,0,0"})
+    code, line = failure(capsys, flags(archive, f"--pre_labels={file}"))
+    assert code == 1
+    assert "with labels" in line
+    assert "unmatched_rows.csv" in line
+
+
+HEADER = "path," + ",".join(LABELS)
+BAD_FILES = {
+    "no key column": ("patient," + ",".join(LABELS) + "\nx,0,0,0,0,0,0\n", "no key columns"),
+    "two key columns": ("path,SOPInstanceUID," + ",".join(LABELS) + "\n", "2 key columns path, SOPInstanceUID"),
+    "a label missing": ("path," + ",".join(LABELS[:-1]) + "\nx,0,0,0,0,0\n", "any"),
+    "no number": (f"{HEADER}\nCANARY,0,0,0,0,0,0\nCANARY2,0,0,CANARY,0,0,0\n", "row 3: intraventricular is not 0 or 1"),
+    "an empty label": (f"{HEADER}\nCANARY,0,0,0,0,0,\n", "row 2: any is not 0 or 1"),
+    "a probability": (f"{HEADER}\nCANARY,0,0,0,0,0,0.5\n", "row 2: any is not 0 or 1"),
+    "no key": (f"{HEADER}\n,0,0,0,0,0,0\n", "row 2: epidural has no key"),
+    "a contradiction": (f"{HEADER}\nCANARY,0,0,0,0,0,0\nx,0,0,0,0,0,0\nCANARY,0,0,0,0,1,0\n", "4 contradicts row 2"),
+    "no rows": (f"{HEADER}\n", "no rows"),
+    "a class unknown": ("ID,Label\nCANARY_any,0\nCANARY_subdurral,0\n", "row 3: ID does not end in one of"),
+    "a class missing": ("ID,Label\nCANARY_any,0\n", "row 2: there is no value for the label epidural"),
+    "too many fields": (f"{HEADER}\nCANARY,0,0,0,0,0,0,1\n", "row 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_label_file_is_one_line_that_names_the_row_and_no_key(tmp_path: Path, name: str) -> None:
+    text, part = BAD_FILES[name]
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(WorkError) as error:
+        read_label_file(tmp_path / "labels.csv")
+    assert str(error.value).startswith(f"{tmp_path / 'labels.csv'}: ")
+    assert part in str(error.value)
+    assert "CANARY" not in str(error.value)
+
+
+def test_identical_rows_count_once_and_keys_are_read_as_people_write_them(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(f"{HEADER}\n./a\\b.dcm,0,0,0,0,1,1\na/b.dcm,0,0.0,0,0,1,1.0\n")
+    table = read_label_file(tmp_path / "labels.csv")
+    assert table.index.tolist() == ["a/b.dcm"]
+    assert table["row"].tolist() == [2]
+    assert table[list(LABELS)].to_numpy().tolist() == [[0, 0, 0, 0, 1, 1]]
+
+
+def test_training_on_an_unlabelled_dataset_is_one_line_that_says_so(
+    archive: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(archive)
+    with pytest.raises(SystemExit) as ended:
+        train.main(
+            [
+                f"--data_input_folder={archive.parent / 'input'}",
+                "--data_dataset=own",
+                f"--output_dir={tmp_path / 'out'}",
+            ]
+        )
+    assert ended.value.code == 2
+    assert "has no labels to train on" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*/last.pt"))
+
+
+# --- shares of failures -----------------------------------------------------------------------------------------------
+
+
+def test_too_many_failures_end_with_their_counts_after_all_is_written(
+    archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = archive / "case0/CT head/IM0"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    for _ in range(2):  # the second time nothing is left to do, which changes nothing about it
+        code, line = failure(capsys, flags(archive))
+        assert code == 1
+        assert "1 of 13 files failed (7.69%)" in line
+        assert "--pre_max_failed=0.01" in line
+        assert "truncated 1" in line
+    folder = archive.parent / "input/datasets/own"
+    assert len(read_metadata(folder)) == 12
+    assert run(archive, "--pre_max_failed=0.08") == folder
+
+
+def test_in_the_competitions_folders_every_file_counts(small_dataset: SmallDataset, tmp_path: Path) -> None:
+    failed = pd.read_csv(small_dataset.folder / "failed.csv")
+    share = len(failed) / (len(failed) + sum(read_dataset_info(small_dataset.folder)["images"].values()))
+    assert 0 < share <= 0.01  # the phantom's cut file: the default accepts it
+    arguments = [*small_dataset.flags, f"--pre_source={small_dataset.source}", "--n_jobs=1"]
+    shutil.copytree(small_dataset.folder, tmp_path / "datasets/phantom", copy_function=os.link)
+    shutil.copy(small_dataset.input_folder / KEY, tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        preprocessing.main([*arguments, f"--data_input_folder={tmp_path}", "--pre_max_failed=0"])
+    assert ended.value.code == 1
+
+
+# --- privacy ----------------------------------------------------------------------------------------------------------
+
+
+def full_of_canaries(dataset: Dataset, number: int) -> set[str]:
+    """Give every element of free text that pydicom knows, at the top and in a sequence, a value of its own."""
+    planted = set()
+    kinds = {"AE": 16, "LO": 64, "LT": 200, "PN": 64, "SH": 16, "ST": 200, "UC": 200, "UT": 200}
+    for tag, (kind, *_, keyword) in DicomDictionary.items():
+        if kind in kinds and keyword and keyword_for_tag(tag) not in dataset and tag >> 16 not in (0, 2):
+            text = f"CANARY{len(planted):05d}X{number}"
+            planted.add(text)
+            setattr(dataset, keyword, f"{text}^Given" if kind == "PN" else text)
+    nested = Dataset()
+    nested.PatientName, nested.PatientID = f"CANARYNEST{number}^A", f"CANARYNID{number}"
+    dataset.RequestAttributesSequence = [nested]
+    dataset.PatientID, dataset.PatientName = f"CANARYID{number}", f"CANARYNAME{number}^CANARYGIVEN{number}"
+    dataset.PatientBirthDate, dataset.StudyDate = "19310203", "20190817"
+    return planted
+
+
+def test_nothing_that_identifies_a_patient_leaves_the_source(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "export"
+    planted: set[str] = set()
+    for number in range(3):
+        dataset = slice_of(number, 0)
+        planted |= full_of_canaries(dataset, number)
+        names = (
+            f"CANARYNAME{number}.dcm",
+            f"CT.{dataset.SOPInstanceUID}.dcm",
+            f"IM_CANARYID{number}",
+            f"c19310203_{number}",
+        )
+        folder = root / f"CANARYNAME{number}"
+        folder.mkdir(parents=True)
+        for name in names:
+            write_ct(folder / name, dataset)
+        write_ct(folder / "IM1", dataset)  # three of this name: their ids hold the folder's
+        cut = write_ct(folder / f"CANARYCUT{number}.dcm", dataset)
+        cut.write_bytes(cut.read_bytes()[:-100])
+        bad = write_ct(folder / f"CANARYBAD{number}.dcm", dataset)
+        bad.write_bytes(bad.read_bytes().replace(b"MONOCHROME2 ", b"CANARYCOLOUR"))
+    assert len(planted) > 1500
+    rows = {f"CANARYNAME0/CT.{slice_of(0, 0).SOPInstanceUID}.dcm": "0,0,0,0,0,0", "1.2.826.77.1": "0,0,0,0,1,1"}
+    file = wide(tmp_path / "labels.csv", "path", rows | {"CANARYNOBODY": "0,0,0,0,0,0"})
+    caplog.set_level(logging.DEBUG)
+    capfd.readouterr()
+    caplog.clear()
+    folder = run(root, "--pre_max_failed=1", f"--pre_labels={file}", "--n_jobs=2")
+    shown = "".join(capfd.readouterr()) + caplog.text
+    assert len(read_metadata(folder)) == 15
+    failed = pd.read_csv(folder / "failed.csv")
+    assert len(failed) == 6
+    assert not failed[["reason", "message"]].apply(lambda column: column.str.contains("CANARY")).any(axis=None)
+    written = b"\n".join(
+        str(path.relative_to(tmp_path)).encode() + path.read_bytes()
+        for path in (tmp_path / "input").rglob("*")
+        if path.is_file() and path.name != "failed.csv"
+    ).lower()
+    for secret in ("CANARY", "1.2.826", "MRN-", "Mustermann", "19310203", "20190817"):
+        assert secret not in shown
+        place = written.find(secret.lower().encode())
+        assert place < 0, written[max(0, place - 200) : place + 100]
+
+
+def test_pseudonyms_are_the_same_in_every_dataset_and_another_key_makes_all_anew(
+    archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = read_metadata(run(archive))
+    key = archive.parent / "input" / KEY
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    second = read_metadata(run(archive, dataset="second"))
+    columns = ["patient_id", "study_id", "series_id"]
+    pd.testing.assert_frame_equal(first[columns], second[columns])
+    assert first["patient_id"].nunique() == 5
+    key.unlink()
+    capsys.readouterr()
+    third = read_metadata(run(archive))
+    assert "converting all files anew" in capsys.readouterr().err
+    assert not set(first["patient_id"]) & set(third["patient_id"])
+
+
+def test_in_the_competitions_folders_a_strangers_identifiers_become_pseudonyms(tmp_path: Path) -> None:
+    (tmp_path / "rsna/stage_2_train").mkdir(parents=True)
+    ids = [f"ID_{number}" for number in range(4)]
+    for number, name in enumerate(ids):
+        dataset = slice_of(number, 0)
+        if number < 2:
+            dataset.PatientID = f"ID_aa{number}"
+        write_ct(tmp_path / f"rsna/stage_2_train/{name}.dcm", dataset)
+    as_long(tmp_path / "rsna/stage_2_train.csv", dict.fromkeys(ids, (0, 0, 0, 0, 0, 0)))
+    metadata = read_metadata(run(tmp_path / "rsna"))
+    assert metadata["patient_id"].reindex(ids[:2]).tolist() == ["ID_aa0", "ID_aa1"]
+    assert metadata["patient_id"].reindex(ids[2:]).str.startswith("patient_").all()
+    assert metadata["study_id"].str.startswith("study_").all()
+
+
+# --- names that lead elsewhere ----------------------------------------------------------------------------------------
+
+
+def climbing_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as target:
+        target.writestr("../../evil.dcm", b"\0" * 128 + b"DICM")
+
+
+def escaping_link(folder: Path) -> None:
+    write_ct(folder.parent / "secret.dcm", slice_of(9, 9))
+    (folder / "link.dcm").symlink_to(folder.parent / "secret.dcm")
+
+
+@pytest.mark.parametrize(("packs", "spoil", "reason"), [(True, climbing_zip, "name"), (False, escaping_link, "link")])
+def test_what_leads_out_of_the_source_is_refused_by_name(
+    archive: Path, packs: bool, spoil: Callable[[Path], None], reason: str
+) -> None:
+    source = packed(archive, archive.parent / "export.zip") if packs else archive
+    spoil(source)
+    folder = run(source, "--pre_max_failed=1")
+    failed = pd.read_csv(folder / "failed.csv")
+    assert (failed["reason"] == reason).sum() == 1
+    assert len(read_metadata(folder)) == 13
+    assert not list(archive.parent.parent.glob("evil*"))

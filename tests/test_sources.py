@@ -1,0 +1,221 @@
+"""Where files come from: folders and zip archives, ids, and everything that leads out of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.dicom.errors import DicomError
+from common.errors import UsageError
+from common.preprocessing.sources import FolderTree, ZipMember, ZipTree, file_ids, open_tree, printable, read_source
+
+
+def write(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def packed(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def refusals(tree: FolderTree | ZipTree) -> dict[str, str]:
+    return dict(tree.list()[1][["path", "reason"]].to_numpy())
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_id_is_the_file_name_without_dcm_and_the_whole_path_where_names_repeat() -> None:
+    assert file_ids(["a/IM1.dcm", "b/IM2.DCM", "c/d/IM3", "d/IM3.dcm", "IM4.x"]) == [
+        "IM1",
+        "IM2",
+        "c_d_IM3",
+        "d_IM3",
+        "IM4.x",
+    ]
+
+
+def test_signs_that_no_file_name_should_have_become_underscores() -> None:
+    assert file_ids(["CT head 5mm/Müller^Hans.dcm", "-x.dcm", "a;b"]) == ["M_ller_Hans", "-x", "a_b"]
+
+
+def test_ids_that_would_still_be_the_same_get_a_hash_of_their_path() -> None:
+    ids = file_ids(["a_b/c", "a/b_c", "a/c", "b_c", "x b", "x_b", "IM", "im"])
+    assert len({name.lower() for name in ids}) == 8
+    assert ids[0] != ids[1]
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(paths=st.sets(NAMES | NAMES.map(lambda name: f"a/{name}" * 9), min_size=1, max_size=20))
+def test_ids_are_plain_names_and_all_different_whatever_the_paths_and_their_order(paths: set[str]) -> None:
+    ordered = sorted(paths)
+    ids = file_ids(ordered)
+    assert len({name.lower() for name in ids}) == len(ids)
+    for name in ids:
+        assert 0 < len(name) < 200
+        assert not name.startswith(".")
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+    assert file_ids(ordered[::-1]) == ids[::-1]
+
+
+def test_a_path_is_listed_in_one_line_however_it_is_encoded() -> None:
+    assert printable("a\nb/\udcff\x1b[31m") == "a\\nb/\\xff\\x1b[31m"
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_listed_with_all_below_it_but_hidden_files(tmp_path: Path) -> None:
+    write(tmp_path, "b/2.dcm", "a/1", "3", ".git/x", "a/._1", "own/y")
+    files, refused = FolderTree(tmp_path).list(skip=[tmp_path / "own"])
+    assert files["path"].tolist() == ["3", "a/1", "b/2.dcm"]
+    assert files["bytes"].tolist() == [1, 3, 7]
+    assert refused.empty
+    assert FolderTree(tmp_path).list("b", recursive=False)[0]["path"].tolist() == ["b/2.dcm"]
+
+
+def test_links_are_followed_within_the_source_and_refused_out_of_it(tmp_path: Path) -> None:
+    root = write(tmp_path / "source", "a/1.dcm")
+    write(tmp_path, "outside/2.dcm", "source-too/3.dcm")
+    (root / "in.dcm").symlink_to(root / "a/1.dcm")
+    (root / "relative.dcm").symlink_to("a/1.dcm")
+    (root / "out.dcm").symlink_to(tmp_path / "outside/2.dcm")
+    (root / "near.dcm").symlink_to(tmp_path / "source-too/3.dcm")  # the name begins as the source's
+    (root / "folder").symlink_to(tmp_path / "outside")
+    (root / "twice").symlink_to(root / "a")  # what lies there is listed once
+    (root / "a/loop").symlink_to(root)
+    (root / "nothing.dcm").symlink_to(root / "gone")
+    tree = FolderTree(root)
+    assert tree.list()[0]["path"].tolist() == ["a/1.dcm", "in.dcm", "relative.dcm"]
+    assert refusals(tree) == dict.fromkeys(("out.dcm", "near.dcm", "folder", "nothing.dcm"), "link")
+
+
+def test_the_source_itself_may_be_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "disk", "1.dcm")
+    (tmp_path / "source").symlink_to(tmp_path / "disk")
+    assert FolderTree(tmp_path / "source").list()[0]["path"].tolist() == ["1.dcm"]
+
+
+def test_pipes_are_refused_and_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert refusals(FolderTree(tmp_path)) == {"pipe": "special"}
+    with pytest.raises(DicomError, match="not a regular file"):
+        read_source(tmp_path / "pipe")
+
+
+def test_a_file_that_cannot_be_read_is_a_failure_and_one_without_the_mark_is_never_too_large(tmp_path: Path) -> None:
+    with pytest.raises(DicomError, match="cannot be opened") as failure:
+        read_source(tmp_path / "gone")
+    assert failure.value.reason == "unreadable"
+    big = tmp_path / "video"
+    big.write_bytes(b"0" * 1000)
+    with pytest.raises(DicomError) as failure:
+        read_source(big, limit=999)
+    assert failure.value.reason == "not_dicom"
+    big.write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 900)
+    with pytest.raises(DicomError) as failure:
+        read_source(big, limit=999)
+    assert failure.value.reason == "too_large"
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_gives_the_same_bytes_as_the_files_that_went_in(tmp_path: Path, method: int) -> None:
+    members = {f"top/{number}.dcm": os.urandom(number * 100) + b"a" * 5000 for number in range(5)}
+    tree = open_tree(packed(tmp_path / "a.zip", members | {"top/.hidden": b"x"}, method))
+    files, refused = tree.list()
+    assert refused.empty
+    assert {row.path: read_source(tree.file_at(row)) for row in files.itertuples()} == members
+    assert tree.find("top/3.dcm").read_bytes() == members["top/3.dcm"]
+    assert tree.find("top/9.dcm") is None
+    assert tree.has_files("top", ".dcm")
+    assert not tree.has_files("", ".dcm")
+    assert str(tree.find("top/3.dcm")) == f"{tmp_path}/a.zip/top/3.dcm"
+
+
+def test_what_climbs_out_of_an_archive_or_links_is_refused(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.zip", {"ok/1.dcm": b"1", "../2.dcm": b"2", "/3.dcm": b"3", "a/../../4.dcm": b"4"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("C:/5.dcm", b"5")
+        archive.writestr("a\\..\\6.dcm", b"6")
+        link = zipfile.ZipInfo("7.dcm")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    tree = ZipTree(path)
+    assert tree.list()[0]["path"].tolist() == ["ok/1.dcm"]
+    names = ("../2.dcm", "/3.dcm", "a/../../4.dcm", "C:/5.dcm", "a\\..\\6.dcm")
+    assert refusals(tree) == dict.fromkeys(names, "name") | {"7.dcm": "link"}
+
+
+def test_of_two_files_with_one_name_the_last_counts_and_the_other_is_named(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.zip", {"1.dcm": b"first"})
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("1.dcm", b"second")
+    tree = ZipTree(path)
+    assert tree.find("1.dcm").read_bytes() == b"second"
+    assert refusals(tree) == {"1.dcm": "duplicate"}
+
+
+def test_other_packings_and_encrypted_files_are_refused(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.zip", {"1.dcm": b"1" * 100}, zipfile.ZIP_LZMA)
+    assert refusals(ZipTree(path)) == {"1.dcm": "packing"}
+    path = packed(tmp_path / "b.zip", {"1.dcm": b"1" * 100}, zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1  # the flag of an encrypted file
+    path.write_bytes(content)
+    assert refusals(ZipTree(path)) == {"1.dcm": "packing"}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_is_a_failure_of_that_file_only(tmp_path: Path, method: int) -> None:
+    path = packed(tmp_path / "a.zip", {"1.dcm": b"1" * 4000, "2.dcm": b"2" * 4000}, method)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"1.dcm") + 12
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+    tree = ZipTree(path)
+    with pytest.raises(DicomError, match="damaged") as failure:
+        read_source(tree.find("1.dcm"))
+    assert failure.value.reason == "unreadable"
+    assert read_source(tree.find("2.dcm")) == b"2" * 4000
+
+
+def test_no_more_is_unpacked_than_the_directory_says_or_the_limit_allows(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.zip", {"bomb.dcm": bytes(10**7)})
+    member = ZipTree(path).find("bomb.dcm")
+    assert member.packed_bytes < 20_000
+    with pytest.raises(DicomError) as failure:
+        read_source(member, limit=10**6)
+    assert failure.value.reason == "too_large"
+    liar = ZipMember(member.archive, member.name, 1000, member.offset, member.packed_bytes, member.method, member.crc)
+    with pytest.raises(DicomError, match="damaged"):
+        read_source(liar)
+
+
+def test_a_file_that_is_no_archive_is_one_line_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"no archive")
+    with pytest.raises(UsageError, match=r"x\.zip: not a whole zip archive"):
+        open_tree(tmp_path / "x.zip")
+    whole = packed(tmp_path / "y.zip", {"a": b"1" * 1000}).read_bytes()
+    (tmp_path / "y.zip").write_bytes(whole[:-30])
+    with pytest.raises(UsageError, match="not a whole zip archive"):
+        open_tree(tmp_path / "y.zip")
+    assert open_tree(tmp_path / "nothing") is None
