@@ -19,7 +19,7 @@ from common.errors import UsageError
 logger = logging.getLogger(__name__)
 
 MIN_MAX_NOTE = (
-    "DicomWindowShift: min_max_normalize is not done: the minimum and maximum of each picture would give the same HU "
+    "min_max_normalize is not done: the minimum and maximum of each picture would give the same HU "
     "another value on every slice; each window is mapped to 0..1 by a fixed linear map instead (the one deliberate "
     "departure from the class of 2019)"
 )
@@ -75,7 +75,7 @@ class DicomWindowShift(ImageTransform):
         """One value for each output channel, in HU; ValueError for impossible ranges and for p below 1."""
         super().__init__(p=p)
         if min_max_normalize:
-            logger.warning(MIN_MAX_NOTE)
+            logger.warning("DicomWindowShift: %s", MIN_MAX_NOTE)
         self.min_max_normalize = min_max_normalize
         self.window_width_mins = tuple(window_width_mins)
         self.window_width_maxs = tuple(window_width_maxs)

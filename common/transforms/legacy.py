@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from common.albumentations import MIN_MAX_NOTE
 from common.augmentations.base import MODULE
 from common.errors import UsageError, nearest
 
@@ -366,7 +367,9 @@ def _negative(value: Any) -> list[float]:
 
 def _window(old: Old) -> Node:
     arguments = {key: value for key, value in old.arguments.items() if value is not None}
-    arguments.setdefault("min_max_normalize", True)
+    if arguments.get("min_max_normalize", True):
+        arguments.pop("min_max_normalize", None)
+        old.note(MIN_MAX_NOTE)
     return own("DicomWindowShift", **arguments)
 
 
