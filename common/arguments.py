@@ -25,6 +25,7 @@ CONFIG_FLAG = "config"
 NONE_WORDS = ("none", "null", "~", "")
 BOOLEAN_WORDS = {"0": False, "1": True, "false": False, "true": True}
 REQUIRED: Any = dataclasses.MISSING
+EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,12 @@ def parse_args(config_class: type[ConfigT], argv: Sequence[str] | None = None) -
     config_file.add_argument(f"--{CONFIG_FLAG}", action="append", default=[])
     config_file.error = parser.error  # type: ignore[method-assign]
     files, flags = config_file.parse_known_args(arguments)
-    from_files = [argument for file in files.config for argument in _expand_yaml(config_class, Path(file))]
+    from_files = []
+    for file in files.config:
+        source = f"--{CONFIG_FLAG}={file}"
+        arguments = _expand(config_class, _read_yaml(Path(file), source), source)
+        _check_values(parser, arguments, source)
+        from_files += arguments
     values, unknown = parser.parse_known_args(from_files + flags)
     if unknown:
         raise UsageError(_describe_unknown(config_class, unknown[0]))
@@ -92,9 +98,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {name: _plain(getattr(config, name), spec) for name, (_, spec) in _fields(type(config)).items()}
 
 
-def from_dict(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    """Build a ``config_class`` from :func:`to_dict`'s form, with the same checks as a command line."""
-    return parse_args(config_class, _expand(config_class, values, "configuration"))
+def from_dict(config_class: type[ConfigT], values: Mapping[str, Any], source: str = "configuration") -> ConfigT:
+    """Build a ``config_class`` from :func:`to_dict`'s form, with the checks of a command line; ``source`` names it."""
+    arguments = _expand(config_class, values, source)
+    _check_values(_build_parser(config_class), arguments, source)
+    return parse_args(config_class, arguments)
 
 
 def _fields(config_class: type) -> dict[str, tuple[Any, Option]]:
@@ -249,25 +257,42 @@ def _describe_unknown(config_class: type, argument: str) -> str:
     if not name.startswith("-"):
         return f"{argument!r} is not expected here: options are written --name=value"
     known = [f"--{known}" for known, (_, spec) in _fields(config_class).items() if not spec.positional]
+    longer = [flag for flag in known if flag.startswith(name)] if len(name) > len("--") else []
+    if longer:
+        return f"unknown option {name}: names are written in full, as in {', '.join(longer[:EXAMPLES])}"
     return f"unknown option {name}{nearest(name, [*known, f'--{CONFIG_FLAG}', '--help']) or '; --help lists all'}"
 
 
-def _expand_yaml(config_class: type, path: Path) -> list[str]:
+def _check_values(parser: argparse.ArgumentParser, arguments: list[str], source: str) -> None:
+    """Parse what a file says on its own, so that an error in it names the file."""
+    try:
+        parser.parse_known_args([argument for argument in arguments if argument.startswith("--")])
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
+
+
+def _read_yaml(path: Path, source: str) -> dict[str, Any]:
     import yaml  # here: parsing a plain command line does not need it
 
     try:
+        text = path.read_text(encoding="utf-8")
         # Every scalar as the text it is: "1e-3", "007" and "yes" mean the same as on the command line.
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        document = yaml.load(text, Loader=yaml.BaseLoader)
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
     except OSError as error:
-        raise UsageError(f"--{CONFIG_FLAG}={path}: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"--{CONFIG_FLAG}={path}: not a YAML file ({reason})") from None
+        raise UsageError(f"{source}: not a YAML file ({reason})") from None
     if document in (None, ""):
-        return []
+        return {}
     if not isinstance(document, dict):
-        raise UsageError(f"--{CONFIG_FLAG}={path}: must hold lines of the form 'option: value'")
-    return _expand(config_class, document, f"--{CONFIG_FLAG}={path}")
+        raise UsageError(f"{source}: must hold lines of the form 'option: value'")
+    names = [str(key.value) for key, _ in root.value]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:  # YAML itself forbids it, its reader takes the last without a word
+        raise UsageError(f"{source}: option {repeated[0]!r} stands there twice")
+    return document
 
 
 def _expand(config_class: type, values: Mapping[str, Any], source: str) -> list[str]:

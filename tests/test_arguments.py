@@ -85,7 +85,8 @@ def test_none_is_written_as_a_word() -> None:
         (["--name="], []),
         (["--count"], ["--count"]),
         (["stray"], ["'stray'", "--name=value"]),
-        (["--cou=3"], ["--cou", "'--count'"]),
+        (["--cou=3"], ["--cou", "written in full", "--count"]),
+        (["--k=3"], ["--k", "written in full", "--kind"]),
     ],
 )
 def test_a_wrong_argument_is_one_line_that_names_the_flag(argv: list[str], parts: list[str]) -> None:
@@ -120,6 +121,8 @@ def test_a_yaml_file_beats_defaults_and_a_flag_beats_the_file(tmp_path: Path) ->
         ("count: {a: 1}\n", ["'count'", "nested"]),
         ("- a\n", ["option: value"]),
         ("a: [\n", ["not a YAML file"]),
+        ("count:\n", ["c.yaml", "--count", "whole number"]),
+        ("count: 1\nkind: red\ncount: 2\n", ["c.yaml", "'count'", "twice"]),
     ],
 )
 def test_a_yaml_file_passes_the_same_checks_as_flags(tmp_path: Path, text: str, parts: list[str]) -> None:
