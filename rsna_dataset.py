@@ -535,7 +535,20 @@ def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
                 f"{path}: image {rows.index[row]}: {columns[column]} {rows[columns].iloc[row, column]} is not "
                 f"{allowed[0]} or {allowed[1]}; run python preprocessing.py again"
             )
+    _warn_of_split_patients(path, rows)
     return rows
+
+
+def _warn_of_split_patients(path: Path, rows: pd.DataFrame) -> None:
+    """Warn where a fold that was edited has a patient on both sides: its validation then promises too much."""
+    known = rows[rows["patient_id"] != ""]
+    sides = known.groupby("patient_id")["sample_type"].nunique()
+    if (sides > 1).any():
+        logger.warning(
+            "%s: %d patients stand in both train and valid; the validation then looks better than it is",
+            path,
+            int((sides > 1).sum()),
+        )
 
 
 def _missing_dataset(folder: Path) -> UsageError:
@@ -553,18 +566,21 @@ def _read_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
     """Read a CSV of this project with exactly typed columns; WorkError where it isn't one."""
     numbers = [name for name, kind in types.items() if kind is not str]
     try:
-        # Text stays as it is, also "NA" or nothing; an empty number is NaN.
-        table = pd.read_csv(
-            path,
-            usecols=list(types),
-            dtype=types,
-            index_col=False,
-            keep_default_na=False,
-            na_values={name: [""] for name in numbers},
-        )
+        # Text stays as it is, also "NA" or nothing; an empty number is NaN. All columns are read: where only some are
+        # asked for, pandas overlooks a row with too many fields.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path,
+                dtype=types,
+                index_col=False,
+                keep_default_na=False,
+                na_values={name: [""] for name in numbers},
+            )
+        table = table[list(types)]
     except OSError as error:
         raise WorkError(f"{path}: cannot be read ({error.strerror}); run python preprocessing.py again") from None
-    except (ValueError, OverflowError):
+    except (ValueError, KeyError, OverflowError, pd.errors.ParserWarning):
         raise WorkError(f"{_table_fault(path, types)}; run python preprocessing.py again") from None
     unique, ids = pd.factorize(table["id"])
     _check_ids(path, ids, unique, table.index + 2)

@@ -41,6 +41,7 @@ from common.trackers.tracker import Tracker, TrackerGroup
 from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from config import TrainConfig, Windows, parse_windows
 from rsna_dataset import (
+    DATASET_INFO,
     LABEL_WEIGHTS,
     LABELS,
     SAMPLE_FILE,
@@ -59,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 MONITOR = "valid/weighted_log_loss"
 DEV_IMAGES = 256
+TRIAL_IMAGES = 8
 REPRODUCED = 1e-9
 
 
@@ -122,27 +124,54 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
             f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_rows)} training images of fold "
             f"{config.data_fold}{' with --dev_enabled=1' if config.dev_enabled else ''}"
         )
+    if valid_rows.empty:
+        raise WorkError(
+            f"{folder}: fold {config.data_fold} has no validation images; run python preprocessing.py again"
+        )
     windows, windowed = pipeline_windows(folder, config)
     train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows, windowed=windowed)
     valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows, windowed=windowed)
     check_same_scale(train_pipeline, valid_pipeline)
     train_set = RSNADataset(folder, train_rows, train_pipeline, config.data_image_size, config.seed)
     sampler = SAMPLERS[config.data_sampler](len(train_set), config.seed)
+    train_set.check_files()
     workers = loader_workers(config.n_jobs, device)
-    check_trial_image(train_set)
     train_loader = make_loader(train_set, sampler, config.tr_batch_size, workers, drop_last=True, seed=config.seed)
     valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, workers)
+    check_trial_images("--data_train_transform", train_set, trial_indices(folder, train_rows, config))
+    check_trial_images("--data_valid_transform", valid_loader.dataset, trial_indices(folder, valid_rows, config))
     prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
     constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
     documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
     return TrainingData(train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels)
 
 
-def check_trial_image(dataset: RSNADataset) -> None:
-    """Load one image through the whole pipeline, so that a transform that can't take it is found before the run."""
-    image = dataset[0].image
-    if not np.isfinite(image).all():
-        raise UsageError(f"--data_train_transform: {dataset.pipeline.name} gives values that are not finite")
+def trial_indices(folder: Path, rows: pd.DataFrame, config: TrainConfig) -> Sequence[int]:
+    """Return which of ``rows`` to try before the run: the first, or with --data_image_size=0 one of each size."""
+    if config.data_image_size:
+        return [0]
+    sizes = read_metadata(folder)[["rows", "columns"]].reindex(rows.index)
+    return np.flatnonzero(~sizes.duplicated())[:TRIAL_IMAGES].tolist()
+
+
+def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) -> None:
+    """Load images through the whole pipeline, so that what would end the run later ends it before it begins.
+
+    Raises UsageError where the transform can't take one, gives values that are not finite, or sizes that can't stand
+    in one batch.
+    """
+    found: dict[tuple[int, ...], str] = {}
+    for index in indices:
+        sample = dataset[index]
+        if not np.isfinite(sample.image).all():
+            raise UsageError(f"{flag}: {dataset.pipeline.name} gives values that are not finite")
+        found.setdefault(sample.image.shape[1:], sample.image_id)
+    if len(found) > 1:
+        listing = ", ".join(f"{rows}x{columns} ({image_id})" for (rows, columns), image_id in found.items())
+        raise UsageError(
+            f"--data_image_size=0: the pictures have different sizes, which can't stand in one batch: {listing}; give "
+            "a size, or a transform file that makes them equal"
+        )
 
 
 def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFrame:
@@ -158,7 +187,12 @@ def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
     info = read_dataset_info(folder)
     if info["image_form"] == "hu":
         return config.data_windows, False
-    return parse_windows(info["windows"]), True
+    try:
+        return parse_windows(info["windows"]), True
+    except (KeyError, AttributeError, ValueError):
+        raise WorkError(
+            f"{folder / DATASET_INFO}: its windows are damaged; run python preprocessing.py again"
+        ) from None
 
 
 def build_loader(
@@ -166,6 +200,7 @@ def build_loader(
 ) -> DataLoader:
     """Build a loader that gives every row once, in order; ``view`` numbers the random draws of a TTA pipeline."""
     dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed)
+    dataset.check_files()
     sampler = SequentialSampler(len(dataset), config.seed)
     sampler.seek(view, 0)
     return make_loader(dataset, sampler, config.tr_batch_size, workers, drop_last=False, seed=config.seed)
@@ -282,7 +317,7 @@ def load_network(
     named in the checkpoint.
     """
     checkpoint = load_checkpoint(weight_file)
-    config = from_dict(TrainConfig, checkpoint["config"])
+    config = from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
     given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     folder = dataset_folder(config.data_input_folder, config.data_dataset)

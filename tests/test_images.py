@@ -137,6 +137,28 @@ def test_a_file_that_is_no_image_of_the_dataset_is_refused(tmp_path, content, pa
     assert "ID_0.npy" in str(caught.value)
 
 
+def test_images_without_a_file_are_counted_before_the_work(folder, tmp_path) -> None:
+    data = dataset(folder)
+    data.check_files()
+    for index in (0, 3):
+        (tmp_path / f"ID_{index}.npy").write_bytes(b"")
+    data.image_folder = tmp_path
+    with pytest.raises(WorkError, match=rf"ID_1\.npy: the image is missing \({COUNT - 2} of {COUNT} images are\)"):
+        data.check_files()
+    data.image_folder = tmp_path / "nowhere"
+    with pytest.raises(WorkError, match=rf"{COUNT} of {COUNT}"):
+        data.check_files()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_of_different_sizes_in_a_batch_are_one_line_that_names_them(folder, workers: int) -> None:
+    data = dataset(folder, image_size=0)
+    loader = make_loader(data, RandomSampler(COUNT, 3), COUNT, workers, drop_last=False, seed=0)
+    with pytest.raises(WorkError, match=r"^images ID_\d+ and ID_\d+ .*--data_image_size") as caught:
+        list(loader)
+    assert "\n" not in str(caught.value)
+
+
 def test_windowed_pictures_are_taken_as_they_are_on_0_to_1(tmp_path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     np.save(tmp_path / "ID_0.npy", picture)

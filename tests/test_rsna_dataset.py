@@ -462,9 +462,12 @@ def test_metadata_is_read_by_id_and_unknown_labels_and_positions_are_nan(folder)
     assert table.loc[SECOND, list(LABELS)].isna().all()
 
 
-def test_fields_beyond_the_header_do_not_shift_the_columns_of_a_fold(folder) -> None:
-    write_rows(fold_path(folder, "demo", 0), [f"{line},x" for line in FOLD_LINES], FOLD_HEADER)
-    assert read_fold(folder, "demo", 0).index.tolist() == [FIRST, SECOND]
+def test_a_patient_on_both_sides_of_an_edited_fold_is_a_warning(folder, caplog) -> None:
+    assert read_fold(folder, "demo", 0)["patient_id"].nunique() == 2
+    assert not caplog.records
+    write_rows(fold_path(folder, "demo", 0), [FOLD_LINES[0], FOLD_LINES[1].replace(",007,", ",NA,")], FOLD_HEADER)
+    read_fold(folder, "demo", 0)
+    assert "1 patients stand in both train and valid" in caplog.text
 
 
 def test_a_missing_fold_lists_those_that_exist(folder) -> None:
@@ -535,6 +538,8 @@ BAD_FOLDS = {
     "another sample type": (change_line("valid", "test"), f"image {SECOND}: sample_type test is not train or valid"),
     "an id twice": ([FOLD_LINES[0], FOLD_LINES[0]], f"image {FIRST} stands there twice"),
     "an id that climbs": (change_line(SECOND, "../../x"), "row 3: image id '../../x' is not allowed"),
+    "a field too many in a row": ([FOLD_LINES[0], f"{SECOND},valid,0,0,0,0,0,0,0,P,S"], "line 3"),
+    "a field too many in each row": ([f"{line},x" for line in FOLD_LINES], "row 2: has more fields than the header"),
     "a cut row": ([FOLD_LINES[0], f"{SECOND},valid,0,0,0"], "row 3: subarachnoid is empty"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,6 +256,60 @@ def test_what_cannot_work_is_one_line_and_exit_code_2_and_no_experiment(
     assert code == 2
     assert all(part in line for part in parts), line
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").iterdir())
+
+
+def spoil(folder: Path, fold: pd.DataFrame, what: str) -> None:
+    """Do to a dataset what users and disks do to it."""
+    ids = {split: fold.index[fold["sample_type"] == split] for split in ("train", "valid")}
+    if what == "an image of each part is gone":
+        for split in ids:
+            (folder / "images" / f"{ids[split][-1]}.npy").unlink()
+    elif what == "no validation images":
+        path = folder / "dataset_phantom_fold_0.csv"
+        path.write_text(path.read_text().replace(",valid,", ",train,"))
+    else:
+        (folder / "dataset.json").write_text('{"format_version": 1, "image_form": "window", "windows": "40"}')
+
+
+@pytest.mark.parametrize(
+    ("what", "part"),
+    [
+        ("an image of each part is gone", "the image is missing (1 of "),
+        ("no validation images", "fold 0 has no validation images"),
+        ("damaged windows", "dataset.json: its windows are damaged"),
+    ],
+)
+def test_a_spoilt_dataset_is_one_line_before_there_is_an_experiment(
+    trained, small_dataset, tmp_path, capsys, what: str, part: str
+) -> None:
+    shutil.copytree(small_dataset.folder, tmp_path / "datasets/phantom")
+    spoil(tmp_path / "datasets/phantom", read_fold(small_dataset.folder, "phantom", 0), what)
+    flags = [*trained.flags, f"--data_input_folder={tmp_path}", f"--output_dir={tmp_path / 'results'}"]
+    code, line = failure(train.main, flags, capsys)
+    assert code == 1
+    assert part in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_validation_transform_that_fails_is_found_before_the_run(trained, tmp_path, capsys) -> None:
+    document = json.loads((Path(train.__file__).parent / "transforms/valid_demo.json").read_text())
+    crop = {"__class_fullname__": "RandomCrop", "height": 500, "width": 500, "p": 1.0}
+    document["transform"]["transforms"].insert(0, crop)
+    (tmp_path / "crop.json").write_text(json.dumps(document))
+    flags = [f"--data_valid_transform={tmp_path / 'crop.json'}", f"--output_dir={tmp_path / 'results'}"]
+    code, line = failure(train.main, [*trained.flags, *flags], capsys)
+    assert code == 2
+    assert "crop.json" in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_pictures_of_several_sizes_as_stored_are_refused_before_the_run(trained, tmp_path, capsys) -> None:
+    flags = ["--data_image_size=0", f"--output_dir={tmp_path / 'results'}"]
+    code, line = failure(train.main, [*trained.flags, *flags], capsys)
+    assert code == 2
+    assert "--data_image_size=0: the pictures have different sizes" in line
+    assert "64x64" in line
+    assert not (tmp_path / "results").exists()
 
 
 def test_weights_of_another_model_are_refused_with_the_keys_that_differ(trained, tmp_path, capsys) -> None:

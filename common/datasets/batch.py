@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.datasets.images import Sample
+from common.errors import WorkError
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,15 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples, all with a target or all without."""
+    """Stack samples, all with a target or all without; WorkError naming two whose pictures differ in size."""
+    first = samples[0]
+    for sample in samples:
+        if sample.image.shape != first.image.shape:
+            raise WorkError(
+                f"images {first.image_id} and {sample.image_id} come out of the transforms with different shapes "
+                f"{first.image.shape} and {sample.image.shape} and can't stand in one batch; give --data_image_size, "
+                "or a transform file that makes them equal"
+            )
     image = torch.from_numpy(np.stack([sample.image for sample in samples]))
     targets = [sample.target for sample in samples]
     target = None if targets[0] is None else torch.from_numpy(np.stack(targets))

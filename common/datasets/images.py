@@ -62,6 +62,19 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def check_files(self) -> None:
+        """Raise WorkError, with their number and the first of them, where images have no file.
+
+        One look at the folder before the work, instead of an end in the middle of it.
+        """
+        found = {path.name for path in self.image_folder.iterdir()} if self.image_folder.is_dir() else set()
+        missing = [image_id for image_id in self.image_ids.tolist() if f"{image_id}.npy" not in found]
+        if missing:
+            raise WorkError(
+                f"{self.image_folder / missing[0]}.npy: the image is missing ({len(missing)} of {len(self)} images "
+                "are); run python preprocessing.py again"
+            )
+
     def __getitem__(self, key: SampleKey | int) -> Sample:
         """Return the sample at a key of a sampler, or at an index as epoch 0 draws it first.
 
