@@ -15,6 +15,32 @@ from common.errors import UsageError
 
 Windows = tuple[tuple[float, float], ...]
 
+# Names only, so that --help needs no table; a test holds them equal to the tables.
+OPTIMIZERS = (
+    "sgd",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "adam",
+    "adamw",
+    "adamax",
+    "nadam",
+    "nadamw",
+    "radam",
+    "radamw",
+    "adabelief",
+    "adopt",
+    "adan",
+    "adafactor",
+    "lamb",
+    "lars",
+    "lion",
+    "laprop",
+    "madgrad",
+    "mars",
+    "muon",
+)
+
 _WINDOW = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
 
@@ -32,6 +58,22 @@ def parse_windows(text: str) -> Windows:
 def format_windows(windows: Windows) -> str:
     """Write windows in the form that :func:`parse_windows` reads."""
     return ",".join(f"{center:.12g}/{width:.12g}" for center, width in windows)
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Read ``0.9,0.999``; ValueError for what is no number, negative or not finite."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of numbers such as 0.9,0.999") from None
+    if not all(0 <= number < float("inf") for number in numbers):
+        raise ValueError(f"{text!r}: the numbers must be finite and at least 0")
+    return numbers
+
+
+def format_numbers(numbers: tuple[float, ...] | None) -> str:
+    """Write numbers in the form that :func:`parse_numbers` reads."""
+    return "none" if numbers is None else ",".join(repr(number) for number in numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +129,22 @@ class DataOptions(DataLocation):
     data_image_size: int = option(
         96, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
     )
-    data_sampler: str = option("random", "order of the training images", choices=("random", "sequential"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """Order of the training images. Where an option says "none", the sampler's own value holds."""
+
+    data_sampler: str = option(
+        "random",
+        "order of the training images; --list=sampler tells of each with its --sampler_... options",
+        choices=("random", "sequential", "balanced", "study", "hard"),
+    )
+    sampler_label: str | None = option(None, "balanced: the label to balance by")
+    sampler_share: float | None = option(None, "balanced: share of the images that are positive", minimum=0, maximum=1)
+    sampler_slices: int | None = option(None, "study: images of each study in an epoch", minimum=1)
+    sampler_power: float | None = option(None, "hard: power of the loss to which chances are proportional", minimum=0)
+    sampler_floor: float | None = option(None, "hard: share of an epoch that is drawn evenly", minimum=0, maximum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +160,76 @@ class NetworkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
-    """Optimizer."""
+    """Optimizer. Where an option says "none", the optimizer's own value holds, and one it doesn't know is refused."""
 
-    optim: str = option("adamw", "optimizer", choices=("sgd", "adam", "adamw"))
+    optim: str = option(
+        "adamw",
+        "optimizer, also as lookahead_<name>; --list=optim tells of each with the options that it knows",
+        choices=(*OPTIMIZERS, *(f"lookahead_{name}" for name in OPTIMIZERS)),
+        metavar="NAME",
+    )
     optim_lr: float = option(1e-3, "learning rate at its highest", minimum=0)
-    optim_weight_decay: float = option(1e-2, "weight decay", minimum=0)
-    sched: str = option("cosine", "schedule of the learning rate over the run", choices=("constant", "cosine"))
+    optim_weight_decay: float = option(
+        1e-2, "weight decay of matrices and kernels; biases, norms and position embeddings don't decay", minimum=0
+    )
+    optim_layer_decay: float | None = option(
+        None, "each layer's rate as a share of the next one's, counted from the head (1: all the same)", minimum=0
+    )
+    optim_head_factor: float | None = option(None, "the head's learning rate as a multiple of --optim_lr", minimum=0)
+    optim_momentum: float | None = option(None, "momentum", minimum=0, maximum=1)
+    optim_nesterov: bool | None = option(None, "1: Nesterov's momentum")
+    optim_betas: tuple[float, ...] | None = option(
+        None, "decay of the running means, as in 0.9,0.999", parse=parse_numbers, form=format_numbers
+    )
+    optim_eps: float | None = option(None, "added to the denominator", minimum=0)
+    optim_alpha: float | None = option(None, "rmsprop: decay of the squared gradient", minimum=0, maximum=1)
+    optim_rho: float | None = option(None, "adadelta: decay of the squared gradient", minimum=0, maximum=1)
+    optim_lookahead_k: int | None = option(None, "lookahead_...: steps between two slow updates", minimum=1)
+    optim_lookahead_alpha: float | None = option(
+        None, "lookahead_...: share of the way that the slow weights go", minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """Schedule, in optimizer steps. Where an option says "none", the schedule's own value holds."""
+
+    sched: str = option(
+        "cosine",
+        "schedule of the learning rate; --list=sched tells of each with the options that it knows",
+        choices=("constant", "step", "multistep", "cosine", "onecycle", "poly", "plateau"),
+    )
+    sched_warmup: float | None = option(
+        None, "steps of linear warm-up; below 1: a share of the run", minimum=0, maximum=1e9
+    )
+    sched_min: float | None = option(None, "lowest rate as a share of the highest", minimum=0, maximum=1)
+    sched_start: float | None = option(None, "onecycle: first rate as a share of the highest", minimum=0, maximum=1)
+    sched_gamma: float | None = option(
+        None, "step, multistep, plateau: what a drop multiplies the rate by", minimum=0, maximum=1
+    )
+    sched_step: float | None = option(
+        None, "step: steps between drops; below 1: a share of the run", minimum=0, maximum=1e9
+    )
+    sched_milestones: tuple[float, ...] | None = option(
+        None,
+        "multistep: steps of the drops, as in 0.5,0.75; below 1: shares of the run",
+        parse=parse_numbers,
+        form=format_numbers,
+    )
+    sched_cycles: int | None = option(None, "cosine: cycles in the run", minimum=1, maximum=1000)
+    sched_cycle_length: float | None = option(
+        None, "cosine: length of a cycle as a multiple of the one before", minimum=0.01, maximum=100
+    )
+    sched_cycle_height: float | None = option(
+        None, "cosine: height of a cycle as a multiple of the one before", minimum=0, maximum=1
+    )
+    sched_power: float | None = option(None, "poly: power of the curve", minimum=0.01, maximum=100)
+    sched_patience: int | None = option(
+        None, "plateau: validations without a better value that are borne before a drop", minimum=0
+    )
+    sched_threshold: float | None = option(
+        None, "plateau: how much better a value must be, as a share of it", minimum=0, maximum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +273,16 @@ class NeptuneOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(NeptuneOptions, TrainingOptions, OptimizerOptions, NetworkOptions, DataOptions, ExperimentOptions):
+class TrainConfig(
+    NeptuneOptions,
+    TrainingOptions,
+    ScheduleOptions,
+    OptimizerOptions,
+    NetworkOptions,
+    SamplerOptions,
+    DataOptions,
+    ExperimentOptions,
+):
     """Train one experiment: a model for the six labels of the RSNA 2019 task, into <output_dir>/<experiment_id>."""
 
     def __post_init__(self) -> None:
@@ -200,19 +330,11 @@ class EvaluateConfig(ResultsLocation, TrainedOptions):
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """Read ``1,2,0.5``; ValueError for what is no number, negative or not finite, and where all are 0."""
-    try:
-        weights = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{text!r} is not a list of numbers such as 1,2") from None
-    if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) == 0:
-        raise ValueError(f"{text!r}: weights must be finite, at least 0 and not all 0")
+    """Read ``1,2,0.5``; ValueError as :func:`parse_numbers`, and where all are 0."""
+    weights = parse_numbers(text)
+    if sum(weights) == 0:
+        raise ValueError(f"{text!r}: weights must not all be 0")
     return weights
-
-
-def format_weights(weights: tuple[float, ...] | None) -> str:
-    """Write weights in the form that :func:`parse_weights` reads."""
-    return "none" if weights is None else ",".join(repr(weight) for weight in weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +350,7 @@ class EnsembleConfig:
         None,
         "a weight for each file, as in 1,2; divided by their sum; none: all the same",
         parse=parse_weights,
-        form=format_weights,
+        form=format_numbers,
     )
     ens_method: str = option(
         "mean",

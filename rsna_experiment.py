@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from common.callbacks.callback import Callback
 from common.callbacks.metric_logger import MetricLogger
 from common.callbacks.model_checkpoint import ModelCheckpoint
 from common.callbacks.progress_bar import ProgressBar
+from common.callbacks.sample_losses import SampleLosses
 from common.checkpoint import best_weights, load_checkpoint, metric_key
 from common.datasets.loaders import make_loader
-from common.datasets.samplers import SAMPLERS, SequentialSampler
+from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
 from common.errors import UsageError, WorkError
 from common.experiment import Experiment
 from common.files import write_csv
@@ -33,7 +34,7 @@ from common.models.backbone import create_model
 from common.models.weights import load_weights
 from common.networks.network import Predictions, Training
 from common.optimizers import build_optimizer
-from common.schedulers import build_schedule
+from common.schedulers import Schedule, build_schedule
 from common.statistics import WEIGHTED_ROW, label_table
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
@@ -100,6 +101,12 @@ def loader_workers(n_jobs: int, device: torch.device) -> int:
     return 0 if cores == 1 else 1 if device.type == "cpu" else cores
 
 
+def given_options(config: TrainConfig, prefix: str, *without: str) -> dict[str, Any]:
+    """Return the options whose names start with ``prefix``, but ``without``; what the user didn't give is None."""
+    names = [field.name for field in fields(config) if field.name.startswith(prefix) and field.name not in without]
+    return {name: getattr(config, name) for name in names}
+
+
 def select_amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     """Return the type of mixed precision, None for float32; UsageError where the device can't compute in it."""
     if not config.tr_use_amp:
@@ -133,7 +140,10 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows, windowed=windowed)
     check_same_scale(train_pipeline, valid_pipeline)
     train_set = RSNADataset(folder, train_rows, train_pipeline, config.data_image_size, config.seed)
-    sampler = SAMPLERS[config.data_sampler](len(train_set), config.seed)
+    images = TrainingImages(
+        train_set.image_ids, train_set.targets, LABELS, train_rows["study_id"].to_numpy(dtype=str), config.seed
+    )
+    sampler = build_sampler(config.data_sampler, given_options(config, "sampler_"), images)
     train_set.check_files()
     workers = loader_workers(config.n_jobs, device)
     train_loader = make_loader(train_set, sampler, config.tr_batch_size, workers, drop_last=True, seed=config.seed)
@@ -215,6 +225,14 @@ def build_model(config: TrainConfig, channels: int) -> nn.Module:
     return model
 
 
+def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
+    """Build optimizer and schedule; UsageError where an option is given that they or the model don't know."""
+    given = given_options(config, "optim_", "optim_lr", "optim_weight_decay")
+    optimizer = build_optimizer(config.optim, model, config.optim_lr, config.optim_weight_decay, given)
+    steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
+    return optimizer, build_schedule(config.sched, optimizer, steps, given_options(config, "sched_"))
+
+
 def checkpoint_bytes(model: nn.Module) -> int:
     """Return the disk space that a run needs: best.pt, last.pt with two moments, a new copy of each, and its logs."""
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -231,17 +249,17 @@ def build_network(
     tracker: Tracker,
 ) -> RSNANetwork:
     """Join data, model, optimizer, schedule and callbacks to a network that is ready to fit."""
-    optimizer = build_optimizer(config.optim, model.to(device), config.optim_lr, config.optim_weight_decay)
-    steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
+    optimizer, schedule = build_optimization(config, model.to(device))
     training = Training(
         train_loader=data.train_loader,
         valid_loader=data.valid_loader,
         optimizer=optimizer,
-        schedule=build_schedule(config.sched, optimizer, steps),
+        schedule=schedule,
         iteration_num=config.tr_iteration_num,
         iteration_valid=config.tr_iteration_valid,
         accumulation_step=config.tr_accumulation_step,
         callbacks=build_callbacks(config, experiment, data, tracker),
+        monitor=MONITOR,
         clip_norm=config.tr_clip_norm,
         nonfinite=config.tr_nonfinite,
         nonfinite_limit=config.tr_nonfinite_limit,
@@ -264,7 +282,11 @@ def build_callbacks(
         "prevalences": data.prevalences.tolist(),
     }
     metric_logger = MetricLogger(tracker, config.tr_iteration_log)
+    listeners = (
+        [SampleLosses(torch.tensor(LABEL_WEIGHTS) / sum(LABEL_WEIGHTS))] if config.data_sampler == "hard" else []
+    )
     return (
+        *listeners,
         metric_logger,
         ProgressBar(metric_logger, MONITOR, data.constant_log_loss),
         ModelCheckpoint(experiment.folder, MONITOR, description, write_valid_predictions),

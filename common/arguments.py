@@ -39,6 +39,7 @@ class Option:
     parse: Callable[[str], Any] | None = None
     form: Callable[[Any], str] = str
     positional: bool = False
+    metavar: str = ""
 
 
 def option(
@@ -51,14 +52,16 @@ def option(
     parse: Callable[[str], Any] | None = None,
     form: Callable[[Any], str] = str,
     positional: bool = False,
+    metavar: str = "",
 ) -> Any:
     """Declare a field of a configuration dataclass.
 
     ``default`` may be :data:`REQUIRED`. ``minimum`` and ``maximum`` are inclusive. ``parse`` turns text into a value of
     a type that is not built in (it raises ValueError with a sentence) and ``form`` turns the value back into that
     text. ``positional`` options have no flag and take one or more values (their type is a tuple).
+    ``metavar`` is shown by ``--help`` in place of the choices or the type.
     """
-    spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional)
+    spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional, metavar)
     return dataclasses.field(default=default, metadata={"option": spec})
 
 
@@ -178,6 +181,8 @@ class _Converter:
 
     @property
     def metavar(self) -> str:
+        if self.spec.metavar:
+            return self.spec.metavar
         if self.spec.choices:
             return "|".join(self.spec.choices)
         if self.spec.parse:

@@ -1,75 +1,206 @@
-"""Optimizers by name: one table, a row for each. A new optimizer is a new row."""
+"""Optimizers by name: one table over torch's and timm's classes, a row for each. A new optimizer is a new row.
+
+Any of them can be wrapped by Lookahead: ``lookahead_<name>``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from common.errors import UsageError
+from common.models.layers import head_parameters, layer_indices, undecayed_names
+from common.tables import Row, choose, load, settings, table
 
-from common.errors import UsageError, nearest
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 ParameterGroups = list[dict[str, Any]]
 
+LOOKAHEAD = "lookahead_"
+# What every optimizer knows: how the parameters are put into groups.
+GROUPING = {"optim_layer_decay": 1.0, "optim_head_factor": 1.0}
+
 
 @dataclass(frozen=True)
-class OptimizerRow:
-    """One optimizer: its name on the command line, what it is, and how it is built from groups and a learning rate."""
+class OptimizerRow(Row):
+    """One optimizer: the class that a dotted path names, its options, and what else it is always built with.
 
-    name: str
-    summary: str
-    build: Callable[[ParameterGroups, float], torch.optim.Optimizer]
-
-
-def build_sgd(groups: ParameterGroups, lr: float) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9."""
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-
-
-def build_adam(groups: ParameterGroups, lr: float) -> torch.optim.Optimizer:
-    """Adam; weight decay is added to the gradient (L2)."""
-    return torch.optim.Adam(groups, lr=lr)
-
-
-def build_adamw(groups: ParameterGroups, lr: float) -> torch.optim.Optimizer:
-    """AdamW; weight decay is taken from the weights, apart from the gradient."""
-    return torch.optim.AdamW(groups, lr=lr)
-
-
-OPTIMIZERS: dict[str, OptimizerRow] = {
-    row.name: row
-    for row in (
-        OptimizerRow("sgd", "SGD, Nesterov momentum 0.9", build_sgd),
-        OptimizerRow("adam", "Adam, weight decay inside the gradient", build_adam),
-        OptimizerRow("adamw", "AdamW, decoupled weight decay", build_adamw),
-    )
-}
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> ParameterGroups:
-    """Return the model's trainable parameters as one or two groups: those that decay and those that don't.
-
-    Vectors and scalars (biases, scale and shift of norms) don't decay: pulling them to zero regularizes nothing and
-    shrinks the activations. It is the rule of timm and of most published recipes. With a decay of 0 the groups still
-    stand apart, so that an optimizer's saved state fits whatever the decay was. An empty group is left out.
+    The option ``optim_momentum`` becomes the argument ``momentum``. ``head`` is added to the group of the model's head.
+    ``fused``: the class has a kernel of its own for a GPU, which also lets the loop guard a step without a wait.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trainable if parameter.ndim > 1]
-    plain = [parameter for parameter in trainable if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+
+    path: str
+    fixed: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    head: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    fused: bool = field(default=False, kw_only=True)
 
 
-def build_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def optimizer_row(
+    name: str,
+    summary: str,
+    path: str,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
+    fused: bool = False,
+    **parameters: Any,
+) -> OptimizerRow:
+    """Return a row; ``parameters`` are the class's arguments that an option ``--optim_<argument>`` sets."""
+    known = {f"optim_{argument}": default for argument, default in parameters.items()}
+    return OptimizerRow(
+        name, summary, path, parameters=known | GROUPING, fixed=fixed or {}, head=head or {}, fused=fused
+    )
+
+
+ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}
+
+PLAIN_OPTIMIZERS: dict[str, OptimizerRow] = table(
+    (
+        optimizer_row("sgd", "SGD with momentum", "torch.optim.SGD", fused=True, momentum=0.9, nesterov=True),
+        optimizer_row("rmsprop", "RMSprop", "torch.optim.RMSprop", momentum=0.0, alpha=0.99, eps=1e-8),
+        optimizer_row("adagrad", "Adagrad", "torch.optim.Adagrad", fused=True, eps=1e-10),
+        optimizer_row("adadelta", "Adadelta (its usual rate is 1)", "torch.optim.Adadelta", rho=0.9, eps=1e-6),
+        optimizer_row("adam", "Adam, weight decay inside the gradient", "torch.optim.Adam", fused=True, **ADAM),
+        optimizer_row("adamw", "Adam, decoupled weight decay", "torch.optim.AdamW", fused=True, **ADAM),
+        optimizer_row("adamax", "Adam with the infinity norm", "torch.optim.Adamax", **ADAM),
+        optimizer_row("nadam", "Adam with Nesterov momentum", "torch.optim.NAdam", **ADAM),
+        optimizer_row(
+            "nadamw",
+            "NAdam, decoupled weight decay",
+            "torch.optim.NAdam",
+            fixed={"decoupled_weight_decay": True},
+            **ADAM,
+        ),
+        optimizer_row("radam", "rectified Adam", "torch.optim.RAdam", **ADAM),
+        optimizer_row(
+            "radamw",
+            "rectified Adam, decoupled weight decay",
+            "torch.optim.RAdam",
+            fixed={"decoupled_weight_decay": True},
+            **ADAM,
+        ),
+        optimizer_row("adabelief", "AdaBelief", "timm.optim.AdaBelief", betas=(0.9, 0.999), eps=1e-16),
+        optimizer_row(
+            "adopt",
+            "ADOPT, decoupled weight decay",
+            "timm.optim.Adopt",
+            fixed={"decoupled": True},
+            betas=(0.9, 0.9999),
+            eps=1e-6,
+        ),
+        optimizer_row("adan", "Adan (three betas)", "timm.optim.Adan", betas=(0.98, 0.92, 0.99), eps=1e-8),
+        optimizer_row(
+            "adafactor", "Adafactor: factored second moments, little memory", "timm.optim.Adafactor", eps=1e-30
+        ),
+        optimizer_row("lamb", "LAMB, for large batches", "timm.optim.Lamb", betas=(0.9, 0.999), eps=1e-6),
+        optimizer_row("lars", "LARS, for large batches", "timm.optim.Lars", momentum=0.9, nesterov=False, eps=1e-8),
+        optimizer_row("lion", "Lion (about a tenth of AdamW's rate)", "timm.optim.Lion", betas=(0.9, 0.99)),
+        optimizer_row("laprop", "LaProp", "timm.optim.LaProp", betas=(0.9, 0.999), eps=1e-15),
+        optimizer_row(
+            "madgrad",
+            "MADGRAD, decoupled weight decay",
+            "timm.optim.MADGRAD",
+            fixed={"decoupled_decay": True},
+            momentum=0.9,
+            eps=1e-6,
+        ),
+        optimizer_row("mars", "MARS on AdamW", "timm.optim.Mars", betas=(0.9, 0.99), eps=1e-8),
+        optimizer_row(
+            "muon",
+            "Muon for matrices and kernels, AdamW (--optim_betas) for vectors and the head; rates as AdamW's",
+            "timm.optim.Muon",
+            head={"use_fallback": True},
+            momentum=0.95,
+            nesterov=True,
+            betas=(0.9, 0.95),
+        ),
+    )
+)
+LOOKAHEAD_PARAMETERS = {"optim_lookahead_k": 6, "optim_lookahead_alpha": 0.5}
+OPTIMIZERS: dict[str, OptimizerRow] = PLAIN_OPTIMIZERS | table(
+    OptimizerRow(
+        f"{LOOKAHEAD}{row.name}",
+        f"Lookahead over {row.name}",
+        row.path,
+        parameters={**row.parameters, **LOOKAHEAD_PARAMETERS},
+        fixed=row.fixed,
+        head=row.head,
+    )
+    for row in PLAIN_OPTIMIZERS.values()
+)
+
+
+def parameter_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    head_factor: float = 1.0,
+    head_options: Mapping[str, Any] | None = None,
+) -> ParameterGroups:
+    """Return the model's trainable parameters in groups of one rate and one decay, each with its ``lr``.
+
+    Vectors and scalars (biases, scale and shift of norms) and what the model names itself (position embeddings, class
+    tokens) don't decay: pulling them to zero regularizes nothing. It is the rule of timm and of most published recipes.
+    ``layer_decay`` d gives layer i of n the rate lr · d^(n − i), the head lr · ``head_factor``; layers are those of
+    timm's ``group_matcher``. ``head_options`` are put into the groups of the head. With a decay of 0 the groups still
+    stand apart, so that an optimizer's saved state fits whatever the decay was.
+
+    Raises UsageError where the model doesn't tell its layers or its head and that is needed.
+    """
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    head = head_parameters(model) if head_factor != 1 or head_options else frozenset()
+    layers = layer_indices(model) if layer_decay != 1 else dict.fromkeys(parameters, 0)
+    last = max(layers.values(), default=0)
+    exempt = undecayed_names(model)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        in_head = name in head
+        decays = parameter.ndim > 1 and name not in exempt
+        key = (layers[name], in_head, not decays)
+        if key not in groups:
+            scale = layer_decay ** (last - layers[name]) * (head_factor if in_head else 1.0)
+            groups[key] = {"params": [], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
+            groups[key] |= (head_options or {}) if in_head else {}
+        groups[key]["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def check_optimizer(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the optimizer called ``name``; UsageError for another name or an option it doesn't know.
+
+    Also where it takes another number of betas.
+    """
+    row = choose("optim", name, OPTIMIZERS)
+    values = settings("optim", row, given)
+    usual, betas = row.parameters.get("optim_betas", ()), values.get("optim_betas", ())
+    if len(betas) != len(usual) or not all(0 <= beta < 1 for beta in betas):
+        raise UsageError(
+            f"--optim_betas={','.join(f'{beta:g}' for beta in betas)}: --optim={name} takes {len(usual)} numbers of at "
+            "least 0 and below 1"
+        )
+    return values
+
+
+def build_optimizer(
+    name: str, model: nn.Module, lr: float, weight_decay: float, given: Mapping[str, Any] | None = None
+) -> torch.optim.Optimizer:
     """Build the optimizer called ``name`` over the trainable parameters of ``model``.
 
-    Raises UsageError for a name that the table doesn't hold, and ValueError where no parameter is trainable.
+    ``given`` are the other ``optim_…`` options, None where not given. Raises UsageError as :func:`check_optimizer` and
+    :func:`parameter_groups`, and where no parameter is trainable.
     """
-    if name not in OPTIMIZERS:
-        raise UsageError(f"--optim={name}: unknown; choose from {', '.join(OPTIMIZERS)}{nearest(name, OPTIMIZERS)}")
-    groups = parameter_groups(model, weight_decay)
+    values = {key.removeprefix("optim_"): value for key, value in check_optimizer(name, given or {}).items()}
+    row = OPTIMIZERS[name]
+    grouping = {"layer_decay": values.pop("layer_decay"), "head_factor": values.pop("head_factor")}
+    groups = parameter_groups(model, lr, weight_decay, **grouping, head_options=row.head)
     if not groups:
-        raise ValueError("the model has no trainable parameter")
-    return OPTIMIZERS[name].build(groups, lr)
+        raise UsageError("the model has no trainable parameter; --net_freeze leaves nothing to train")
+    wrapping = {key: values.pop(f"lookahead_{key}") for key in ("alpha", "k") if f"lookahead_{key}" in values}
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    fused = {"fused": True} if row.fused and on_gpu else {}
+    optimizer = load(row.path)(groups, lr=lr, weight_decay=weight_decay, **values, **row.fixed, **fused)
+    return load("timm.optim.Lookahead")(optimizer, **wrapping) if wrapping else optimizer

@@ -15,16 +15,27 @@ from common.datasets.samplers import SAMPLERS
 from common.errors import UsageError
 from common.optimizers import OPTIMIZERS
 from common.schedulers import SCHEDULES
+from common.tables import Row
 from config import TrainConfig, format_windows, parse_windows
 
+TABLES = {"optim": OPTIMIZERS, "sched": SCHEDULES, "data_sampler": SAMPLERS}
 PROJECT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "predict.py", "evaluate.py", "ensemble.py", "preprocessing.py", "rsna_phantom.py")
 
 
-@pytest.mark.parametrize(("option", "table"), [("optim", OPTIMIZERS), ("sched", SCHEDULES), ("data_sampler", SAMPLERS)])
-def test_every_choice_of_an_option_is_a_row_of_its_table_and_the_other_way_round(option: str, table: dict) -> None:
+@pytest.mark.parametrize("option", TABLES)
+def test_every_choice_of_an_option_is_a_row_of_its_table_and_the_other_way_round(option: str) -> None:
     spec = TrainConfig.__dataclass_fields__[option].metadata["option"]
-    assert set(spec.choices) == set(table)
+    assert set(spec.choices) == set(TABLES[option])
+
+
+@pytest.mark.parametrize(("option", "row"), [(option, row) for option in TABLES for row in TABLES[option].values()])
+def test_every_parameter_of_a_choice_is_an_option_without_a_default_of_its_own(option: str, row: Row) -> None:
+    """The default stands in the row alone, and is a value that the command line takes too."""
+    for name, default in row.parameters.items():
+        assert TrainConfig.__dataclass_fields__[name].default is None
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        assert getattr(from_dict(TrainConfig, {name: text}), name) == default
 
 
 def test_every_option_of_the_training_is_read_somewhere() -> None:
@@ -36,6 +47,7 @@ def test_every_option_of_the_training_is_read_somewhere() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
     }
+    read |= {name for table in TABLES.values() for row in table.values() for name in row.parameters}
     for name in TrainConfig.__dataclass_fields__:
         assert name in read, f"--{name} is read nowhere"
 

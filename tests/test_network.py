@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.callbacks.callback import Callback
+from common.callbacks.sample_losses import SampleLosses
 from common.datasets.batch import Batch
-from common.datasets.samplers import RandomSampler, SampleKey, SequentialSampler
+from common.datasets.samplers import HardExampleSampler, RandomSampler, SampleKey, SequentialSampler
 from common.errors import UsageError, WorkError
 from common.networks.classifier import ClassifierNetwork, weighted_log_loss
 from common.networks.network import Training
@@ -71,18 +72,20 @@ def build(
     callbacks: Sequence[Callback] = (),
     shuffle: bool = True,
     lr: float = 0.1,
+    sched: str = "cosine",
+    sampler: object = None,
     **training_options,
 ) -> ClassifierNetwork:
     model = model or linear_model()
     pictures, valid = Pictures(images), Pictures(9)
-    sampler = RandomSampler(images, 5) if shuffle else SequentialSampler(images, 5)
+    default_sampler = RandomSampler(images, 5) if shuffle else SequentialSampler(images, 5)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     steps = math.ceil(iteration_num / accumulation_step)
     training = Training(
-        train_loader=loader(pictures, sampler, batch_size, drop_last=True),
+        train_loader=loader(pictures, sampler or default_sampler, batch_size, drop_last=True),
         valid_loader=loader(valid, SequentialSampler(9, 5), 4, drop_last=False),
         optimizer=optimizer,
-        schedule=build_schedule("cosine", optimizer, steps),
+        schedule=build_schedule(sched, optimizer, steps),
         iteration_num=iteration_num,
         iteration_valid=iteration_valid,
         accumulation_step=accumulation_step,
@@ -351,3 +354,22 @@ def test_a_batch_larger_than_the_training_set_is_refused() -> None:
 def test_an_image_set_without_images_is_refused() -> None:
     with pytest.raises(WorkError, match="no image"):
         ClassifierNetwork(linear_model(), CPU, NAMES, WEIGHTS).predict([])
+
+
+def test_a_plateau_schedule_hears_of_each_validation() -> None:
+    network = build(lr=0.0, iteration_num=10, iteration_valid=2, sched="plateau", monitor="valid/weighted_log_loss")
+    network.fit()
+    # A rate of 0 never gets better: the first value is the best, three more end the patience of two.
+    assert network.training.schedule.state_dict()["level"] == pytest.approx(0.1)
+
+
+def test_a_hard_example_sampler_hears_each_images_loss() -> None:
+    sampler = HardExampleSampler([f"ID_{index}" for index in range(24)], 1.0, 0.0, 5)
+    network = build(lr=0.0, iteration_num=7, sampler=sampler, callbacks=[SampleLosses(torch.tensor([0.25, 0.25, 0.5]))])
+    network.fit()
+    pictures = Pictures(24)
+    with torch.no_grad():
+        p = torch.sigmoid(network.model.eval()(pictures.images).double()).numpy()
+    y = pictures.targets.numpy()
+    each = -(y * np.log(p) + (1 - y) * np.log(1 - p)) @ [0.25, 0.25, 0.5]
+    np.testing.assert_allclose(sampler.state_dict()["losses"].numpy(), each, rtol=1e-5)

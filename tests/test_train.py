@@ -247,6 +247,9 @@ def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:
         (["--tr_use_amp=1", "--tr_amp_dtype=float16"], ["float16", "GPU"]),
         (["--net_weight_file=/nope/best.pt"], ["/nope/best.pt"]),
         (["--experiment_id=../x"], ["--experiment_id"]),
+        (["--optim=lion", "--optim_momentum=0.9"], ["--optim_momentum", "--optim=lion", "--optim_betas"]),
+        (["--sched_power=2"], ["--sched_power", "--sched=cosine", "--sched_cycles"]),
+        (["--sampler_share=0.5"], ["--sampler_share", "--data_sampler=random"]),
     ],
 )
 def test_what_cannot_work_is_one_line_and_exit_code_2_and_no_experiment(

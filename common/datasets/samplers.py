@@ -1,13 +1,22 @@
-"""In which order images are drawn: a function of seed and epoch alone, so that a run can be continued anywhere."""
+"""In which order images are drawn: a function of seed and epoch alone, so that a run can be continued anywhere.
+
+Every process of a distributed run computes the same order of the whole epoch and takes every ``world_size``-th image
+of it from its own rank on, so that the images of one iteration are the same however many processes share them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.errors import UsageError, nearest
 from common.hashing import stable_hash
+from common.tables import Row, choose, settings, table
+
+HEARD_AT_MOST = 1000  # batches whose losses wait on the device before they are read
 
 
 class SampleKey(NamedTuple):
@@ -22,41 +31,58 @@ class SampleKey(NamedTuple):
 
 
 class EpochSampler:
-    """Base of all samplers; iterating gives the keys of the epoch, from the offset, that :meth:`seek` was told."""
+    """Base of all samplers; iterating gives this process' keys of an epoch, from where :meth:`seek` was told.
 
-    def __init__(self, length: int, seed: int) -> None:
-        """``length``: images in the dataset."""
+    An epoch is cut to a multiple of ``world_size`` images, so that every process gets as many.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        """``length``: images that all processes together draw in an epoch."""
         self.length = length
         self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = 0
         self.offset = 0
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the indices of a whole epoch in their order; an index may come more than once."""
+        """Return the indices of a whole epoch (``length``) in their order; an index may come more than once."""
         raise NotImplementedError
 
     def seek(self, epoch: int, offset: int) -> None:
-        """Make the next iteration start in ``epoch`` after ``offset`` samples."""
+        """Make the next iteration start in ``epoch`` after ``offset`` samples of this process."""
         self.epoch = epoch
         self.offset = offset
 
+    @property
+    def epoch_length(self) -> int:
+        """Samples of this process in a whole epoch."""
+        return self.length // self.world_size
+
     def __len__(self) -> int:
-        """Samples that are left in the epoch from the offset."""
-        return self.length - self.offset
+        """Samples of this process that are left in the epoch from the offset."""
+        return self.epoch_length - self.offset
 
     def __iter__(self) -> Iterator[SampleKey]:
         order = self.order(self.epoch)
         occurrences = count_occurrences(order)
-        for index, occurrence in zip(order[self.offset :].tolist(), occurrences[self.offset :].tolist(), strict=True):
+        own = slice(self.rank + self.offset * self.world_size, self.epoch_length * self.world_size, self.world_size)
+        for index, occurrence in zip(order[own].tolist(), occurrences[own].tolist(), strict=True):
             yield SampleKey(index, self.epoch, occurrence)
 
+    def observe(self, image_ids: Sequence[str], losses: Any) -> None:
+        """Hear the losses (N,) of images that were just trained on. Only hard-example sampling makes use of them."""
 
-class RandomSampler(EpochSampler):
-    """Each image once in an epoch, in a random order that is another one in each epoch."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the order depends on beside seed and epoch, as plain values and tensors."""
+        return {}
 
-    def order(self, epoch: int) -> np.ndarray:
-        """Return a permutation drawn from (seed, epoch)."""
-        return np.random.default_rng(stable_hash("order", self.seed, epoch)).permutation(self.length)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+
+    def random(self, purpose: str, epoch: int) -> np.random.Generator:
+        """Return the random numbers of an epoch, the same in every process."""
+        return np.random.default_rng(stable_hash(purpose, self.seed, epoch))
 
 
 class SequentialSampler(EpochSampler):
@@ -67,7 +93,279 @@ class SequentialSampler(EpochSampler):
         return np.arange(self.length)
 
 
-SAMPLERS: dict[str, Callable[[int, int], EpochSampler]] = {"random": RandomSampler, "sequential": SequentialSampler}
+class RandomSampler(EpochSampler):
+    """Each image once in an epoch, in a random order that is another one in each epoch."""
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return a permutation drawn from (seed, epoch)."""
+        return self.random("order", epoch).permutation(self.length)
+
+
+class BalancedSampler(EpochSampler):
+    """As many images as there are, of which a target share is positive for one label.
+
+    Both sides are gone through in random order, each image once before any comes twice, so that the rare side repeats
+    and the common side is thinned out evenly. What the images of an epoch are is drawn anew for each epoch.
+    """
+
+    def __init__(self, positive: np.ndarray, share: float, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        """``positive`` (N,) bool; ``share`` in 0..1 of an epoch's images that are positive (rounded to whole images).
+
+        Raises UsageError where the share asks for images of a side that has none.
+        """
+        super().__init__(len(positive), seed, rank, world_size)
+        self.positives = np.flatnonzero(positive)
+        self.negatives = np.flatnonzero(~positive)
+        self.positive_count = round(share * self.length)
+        for wanted, found, side in (
+            (self.positive_count, self.positives, "positive"),
+            (self.length - self.positive_count, self.negatives, "negative"),
+        ):
+            if wanted and not len(found):
+                raise UsageError(
+                    f"--sampler_share={share:g} needs {side} images of --sampler_label and the training set has none"
+                )
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the epoch's positives and negatives, shuffled together."""
+        random = self.random("balanced", epoch)
+        chosen = [
+            _repeated(self.positives, self.positive_count, random),
+            _repeated(self.negatives, self.length - self.positive_count, random),
+        ]
+        return random.permutation(np.concatenate(chosen))
+
+
+class StudySampler(EpochSampler):
+    """As many images of every study, so that long studies don't count more than short ones.
+
+    A study with fewer images repeats them, each once before any comes twice.
+    """
+
+    def __init__(self, study_ids: Sequence[str], slices: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        """``study_ids`` (N,) names each image's study; ``slices``: images of each study in an epoch."""
+        studies, codes = np.unique(np.asarray(study_ids, dtype=np.str_), return_inverse=True)
+        super().__init__(len(studies) * slices, seed, rank, world_size)
+        self.slices = slices
+        self.by_study = np.argsort(codes, kind="stable")
+        self.counts = np.bincount(codes, minlength=len(studies))
+        self.starts = np.cumsum(self.counts) - self.counts
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the chosen images of all studies, shuffled together."""
+        random = self.random("study", epoch)
+        # A random rank within its study for every image; the k-th wanted image is the one of rank k modulo the count.
+        keys = np.lexsort((random.random(len(self.by_study)), np.repeat(np.arange(len(self.counts)), self.counts)))
+        shuffled = self.by_study[keys]
+        places = self.starts[:, None] + np.arange(self.slices)[None] % self.counts[:, None]
+        return random.permutation(shuffled[places.ravel()])
+
+
+class HardExampleSampler(EpochSampler):
+    """Images with a high last loss come more often: drawn in proportion to loss ** power, with repeats.
+
+    The epoch before any loss is known is a plain random one. An image whose loss is not known yet counts as the mean
+    of the known ones. A ``floor`` share of the chances is even, so that an easy image is seen again too. An epoch's
+    order is made of the losses known at its begin; both they and the later ones are saved.
+    """
+
+    def __init__(
+        self,
+        image_ids: Sequence[str],
+        power: float,
+        floor: float,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        gather: Callable[[np.ndarray], Sequence[np.ndarray]] | None = None,
+    ) -> None:
+        """``gather`` returns the arrays of all processes, in order of rank; None where there is only this one.
+
+        It is called at the begin of each epoch and when the state is saved, both of which happen in every process.
+        """
+        super().__init__(len(image_ids), seed, rank, world_size)
+        ids = np.asarray(image_ids, dtype=np.str_)
+        self.by_id = np.argsort(ids)
+        self.sorted_ids = ids[self.by_id]
+        self.power = power
+        self.floor = floor
+        self.gather = gather
+        self.losses = np.full(len(ids), np.nan, dtype=np.float32)
+        self.heard_at = np.full(len(ids), -1, dtype=np.int64)  # number of the batch since processes last shared
+        self.epoch_losses = self.losses.copy()
+        self.losses_epoch = 0  # the epoch that epoch_losses were taken for
+        self.heard: list[tuple[Sequence[str], Any]] = []
+        self.batches = 0
+
+    def seek(self, epoch: int, offset: int) -> None:
+        """As the base; at the begin of a new epoch the losses heard so far decide its order."""
+        super().seek(epoch, offset)
+        if epoch != self.losses_epoch:
+            self._share()
+            self.epoch_losses = self.losses.copy()
+            self.losses_epoch = epoch
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the images of the epoch, drawn by the losses at its begin."""
+        random = self.random("hard", epoch)
+        known = np.isfinite(self.epoch_losses)
+        if not known.any():
+            return random.permutation(self.length)
+        losses = self.epoch_losses.astype(np.float64)
+        weights = np.where(known, losses, losses[known].mean()) ** self.power
+        even = np.full(self.length, 1 / self.length)
+        total = weights.sum()
+        chances = self.floor * even + (1 - self.floor) * (weights / total if total > 0 else even)
+        # Systematic sampling: an image with chance p comes floor(np) or ceil(np) times, never far more or less often.
+        points = (np.arange(self.length) + random.random()) / self.length
+        drawn = np.searchsorted(np.cumsum(chances), points, side="right").clip(max=self.length - 1)
+        return random.permutation(drawn)
+
+    def observe(self, image_ids: Sequence[str], losses: Any) -> None:
+        """Keep the losses (N,), a tensor on any device, without waiting for them."""
+        self.heard.append((image_ids, losses.detach()))
+        if len(self.heard) == HEARD_AT_MOST:
+            self._take_in()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last losses and those that the current epoch was drawn by."""
+        import torch  # here: samplers that keep no losses need no torch, and --list none at all
+
+        self._share()
+        return {
+            "losses": torch.from_numpy(self.losses.copy()),
+            "epoch_losses": torch.from_numpy(self.epoch_losses.copy()),
+            "losses_epoch": self.losses_epoch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back the losses; UsageError where they are of another number of images."""
+        if len(state["losses"]) != self.length:
+            raise UsageError(
+                f"the checkpoint has the losses of {len(state['losses'])} images and the training set {self.length} "
+                "images; go on with the data that the run began with"
+            )
+        self.losses = state["losses"].numpy().copy()
+        self.epoch_losses = state["epoch_losses"].numpy().copy()
+        self.losses_epoch = state["losses_epoch"]
+        self.heard, self.batches = [], 0
+        self.heard_at[:] = -1
+
+    def _share(self) -> None:
+        """Bring all processes to the same losses: of several losses of an image the latest one counts."""
+        self._take_in()
+        if self.gather is not None:
+            # float64 holds both exactly. Of one batch number the higher rank wins, in every process.
+            both = np.stack(self.gather(np.stack([self.heard_at, self.losses.astype(np.float64)])))
+            latest = len(both) - 1 - np.argmax(both[::-1, 0], axis=0)
+            self.losses = np.take_along_axis(both[:, 1], latest[None], axis=0)[0].astype(np.float32)
+        self.heard_at[:] = -1
+        self.batches = 0
+
+    def _take_in(self) -> None:
+        """Read the losses that were heard."""
+        for image_ids, losses in self.heard:
+            places = self.by_id[np.searchsorted(self.sorted_ids, np.asarray(image_ids, dtype=np.str_))]
+            self.losses[places] = losses.float().cpu().numpy()
+            self.heard_at[places] = self.batches
+            self.batches += 1
+        self.heard = []
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What samplers may know of the training set of N images, and of the process that draws.
+
+    ``targets`` (N, K) in 0..1 with ``label_names`` (K), ``study_ids`` (N,); ``gather``: see HardExampleSampler.
+    """
+
+    image_ids: Sequence[str]
+    targets: np.ndarray
+    label_names: Sequence[str]
+    study_ids: Sequence[str]
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    gather: Callable[[np.ndarray], Sequence[np.ndarray]] | None = None
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Seed, rank and number of processes, the last arguments of every sampler."""
+        return self.seed, self.rank, self.world_size
+
+
+def build_sequential(images: TrainingImages, values: Mapping[str, Any]) -> EpochSampler:
+    """The dataset's order."""
+    return SequentialSampler(len(images.image_ids), *images.place)
+
+
+def build_random(images: TrainingImages, values: Mapping[str, Any]) -> EpochSampler:
+    """A permutation for each epoch."""
+    return RandomSampler(len(images.image_ids), *images.place)
+
+
+def build_balanced(images: TrainingImages, values: Mapping[str, Any]) -> EpochSampler:
+    """Balanced by the label ``sampler_label``; UsageError where there is no such label."""
+    label = values["sampler_label"]
+    if label not in images.label_names:
+        known = ", ".join(images.label_names)
+        raise UsageError(f"--sampler_label={label}: choose from {known}{nearest(label, images.label_names)}")
+    positive = np.asarray(images.targets)[:, list(images.label_names).index(label)] >= 0.5
+    return BalancedSampler(positive, values["sampler_share"], *images.place)
+
+
+def build_study(images: TrainingImages, values: Mapping[str, Any]) -> EpochSampler:
+    """``sampler_slices`` images of each study."""
+    return StudySampler(images.study_ids, values["sampler_slices"], *images.place)
+
+
+def build_hard(images: TrainingImages, values: Mapping[str, Any]) -> EpochSampler:
+    """By the last loss of each image."""
+    power, floor = values["sampler_power"], values["sampler_floor"]
+    return HardExampleSampler(images.image_ids, power, floor, *images.place, gather=images.gather)
+
+
+@dataclass(frozen=True)
+class SamplerRow(Row):
+    """One order of the training images, and how it is built from them and the options that it knows."""
+
+    build: Callable[[TrainingImages, Mapping[str, Any]], EpochSampler]
+
+
+SAMPLERS: dict[str, SamplerRow] = table(
+    (
+        SamplerRow("random", "each image once in an epoch, in random order", build_random),
+        SamplerRow("sequential", "each image once in an epoch, in the dataset's order", build_sequential),
+        SamplerRow(
+            "balanced",
+            "a target share of the images is positive for a label; positives repeat, negatives are thinned out",
+            build_balanced,
+            parameters={"sampler_label": "any", "sampler_share": 0.5},
+        ),
+        SamplerRow(
+            "study",
+            "the same number of images of every study",
+            build_study,
+            parameters={"sampler_slices": 8},
+        ),
+        SamplerRow(
+            "hard",
+            "images with a high last loss come more often; a share is drawn evenly",
+            build_hard,
+            parameters={"sampler_power": 1.0, "sampler_floor": 0.3},
+        ),
+    )
+)
+
+
+def check_sampler(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the sampler called ``name``; UsageError for another name or an option it doesn't know."""
+    return settings("data_sampler", choose("data_sampler", name, SAMPLERS), given)
+
+
+def build_sampler(name: str, given: Mapping[str, Any], images: TrainingImages) -> EpochSampler:
+    """Build the sampler called ``name``; ``given`` are the ``sampler_…`` options, None where not given."""
+    return SAMPLERS[name].build(images, check_sampler(name, given))
 
 
 def count_occurrences(order: np.ndarray) -> np.ndarray:
@@ -80,3 +378,11 @@ def count_occurrences(order: np.ndarray) -> np.ndarray:
     occurrences = np.empty(len(order), dtype=np.int64)
     occurrences[by_value] = np.arange(len(order)) - np.repeat(starts, lengths)
     return occurrences
+
+
+def _repeated(indices: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Return ``count`` of ``indices`` in random rounds: each once before any comes twice."""
+    if count == 0:
+        return indices[:0]
+    rounds = -(-count // len(indices))
+    return np.concatenate([random.permutation(indices) for _ in range(rounds)])[:count]

@@ -69,7 +69,7 @@ class Training:
     ``iteration_num``, ``iteration_valid``: micro-batches in the run and between validations; ``accumulation_step``:
     micro-batches whose gradients make one optimizer step. ``train_loader`` has a sampler with ``seek``.
     ``clip_norm``, ``nonfinite`` and ``nonfinite_limit`` are those of :class:`StepGuard`; ``averages`` are updated after
-    each update that landed.
+    each update that landed. ``monitor`` is the metric (``valid/…``) that the schedule hears of; empty: none.
     """
 
     train_loader: DataLoader
@@ -80,6 +80,7 @@ class Training:
     iteration_valid: int
     accumulation_step: int = 1
     callbacks: Sequence[Callback] = ()
+    monitor: str = ""
     averages: Mapping[str, Average] = field(default_factory=dict)
     clip_norm: float = 0.0
     nonfinite: str = "stop"
@@ -92,8 +93,8 @@ class Training:
 
     @property
     def iterations_per_epoch(self) -> int:
-        """Whole batches in the training set: samples // batch size."""
-        return len(self.train_loader.dataset) // self.train_loader.batch_size
+        """Whole batches in an epoch of this process' sampler: samples // batch size."""
+        return self.train_loader.sampler.epoch_length // self.train_loader.batch_size
 
 
 class AbstractNetwork(ABC):
@@ -238,6 +239,8 @@ class AbstractNetwork(ABC):
         for name, predictions in self.valid_predictions.items():
             values = self.compute_metrics(predictions)
             metrics |= {metric_key(f"valid/{key}", name): value for key, value in values.items()}
+        if self.training.monitor:
+            self.training.schedule.on_metric(metrics[self.training.monitor])
         self._emit("on_validation_end", metrics)
         return metrics
 

@@ -1,0 +1,33 @@
+"""Tells a hard-example sampler the loss of each image that was trained on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from common.callbacks.callback import Callback
+
+if TYPE_CHECKING:
+    from common.networks.network import AbstractNetwork, StepOutput
+
+
+class SampleLosses(Callback):
+    """Gives the training sampler each image's binary cross entropy, the classes weighted as in the metric.
+
+    It is the metric's loss and not the training's, so that hard means the same whatever the training optimizes.
+    """
+
+    def __init__(self, class_weights: torch.Tensor) -> None:
+        """``class_weights`` (C,) sum to 1."""
+        self.class_weights = class_weights
+
+    def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
+        """Hand the losses over, without waiting for the device."""
+        with torch.no_grad():
+            losses = functional.binary_cross_entropy_with_logits(
+                output.logits.float(), output.targets.float(), reduction="none"
+            )
+            each = (losses * self.class_weights.to(losses.device)).sum(dim=1)
+        network.training.train_loader.sampler.observe(output.image_ids, each)
