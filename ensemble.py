@@ -23,29 +23,20 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.ensembling import align, combine
+    from common.files import check_output
     from rsna_dataset import read_predictions
 
+    check_output("ens_output", config.ens_output)
     frames = align({str(file): read_predictions(file) for file in config.files})
     labels = None if config.ens_labels is None else read_labels(config.ens_labels)
     ensemble = combine(frames, config.weights or [1.0] * len(frames), config.ens_method)
     scores = None if labels is None else describe_scores(frames, ensemble, labels, str(config.ens_labels))
-    make_folder(config.ens_output)
     write_predictions(ensemble, config.files, config.ens_output)
     if scores is not None:
         print(scores)
     print(f"{config.ens_method} of {len(frames)} files, {len(ensemble)} rows:")
     print(config.ens_output)
     return config.ens_output
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder of the file ``path``; UsageError where it can't be made or ``path`` is a folder itself."""
-    if path.is_dir():
-        raise UsageError(f"--ens_output={path}: is a folder; give the name of a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--ens_output={path}: its folder can't be made ({error.strerror})") from None
 
 
 def is_submission(path: Path) -> bool:

@@ -16,13 +16,15 @@ def main(argv: Sequence[str] | None = None) -> Path:
     config = parse_args(PredictConfig, argv)
 
     # Here, so that --help and a wrong flag answer at once.
+    from common.files import check_output
     from rsna_experiment import load_network, predict_rows, sample_submission, split_rows, write_predictions
 
     trained = load_network(config.net_weight_file, config.n_jobs, config.data_input_folder, config.data_dataset)
     rows = split_rows(trained, config.split)
-    frame = predict_rows(trained, rows, config.tta, config.tta_views)
     name = "submission.csv" if sample_submission(trained, config.split) else f"predictions_{config.split}.csv"
     path = config.output_file or config.net_weight_file.parent / name
+    check_output("output_file", path)
+    frame = predict_rows(trained, rows, config.tta, config.tta_views)
     write_predictions(trained, frame, config.split, path)
     print(path)
     return path

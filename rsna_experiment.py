@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -339,6 +339,7 @@ def load_network(
     named in the checkpoint.
     """
     checkpoint = load_checkpoint(weight_file)
+    check_task(checkpoint, weight_file)
     config = from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
     given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
@@ -359,6 +360,24 @@ def load_network(
         checkpoint["iteration"],
         checkpoint["best_weights"],
     )
+
+
+def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
+    """Raise WorkError where a checkpoint is of another task, or lacks what predicting and evaluating need."""
+    if tuple(checkpoint["class_names"]) != LABELS:
+        names = ", ".join(map(str, checkpoint["class_names"]))
+        raise WorkError(f"{weight_file}: its classes are {names}; {', '.join(LABELS)} are expected, in this order")
+    missing = [
+        what
+        for what, known in (
+            ("the validation transform", "valid" in checkpoint["transforms"]),
+            ("a prevalence for each label", len(checkpoint["prevalences"]) == len(LABELS)),
+            (f"the metric {MONITOR}", MONITOR in checkpoint["metrics"]),
+        )
+        if not known
+    ]
+    if missing:
+        raise WorkError(f"{weight_file}: the checkpoint lacks {', '.join(missing)}; use another one of the run")
 
 
 def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import WorkError
+from common.errors import UsageError, WorkError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a folder that is none, or became read-only: the first error is the one to report
             temporary.unlink(missing_ok=True)
+
+
+def check_output(flag: str, path: Path) -> None:
+    """Make the folder of the file ``path`` and try it; UsageError naming ``flag`` where the file can't be written."""
+    if path.is_dir():
+        raise UsageError(f"--{flag}={path}: is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"--{flag}={path}: its folder can't be written ({error.strerror})") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -235,7 +235,7 @@ def test_files_and_outputs_that_cannot_be_used_are_one_line(files, tmp_path, cap
     assert "given twice" in fails(capsys, 2, [files[0], files[0], output])
     assert "one of the files to read" in fails(capsys, 2, [*files, f"--ens_output={files[1]}"])
     assert "is a folder" in fails(capsys, 2, [*files, f"--ens_output={tmp_path}"])
-    assert "its folder can't be made" in fails(capsys, 2, [*files, f"--ens_output={files[0]}/x/out.csv"])
+    assert "its folder can't be written" in fails(capsys, 2, [*files, f"--ens_output={files[0]}/x/out.csv"])
     assert "required" in fails(capsys, 2, [output])
 
 

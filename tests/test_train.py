@@ -315,6 +315,38 @@ def test_pictures_of_several_sizes_as_stored_are_refused_before_the_run(trained,
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("class_names", ["any", *LABELS[:5]], "its classes are any, epidural"),
+        ("transforms", {}, "the validation transform"),
+        ("prevalences", [0.5], "a prevalence for each label"),
+        ("metrics", {}, KEY),
+    ],
+)
+def test_a_checkpoint_of_another_task_is_one_line(trained, tmp_path, capsys, key: str, value, part: str) -> None:
+    contents = torch.load(trained.folder / "best.pt", weights_only=True)
+    torch.save({**contents, key: value}, tmp_path / "other.pt")
+    code, line = failure(predict.main, [f"--net_weight_file={tmp_path / 'other.pt'}"], capsys)
+    assert code == 1
+    assert "other.pt" in line
+    assert part in line
+    assert [path.name for path in tmp_path.iterdir()] == ["other.pt"]
+
+
+@pytest.mark.parametrize(("name", "part"), [("file/x.csv", "can't be written"), ("", "is a folder")])
+def test_an_output_that_cannot_be_written_is_found_before_the_prediction(
+    trained, tmp_path, capsys, monkeypatch, name: str, part: str
+) -> None:
+    monkeypatch.setattr("rsna_experiment.predict_rows", lambda *_: pytest.fail("predicted before the output was tried"))
+    (tmp_path / "file").write_text("")
+    flags = [f"--net_weight_file={trained.folder / 'best.pt'}", f"--output_file={tmp_path / name}"]
+    code, line = failure(predict.main, flags, capsys)
+    assert code == 2
+    assert "--output_file=" in line
+    assert part in line
+
+
 def test_weights_of_another_model_are_refused_with_the_keys_that_differ(trained, tmp_path, capsys) -> None:
     flags = ["--net_model=resnet18", f"--net_weight_file={trained.folder / 'best.pt'}", f"--output_dir={tmp_path}"]
     code, line = failure(train.main, [*trained.flags, *flags], capsys)
