@@ -270,8 +270,9 @@ def _describe_unknown(config_class: type, argument: str) -> str:
 
 def _check_values(parser: argparse.ArgumentParser, arguments: list[str], source: str) -> None:
     """Parse what a file says on its own, so that an error in it names the file."""
+    flags = [argument for argument in arguments if argument.startswith("--")]
     try:
-        parser.parse_known_args([argument for argument in arguments if argument.startswith("--")])
+        parser.parse_known_args([*flags, "anything"])  # positional values may stand on the command line instead
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
 

@@ -158,3 +158,11 @@ def test_help_shows_groups_meaning_and_defaults(capsys: pytest.CaptureFixture[st
     assert "Basics:" in text
     assert "how many (default: 3)" in text
     assert "red|green" in text
+
+
+def test_a_yaml_file_may_leave_positional_values_to_the_command_line_or_give_them(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("weights: w.pt\n")
+    assert parse_args(NeedsFile, ["a.csv", f"--config={file}"]).files == (Path("a.csv"),)
+    file.write_text("files: [a.csv, b.csv]\nweights: w.pt\n")
+    assert parse_args(NeedsFile, [f"--config={file}"]).files == (Path("a.csv"), Path("b.csv"))
