@@ -12,6 +12,15 @@ from albumentations.core.transforms_interface import BaseTransformInitSchema
 from pydantic import model_validator
 
 from common.augmentations.base import HOUNSFIELD, ImageTransform
+from common.augmentations.ct import (
+    HeadMotion,
+    HeadRotation,
+    HounsfieldContrast,
+    HounsfieldNoise,
+    MetalStreak,
+    ReconstructionKernel,
+    SliceThickness,
+)
 from common.augmentations.era2019 import Cutout, ElasticTransform, MotionBlur, RandomResizedCrop, ShiftScaleRotate
 from common.dicom.pictures import window
 from common.errors import UsageError
@@ -129,6 +138,20 @@ def _draw(generator: random.Random, low: float, high: float) -> float:
 
 OWN_CLASSES: dict[str, type] = {
     one.__name__: one
-    for one in (DicomWindowShift, ShiftScaleRotate, RandomResizedCrop, Cutout, MotionBlur, ElasticTransform)
+    for one in (
+        DicomWindowShift,
+        HounsfieldNoise,
+        ReconstructionKernel,
+        SliceThickness,
+        HounsfieldContrast,
+        HeadRotation,
+        HeadMotion,
+        MetalStreak,
+        ShiftScaleRotate,
+        RandomResizedCrop,
+        Cutout,
+        MotionBlur,
+        ElasticTransform,
+    )
 }
 """The classes that a transform file may name beside albumentations' own, as ``common.albumentations.<name>``."""

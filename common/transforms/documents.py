@@ -179,7 +179,9 @@ def _check_units(transform: Any, state: str, name: str) -> None:
             return
         if state == UNIT and isinstance(transform, DicomWindowShift):
             raise UsageError(f"{name}: has a DicomWindowShift, but the dataset's pictures are windowed already")
-        raise UsageError(f"{name}: {called} takes Hounsfield units and must stand before DicomWindowShift")
+        raise UsageError(
+            f"{name}: {called} takes Hounsfield units and would get others; it must stand before DicomWindowShift"
+        )
     if state == HOUNSFIELD:
         raise UsageError(
             f"{name}: {called} stands before DicomWindowShift and would get Hounsfield units; it takes pictures on 0..1"
