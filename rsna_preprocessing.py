@@ -21,9 +21,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.arguments import to_dict
+from common.dicom.errors import RETRIED_REASONS
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_csv, write_json
-from common.preprocessing.convert import ImageForm, Task, convert_files
+from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_ct_image
 from common.preprocessing.folder import check_space, claim_folder, list_files
 from common.preprocessing.folds import assign_folds, check_folds, link_patients, picture_keys
@@ -40,6 +41,7 @@ from common.preprocessing.tables import (
     unique_images,
     unmatched_labels,
 )
+from common.preprocessing.workers import convert_files
 from config import PreprocessingConfig
 from rsna_dataset import (
     COMPETITION_FOLDER,
@@ -239,7 +241,7 @@ def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     stored = list_files(job.folder / "images", ".npy").set_index("name")["bytes"]
     whole = records["image_bytes"] == stored.reindex(records["image_id"]).to_numpy()
     # A file that could not be opened or parsed gets another try: it may have been the disk.
-    hopeless = ~records["reason"].isin(("", "unreadable"))
+    hopeless = ~records["reason"].isin(("", *RETRIED_REASONS))
     finished = ((whole & (records["reason"] == "")) | hopeless).groupby(records["source_id"]).all()
     known = records.drop_duplicates("source_id").set_index("source_id")[["split", "file_bytes", "mtime_ns"]]
     known = known[known.index.isin(files.index)].astype({"split": object})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from common.dicom.errors import DicomError
@@ -10,21 +11,55 @@ from common.dicom.errors import DicomError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+MAX_READS = 2**17  # two or three for each element; an enhanced CT of 1,000 frames takes about 90,000
+TEXT_LENGTH = 64  # the longest value that DICOM allows for the identifiers kept here
+
+
+class BoundedStream(BytesIO):
+    """A file's content that can be read from a limited number of times.
+
+    pydicom reads each element and each item of a sequence on its own and makes an object of it, of a kilobyte and
+    more where the file needs 8 bytes: a file of some megabytes would fill the memory.
+    """
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any stream does; DicomError after :data:`MAX_READS` times."""
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise DicomError("too_large", "the header has too many elements")
+        return super().read(size)
+
 
 def value_of(dataset: Dataset, keyword: str) -> Any:
     """Return an element's value, None where it is missing, empty or can't be converted (pydicom converts on access)."""
     try:
         value = dataset.get(keyword)
+    except MemoryError:
+        raise
     except Exception:  # pydicom raises whatever the conversion of a damaged value raises
         return None
     return None if value is None or (isinstance(value, str) and not value.strip()) else value
 
 
 def text_of(dataset: Dataset, keyword: str) -> str:
+    """Return an element's text without spaces around it; empty where there is none."""
     return str(value_of(dataset, keyword) or "").strip()
 
 
+def identifier_of(dataset: Dataset, keyword: str) -> str:
+    """Return an identifier as one line of printable text of at most :data:`TEXT_LENGTH` characters; empty for none."""
+    return printable(str(value_of(dataset, keyword) or ""))
+
+
+def printable(text: str) -> str:
+    """Return the first :data:`TEXT_LENGTH` printable characters, without spaces around them."""
+    return "".join(character for character in text if character.isprintable()).strip()[:TEXT_LENGTH]
+
+
 def integer_of(dataset: Dataset, keyword: str) -> int:
+    """Return a whole number; DicomError (pixel_format) where there is none."""
     value = value_of(dataset, keyword)
     try:
         return int(value)
@@ -43,3 +78,24 @@ def numbers_of(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
     except (TypeError, ValueError):
         return unknown
     return numbers if len(numbers) == count and all(math.isfinite(number) for number in numbers) else unknown
+
+
+def items_of(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence, none where it is missing or damaged; DicomError for too many."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.dataelem import RawDataElement
+    from pydicom.filereader import read_sequence
+
+    try:
+        element = dataset.get_item(tag_for_keyword(keyword))
+        if isinstance(element, RawDataElement):
+            # Not by pydicom's own conversion on access: it would read without a bound.
+            value = element.value or b""
+            stream = BoundedStream(value)
+            little_endian, implicit_vr = element.is_little_endian, element.is_implicit_VR
+            return list(read_sequence(stream, implicit_vr, little_endian, len(value), "iso8859"))
+        return [] if element is None else list(element.value)
+    except (DicomError, MemoryError):
+        raise
+    except Exception:  # as in value_of
+        return []

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-from common.dicom.elements import numbers_of
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 
 @dataclass(frozen=True)
@@ -26,18 +20,6 @@ class SliceGeometry:
     row_spacing_mm: float
     column_spacing_mm: float
     thickness_mm: float
-
-
-def slice_geometry(dataset: Dataset) -> SliceGeometry:
-    """Read a slice's geometry; a value that is missing, malformed or not finite makes its whole field NaN."""
-    row_spacing, column_spacing = numbers_of(dataset, "PixelSpacing", 2)
-    return SliceGeometry(
-        numbers_of(dataset, "ImagePositionPatient", 3),
-        numbers_of(dataset, "ImageOrientationPatient", 6),
-        row_spacing,
-        column_spacing,
-        *numbers_of(dataset, "SliceThickness", 1),
-    )
 
 
 def slice_positions(positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:

@@ -1,29 +1,34 @@
-"""From a file's content to a pydicom data set that is known to be a CT image."""
+"""From a file's content to its header and the stored numbers of each frame."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from common.dicom.elements import integer_of, text_of, value_of
+from common.dicom.decoding import Stored, Syntax, compressed_frames, native_frames, syntax_of
+from common.dicom.elements import BoundedStream
 from common.dicom.errors import DicomError
+from common.dicom.header import check_is_ct_image, read_header
+from common.dicom.slices import CtHeader
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
 
-MAX_FILE_BYTES = 2**27
+MAX_FILE_BYTES = 2**28  # 500 frames of 512 x 512
+MAX_HEADER_BYTES = 2**25
+INFLATED_AT_ONCE = 2**20
 PREAMBLE_BYTES = 132
 MARK = b"DICM"  # the preamble's end
 META_GROUP = 2
-NATIVE_SYNTAXES = {  # transfer syntax UID -> byte order of the pixels
-    "1.2.840.10008.1.2": "<",
-    "1.2.840.10008.1.2.1": "<",
-    "1.2.840.10008.1.2.2": ">",
-}
+PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # PixelData; as float, as double
+UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
 @contextmanager
@@ -55,55 +60,114 @@ def quiet_pydicom() -> Iterator[list[str]]:
         config.settings.reading_validation_mode = mode
 
 
-def read_dicom(content: bytes) -> Dataset:
-    """Read a file's content: one uncompressed, single-frame CT image. Call it within :func:`quiet_pydicom`.
+@dataclass(frozen=True)
+class CtFile:
+    """A CT file whose header is read and whose pixels are not.
 
-    Raises :class:`DicomError` for everything else, before any pixel is decoded.
+    ``data[start:]`` is the value of PixelData as it stands, and perhaps more; ``declared`` is the length that the file
+    gives it, None for compressed pixels.
     """
-    from pydicom import dcmread
-    from pydicom.filereader import read_dataset
 
+    header: CtHeader
+    syntax_uid: str
+    data: bytes | bytearray
+    start: int
+    declared: int | None
+    parsed: Dataset
+
+    def dataset(self) -> Dataset:
+        """Return all that the file says before its pixels, with ``file_meta``."""
+        return self.parsed
+
+    def frames(self) -> Iterator[Stored | DicomError]:
+        """Yield each frame's stored numbers, or why it has none, one at a time; DicomError where none can be read."""
+        form = self.header.form
+        if self.declared is None:
+            stream = BytesIO(self.data)
+            stream.seek(self.start)
+            return compressed_frames(stream, self.syntax_uid, form)
+        pixels = memoryview(self.data)[self.start : self.start + self.declared]
+        return native_frames(pixels, self.declared, form, syntax_of(self.syntax_uid).little_endian)
+
+
+def read_dicom(content: bytes) -> CtFile:
+    """Read the header of a file that holds CT images; DicomError for everything else, before any pixel is decoded.
+
+    Call it within :func:`quiet_pydicom`. Beside ``content`` it takes at most some 100 MiB, whatever the file says.
+    """
     if len(content) > MAX_FILE_BYTES:
         raise DicomError("too_large", f"{len(content)} bytes; at most {MAX_FILE_BYTES} are read")
     if content[PREAMBLE_BYTES - len(MARK) : PREAMBLE_BYTES] != MARK:
         raise DicomError("not_dicom", "not a DICOM file: the mark DICM is missing")
     try:
         # The meta part first: a deflated file of a megabyte can inflate to gigabytes while it is read.
-        stream = BytesIO(content)
-        stream.seek(PREAMBLE_BYTES)
-        meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != META_GROUP)
-        syntax = str(meta.get("TransferSyntaxUID", ""))
-        if syntax not in NATIVE_SYNTAXES:
-            raise DicomError("transfer_syntax", f"{_syntax_name(syntax)} is not an uncompressed transfer syntax")
-        dataset = dcmread(BytesIO(content))
-    except DicomError:
+        meta, start = _read_meta(content)
+        uid = str(meta.get("TransferSyntaxUID", ""))
+        syntax = syntax_of(uid)
+        data: bytes | bytearray = content
+        if syntax.deflated:
+            data, start = _inflate(memoryview(content)[start:], MAX_FILE_BYTES - len(content)), 0
+        dataset, pixels = _read_dataset(data, start, syntax)
+        dataset.file_meta = meta
+    except (DicomError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged file makes of the parser: ValueError, TypeError, RecursionError ...
         raise DicomError("unreadable", f"not readable as DICOM ({type(error).__name__})") from None
-    _check_is_ct_image(dataset)
-    return dataset
+    if pixels is None:
+        check_is_ct_image(dataset)
+        raise DicomError("truncated", "there is no PixelData: a cut file")
+    header = read_header(dataset)
+    tag, length, offset = pixels
+    if tag != PIXEL_TAGS[0]:
+        raise DicomError("pixel_format", "pixels are stored as floating-point numbers")
+    if (length == UNDEFINED_LENGTH) != bool(syntax.plugin):
+        raise DicomError("pixel_format", "PixelData is stored otherwise than the transfer syntax says")
+    return CtFile(header, uid, data, offset, None if syntax.plugin else length, dataset)
 
 
-def _syntax_name(syntax: str) -> str:
-    from pydicom.uid import UID
+def _read_meta(content: bytes) -> tuple[FileMetaDataset, int]:
+    """Return the file's meta part and where the data set begins."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filereader import read_dataset
 
-    uid = UID(syntax)
-    return uid.name if uid.is_transfer_syntax else "an unknown transfer syntax"
+    stream = BoundedStream(content[:MAX_HEADER_BYTES])
+    stream.seek(PREAMBLE_BYTES)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != META_GROUP)
+    return FileMetaDataset(meta), stream.tell()
 
 
-def _check_is_ct_image(dataset: Dataset) -> None:
-    if text_of(dataset, "Modality") != "CT":
-        raise DicomError("not_ct", "Modality is missing or not CT")
-    image_type = value_of(dataset, "ImageType")
-    if image_type is not None and "LOCALIZER" in str(image_type).upper():
-        raise DicomError("localizer", "ImageType says that it is a localizer (scout) image")
-    if "PixelData" not in dataset:
-        if "Rows" in dataset:
-            raise DicomError("truncated", "there is no PixelData: a cut file")
-        raise DicomError("no_image", "holds no image (neither Rows nor PixelData)")
-    if integer_of(dataset, "SamplesPerPixel") != 1:
-        raise DicomError("colour", "SamplesPerPixel is not 1")
-    if not text_of(dataset, "PhotometricInterpretation").startswith("MONOCHROME"):
-        raise DicomError("colour", "PhotometricInterpretation is not MONOCHROME1 or MONOCHROME2")
-    if value_of(dataset, "NumberOfFrames") is not None and integer_of(dataset, "NumberOfFrames") != 1:
-        raise DicomError("multi_frame", "NumberOfFrames is not 1")
+def _inflate(body: memoryview, limit: int) -> bytearray:
+    """Return what a deflated data set inflates to; DicomError beyond ``limit`` bytes or where it is damaged."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    whole = bytearray()
+    rest: bytes | memoryview = body
+    try:
+        while not inflater.eof and (rest or not whole):
+            block = inflater.decompress(rest, INFLATED_AT_ONCE)
+            if not block and not inflater.unconsumed_tail:
+                break
+            whole += block
+            rest = inflater.unconsumed_tail
+            if len(whole) > limit:
+                raise DicomError("too_large", f"inflates to more than {limit} bytes")
+    except zlib.error:
+        raise DicomError("decoding", "the deflated data set is damaged") from None
+    return whole
+
+
+def _read_dataset(data: bytes | bytearray, start: int, syntax: Syntax) -> tuple[Dataset, tuple[int, int, int] | None]:
+    """Read up to the pixels; return the data set, and tag, length and place of the pixels' value or None."""
+    from pydicom.filereader import read_dataset
+
+    stream = BoundedStream(data[start : start + MAX_HEADER_BYTES])
+    found: list[tuple[int, int, int]] = []
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if tag in PIXEL_TAGS:
+            found.append((int(tag), length, start + stream.tell()))
+        return tag in PIXEL_TAGS
+
+    dataset = read_dataset(stream, syntax.implicit_vr, syntax.little_endian, stop_when=at_pixels)
+    if not found and len(data) - start > MAX_HEADER_BYTES:
+        raise DicomError("too_large", f"the header is longer than {MAX_HEADER_BYTES} bytes")
+    return dataset, found[-1] if found else None

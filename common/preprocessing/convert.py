@@ -5,27 +5,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.dicom.errors import DicomError
-from common.dicom.geometry import slice_geometry
-from common.dicom.hounsfield import hounsfield, pixel_form
+from common.dicom.hounsfield import hounsfield
 from common.dicom.pictures import resize_area, window
-from common.dicom.reading import quiet_pydicom, read_dicom
+from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
+from common.dicom.slices import SliceHeader, stored_as
 from common.errors import WorkError
+from common.preprocessing.isolation import stop_if_unwanted
 from common.preprocessing.pseudonyms import Pseudonyms
 from common.preprocessing.sources import SourceFile, read_source
 
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
-FILES_PER_CHUNK = 32
-TEXT_LENGTH = 64  # the longest value that DICOM allows for the identifiers kept here
+FRAME_DIGITS = 4  # at least, of a frame's number in its image id
 SOLID_HU = -500  # what is denser is no air
 
 
@@ -122,71 +118,88 @@ class Record:
     warnings: int = 0
 
 
-def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> Iterator[list[Record]]:
-    """Convert files in ``jobs`` processes (1: in this one); yield records in chunks as they are finished.
-
-    Raises WorkError where an image can't be written or a process is killed. Everything yielded before is on the disk.
-    """
-    import joblib
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    size = max(1, min(FILES_PER_CHUNK, len(tasks) // (4 * jobs)))
-    chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-    calls = (joblib.delayed(convert_chunk)(chunk, form, pseudonyms) for chunk in chunks)
-    parallel = joblib.Parallel(
-        n_jobs=max(1, min(jobs, len(chunks))), return_as="generator_unordered", pre_dispatch="3*n_jobs", batch_size=1
-    )
-    try:
-        yield from parallel(calls)
-    except TerminatedWorkerError:
-        raise WorkError(
-            "a worker process was killed (out of memory?); start again with a smaller --n_jobs to go on"
-        ) from None
-
-
-def convert_chunk(tasks: Iterable[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
-    """Convert some files, one after the other."""
-    return [record for task in tasks for record in convert_file(task, form, pseudonyms)]
+def convert_tasks(tasks: Iterable[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
+    """Convert some files, one after the other; WorkError only where writing fails."""
+    records = []
+    for task in tasks:
+        stop_if_unwanted()
+        records += convert_file(task, form, pseudonyms)
+    return records
 
 
 def convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
-    """Convert one file; return a record for each image of it, or for the failure.
+    """Convert one file; return a record for each image of it, or for the failure of the file.
 
-    What is wrong with it becomes the record's reason; WorkError only where writing fails.
+    What is wrong with it becomes the record's reason; WorkError only where writing fails. The images of a multi-frame
+    file have the ids ``<id>_0001``, ``<id>_0002``, ...
     """
-    record = Record("", task.source_id, task.split, task.file_bytes, task.mtime_ns)
+    records: list[Record] = []
     with quiet_pydicom() as messages:
         try:
-            image = _read_image(task, form, pseudonyms, record)
+            for record, image in _read_images(task, form, pseudonyms):
+                if image is not None:
+                    record.image_bytes = write_image(task.folder / f"{record.image_id}.npy", image)
+                records.append(record)
         except DicomError as error:
-            record.reason, record.message = error.reason, str(error)
+            records = [failure(task, error.reason, str(error))]
+        except WorkError:
+            raise
+        except MemoryError:
+            records = [failure(task, "memory", "reading it took more memory than the limit")]
         except Exception as error:  # one file, however damaged, never stops the others
-            record.reason, record.message = "unreadable", f"not readable as a CT image ({type(error).__name__})"
-    record.warnings = len(messages)
-    if not record.reason:
-        record.image_bytes = write_image(task.folder / f"{record.image_id}.npy", image)
-    else:
-        record.image_id = ""  # a name that nobody has compared with the header
-    return [record]
+            records = [failure(task, "unreadable", f"not readable as a CT image ({type(error).__name__})")]
+    for number, record in enumerate(records, start=1):
+        record.frame, record.frames, record.warnings = number, len(records), len(messages)
+    return records
 
 
-def _read_image(task: Task, form: ImageForm, pseudonyms: Pseudonyms, record: Record) -> np.ndarray:
-    dataset = read_dicom(read_source(task.source))
-    record.image_id = pseudonyms.name(task.image_id, dataset)
-    image_hu, mended = hounsfield(dataset)
-    geometry = slice_geometry(dataset)
-    record.patient_id = pseudonyms.of("patient", _identifier(dataset, "PatientID"))
-    record.study_id = pseudonyms.of("study", _identifier(dataset, "StudyInstanceUID"))
-    record.series_id = pseudonyms.of("series", _identifier(dataset, "SeriesInstanceUID"))
-    record.instance_id = pseudonyms.of("instance", _identifier(dataset, "SOPInstanceUID"))
+def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterator[tuple[Record, np.ndarray | None]]:
+    """Yield a record for each frame of a file, and the image to store where there is one."""
+    file = read_dicom(read_source(task.source))
+    headers = file.header.frames
+    image_id = task.image_id
+    if not pseudonyms.is_public(image_id):
+        image_id = pseudonyms.name(image_id, file.dataset())
+    digits = max(FRAME_DIGITS, len(str(len(headers))))
+    for number, (header, stored) in enumerate(zip(headers, file.frames(), strict=True), start=1):
+        error = next((part for part in (header, stored) if isinstance(part, DicomError)), None)
+        if error is not None:
+            yield failure(task, error.reason, str(error)), None
+            continue
+        record = _new_record(task, image_id if len(headers) == 1 else f"{image_id}_{number:0{digits}d}")
+        image_hu, mended = hounsfield(stored.container, file.header.form, header)
+        _describe_header(record, file, header, pseudonyms)
+        record.mended = ";".join(dict.fromkeys((*mended, *stored.marks, *header.marks)))
+        yield record, describe_image(image_hu, form, record)
+
+
+def failure(task: Task, reason: str, message: str) -> Record:
+    """Return the record of a file, or of one frame of it, that gave no image.
+
+    It has no id: the file's name is one that nobody has compared with the header.
+    """
+    record = _new_record(task, "")
+    record.reason, record.message = reason, message
+    return record
+
+
+def _new_record(task: Task, image_id: str) -> Record:
+    return Record(image_id, task.source_id, task.split, task.file_bytes, task.mtime_ns)
+
+
+def _describe_header(record: Record, file: CtFile, header: SliceHeader, pseudonyms: Pseudonyms) -> None:
+    """Note in ``record`` whose picture it is, where it lies and how its pixels were stored."""
+    identity, geometry = file.header.identity, header.geometry
+    record.patient_id = pseudonyms.of("patient", identity.patient_id)
+    record.study_id = pseudonyms.of("study", identity.study_id)
+    record.series_id = pseudonyms.of("series", identity.series_id)
+    record.instance_id = pseudonyms.of("instance", identity.instance_id)
     record.x, record.y, record.z = geometry.position
     record.row_x, record.row_y, record.row_z = geometry.orientation[:3]
     record.column_x, record.column_y, record.column_z = geometry.orientation[3:]
     record.row_spacing_mm, record.column_spacing_mm = geometry.row_spacing_mm, geometry.column_spacing_mm
     record.thickness_mm = geometry.thickness_mm
-    record.pixel_form = pixel_form(dataset)
-    record.mended = ";".join(mended)
-    return describe_image(image_hu, form, record)
+    record.pixel_form = stored_as(file.header.form, header)
 
 
 def describe_image(image_hu: np.ndarray, form: ImageForm, record: Record) -> np.ndarray:
@@ -237,12 +250,3 @@ def write_image(path: Path, image: np.ndarray) -> int:
             raise WorkError(f"{path.parent}: the disk is full; make space and start again to go on") from None
         raise WorkError(f"{path}: cannot be written ({error.strerror}); check the folder's owner and mode") from None
     return size
-
-
-def _identifier(dataset: Dataset, keyword: str) -> str:
-    """Return an identifier as one line of printable text; empty where it is missing."""
-    try:
-        text = str(dataset.get(keyword) or "")
-    except Exception:  # pydicom converts on access and raises whatever a damaged value makes it raise
-        return ""
-    return "".join(character for character in text if character.isprintable()).strip()[:TEXT_LENGTH]

@@ -1,0 +1,151 @@
+"""A CT file's header from a pydicom data set: of a plain slice, and of an enhanced file's frames."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from common.dicom.elements import identifier_of, integer_of, items_of, numbers_of, text_of, value_of
+from common.dicom.errors import DicomError
+from common.dicom.geometry import SliceGeometry
+from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+HOUNSFIELD_TYPES = ("", "HU", "US")  # of RescaleType; US is "unspecified"
+
+
+def read_header(dataset: Dataset) -> CtHeader:
+    """Return what the header says; DicomError for what is no CT image of one grey value a pixel.
+
+    The rescale and the place of a frame of an enhanced CT (PS3.3 C.7.6.16) come from its functional groups, and where
+    these have none from the shared ones, never from another frame.
+    """
+    check_is_ct_image(dataset)
+    form = pixel_form(dataset)
+    identity = Identity(
+        *(
+            identifier_of(dataset, keyword)
+            for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        )
+    )
+    marks = ("lossy",) if text_of(dataset, "LossyImageCompression") == "01" else ()
+    if any(keyword in dataset for keyword in FRAME_GROUPS):
+        return CtHeader(identity, form, _enhanced_frames(dataset, form.frames, marks))
+    if form.frames > 1:
+        raise DicomError("multi_frame", f"{form.frames} frames without functional groups")
+    return CtHeader(identity, form, (_slice_header(dataset, dataset, dataset, dataset, marks),))
+
+
+def check_is_ct_image(dataset: Dataset) -> None:
+    """Raise DicomError for another modality, a localizer, an object without an image, colour."""
+    if text_of(dataset, "Modality") != "CT":
+        raise DicomError("not_ct", "Modality is missing or not CT")
+    _check_is_no_localizer(dataset, "ImageType")
+    if "Rows" not in dataset:
+        raise DicomError("no_image", "holds no image (no Rows)")
+    if integer_of(dataset, "SamplesPerPixel") != 1:
+        raise DicomError("colour", "SamplesPerPixel is not 1")
+    if not text_of(dataset, "PhotometricInterpretation").startswith("MONOCHROME"):
+        raise DicomError("colour", "PhotometricInterpretation is not MONOCHROME1 or MONOCHROME2")
+
+
+def pixel_form(dataset: Dataset) -> PixelForm:
+    """Return how the pixels are stored; DicomError where fields are missing, out of range or contradict each other."""
+    frames = integer_of(dataset, "NumberOfFrames") if value_of(dataset, "NumberOfFrames") is not None else 1
+    bits_allocated, bits_stored = integer_of(dataset, "BitsAllocated"), integer_of(dataset, "BitsStored")
+    if not 1 <= bits_stored <= bits_allocated or integer_of(dataset, "HighBit") != bits_stored - 1:
+        raise DicomError("pixel_format", "BitsAllocated, BitsStored and HighBit don't fit each other")
+    representation = integer_of(dataset, "PixelRepresentation")
+    if representation not in (0, 1):
+        raise DicomError("pixel_format", "PixelRepresentation is not 0 or 1")
+    form = PixelForm(
+        integer_of(dataset, "Rows"),
+        integer_of(dataset, "Columns"),
+        frames,
+        bits_allocated,
+        bits_stored,
+        representation == 1,
+        _padding(dataset, bits_allocated, representation == 1),
+    )
+    form.check()
+    return form
+
+
+def as_stored(value: int, bits_allocated: int, signed: bool) -> int:
+    """Return a padding value in the pixels' type: files often give -2000 as its unsigned twin 63536."""
+    value &= (1 << bits_allocated) - 1
+    return value - (1 << bits_allocated) if signed and value >> (bits_allocated - 1) else value
+
+
+def rescale(slope: float, intercept: float) -> tuple[float, float]:
+    """Return both; DicomError where one is not a finite number or the slope is 0."""
+    for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        if not math.isfinite(value):
+            raise DicomError("rescale", f"{name} is missing or not a finite number")
+    if slope == 0:
+        raise DicomError("rescale", "RescaleSlope is 0")
+    return slope, intercept
+
+
+def _check_is_no_localizer(dataset: Dataset, keyword: str) -> None:
+    if "LOCALIZER" in str(value_of(dataset, keyword) or "").upper():
+        raise DicomError("localizer", f"{keyword} says that it is a localizer (scout) image")
+
+
+def _padding(dataset: Dataset, bits_allocated: int, signed: bool) -> tuple[int, int] | None:
+    if value_of(dataset, "PixelPaddingValue") is None:
+        return None
+    ends = [integer_of(dataset, "PixelPaddingValue")]
+    if value_of(dataset, "PixelPaddingRangeLimit") is not None:
+        ends.append(integer_of(dataset, "PixelPaddingRangeLimit"))
+    stored = [as_stored(end, bits_allocated, signed) for end in ends]
+    return min(stored), max(stored)
+
+
+def _slice_header(
+    values: Dataset, position: Dataset, orientation: Dataset, measures: Dataset, marks: tuple[str, ...]
+) -> SliceHeader:
+    """Read a frame's fields, each from the data set that holds it."""
+    slope, intercept = (numbers_of(values, keyword, 1)[0] for keyword in ("RescaleSlope", "RescaleIntercept"))
+    if text_of(values, "RescaleType").upper() not in HOUNSFIELD_TYPES:
+        marks = (*marks, "rescale_type")
+    geometry = SliceGeometry(
+        numbers_of(position, "ImagePositionPatient", 3),
+        numbers_of(orientation, "ImageOrientationPatient", 6),
+        *numbers_of(measures, "PixelSpacing", 2),
+        *numbers_of(measures, "SliceThickness", 1),
+    )
+    return SliceHeader(*rescale(slope, intercept), geometry, marks)
+
+
+def _enhanced_frames(dataset: Dataset, count: int, marks: tuple[str, ...]) -> tuple[SliceHeader | DicomError, ...]:
+    """Return the header of each frame, or why it has none."""
+    from pydicom import Dataset as NewDataset
+
+    nothing = NewDataset()
+    shared = next(iter(items_of(dataset, FRAME_GROUPS[0])), nothing)
+    per_frame = items_of(dataset, FRAME_GROUPS[1])
+
+    def group(frame: Dataset, keyword: str) -> Dataset:
+        return next(iter(items_of(frame, keyword) or items_of(shared, keyword)), nothing)
+
+    headers: list[SliceHeader | DicomError] = []
+    for index in range(count):
+        frame = per_frame[index] if index < len(per_frame) else nothing
+        try:
+            _check_is_no_localizer(group(frame, "CTImageFrameTypeSequence"), "FrameType")
+            header = _slice_header(
+                group(frame, "PixelValueTransformationSequence"),
+                group(frame, "PlanePositionSequence"),
+                group(frame, "PlaneOrientationSequence"),
+                group(frame, "PixelMeasuresSequence"),
+                marks,
+            )
+        except DicomError as error:
+            headers.append(error)
+        else:
+            headers.append(header)
+    return tuple(headers)

@@ -1,0 +1,76 @@
+"""What a CT file's header says: whose it is, how pixels are stored, what each frame's numbers mean, where it lies.
+
+Every reader of headers makes these; all that follows depends on them alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from common.dicom.errors import DicomError
+from common.dicom.geometry import SliceGeometry
+
+MAX_SIDE = 4096
+MAX_PIXELS = 2**28  # of all frames: 1,024 of 512 x 512
+BITS_ALLOCATED = (8, 16)  # 16 is the standard's only value for CT (PS3.3 C.8.2.1); 8 comes with lossy JPEG
+
+
+class Identity(NamedTuple):
+    """The identifiers of a file, as they stand in it: nothing of this may be written down as it is."""
+
+    patient_id: str
+    study_id: str
+    series_id: str
+    instance_id: str
+
+
+class PixelForm(NamedTuple):
+    """How the pixels of all frames are stored. ``padding``: the lowest and highest stored value that is none."""
+
+    rows: int
+    columns: int
+    frames: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    padding: tuple[int, int] | None
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.rows * self.columns * self.bits_allocated // 8
+
+    def check(self) -> None:
+        """Raise DicomError where the fields are out of range or contradict each other."""
+        if not (0 < self.rows <= MAX_SIDE and 0 < self.columns <= MAX_SIDE):
+            raise DicomError(
+                "pixel_format", f"{self.rows} x {self.columns} pixels; 1 to {MAX_SIDE} are read on each side"
+            )
+        if self.frames < 1 or self.frames * self.rows * self.columns > MAX_PIXELS:
+            raise DicomError("too_large", f"{self.frames} frames of {self.rows} x {self.columns} pixels")
+        if self.bits_allocated not in BITS_ALLOCATED:
+            raise DicomError("pixel_format", f"BitsAllocated is {self.bits_allocated}; 8 and 16 are read")
+
+
+@dataclass(frozen=True)
+class SliceHeader:
+    """What one frame's stored numbers mean, and where it lies. ``marks``: what is remarkable about it, by name."""
+
+    slope: float
+    intercept: float
+    geometry: SliceGeometry
+    marks: tuple[str, ...] = ()
+
+
+def stored_as(form: PixelForm, header: SliceHeader) -> str:
+    """Return BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept, as in ``12/0/1/-1024``: numbers only."""
+    return f"{form.bits_stored}/{int(form.signed)}/{header.slope:.6g}/{header.intercept:.6g}"
+
+
+@dataclass(frozen=True)
+class CtHeader:
+    """All of a file but its pixels; a frame that gives no image has its error in place of a header."""
+
+    identity: Identity
+    form: PixelForm
+    frames: tuple[SliceHeader | DicomError, ...]
