@@ -368,6 +368,7 @@ def test_a_missing_field_of_the_pixels_is_named(tmp_path, keyword):
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "image.dcm"
     with path.open("wb") as file:
+        file.write(bytes(128) + b"DICM")
         file.truncate(MAX_FILE_BYTES + 1)  # a hole, it takes no disk
     assert refusal(path).reason == "too_large"
 
