@@ -218,7 +218,7 @@ def test_a_file_of_another_form_is_refused_by_name(files, tmp_path, capsys, cont
         (["--weights=1"], "--weights has 1 numbers for 2 files"),
         (["--weights=1,2,3"], "--weights has 3 numbers for 2 files"),
         (["--weights=1,-2"], "at least 0"),
-        (["--weights=0,0"], "not all 0"),
+        (["--weights=0,0"], "not all be 0"),
         (["--weights=1,nan"], "finite"),
         (["--weights=1,x"], "not a list of numbers"),
         (["--ens_method=median"], "mean, logit, rank"),
