@@ -304,7 +304,24 @@ class TrainedOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(TrainedOptions):
+class TTAOptions:
+    """Test-time augmentation."""
+
+    tta: str | None = option(
+        None,
+        "transform file of which --tta_views views are averaged, the same for every image and model; a bare name is "
+        "looked up in transforms/; none: no",
+    )
+    tta_views: int = option(4, "number of views of --tta", minimum=1, maximum=1000)
+    tta_mean: str = option(
+        "mean",
+        "mean of the views' probabilities; logit: mean of their logits (probabilities clipped to 1e-7 from 0 and 1)",
+        choices=("mean", "logit"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(TTAOptions, TrainedOptions):
     """Predict a split with trained weights. Model, transforms and image settings come from the weight file."""
 
     net_weight_file: Path = option(REQUIRED, "best.pt or last.pt of an experiment")
@@ -314,17 +331,16 @@ class PredictConfig(TrainedOptions):
         "predictions_<split>.csv of the images of that part of the fold",
         choices=("train", "valid", "test"),
     )
-    tta: str | None = option(
-        None, "transform file of which --tta_views random views are averaged; a bare name is looked up in transforms/"
-    )
-    tta_views: int = option(4, "number of views of --tta", minimum=1)
     data_dataset: str | None = option(None, "dataset to predict; none: the one of the training")
     output_file: Path | None = option(None, "file to write; none: beside the weights")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ResultsLocation, TrainedOptions):
-    """Evaluate an experiment's best weights on its validation fold, beside the constant predictor."""
+class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
+    """Evaluate an experiment's best weights on its validation fold, beside the constant predictor.
+
+    With --tta also with test-time augmentation, and what it gains or loses.
+    """
 
     experiment_id: str = option(REQUIRED, "experiment to evaluate: its number or name")
 

@@ -17,14 +17,14 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.files import check_output
-    from rsna_experiment import load_network, predict_rows, sample_submission, split_rows, write_predictions
+    from rsna_experiment import load_network, load_views, predict_rows, sample_submission, split_rows, write_predictions
 
     trained = load_network(config.net_weight_file, config.n_jobs, config.data_input_folder, config.data_dataset)
     rows = split_rows(trained, config.split)
     name = "submission.csv" if sample_submission(trained, config.split) else f"predictions_{config.split}.csv"
     path = config.output_file or config.net_weight_file.parent / name
     check_output("output_file", path)
-    frame = predict_rows(trained, rows, config.tta, config.tta_views)
+    frame = predict_rows(trained, rows, load_views(trained, config))
     write_predictions(trained, frame, config.split, path)
     print(path)
     return path

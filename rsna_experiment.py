@@ -26,21 +26,22 @@ from common.callbacks.sample_losses import SampleLosses
 from common.checkpoint import best_weights, load_checkpoint, metric_key
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
+from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.experiment import Experiment
 from common.files import write_csv
-from common.metrics import constant_predictor
+from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.models.backbone import create_model
 from common.models.weights import load_weights
 from common.networks.network import Predictions, Training
 from common.optimizers import build_optimizer
 from common.schedulers import Schedule, build_schedule
-from common.statistics import WEIGHTED_ROW, label_table
+from common.statistics import WEIGHTED_ROW, bootstrap_mean, label_table
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
 from common.trackers.tracker import Tracker, TrackerGroup
-from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
-from config import TrainConfig, Windows, parse_windows
+from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
+from config import EvaluateConfig, PredictConfig, TrainConfig, Windows, parse_windows
 from rsna_dataset import (
     DATASET_INFO,
     LABEL_WEIGHTS,
@@ -206,13 +207,12 @@ def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
 
 
 def build_loader(
-    folder: Path, rows: pd.DataFrame, pipeline: Pipeline, config: TrainConfig, workers: int, view: int = 0
+    folder: Path, rows: pd.DataFrame, pipeline: Pipeline | FixedView, config: TrainConfig, workers: int
 ) -> DataLoader:
-    """Build a loader that gives every row once, in order; ``view`` numbers the random draws of a TTA pipeline."""
+    """Build a loader that gives every row once, in order."""
     dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed)
     dataset.check_files()
     sampler = SequentialSampler(len(dataset), config.seed)
-    sampler.seek(view, 0)
     return make_loader(dataset, sampler, config.tr_batch_size, workers, drop_last=False, seed=config.seed)
 
 
@@ -393,24 +393,65 @@ def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
     return select_rows(read_fold(folder, config.data_dataset, config.data_fold), split, config.dev_enabled)
 
 
-def predict_rows(
-    trained: TrainedNetwork, rows: pd.DataFrame, tta: str | None = None, tta_views: int = 1
-) -> pd.DataFrame:
-    """Return probabilities (index ``id``) of ``rows``; with ``tta`` the mean over that many random views of each."""
+@dataclass(frozen=True)
+class Views:
+    """Test-time augmentation: the views of each image, and how their predictions are put together (mean or logit)."""
+
+    pipelines: Sequence[FixedView]
+    method: str
+
+
+def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) -> Views | None:
+    """Build the views of --tta, None without it; UsageError where they don't fit the trained network."""
+    if config.tta is None:
+        return None
+    windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
+    pipeline = load_pipeline(find_transform(config.tta), windows, windowed=windowed)
+    check_same_scale(trained.pipeline, pipeline)
+    return Views([FixedView(pipeline, view) for view in range(config.tta_views)], config.tta_mean)
+
+
+def dataset_folder_of(trained: TrainedNetwork) -> Path:
+    """Return the folder of the dataset that a trained network predicts."""
+    return dataset_folder(trained.config.data_input_folder, trained.config.data_dataset)
+
+
+def predict_rows(trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None) -> pd.DataFrame:
+    """Return probabilities (index ``id``) of ``rows``; with ``views`` put together from those of each view.
+
+    Raises UsageError where a view gives pictures of another size than the network was validated on.
+    """
     config = trained.config
-    folder = dataset_folder(config.data_input_folder, config.data_dataset)
-    pipeline, views = trained.pipeline, 1
-    if tta is not None:
-        windows, windowed = pipeline_windows(folder, config)
-        pipeline, views = load_pipeline(find_transform(tta), windows, windowed=windowed), tta_views
-        check_same_scale(trained.pipeline, pipeline)
     workers = loader_workers(config.n_jobs, trained.network.device)
-    frames = []
-    for view in range(views):
-        loader = build_loader(folder, rows, pipeline, config, workers, view)
-        label = "predict" if views == 1 else f"view {view + 1}/{views}"
-        frames.append(prediction_frame(trained.network.predict(tqdm(loader, desc=label, unit="batch", disable=None))))
-    return sum(frames) / len(frames)
+
+    def predict(pipeline: Pipeline | FixedView, label: str) -> pd.DataFrame:
+        loader = build_loader(dataset_folder_of(trained), rows, pipeline, config, workers)
+        return prediction_frame(trained.network.predict(tqdm(loader, desc=label, unit="batch", disable=None)))
+
+    if views is None:
+        return predict(trained.pipeline, "predict")
+    check_view_size(trained, rows, views.pipelines[0])
+    count = len(views.pipelines)
+    frames = {
+        f"view {number}": predict(pipeline, f"view {number}/{count}")
+        for number, pipeline in enumerate(views.pipelines, start=1)
+    }
+    return combine(frames, [1.0] * count, views.method)
+
+
+def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:
+    """Raise UsageError where a view's pictures have another size than those of the validation."""
+    config = trained.config
+    sizes = [
+        RSNADataset(dataset_folder_of(trained), rows, pipeline, config.data_image_size, config.seed)[0].image.shape[1:]
+        for pipeline in (trained.pipeline, view)
+    ]
+    if sizes[0] != sizes[1]:
+        expected, given = (f"{height} x {width}" for height, width in sizes)
+        raise UsageError(
+            f"--tta: {view.name} gives pictures of {given} pixels, the network was validated on {expected}; use a file "
+            "that gives these"
+        )
 
 
 def sample_submission(trained: TrainedNetwork, split: str) -> Path | None:
@@ -443,11 +484,24 @@ def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, 
     check_submission(path, sample_path)
 
 
-def evaluation_table(trained: TrainedNetwork) -> pd.DataFrame:
-    """Predict the validation fold and return its metrics by label, beside the constant predictor's."""
-    rows = split_rows(trained, "valid")
-    frame = predict_rows(trained, rows)
+def evaluation_table(trained: TrainedNetwork, rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the metrics of predictions of labelled ``rows`` by label, beside the constant predictor's."""
     return label_table(frame.to_numpy(), rows[list(LABELS)].to_numpy(), LABELS, LABEL_WEIGHTS, trained.prevalences)
+
+
+def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFrame) -> str:
+    """Say in one line what test-time augmentation gains or loses, and whether that is sure (patients are drawn)."""
+    targets = rows[list(LABELS)].to_numpy()
+    weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
+    losses = [binary_log_losses(frame.loc[rows.index].to_numpy(), targets) @ weights for frame in (plain, augmented)]
+    change = losses[1] - losses[0]
+    patients = rows["patient_id"].where(rows["patient_id"] != "", rows.index.to_series())
+    low, high = bootstrap_mean(change, patients.to_numpy(dtype=str))
+    verdict = "a sure gain" if high < 0 else "a sure loss" if low > 0 else "neither a sure gain nor a sure loss"
+    return (
+        f"test-time augmentation changes the weighted log loss from {losses[0].mean():.5f} to {losses[1].mean():.5f}: "
+        f"{change.mean():+.5f}, 95 % interval over patients {low:+.5f} to {high:+.5f}: {verdict}"
+    )
 
 
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:

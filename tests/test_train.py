@@ -160,6 +160,36 @@ def test_tta_averages_views_that_differ_and_repeats_exactly(trained, tmp_path) -
     pd.testing.assert_frame_equal(two, views(2, "again.csv"))
 
 
+def test_tta_in_logits_is_the_sigmoid_of_the_views_mean_logit(trained, tmp_path) -> None:
+    def views(*flags: str) -> pd.DataFrame:
+        path = tmp_path / "p.csv"
+        common = [f"--net_weight_file={trained.folder / 'best.pt'}", "--split=valid", f"--output_file={path}"]
+        return pd.read_csv(predict.main([*common, "--tta=train_demo.json", *flags]), index_col="id")
+
+    one, both = views("--tta_views=1"), views("--tta_views=2")
+    second = 2 * both - one  # the mean of the probabilities, solved for the second view
+    expected = 1 / (1 + np.exp(-(np.log(one / (1 - one)) + np.log(second / (1 - second))) / 2))
+    np.testing.assert_allclose(views("--tta_views=2", "--tta_mean=logit"), expected, atol=1e-9)
+
+
+def test_evaluate_says_what_tta_changes_and_whether_it_is_sure(trained, small_dataset, capsys) -> None:
+    flags = [f"--experiment_id={trained.folder.name}", f"--output_dir={trained.output_dir}"]
+    table = evaluate.main([*flags, "--tta=train_demo.json", "--tta_views=2"])
+    plain = pd.read_csv(trained.folder / "evaluation.csv", index_col=0).loc["weighted", "log_loss"]
+    augmented = table.loc["weighted", "log_loss"]
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("test-time augmentation"))
+    assert f"from {plain:.5f} to {augmented:.5f}: {augmented - plain:+.5f}" in line
+    assert line.endswith(("a sure gain", "a sure loss"))
+    assert (trained.folder / "evaluation_tta.csv").is_file()
+
+
+def test_tta_pictures_of_another_size_are_refused(trained, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        predict.main([f"--net_weight_file={trained.folder / 'best.pt'}", "--tta=test_intermediate_tta_128.json"])
+    assert caught.value.code == 2
+    assert "128 x 128 pixels, the network was validated on 32 x 32" in capsys.readouterr().err
+
+
 def test_an_ensemble_of_two_submissions_is_their_mean(trained, tmp_path) -> None:
     best, last = (
         predict.main([f"--net_weight_file={trained.folder / name}", f"--output_file={tmp_path / name}.csv"])

@@ -13,7 +13,7 @@ import pytest
 
 from common.albumentations import DicomWindowShift
 from common.errors import UsageError
-from common.transforms import check_same_scale, find_transform, load_pipeline, pipeline_from_dict
+from common.transforms import FixedView, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 
 WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))
 NORMALIZE = {"mean": (0.2, 0.3, 0.4), "std": (0.5, 0.6, 0.7), "max_pixel_value": 1.0}
@@ -227,3 +227,17 @@ def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a JSON file") as caught:
         load_pipeline(file, WINDOWS)
     assert str(file) in str(caught.value)
+
+
+def test_a_view_is_the_same_for_every_image_model_and_run_and_views_differ() -> None:
+    built = load_pipeline(find_transform("test_intermediate_tta_128.json"), WINDOWS)
+    image = np.random.default_rng(0).integers(-100, 300, (96, 96)).astype(np.int16)
+
+    def picture(view: int, seed: int) -> np.ndarray:
+        one = FixedView(built, view)
+        one.set_random_seed(seed)
+        return one(image=image)["image"]
+
+    assert np.array_equal(picture(0, seed=1), picture(0, seed=2))
+    assert np.array_equal(picture(3, seed=1), picture(3, seed=2))
+    assert len({picture(view, 0).tobytes() for view in range(8)}) == 8

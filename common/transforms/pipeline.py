@@ -14,6 +14,7 @@ import numpy as np
 
 from common.albumentations import DicomWindowShift, fixed_windows
 from common.errors import UsageError, UserError
+from common.hashing import stable_hash
 from common.transforms.documents import (
     build_transforms,
     check_order,
@@ -80,6 +81,24 @@ class Pipeline:
         if picture.ndim != 3 or self.channels not in (None, picture.shape[2]):
             raise UsageError(f"{self.name}: gives shape {picture.shape}, {self.channels} channels are expected")
         return {"image": np.ascontiguousarray(picture, dtype=np.float32)}
+
+
+class FixedView:
+    """One view of test-time augmentation: its draws depend on the view's number alone, not on image or model."""
+
+    def __init__(self, pipeline: Pipeline, view: int) -> None:
+        """``view``: 0, 1, …"""
+        self.pipeline = pipeline
+        self.name = pipeline.name
+        self.view = view
+
+    def set_random_seed(self, seed: int) -> None:
+        """Seed the view's own draws; ``seed`` is not used."""
+        self.pipeline.set_random_seed(stable_hash("view", self.view))
+
+    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return ``{"image": picture}`` as the pipeline does."""
+        return self.pipeline(image=image)
 
 
 def load_pipeline(path: Path | str, windows: Windows | None = None, *, windowed: bool = False) -> Pipeline:
