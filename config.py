@@ -233,6 +233,62 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Loss. The metric never changes with it."""
+
+    loss: str = option(
+        "bce", "training loss; --list=loss tells of each with the options that it knows", choices=("bce", "focal")
+    )
+    loss_label_weights: tuple[float, ...] | None = option(
+        None,
+        "a weight for each label, as in 1,1,1,1,1,2, divided by their sum; none: the metric's",
+        parse=parse_numbers,
+        form=format_numbers,
+    )
+    loss_positive_weights: tuple[float, ...] | None = option(
+        None,
+        "bce: how much positives count, one number or one for each label",
+        parse=parse_numbers,
+        form=format_numbers,
+    )
+    loss_smoothing: float | None = option(
+        None, "label smoothing s: targets become y (1 - s) + s / 2", minimum=0, maximum=1
+    )
+    loss_gamma: float | None = option(None, "focal: power that lowers the weight of easy labels", minimum=0)
+    loss_alpha: float | None = option(
+        None, "focal: weight of positives, 1 minus it that of negatives; below 0: both 1", minimum=-1, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingOptions:
+    """Averages of the weights, validated and saved beside them; best.pt says which were best."""
+
+    tr_ema: bool = option(False, "1: exponential moving average of the weights")
+    tr_ema_decay: float | None = option(None, "its decay, which warms up", minimum=0, maximum=0.999999)
+    tr_swa: bool = option(False, "1: equal average of the weights over the end of the run (SWA)")
+    tr_swa_start: float | None = option(
+        None, "share of the run after which that average begins", minimum=0, maximum=0.999
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """Watching."""
+
+    tr_early_stop: int = option(0, "end the run after so many validations without a better value; 0: never", minimum=0)
+    tr_early_stop_delta: float | None = option(
+        None, "how much lower than the best a value must be to count as better; none: 0", minimum=0
+    )
+    tr_overfit: int = option(
+        0,
+        "sanity check: train and validate on the images of so many batches, without augmentation; the loss must "
+        "approach 0. 0: off",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """Training."""
 
@@ -275,6 +331,9 @@ class NeptuneOptions:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     NeptuneOptions,
+    WatchOptions,
+    AveragingOptions,
+    LossOptions,
     TrainingOptions,
     ScheduleOptions,
     OptimizerOptions,
@@ -291,6 +350,8 @@ class TrainConfig(
                 f"--tr_iteration_valid={self.tr_iteration_valid} is not a multiple of "
                 f"--tr_accumulation_step={self.tr_accumulation_step}: checkpoints must stand at an optimizer step"
             )
+        if self.tr_early_stop_delta is not None and not self.tr_early_stop:
+            raise UsageError("--tr_early_stop_delta needs --tr_early_stop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +362,11 @@ class TrainedOptions:
         None, "CPU cores to use; 0: all there are; none: as the training", minimum=0, maximum=4096
     )
     data_input_folder: Path | None = option(None, "folder that holds datasets/; none: the one of the training")
+    net_weights: str = option(
+        "best",
+        "which of the file's weights: raw (as trained), ema or swa (their averages); best: which validated best",
+        choices=("best", "raw", "ema", "swa"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     )
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
-    trained = load_network(folder / "best.pt", config.n_jobs, config.data_input_folder)
+    trained = load_network(folder / "best.pt", config.n_jobs, config.data_input_folder, weights=config.net_weights)
     views = load_views(trained, config)
     rows = split_rows(trained, "valid")
     frame = predict_rows(trained, rows)

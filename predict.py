@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     from common.files import check_output
     from rsna_experiment import load_network, load_views, predict_rows, sample_submission, split_rows, write_predictions
 
-    trained = load_network(config.net_weight_file, config.n_jobs, config.data_input_folder, config.data_dataset)
+    trained = load_network(
+        config.net_weight_file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights
+    )
     rows = split_rows(trained, config.split)
     name = "submission.csv" if sample_submission(trained, config.split) else f"predictions_{config.split}.csv"
     path = config.output_file or config.net_weight_file.parent / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,27 +13,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.arguments import from_dict, to_dict
 from common.callbacks.callback import Callback
+from common.callbacks.early_stopping import EarlyStopping
 from common.callbacks.metric_logger import MetricLogger
 from common.callbacks.model_checkpoint import ModelCheckpoint
 from common.callbacks.progress_bar import ProgressBar
 from common.callbacks.sample_losses import SampleLosses
-from common.checkpoint import best_weights, load_checkpoint, metric_key
+from common.callbacks.telemetry import Telemetry
+from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.experiment import Experiment
 from common.files import write_csv
+from common.losses import build_loss
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.models.backbone import create_model
 from common.models.weights import load_weights
-from common.networks.network import Predictions, Training
+from common.networks.averages import build_averages, check_averages
+from common.networks.network import Average, Predictions, Training
 from common.optimizers import build_optimizer
 from common.schedulers import Schedule, build_schedule
 from common.statistics import WEIGHTED_ROW, bootstrap_mean, label_table
@@ -127,6 +131,8 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     rows = read_fold(folder, config.data_dataset, config.data_fold)
     train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
+    if config.tr_overfit:
+        train_rows = valid_rows = overfit_rows(train_rows, config.tr_overfit, config.tr_batch_size)
     if len(train_rows) < config.tr_batch_size:
         raise UsageError(
             f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_rows)} training images of fold "
@@ -140,6 +146,8 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows, windowed=windowed)
     valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows, windowed=windowed)
     check_same_scale(train_pipeline, valid_pipeline)
+    if config.tr_overfit:
+        train_pipeline = valid_pipeline  # no augmentation: the images are to be learnt by heart
     train_set = RSNADataset(folder, train_rows, train_pipeline, config.data_image_size, config.seed)
     images = TrainingImages(
         train_set.image_ids, train_set.targets, LABELS, train_rows["study_id"].to_numpy(dtype=str), config.seed
@@ -193,6 +201,14 @@ def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFra
     return selected
 
 
+def overfit_rows(rows: pd.DataFrame, batches: int, batch_size: int) -> pd.DataFrame:
+    """Return the images of ``batches`` batches, evenly spread over ``rows``; UsageError where there are too few."""
+    count = batches * batch_size
+    if count > len(rows):
+        raise UsageError(f"--tr_overfit={batches}: {count} images are more than the {len(rows)} of the training set")
+    return rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
 def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
     """Return the windows of the pictures, and whether the dataset's pictures are windowed already."""
     info = read_dataset_info(folder)
@@ -233,6 +249,16 @@ def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.opt
     return optimizer, build_schedule(config.sched, optimizer, steps, given_options(config, "sched_"))
 
 
+def check_choices(config: TrainConfig, model: nn.Module) -> None:
+    """Build what the options choose once, before there is a folder, so that what can't work leaves none behind."""
+    build_optimization(config, model)
+    build_training_loss(config)
+    check_averages(
+        {"ema": config.tr_ema, "swa": config.tr_swa},
+        given_options(config, "tr_ema_") | given_options(config, "tr_swa_"),
+    )
+
+
 def checkpoint_bytes(model: nn.Module) -> int:
     """Return the disk space that a run needs: best.pt, last.pt with two moments, a new copy of each, and its logs."""
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -263,8 +289,21 @@ def build_network(
         clip_norm=config.tr_clip_norm,
         nonfinite=config.tr_nonfinite,
         nonfinite_limit=config.tr_nonfinite_limit,
+        averages=build_weight_averages(config, model),
     )
-    return RSNANetwork(model, device, amp_dtype, training)
+    return RSNANetwork(model, device, amp_dtype, training, build_training_loss(config))
+
+
+def build_training_loss(config: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """Build the training loss; UsageError where an option is given that it doesn't know."""
+    return build_loss(config.loss, given_options(config, "loss_"), LABEL_WEIGHTS)
+
+
+def build_weight_averages(config: TrainConfig, model: nn.Module) -> dict[str, Average]:
+    """Build the averages that are asked for; UsageError where an option of one is given that isn't."""
+    steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
+    given = given_options(config, "tr_ema_") | given_options(config, "tr_swa_")
+    return build_averages(model, steps, {"ema": config.tr_ema, "swa": config.tr_swa}, given)
 
 
 def build_callbacks(
@@ -281,11 +320,15 @@ def build_callbacks(
         "class_names": list(LABELS),
         "prevalences": data.prevalences.tolist(),
     }
-    metric_logger = MetricLogger(tracker, config.tr_iteration_log)
-    listeners = (
-        [SampleLosses(torch.tensor(LABEL_WEIGHTS) / sum(LABEL_WEIGHTS))] if config.data_sampler == "hard" else []
-    )
+    telemetry = Telemetry()
+    metric_logger = MetricLogger(tracker, config.tr_iteration_log, telemetry)
+    listeners: list[Callback] = []
+    if config.data_sampler == "hard":
+        listeners.append(SampleLosses(torch.tensor(LABEL_WEIGHTS) / sum(LABEL_WEIGHTS)))
+    if config.tr_early_stop:
+        listeners.append(EarlyStopping(MONITOR, config.tr_early_stop, config.tr_early_stop_delta or 0.0))
     return (
+        telemetry,
         *listeners,
         metric_logger,
         ProgressBar(metric_logger, MONITOR, data.constant_log_loss),
@@ -332,6 +375,7 @@ def load_network(
     n_jobs: int | None = None,
     data_input_folder: Path | None = None,
     data_dataset: str | None = None,
+    weights: str = BEST_WEIGHTS,
 ) -> TrainedNetwork:
     """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
 
@@ -345,11 +389,12 @@ def load_network(
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     windows, windowed = pipeline_windows(folder, config)
-    name = f"{weight_file} (valid transform)"
-    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], name, windows, windowed=windowed)
+    source = f"{weight_file} (valid transform)"
+    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, windowed=windowed)
     device = select_device(config.n_jobs)
     model = create_model(config.net_model, len(LABELS), pipeline.channels, image_size=config.data_image_size)
-    load_weights(model, best_weights(checkpoint), str(weight_file), config.net_model)
+    name, state = chosen_weights(checkpoint, weights)
+    load_weights(model, state, str(weight_file), config.net_model)
     network = RSNANetwork(model, device, select_amp_dtype(config, device))
     return TrainedNetwork(
         network,
@@ -358,7 +403,7 @@ def load_network(
         np.array(checkpoint["prevalences"]),
         checkpoint["metrics"],
         checkpoint["iteration"],
-        checkpoint["best_weights"],
+        name,
     )
 
 

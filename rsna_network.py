@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.metrics import probabilities
 from common.networks.classifier import ClassifierNetwork
@@ -13,7 +15,7 @@ from rsna_dataset import LABEL_WEIGHTS, LABELS
 
 
 class RSNANetwork(ClassifierNetwork):
-    """A classifier of the five kinds of hemorrhage and `any`, under the competition's weighted log loss."""
+    """A classifier of the five kinds of hemorrhage and `any`, scored by the competition's weighted log loss."""
 
     def __init__(
         self,
@@ -21,9 +23,10 @@ class RSNANetwork(ClassifierNetwork):
         device: torch.device,
         amp_dtype: torch.dtype | None = None,
         training: Training | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         """See :class:`AbstractNetwork`; ``model`` gives six logits in the order of ``rsna_dataset.LABELS``."""
-        super().__init__(model, device, LABELS, LABEL_WEIGHTS, amp_dtype, training)
+        super().__init__(model, device, LABELS, LABEL_WEIGHTS, amp_dtype, training, loss)
 
 
 def prediction_frame(predictions: Predictions) -> pd.DataFrame:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         build_data,
         build_model,
         build_network,
-        build_optimization,
+        check_choices,
         checkpoint_bytes,
         open_tracker,
         select_amp_dtype,
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     amp_dtype = select_amp_dtype(config, device)
     data = build_data(config, device)
     model = build_model(config, data.channels)
-    build_optimization(config, model)  # once before there is a folder, so that what can't work leaves none behind
+    check_choices(config, model)
     experiment = create_experiment(
         config.output_dir,
         config.experiment_id,

@@ -16,6 +16,7 @@ from common.errors import UsageError, WorkError
 from common.files import atomic_path
 
 FORMAT_VERSION = 1
+BEST_WEIGHTS = "best"
 RAW = "raw"  # the name, beside those of the averages, of the weights that are trained
 
 # The one list of keys. Every checkpoint has the required ones, which predict and evaluate need; last.pt also has
@@ -79,10 +80,19 @@ def metric_key(key: str, weights: str) -> str:
     return key if weights == RAW else f"{prefix}_{weights}/{name}"
 
 
-def best_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the state_dict of the weights that validated best: the trained ones or an average of them."""
-    name = checkpoint["best_weights"]
-    return checkpoint["averages"][name]["model"] if name in checkpoint["averages"] else checkpoint["model"]
+def chosen_weights(checkpoint: dict[str, Any], choice: str = BEST_WEIGHTS) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return the name (raw, or an average's) and the state_dict of the weights of ``choice``.
+
+    :data:`BEST_WEIGHTS` are those that validated best. Raises UsageError, naming what there is, for an average that the
+    checkpoint doesn't have.
+    """
+    name = checkpoint["best_weights"] if choice == BEST_WEIGHTS else choice
+    if name == RAW:
+        return name, checkpoint["model"]
+    if name not in checkpoint["averages"]:
+        known = ", ".join((BEST_WEIGHTS, RAW, *checkpoint["averages"]))
+        raise UsageError(f"--net_weights={name}: the checkpoint has no such weights, it has {known}")
+    return name, checkpoint["averages"][name]["model"]
 
 
 def load_weights_file(path: Path) -> dict[str, torch.Tensor]:
@@ -91,7 +101,7 @@ def load_weights_file(path: Path) -> dict[str, torch.Tensor]:
     Raises the errors of :func:`load_checkpoint`.
     """
     contents = _read(path)
-    return contents if _is_state_dict(contents) else best_weights(_check_contents(path, contents))
+    return contents if _is_state_dict(contents) else chosen_weights(_check_contents(path, contents))[1]
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -9,13 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
+from common.callbacks.callback import Callback
+from common.callbacks.early_stopping import EarlyStopping
 from common.callbacks.metric_logger import MetricLogger
 from common.callbacks.model_checkpoint import ModelCheckpoint
-from common.callbacks.progress_bar import ProgressBar
-from common.checkpoint import load_checkpoint
+from common.callbacks.progress_bar import ProgressBar, describe_pace
+from common.callbacks.telemetry import Telemetry
+from common.checkpoint import load_checkpoint, metric_key
 from common.networks.network import Predictions
 from common.trackers.jsonl import JsonlTracker, read_metrics
-from tests.test_network import build
+from tests.test_network import Pictures, build
 
 KEY = "valid/weighted_log_loss"
 DESCRIPTION = {"config": {}, "transforms": {}, "class_names": ["a", "b", "any"], "prevalences": [0.1, 0.2, 0.3]}
@@ -136,3 +139,128 @@ def test_each_validation_prints_a_line_and_the_end_names_the_best(tracker, capsy
         "best valid/weighted_log_loss 0.2500 at iteration 10: 0.50 of the constant predictor's 0.5000",
     ]
     assert pd.Series([record.message for record in caplog.records]).str.startswith("iteration").sum() == 2
+
+
+def validations(callback, values: list[dict[str, float]]) -> SimpleNamespace:
+    """Call the callback as the loop does after each validation, until it stops the run."""
+    network = SimpleNamespace(iteration=0, should_stop=False, valid_predictions=dict.fromkeys(values[0]))
+    for value in values:
+        network.iteration += 1
+        callback.on_validation_end(network, {metric_key(KEY, name): loss for name, loss in value.items()})
+        if network.should_stop:
+            break
+    return network
+
+
+@pytest.mark.parametrize(
+    ("losses", "delta", "end"),
+    [
+        ([0.5, 0.4, 0.3, 0.2, 0.1, 0.09, 0.08], 0.0, 7),
+        ([0.5, 0.6, 0.6, 0.4, 0.4, 0.5, 0.3], 0.0, 7),
+        ([0.5, 0.6, 0.5, 0.7, 0.1, 0.1, 0.1], 0.0, 4),
+        ([0.5, 0.49, 0.48, 0.47, 0.1, 0.1, 0.1], 0.05, 4),
+    ],
+)
+def test_early_stopping_bears_so_many_validations_without_a_better_value(losses, delta, end, caplog) -> None:
+    network = validations(EarlyStopping(KEY, 3, delta), [{"raw": loss} for loss in losses])
+    assert network.iteration == end
+    assert ("--tr_early_stop" in caplog.text) == network.should_stop
+
+
+def test_early_stopping_goes_on_where_an_average_still_gets_better() -> None:
+    values = [{"raw": 0.5, "ema": loss} for loss in (0.6, 0.4, 0.3, 0.2)]
+    assert not validations(EarlyStopping(KEY, 1), values).should_stop
+
+
+def test_early_stopping_of_a_continued_run_counts_on() -> None:
+    first, second = EarlyStopping(KEY, 3), EarlyStopping(KEY, 3)
+    validations(first, [{"raw": 0.5}, {"raw": 0.6}, {"raw": 0.7}])
+    second.load_state_dict(first.state_dict())
+    assert validations(second, [{"raw": 0.5}]).should_stop
+
+
+def test_early_stopping_ends_a_fit() -> None:
+    network = build(lr=0.0, iteration_num=50, iteration_valid=2, callbacks=[EarlyStopping(KEY, 2)])
+    network.fit()
+    assert network.iteration == 6
+
+
+class Clock:
+    """Seconds that pass only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_telemetry_knows_speed_waiting_and_a_time_left_that_counts_validations() -> None:
+    clock = Clock()
+    telemetry = Telemetry(clock)
+    network = build(iteration_num=100, iteration_valid=20)
+    telemetry.on_train_begin(network)
+    for network.iteration in range(1, 11):
+        clock.now += 0.5
+        network.wait_seconds += 0.1
+        telemetry.on_iteration_end(network, SimpleNamespace(image_ids=["x"] * 8))
+    values = telemetry.values(network)
+    assert values["perf/images_per_second"] == pytest.approx(16)
+    assert values["perf/data_wait_share"] == pytest.approx(0.2)
+    # 90 iterations of 0.5 s; 5 validations of 3 batches, each guessed at a third of an iteration.
+    assert values["perf/eta_seconds"] == pytest.approx(90 * 0.5 + 5 * 3 * 0.5 / 3)
+    for network.iteration in range(11, 21):
+        clock.now += 0.5
+        telemetry.on_iteration_end(network, SimpleNamespace(image_ids=["x"] * 8))
+    clock.now += 7.0
+    network.validation_seconds = 7.0
+    telemetry.on_validation_end(network, {})
+    network.iteration, clock.now = 21, clock.now + 0.5
+    telemetry.on_iteration_end(network, SimpleNamespace(image_ids=["x"] * 8))
+    values = telemetry.values(network)
+    assert values["perf/images_per_second"] == pytest.approx(16)  # the validation doesn't slow training down
+    assert values["perf/data_wait_share"] == 0
+    assert values["perf/eta_seconds"] == pytest.approx(79 * 0.5 + 4 * 7.0)
+
+
+def test_every_logged_line_of_a_run_has_the_telemetry(tracker, tmp_path: Path) -> None:
+    telemetry = Telemetry()
+    network = build(iteration_num=6, callbacks=[telemetry, MetricLogger(tracker, 3, telemetry)])
+    network.fit()
+    for name in ("images_per_second", "data_wait_share", "host_memory_gb", "eta_seconds"):
+        assert [iteration for iteration, _ in lines(tmp_path, f"perf/{name}")] == [3, 6]
+    assert all(value > 0 for _, value in lines(tmp_path, "perf/images_per_second"))
+    assert all(0 <= value <= 1 for _, value in lines(tmp_path, "perf/data_wait_share"))
+    assert lines(tmp_path, "perf/eta_seconds")[-1][1] > 0  # the last validation
+    assert all(0.01 < value < 100 for _, value in lines(tmp_path, "perf/host_memory_gb"))
+
+
+def test_the_logged_gradient_norm_is_that_of_the_last_step(tracker, tmp_path: Path) -> None:
+    norms = []
+
+    class Norms(Callback):
+        def on_iteration_end(self, network, output) -> None:
+            loss = network.training_step(network.model, batch).loss
+            norms.append(
+                torch.stack([g.norm() for g in torch.autograd.grad(loss, list(network.model.parameters()))]).norm()
+            )
+
+    batch = Pictures(24).collate(range(4))
+    telemetry = Telemetry()
+    network = build(
+        lr=0.0, iteration_num=1, shuffle=False, callbacks=[Norms(), telemetry, MetricLogger(tracker, 1, telemetry)]
+    )
+    network.fit()
+    assert lines(tmp_path, "train/gradient_norm") == [(1, pytest.approx(float(norms[0]), rel=1e-5))]
+
+
+def test_the_bar_tells_the_time_left_the_speed_and_the_memory() -> None:
+    latest = {
+        "train/loss": 0.25,
+        "perf/eta_seconds": 3725.0,
+        "perf/images_per_second": 99.6,
+        "perf/data_wait_share": 0.07,
+    }
+    assert describe_pace({"train/loss": 0.25}) == "loss 0.2500"
+    text = describe_pace({**latest, "perf/gpu_memory_gb": 11.26})
+    assert text == "loss 0.2500, 1:02:05 left with validations, 100 images/s, waits for data 7%, GPU 11.3 GB"

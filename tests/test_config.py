@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from common.arguments import from_dict, parse_args, to_dict
 from common.datasets.samplers import SAMPLERS
 from common.errors import UsageError
+from common.losses import LOSSES
+from common.networks.averages import AVERAGES
 from common.optimizers import OPTIMIZERS
 from common.schedulers import SCHEDULES
 from common.tables import Row
 from config import TrainConfig, format_windows, parse_windows
 
-TABLES = {"optim": OPTIMIZERS, "sched": SCHEDULES, "data_sampler": SAMPLERS}
+TABLES = {"optim": OPTIMIZERS, "sched": SCHEDULES, "data_sampler": SAMPLERS, "loss": LOSSES}
 PROJECT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "predict.py", "evaluate.py", "ensemble.py", "preprocessing.py", "rsna_phantom.py")
 
@@ -47,7 +49,7 @@ def test_every_option_of_the_training_is_read_somewhere() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
     }
-    read |= {name for table in TABLES.values() for row in table.values() for name in row.parameters}
+    read |= {name for table in (*TABLES.values(), AVERAGES) for row in table.values() for name in row.parameters}
     for name in TrainConfig.__dataclass_fields__:
         assert name in read, f"--{name} is read nowhere"
 

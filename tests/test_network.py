@@ -17,7 +17,8 @@ from common.callbacks.sample_losses import SampleLosses
 from common.datasets.batch import Batch
 from common.datasets.samplers import HardExampleSampler, RandomSampler, SampleKey, SequentialSampler
 from common.errors import UsageError, WorkError
-from common.networks.classifier import ClassifierNetwork, weighted_log_loss
+from common.losses import build_loss
+from common.networks.classifier import ClassifierNetwork
 from common.networks.network import Training
 from common.schedulers import build_schedule
 
@@ -297,7 +298,7 @@ def test_the_training_loss_is_the_weighted_mean_of_scikit_learns_log_losses() ->
     targets = (torch.rand(50, 3, generator=generator) < 0.5).float()
     p = torch.sigmoid(logits.double()).numpy()
     each = [log_loss(targets[:, c].numpy(), p[:, c]) for c in range(3)]
-    loss = weighted_log_loss(logits, targets, torch.tensor([0.25, 0.25, 0.5]))
+    loss = build_loss("bce", {}, (1, 1, 2))(logits, targets)
     assert float(loss) == pytest.approx(each[0] / 4 + each[1] / 4 + each[2] / 2, abs=1e-6)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.callbacks.callback import Callback
+from common.callbacks.telemetry import Telemetry
 from common.trackers.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ class MetricLogger(Callback):
     ``latest`` holds the last values logged, for whoever shows them.
     """
 
-    def __init__(self, tracker: Tracker, interval: int) -> None:
-        """``interval``: iterations between two lines of the training loss."""
+    def __init__(self, tracker: Tracker, interval: int, telemetry: Telemetry | None = None) -> None:
+        """``interval``: iterations between two lines of the training loss, which ``telemetry`` adds its values to."""
+        self.telemetry = telemetry
         self.tracker = tracker
         self.interval = interval
         self.latest: dict[str, float] = {}
@@ -49,7 +51,8 @@ class MetricLogger(Callback):
     def _log_training(self, network: AbstractNetwork) -> None:
         loss = float(self.loss_sum) / self.loss_count
         self.loss_sum, self.loss_count = 0.0, 0
-        self._log(network, {"train/loss": loss, "train/learning_rate": network.training.schedule.lr})
+        measured = self.telemetry.values(network) if self.telemetry else {}
+        self._log(network, {"train/loss": loss, "train/learning_rate": network.training.schedule.lr, **measured})
 
     def _log(self, network: AbstractNetwork, metrics: dict[str, float]) -> None:
         network.settle()

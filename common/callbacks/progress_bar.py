@@ -37,6 +37,8 @@ class ProgressBar(Callback):
             total=network.training.iteration_num,
             initial=network.iteration,
             unit="it",
+            # tqdm's own time left knows nothing of validations; the postfix has the honest one.
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             dynamic_ncols=True,
             disable=None,  # where stderr is no terminal
         )
@@ -44,7 +46,7 @@ class ProgressBar(Callback):
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
         """Advance by one iteration; show the last logged loss."""
         if "train/loss" in self.metrics.latest and network.iteration % self.metrics.interval == 0:
-            self.bar.set_postfix_str(f"loss {self.metrics.latest['train/loss']:.4f}", refresh=False)
+            self.bar.set_postfix_str(describe_pace(self.metrics.latest), refresh=False)
         self.bar.update()
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
@@ -77,3 +79,15 @@ class ProgressBar(Callback):
         """Write a line above the bar, whatever the console's log level is, and into the log file."""
         tqdm.write(line, file=sys.stderr)
         logger.info("%s", line, extra={FILE_ONLY: True})
+
+
+def describe_pace(latest: Mapping[str, float]) -> str:
+    """Return the last logged loss and, where they were measured, time left, speed, waiting and memory."""
+    parts = [f"loss {latest['train/loss']:.4f}"]
+    if "perf/eta_seconds" in latest:
+        parts.append(f"{tqdm.format_interval(latest['perf/eta_seconds'])} left with validations")
+        parts.append(f"{latest['perf/images_per_second']:.0f} images/s")
+        parts.append(f"waits for data {latest['perf/data_wait_share']:.0%}")
+    if "perf/gpu_memory_gb" in latest:
+        parts.append(f"GPU {latest['perf/gpu_memory_gb']:.1f} GB")
+    return ", ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -136,6 +137,8 @@ class AbstractNetwork(ABC):
         self.group: list[Evidence] = []  # the micro-batches since the last optimizer step
         self.should_stop = False
         self.valid_predictions: dict[str, Predictions] = {}
+        self.wait_seconds = 0.0  # that fit waited for batches
+        self.validation_seconds = 0.0  # of the last validation
 
     @abstractmethod
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
@@ -178,13 +181,24 @@ class AbstractNetwork(ABC):
         loader = self.training.train_loader
         epoch, position = divmod(self.iteration, self.training.iterations_per_epoch)
         loader.sampler.seek(epoch, position * loader.batch_size)
-        for batch in loader:
+        for batch in self._waited_for(loader):
             output = self._fit_iteration(self.prepare_batch(batch))
             self._emit("on_iteration_end", output)
             if self.iteration % self.training.iteration_valid == 0 or self.iteration == self.training.iteration_num:
                 self.validate()
             if self.finished:
                 break
+
+    def _waited_for(self, loader: DataLoader) -> Iterator[Batch]:
+        """Yield the batches; add up the seconds until each was there."""
+        batches = iter(loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
     def _fit_iteration(self, batch: Batch) -> StepOutput:
         accumulation = self.training.accumulation_step
@@ -233,12 +247,14 @@ class AbstractNetwork(ABC):
         The keys are ``valid/…`` for the trained weights and ``valid_<name>/…`` for each average.
         """
         self.settle()
+        started = time.perf_counter()
         averages = {name: item.model for name, item in self.training.averages.items() if item.started}
         self.valid_predictions = self._predict(self.training.valid_loader, {RAW: self.model, **averages})
         metrics = {}
         for name, predictions in self.valid_predictions.items():
             values = self.compute_metrics(predictions)
             metrics |= {metric_key(f"valid/{key}", name): value for key, value in values.items()}
+        self.validation_seconds = time.perf_counter() - started
         if self.training.monitor:
             self.training.schedule.on_metric(metrics[self.training.monitor])
         self._emit("on_validation_end", metrics)

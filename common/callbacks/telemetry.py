@@ -1,0 +1,103 @@
+"""How fast a run is, what it waits for, what memory it takes, and when it will be done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from common.callbacks.callback import Callback
+
+if TYPE_CHECKING:
+    from common.networks.network import AbstractNetwork, StepOutput
+
+# Before the first validation its time is guessed: a forward pass is about a third of forward and backward.
+FORWARD_SHARE = 1 / 3
+
+
+class Telemetry(Callback):
+    """Measures between two readings of :meth:`values`, which MetricLogger takes into each of its lines.
+
+    Nothing in here waits for the device; a value that lies on it is read only when a line is due. Validations are
+    measured apart, so that the speed is that of training, and the time left counts the validations that are to come.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """``clock`` gives seconds."""
+        self.clock = clock
+        self.images = 0
+        self.started = 0.0  # of the interval
+        self.waited = 0.0  # the network's count of seconds at the interval's begin
+        self.iterations = 0
+        self.iteration_seconds = 0.0  # of all iterations of this fit but the first interval's
+        self.iterations_timed = 0
+        self.validation_seconds: float | None = None
+
+    def on_train_begin(self, network: AbstractNetwork) -> None:
+        """Begin to measure."""
+        self._begin(network)
+
+    def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
+        """Count the images."""
+        self.images += len(output.image_ids)
+        self.iterations += 1
+
+    def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
+        """Take the validation's time out of the interval."""
+        self.validation_seconds = network.validation_seconds
+        self.started += network.validation_seconds
+
+    def values(self, network: AbstractNetwork) -> dict[str, float]:
+        """Return the measured values since the last call, by the names that metrics.jsonl has; begin anew."""
+        seconds = max(self.clock() - self.started, 1e-9)
+        if self.iterations:
+            self.iteration_seconds += seconds
+            self.iterations_timed += self.iterations
+        values = {
+            "perf/images_per_second": self.images / seconds,
+            "perf/data_wait_share": min((network.wait_seconds - self.waited) / seconds, 1.0),
+            "perf/host_memory_gb": host_memory_gb(),
+            "perf/eta_seconds": self.seconds_left(network),
+        }
+        if network.device.type == "cuda":
+            values["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(network.device) / 1e9
+        if network.guard is not None and network.guard.gradient_norm is not None:
+            values["train/gradient_norm"] = float(network.guard.gradient_norm)
+        if network.scaler.is_enabled():
+            values["train/loss_scale"] = network.scaler.get_scale()
+        self._begin(network)
+        return values
+
+    def seconds_left(self, network: AbstractNetwork) -> float:
+        """Return the seconds until the run's end, validations included, at the pace so far."""
+        training = network.training
+        if not self.iterations_timed:
+            return 0.0
+        pace = self.iteration_seconds / self.iterations_timed
+        interval = training.iteration_valid
+        # The validation that is due after this very iteration is still to come.
+        validations = -(-training.iteration_num // interval) - (network.iteration - 1) // interval
+        each = self.validation_seconds
+        if each is None:
+            each = pace * FORWARD_SHARE * len(training.valid_loader)
+        return (training.iteration_num - network.iteration) * pace + validations * each
+
+    def _begin(self, network: AbstractNetwork) -> None:
+        self.images = self.iterations = 0
+        self.started = self.clock()
+        self.waited = network.wait_seconds
+
+
+def host_memory_gb() -> float:
+    """Return the memory of this process and those it started, in GB; pages that they share count once for each."""
+    process = psutil.Process()
+    total = process.memory_info().rss
+    for child in process.children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return total / 1e9
