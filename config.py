@@ -394,8 +394,9 @@ class PredictConfig(TTAOptions, TrainedOptions):
     split: str = option(
         "test",
         "test: submission.csv (predictions_test.csv where the data is not the competition's); train, valid: "
-        "predictions_<split>.csv of the images of that part of the fold",
-        choices=("train", "valid", "test"),
+        "predictions_<split>.csv of the images of that part of the fold; holdout: of those that --pre_holdout kept out "
+        "of all folds",
+        choices=("train", "valid", "test", "holdout"),
     )
     data_dataset: str | None = option(None, "dataset to predict; none: the one of the training")
     output_file: Path | None = option(None, "file to write; none: beside the weights")
@@ -482,7 +483,15 @@ class PreprocessingConfig(GeneralOptions, DataLocation):
         minimum=0,
         maximum=1,
     )
-    pre_folds: int = option(5, "folds for cross-validation", minimum=2, maximum=1000)
+    pre_folds: int = option(
+        5,
+        "folds for cross-validation; 1: no more than a split, which validates on --pre_holdout",
+        minimum=1,
+        maximum=1000,
+    )
+    pre_holdout: float = option(
+        0.0, "share of the labelled images, by whole patients, that are held out of all folds", minimum=0, maximum=0.9
+    )
     pre_size: int = option(
         0, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
     )
@@ -497,9 +506,21 @@ class PreprocessingConfig(GeneralOptions, DataLocation):
         "type of the stored pixels: float32 (0..1) or uint8 (0..255) for --pre_window; auto: float32, int16 for HU",
         choices=("auto", "float32", "uint8"),
     )
+    pre_crop: str = option(
+        "none",
+        "head: keep the head's box only, with air in place of table and holder; the boxes stand in metadata.csv",
+        choices=("none", "head"),
+    )
+    pre_format: str = option(
+        "npy",
+        "image files: npy: plain numpy arrays; blosc2: losslessly compressed .b2nd arrays, about a third of the size",
+        choices=("npy", "blosc2"),
+    )
     seed: int = option(0, "seed of the folds", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
+        if self.pre_folds == 1 and self.pre_holdout == 0:
+            raise UsageError("--pre_folds=1 needs --pre_holdout, the share of images to validate on, as in 0.2")
         if self.pre_type != "auto" and self.pre_window is None:
             raise UsageError(f"--pre_type={self.pre_type} needs --pre_window: Hounsfield units are stored as int16")
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.datasets.image_files import SUFFIXES
 from common.datasets.images import ImageDataset, Transform
 from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
@@ -443,10 +444,10 @@ def dataset_folder(input_folder: Path, dataset: str) -> Path:
     return input_folder / "datasets" / dataset
 
 
-def image_path(folder: Path, image_id: str) -> Path:
+def image_path(folder: Path, image_id: str, suffix: str = ".npy") -> Path:
     """Return the file of an image in a dataset's folder; WorkError for an id that is not allowed."""
     check_image_id(image_id)
-    return folder / "images" / f"{image_id}.npy"
+    return folder / "images" / f"{image_id}{suffix}"
 
 
 def fold_path(folder: Path, dataset: str, fold: int) -> Path:
@@ -454,8 +455,13 @@ def fold_path(folder: Path, dataset: str, fold: int) -> Path:
     return folder / f"dataset_{dataset}_fold_{fold}.csv"
 
 
+def holdout_path(folder: Path, dataset: str) -> Path:
+    """Return the CSV of the images held out of all folds, in a dataset's folder."""
+    return folder / f"dataset_{dataset}_holdout.csv"
+
+
 def read_dataset_info(folder: Path) -> dict[str, Any]:
-    """Read a dataset's ``dataset.json``; ``image_form`` there is ``hu`` or ``window``.
+    """Read a dataset's ``dataset.json``; ``image_form`` there is ``hu`` or ``window``, ``format`` npy or blosc2.
 
     Raises UsageError where the dataset doesn't exist (naming those that do) or is not complete, WorkError for a damaged
     file or one of a newer version.
@@ -464,7 +470,8 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version = info["format_version"]
-        known = info["image_form"] in ("hu", "window")
+        info.setdefault("format", "npy")  # in the first datasets there was no other
+        known = info["image_form"] in ("hu", "window") and info["format"] in SUFFIXES
     except FileNotFoundError:
         raise _missing_dataset(folder) from None
     except OSError as error:
@@ -525,15 +532,30 @@ def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
         raise UsageError(
             f"--data_fold={fold}: {folder} has no such fold; there are {', '.join(map(str, folds)) or 'none'}"
         )
+    return _read_fold_table(path, ("train", "valid"))
+
+
+def read_holdout(folder: Path, dataset: str) -> pd.DataFrame:
+    """Read the images held out of all folds, as :func:`read_fold`; sample_type is ``holdout``."""
+    read_dataset_info(folder)
+    path = holdout_path(folder, dataset)
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: no images are held out; python preprocessing.py --pre_holdout=0.1 makes such a split"
+        )
+    return _read_fold_table(path, ("holdout",))
+
+
+def _read_fold_table(path: Path, sample_types: Sequence[str]) -> pd.DataFrame:
     texts = dict.fromkeys(("id", "sample_type", "patient_id", "study_id"), str)
     rows = _read_table(path, texts | dict.fromkeys(LABELS, np.int8))
-    for columns, allowed in ((["sample_type"], ("train", "valid")), (list(LABELS), (0, 1))):
+    for columns, allowed in ((["sample_type"], sample_types), (list(LABELS), (0, 1))):
         wrong = ~rows[columns].isin(allowed).to_numpy()
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise WorkError(
                 f"{path}: image {rows.index[row]}: {columns[column]} {rows[columns].iloc[row, column]} is not "
-                f"{allowed[0]} or {allowed[1]}; run python preprocessing.py again"
+                f"{' or '.join(map(str, allowed))}; run python preprocessing.py again"
             )
     _warn_of_split_patients(path, rows)
     return rows
@@ -611,5 +633,6 @@ class RSNADataset(ImageDataset):
         """``rows``: of a fold or of the metadata: index ``id``, columns :data:`LABELS` where the labels are known."""
         labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
         targets = rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None
-        form = read_dataset_info(folder)["image_form"]
-        super().__init__(folder / "images", rows.index.to_numpy(), targets, pipeline, image_size, seed, form)
+        info = read_dataset_info(folder)
+        form, suffix = info["image_form"], SUFFIXES[info["format"]]
+        super().__init__(folder / "images", rows.index.to_numpy(), targets, pipeline, image_size, seed, form, suffix)

@@ -56,6 +56,7 @@ from rsna_dataset import (
     dataset_folder,
     read_dataset_info,
     read_fold,
+    read_holdout,
     read_metadata,
     read_submission,
     write_submission,
@@ -426,7 +427,7 @@ def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
 
 
 def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
-    """Return the images (index ``id``) of ``split``: train or valid of the training's fold, or test."""
+    """Return the images (index ``id``) of ``split``: train or valid of the training's fold, test, or holdout."""
     config = trained.config
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     if split == "test":
@@ -435,6 +436,8 @@ def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
         if rows.empty:
             raise WorkError(f"{folder}: the dataset has no test images")
         return rows
+    if split == "holdout":
+        return read_holdout(folder, config.data_dataset)
     return select_rows(read_fold(folder, config.data_dataset, config.data_fold), split, config.dev_enabled)
 
 

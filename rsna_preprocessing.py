@@ -6,6 +6,7 @@ it a dataset is not complete.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -27,7 +28,7 @@ from common.files import atomic_path, write_csv, write_json
 from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_ct_image
 from common.preprocessing.folder import check_space, claim_folder, list_files
-from common.preprocessing.folds import assign_folds, check_folds, link_patients, picture_keys
+from common.preprocessing.folds import assign_folds, check_folds, check_links, fold_tables, link_patients, picture_keys
 from common.preprocessing.journal import Journal
 from common.preprocessing.labels import join_labels
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
@@ -52,6 +53,7 @@ from rsna_dataset import (
     dataset_folder,
     find_competition,
     fold_path,
+    holdout_path,
     list_competition,
     list_some,
     read_competition_labels,
@@ -68,8 +70,6 @@ UNMATCHED = "labels_without_image.csv"
 UNMATCHED_ROWS = "unmatched_rows.csv"
 PUBLIC_ID = "ID_[0-9a-f]+"  # what the competition replaced all identifiers by
 TABLE_BYTES = 1000  # that an image takes in the tables and the journal, at most
-LINKED_SHARE = 0.01  # a larger group of linked patients is no coincidence but a fault in the pictures
-LINKED_MIN_PATIENTS = 1000
 MARKS = {  # of the metadata's column ``mended`` that a person should know of
     "wrap_doubtful": "may hold wrapped values and were left alone",
     REPEATED_UID: "share their SOPInstanceUID with another file; all are kept",
@@ -114,7 +114,10 @@ class Job:
 
     @property
     def fold_paths(self) -> list[Path]:
-        return [fold_path(self.folder, self.config.data_dataset, fold) for fold in range(self.config.pre_folds)]
+        """The files of the folds, and of the rows held out of all of them."""
+        name, folds = self.config.data_dataset, self.config.pre_folds
+        paths = [fold_path(self.folder, name, fold) for fold in range(folds)]
+        return paths + [holdout_path(self.folder, name)] * (folds > 1 and self.config.pre_holdout > 0)
 
 
 def preprocess(config: PreprocessingConfig) -> Path:
@@ -182,9 +185,9 @@ def read_source_tables(source: Source, config: PreprocessingConfig) -> tuple[pd.
 
 def image_form(config: PreprocessingConfig) -> ImageForm:
     """Return the form of the stored images that the options ask for."""
-    if config.pre_window is None:
-        return ImageForm(config.pre_size, (), "int16")
-    return ImageForm(config.pre_size, config.pre_window, "uint8" if config.pre_type == "uint8" else "float32")
+    windows = config.pre_window or ()
+    dtype = "int16" if not windows else "uint8" if config.pre_type == "uint8" else "float32"
+    return ImageForm(config.pre_size, windows, dtype, config.pre_format, config.pre_crop == "head")
 
 
 def journal_options(job: Job) -> dict[str, Any]:
@@ -194,12 +197,12 @@ def journal_options(job: Job) -> dict[str, Any]:
 
 def form_options(form: ImageForm) -> dict[str, Any]:
     """Return what the pictures depend on beside their files."""
-    return {"version": FORMAT_VERSION, "size": form.size, "windows": form.windows, "dtype": form.dtype}
+    return {"version": FORMAT_VERSION} | dataclasses.asdict(form)
 
 
 def dataset_options(config: PreprocessingConfig) -> dict[str, Any]:
     """Return the options that a dataset depends on, as they stand in dataset.json; not where its source lay."""
-    names = ("pre_folds", "pre_size", "pre_window", "pre_type", "seed")
+    names = ("pre_folds", "pre_holdout", "pre_size", "pre_window", "pre_type", "pre_format", "pre_crop", "seed")
     return {name: value for name, value in to_dict(config).items() if name in names}
 
 
@@ -238,7 +241,7 @@ def source_hash(job: Job) -> str:
 def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     """Return what is left to convert: all but files that are as the journal knows them and whose images are whole."""
     files, records = job.files, journal.read()
-    stored = list_files(job.folder / "images", ".npy").set_index("name")["bytes"]
+    stored = list_files(job.folder / "images", job.form.suffix).set_index("name")["bytes"]
     whole = records["image_bytes"] == stored.reindex(records["image_id"]).to_numpy()
     # A file that could not be opened or parsed gets another try: it may have been the disk.
     hopeless = ~records["reason"].isin(("", *RETRIED_REASONS))
@@ -286,7 +289,7 @@ def is_complete(job: Job, state: str) -> bool:
 
 def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     """Convert what is pending, noting each chunk of files in the journal as it is finished."""
-    stored = list_files(job.folder / "images", ".npy").set_index("name")["bytes"]
+    stored = list_files(job.folder / "images", job.form.suffix).set_index("name")["bytes"]
     freed = int(stored.reindex([task.image_id for task in tasks]).sum())
     needed = job.form.bytes_needed(sum(task.file_bytes for task in tasks), len(tasks))
     check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
@@ -331,13 +334,12 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
         )
     fold_paths = job.fold_paths if len(train) else []
     fold = make_folds(job, train) if len(train) else np.zeros(0, dtype=np.int64)
-    remove_leftovers(folder, images.index, fold_paths)
+    remove_leftovers(folder, images.index + job.form.suffix, fold_paths)
     write_csv(folder / "metadata.csv", table)
     rows = train[["patient_id", "study_id"]].join(job.labels)
-    for number, path in enumerate(fold_paths):
-        rows["sample_type"] = np.where(fold == number, "valid", "train")
-        columns = ["sample_type", *LABELS, "patient_id", "study_id"]
-        write_csv(path, rows[columns].rename_axis("id").reset_index())
+    rows = rows[[*LABELS, "patient_id", "study_id"]]
+    for path, part in zip(fold_paths, fold_tables(rows, fold, job.config.pre_folds), strict=False):
+        write_csv(path, part.rename_axis("id").reset_index())
     copy_sample(job)
     write_json(folder / DATASET_INFO, dataset_info(job, images, failed, state))
     counts = images["split"].value_counts()
@@ -404,6 +406,7 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
         "image_form": job.form.name,
         "windows": options["pre_window"],
         "dtype": job.form.dtype,
+        "format": job.form.file_format,
         "images": {split: int((images["split"] == split).sum()) for split in ("train", "test")},
         "labelled": int(images.index.isin(job.labels.index).sum()),
         "failed": len(failed),
@@ -459,18 +462,11 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     patients = first_known(train, "patient_id", "study_id")
     pictures = picture_keys(train)
     groups = link_patients(patients, pictures)
-    sizes = pd.Series(patients).groupby(groups).nunique()
-    if sizes.max() > 1:
-        example = list_some(train.index[groups == sizes.idxmax()])
-        message = (
-            f"pixel-identical pictures link {int(sizes[sizes > 1].sum())} patients to {int((sizes > 1).sum())} groups; "
-            f"the largest has {sizes.max()} patients (images {example})"
-        )
-        if len(np.unique(patients)) > LINKED_MIN_PATIENTS and sizes.max() > LINKED_SHARE * len(np.unique(patients)):
-            raise WorkError(f"{job.folder}: {message}, too many to be true; look at these images")
-        say(message)
+    linked = check_links(groups, patients, train.index.to_numpy(dtype=object))
+    if linked:
+        say(linked)
     labels = job.labels.loc[train.index, list(LABELS)].to_numpy()
-    fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed)
+    fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed, job.config.pre_holdout)
     check_folds(fold, patients, pictures, train.index.to_numpy(dtype=object))
     return fold
 

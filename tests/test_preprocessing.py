@@ -18,16 +18,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 import preprocessing
 from common.dicom.reading import quiet_pydicom
-from common.errors import UsageError, WorkError
-from common.preprocessing.folds import assign_folds, check_folds, link_patients
-from rsna_dataset import LABELS, read_dataset_info, read_fold, read_metadata
+from common.errors import UsageError
+from rsna_dataset import LABELS, read_dataset_info, read_fold, read_holdout, read_metadata
 
 PROJECT = Path(__file__).parent.parent
 CANARY = "CANARY^SECRET"
@@ -415,87 +412,35 @@ def test_pictures_of_air_link_nobody(source: Source) -> None:
     assert (fold.drop_duplicates("patient_id")["sample_type"] == "valid").sum() == 2
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Synthetic images: patient, picture ("" links nobody) and labels of each."""
-
-    patients: np.ndarray
-    pictures: np.ndarray
-    labels: np.ndarray
-
-
-@st.composite
-def rows_of_images(draw: st.DrawFn) -> Rows:
-    seed = draw(st.integers(0, 2**32 - 1))
-    generator = np.random.default_rng(seed)
-    patients = draw(st.integers(5, 60))
-    count = draw(st.integers(patients, 6 * patients))
-    who = np.concatenate([np.arange(patients), generator.integers(0, patients, count - patients)])
-    pictures = generator.integers(0, count * draw(st.integers(1, 50)), count)
-    links = generator.random(count) < draw(st.floats(0, 0.5))
-    names = np.where(links, np.char.add("h", pictures.astype(str)), "").astype(object)
-    labels = (generator.random((count, len(LABELS))) < draw(st.floats(0, 1))).astype(np.int8)
-    return Rows(np.char.add("P", who.astype(str)).astype(object), names, labels)
+def test_patients_held_out_are_in_no_fold_and_can_be_read(source: Source) -> None:
+    folder = source.run("--pre_holdout=0.25")
+    held_out = read_holdout(folder, "small")
+    assert set(held_out["sample_type"]) == {"holdout"}
+    assert len(held_out) == 2
+    assert len(set(held_out["patient_id"])) == 1
+    folds = [read_fold(folder, "small", number) for number in range(2)]
+    assert sorted([*folds[0].index, *held_out.index]) == sorted(source.rows)
+    assert sorted(folds[0].index) == sorted(folds[1].index)
+    before = state(folder)
+    assert state(source.run("--pre_holdout=0.25")) == before
+    source.run()
+    assert not (folder / "dataset_small_holdout.csv").exists()
+    with pytest.raises(UsageError, match="--pre_holdout"):
+        read_holdout(folder, "small")
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows=rows_of_images(), seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
-def test_folds_keep_groups_whole_whatever_the_order_of_rows(rows: Rows, seed: int, order: object) -> None:
-    groups = link_patients(rows.patients, rows.pictures)
-    table = pd.DataFrame({"patient": rows.patients, "picture": rows.pictures, "group": groups})
-    assert table.groupby("patient")["group"].nunique().max() == 1
-    linked = table[table["picture"] != ""]
-    assert linked.empty or linked.groupby("picture")["group"].nunique().max() == 1
-    if len(set(groups)) < 3:
-        with pytest.raises(UsageError, match="groups of patients"):
-            assign_folds(groups, rows.labels, 3, seed)
-        return
-    fold = assign_folds(groups, rows.labels, 3, seed)
-    assert set(fold) == {0, 1, 2}
-    assert pd.DataFrame({"g": groups, "f": fold}).groupby("g")["f"].nunique().max() == 1
-    check_folds(fold, rows.patients, rows.pictures, np.arange(len(fold)).astype(str).astype(object))
-
-    shuffled = np.arange(len(fold))
-    order.shuffle(shuffled)
-    again = link_patients(rows.patients[shuffled], rows.pictures[shuffled])
-    np.testing.assert_array_equal(assign_folds(again, rows.labels[shuffled], 3, seed), fold[shuffled])
+def test_one_fold_is_one_split_that_validates_on_what_is_held_out(source: Source) -> None:
+    folder = source.run("--pre_folds=1", "--pre_holdout=0.5")
+    assert [path.name for path in folder.glob("dataset_small_*")] == ["dataset_small_fold_0.csv"]
+    fold = read_fold(folder, "small", 0)
+    assert fold["sample_type"].value_counts().to_dict() == {"train": 4, "valid": 4}
 
 
-def test_groups_follow_chains_of_shared_pictures() -> None:
-    patients = np.array(["a", "b", "b", "c", "d", "e", "e"], dtype=object)
-    pictures = np.array(["1", "1", "2", "2", "3", "", ""], dtype=object)
-    assert link_patients(patients, pictures).tolist() == ["a", "a", "a", "a", "d", "e", "e"]
-
-
-def test_folds_are_balanced_by_label_at_the_datas_prevalences() -> None:
-    generator = np.random.default_rng(0)
-    patients = np.repeat(np.arange(3000), generator.integers(24, 45, 3000))
-    prevalence = np.array([0.0041, 0.0483, 0.0352, 0.0476, 0.0630, 0.1440])
-    bleeding = generator.random((3000, 6)) < prevalence * 2  # as in the data: few patients hold a label's slices
-    labels = (bleeding[patients] & (generator.random((len(patients), 6)) < 0.5)).astype(np.int8)
-    fold = assign_folds(np.char.add("P", patients.astype(str)).astype(object), labels, 5, 0)
-    images = np.bincount(fold) / len(fold)
-    positives = np.stack([labels[fold == number].sum(axis=0) for number in range(5)]) / labels.sum(axis=0)
-    np.testing.assert_allclose(images, 0.2, atol=0.002)  # 1 % of a fold
-    largest = np.stack([labels[patients == number].sum(axis=0) for number in range(3000)]).max(axis=0) / labels.sum(
-        axis=0
-    )
-    assert (np.abs(positives - 0.2) <= np.maximum(largest / 2, 0.001)).all()  # a patient's slices can't be divided
-
-
-def test_another_seed_gives_other_folds() -> None:
-    groups = np.repeat(np.arange(50), 4).astype(str).astype(object)
-    labels = np.zeros((200, 6), np.int8)
-    assert (assign_folds(groups, labels, 5, 0) != assign_folds(groups, labels, 5, 1)).any()
-
-
-@pytest.mark.parametrize("what", ["patient", "picture"])
-def test_the_last_check_refuses_folds_that_tear_a_patient_or_a_picture(what: str) -> None:
-    same, other = np.array(["x", "x"], dtype=object), np.array(["y", "z"], dtype=object)
-    patients, pictures = (same, other) if what == "patient" else (other, same)
-    ids = np.array(["ID_1", "ID_2"], dtype=object)
-    with pytest.raises(WorkError, match=f"a {what} stands in more than one fold.*ID_1, ID_2"):
-        check_folds(np.array([0, 1]), patients, pictures, ids)
+@pytest.mark.parametrize("folds", [3, 4])
+def test_any_number_of_folds_that_there_are_patients_for(source: Source, folds: int) -> None:
+    folder = source.run(f"--pre_folds={folds}")
+    valid = [set(read_fold(folder, "small", n).query("sample_type == 'valid'").index) for n in range(folds)]
+    assert sorted(name for part in valid for name in part) == sorted(source.rows)
 
 
 # --- second runs ------------------------------------------------------------------------------------------------------
@@ -710,7 +655,9 @@ def test_repeated_identical_rows_count_once_with_a_warning(source: Source, caplo
 @pytest.mark.parametrize(
     ("flag", "part"),
     [
-        ("--pre_folds=1", "pre_folds"),
+        ("--pre_folds=0", "pre_folds"),
+        ("--pre_folds=1", "--pre_folds=1 needs --pre_holdout"),
+        ("--pre_holdout=1", "pre_holdout"),
         ("--pre_size=-1", "pre_size"),
         ("--pre_window=40", "pre_window"),
         ("--pre_window=40/0", "pre_window"),

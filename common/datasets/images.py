@@ -1,4 +1,4 @@
-"""Images from ``.npy`` files, reduced, transformed and ready for a network. Knows nothing of torch."""
+"""Images from files, reduced, transformed and ready for a network. Knows nothing of torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from common.datasets.image_files import load_image
 from common.datasets.samplers import SampleKey
 from common.dicom.hounsfield import AIR_HU
 from common.dicom.pictures import resize_area
@@ -34,7 +35,7 @@ class Sample:
 
 
 class ImageDataset:
-    """Reads ``<image_folder>/<id>.npy``: int16 Hounsfield units (H, W), or pictures windowed already (H, W, C).
+    """Reads ``<image_folder>/<id><suffix>``: int16 Hounsfield units (H, W), or pictures windowed already (H, W, C).
 
     A picture depends on (seed, epoch, id, occurrence) alone: neither on the process that loads it nor on what was
     loaded before.
@@ -49,8 +50,12 @@ class ImageDataset:
         image_size: int,
         seed: int,
         image_form: str,
+        suffix: str = ".npy",
     ) -> None:
-        """``targets`` (N, K); ``image_size`` pixels of the longer side, 0: as stored; ``image_form`` hu or window."""
+        """``targets`` (N, K); ``image_size`` pixels of the longer side, 0: as stored; ``image_form`` hu or window;
+
+        ``suffix`` of the files, one of :data:`common.datasets.image_files.SUFFIXES`.
+        """
         self.image_folder = image_folder
         self.image_ids = np.asarray(image_ids, dtype=np.str_)  # one block of memory that worker processes share
         self.targets = None if targets is None else np.ascontiguousarray(targets, dtype=np.float32)
@@ -58,6 +63,7 @@ class ImageDataset:
         self.image_size = image_size
         self.seed = seed
         self.image_form = image_form
+        self.suffix = suffix
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -90,7 +96,7 @@ class ImageDataset:
 
     def read(self, image_id: str) -> np.ndarray:
         """Return the stored image, reduced to the dataset's size: int16 HU, or float32 in 0..1 where it is windowed."""
-        image = read_image(self.image_folder / f"{image_id}.npy", self.image_form)
+        image = read_image(self.image_folder / f"{image_id}{self.suffix}", self.image_form)
         if self.image_form == "hu":
             return resize_area(image, self.image_size, AIR_HU)
         if image.dtype == np.uint8:
@@ -101,10 +107,10 @@ class ImageDataset:
 def read_image(path: Path, image_form: str) -> np.ndarray:
     """Read a stored image and check its form: int16 (H, W) for hu, uint8 or float32 (H, W, C) for window."""
     try:
-        image = np.load(path, allow_pickle=False)
+        image = load_image(path)
     except FileNotFoundError:
         raise WorkError(f"{path}: the image is missing; run python preprocessing.py again") from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise WorkError(
             f"{path}: the image is cut or damaged; remove it and run python preprocessing.py again"
         ) from error

@@ -1,4 +1,4 @@
-"""One DICOM file to one ``.npy`` image and a record of it; the function that worker processes run."""
+"""One DICOM file to one image file and a record of it; the function that worker processes run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from common.datasets.image_files import COMPRESSED_SHARE, SUFFIXES, dump_image
 from common.dicom.errors import DicomError
 from common.dicom.hounsfield import hounsfield
 from common.dicom.pictures import resize_area, window
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
 from common.dicom.slices import SliceHeader, stored_as
 from common.errors import WorkError
+from common.preprocessing.crop import find_head
 from common.preprocessing.isolation import stop_if_unwanted
 from common.preprocessing.pseudonyms import Pseudonyms
 from common.preprocessing.sources import SourceFile, read_source
@@ -29,12 +31,20 @@ SOLID_HU = -500  # what is denser is no air
 class ImageForm:
     """What to write: int16 HU, or with ``windows`` (centre, width) their pictures as ``dtype``, a channel each.
 
-    ``size``: pixels of the longer side, padded to a square with air; 0: as stored.
+    ``size``: pixels of the longer side, padded to a square with air; 0: as stored. ``file_format``: npy or blosc2.
+    ``crop``: only the head, air in place of all else (:mod:`common.preprocessing.crop`).
     """
 
     size: int
     windows: tuple[tuple[float, float], ...]
     dtype: str
+    file_format: str = "npy"
+    crop: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the image files."""
+        return SUFFIXES[self.file_format]
 
     @property
     def name(self) -> str:
@@ -43,7 +53,8 @@ class ImageForm:
     def bytes_needed(self, source_bytes: int, images: int) -> int:
         """Return the disk space of ``images`` converted files; 16-bit pixels make up nearly all of a source file."""
         hu_bytes = images * 2 * self.size**2 if self.size else source_bytes
-        return hu_bytes * max(1, len(self.windows)) * np.dtype(self.dtype).itemsize // 2
+        share = COMPRESSED_SHARE if self.file_format == "blosc2" else 1
+        return int(hu_bytes * max(1, len(self.windows)) * np.dtype(self.dtype).itemsize // 2 * share)
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ def convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> list[Re
         try:
             for record, image in _read_images(task, form, pseudonyms):
                 if image is not None:
-                    record.image_bytes = write_image(task.folder / f"{record.image_id}.npy", image)
+                    record.image_bytes = write_image(task.folder / f"{record.image_id}{form.suffix}", image)
                 records.append(record)
         except DicomError as error:
             records = [failure(task, error.reason, str(error))]
@@ -209,7 +220,13 @@ def describe_image(image_hu: np.ndarray, form: ImageForm, record: Record) -> np.
     record.solid = np.count_nonzero(image_hu > SOLID_HU) / image_hu.size
     record.digest = picture_hash(image_hu)
     record.crop_rows, record.crop_columns = image_hu.shape
-    image = apply_form(image_hu, form)
+    kept = image_hu
+    if form.crop:
+        head = find_head(image_hu, record.row_spacing_mm, record.column_spacing_mm)
+        record.crop_top, record.crop_left = head.top, head.left
+        record.crop_rows, record.crop_columns = head.rows, head.columns
+        kept = head.apply(image_hu)
+    image = apply_form(kept, form)
     record.image_hash = record.digest if image is image_hu else picture_hash(image)
     return image
 
@@ -233,7 +250,7 @@ def picture_hash(image: np.ndarray) -> str:
 
 
 def write_image(path: Path, image: np.ndarray) -> int:
-    """Write a ``.npy`` file, whole or not at all; return its size in bytes.
+    """Write an image file in the form of its suffix, whole or not at all; return its size in bytes.
 
     Unlike ``common.files`` it doesn't wait for the disk, which would take longer than the rest of the conversion; a
     later run compares the size and converts again what a lost power supply left cut.
@@ -241,7 +258,7 @@ def write_image(path: Path, image: np.ndarray) -> int:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            np.save(file, image, allow_pickle=False)
+            dump_image(image, file, path.suffix)
             size = file.tell()
         temporary.replace(path)
     except OSError as error:

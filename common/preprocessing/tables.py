@@ -67,11 +67,11 @@ def unmatched_labels(ids: pd.Index, failed: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"id": ids, "reason": reasons.to_numpy()})
 
 
-def remove_leftovers(folder: Path, image_ids: Iterable[str], tables: Iterable[Path]) -> None:
-    """Remove what an earlier or killed run left: images and folds other than these, cut files."""
-    keep = {f"{image_id}.npy" for image_id in image_ids} | {path.name for path in tables}
+def remove_leftovers(folder: Path, images: Iterable[str], tables: Iterable[Path]) -> None:
+    """Remove what an earlier or killed run left: images (names of files) and folds other than these, cut files."""
+    keep = {*images} | {path.name for path in tables}
     leftovers = [path for path in (folder / "images").iterdir() if path.is_file()]
-    leftovers += folder.glob("dataset_*_fold_*.csv")
+    leftovers += [*folder.glob("dataset_*_fold_*.csv"), *folder.glob("dataset_*_holdout.csv")]
     for path in leftovers:
         if path.name not in keep:
             path.unlink()

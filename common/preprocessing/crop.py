@@ -1,0 +1,108 @@
+"""The head in a CT slice: a mask without air, table and holder, and the box around it.
+
+Computed on a reduced picture, so that it takes about a millisecond, from one slice alone: a slice's box doesn't depend
+on which others there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from common.dicom.hounsfield import AIR_HU
+
+STEP_MM = 1.5  # pixels of the reduced picture
+USUAL_FIELD_MM = 240.0  # of a head scan, where a file doesn't say its spacing
+BODY_HU = -250  # what is denser is tissue, bone or a hard part of table and holder; foam and cushions are not
+TISSUE_HU = (-20, 100)  # brain, muscle and blood
+BONE_HU = 300
+THIN_MM = 9.0  # thinner parts that stand alone are no head: table top, the shells of a holder, tubes
+SHELL_MM = 3.0
+SECOND_PART_SHARE = 0.1  # of the largest part's tissue
+GAP_MM = 12.0  # openings of the nose and ears that are part of the head all the same
+MARGIN_MM = 4.0  # kept around the mask
+MIN_AREA_MM2 = 500.0  # a disc of 25 mm: less is no slice of a head
+MIN_TISSUE_SHARE = 0.3  # of a head's slice; plastics and carbon have hardly any
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The box to keep, in pixels, and the head's mask in it (rows, columns); no mask where no head was found."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+    mask: np.ndarray | None
+
+    def apply(self, image_hu: np.ndarray) -> np.ndarray:
+        """Return the box of int16 HU (H, W), air outside the mask; the image itself where no head was found."""
+        if self.mask is None:
+            return image_hu
+        box = image_hu[self.top : self.top + self.rows, self.left : self.left + self.columns]
+        return np.where(self.mask, box, np.int16(AIR_HU))
+
+
+def find_head(image_hu: np.ndarray, row_spacing_mm: float, column_spacing_mm: float) -> Crop:
+    """Find the head in a slice, int16 HU (H, W); spacings in mm, NaN where unknown.
+
+    The head is what is solid, large and made of tissue and bone after everything thin was taken off (the table, a
+    holder's shells, tubes, also where they touch the skin), with what hangs on it (ears, nose), its cavities and a
+    margin. A head that the picture's edge cuts off stays cut there. Where there is none, as above the vertex, the
+    whole picture is kept: nothing is lost to a wrong guess.
+    """
+    rows, columns = image_hu.shape
+    usual_mm = USUAL_FIELD_MM / max(rows, columns)
+    height_mm = rows * (row_spacing_mm if row_spacing_mm > 0 else usual_mm)
+    width_mm = columns * (column_spacing_mm if column_spacing_mm > 0 else usual_mm)
+    height, width = int(np.clip(height_mm / STEP_MM, 1, rows)), int(np.clip(width_mm / STEP_MM, 1, columns))
+    small = cv2.resize(image_hu, (width, height), interpolation=cv2.INTER_AREA)
+    head = _head_mask(small, float(np.sqrt(height_mm / height * width_mm / width)))
+    if head is None:
+        return Crop(0, 0, rows, columns, None)
+    mask = cv2.resize(head, (columns, rows), interpolation=cv2.INTER_NEAREST)
+    left, top, box_columns, box_rows = cv2.boundingRect(mask)
+    box = mask[top : top + box_rows, left : left + box_columns]
+    return Crop(top, left, box_rows, box_columns, box.astype(bool))
+
+
+def _head_mask(small: np.ndarray, step_mm: float) -> np.ndarray | None:
+    """Return the head in a reduced picture (pixels of ``step_mm``) as 0 and 1, None where there is none."""
+    body = (small > BODY_HU).astype(np.uint8)
+    thin, gap, margin = (_disc(diameter / step_mm) for diameter in (THIN_MM, GAP_MM, 2 * MARGIN_MM))
+    # Filled first, so that sinuses and a thin skull don't count as thin parts.
+    core = _open_up_to_the_border(_fill(body), thin)
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=4)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    tissue = ((small >= TISSUE_HU[0]) & (small <= TISSUE_HU[1])) | (small >= BONE_HU)
+    solid = np.bincount(parts[tissue], minlength=count)[1:]
+    solid[(areas * step_mm**2 < MIN_AREA_MM2) | (solid < MIN_TISSUE_SHARE * areas)] = 0
+    if not solid.any():
+        return None
+    # A slice can have several parts, as jaw and neck, or both sides of a cut skull.
+    head = np.isin(parts, 1 + np.flatnonzero(solid > SECOND_PART_SHARE * solid.max())).astype(np.uint8)
+    # What was taken off the head itself comes back, but for what is as thin as a holder's shell.
+    near = cv2.dilate(head, thin) & cv2.morphologyEx(body, cv2.MORPH_OPEN, _disc(SHELL_MM / step_mm))
+    return cv2.dilate(_fill(cv2.morphologyEx(head | near, cv2.MORPH_CLOSE, gap)), margin)
+
+
+def _disc(diameter: float) -> np.ndarray:
+    side = 2 * round(diameter / 2) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+def _fill(mask: np.ndarray) -> np.ndarray:
+    """Return the mask with its holes filled."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED)
+
+
+def _open_up_to_the_border(mask: np.ndarray, disc: np.ndarray) -> np.ndarray:
+    """Open a mask as if it went on beyond the border: a head that the border cuts is not worn away there."""
+    rows, columns = mask.shape
+    frame = len(disc)
+    framed = cv2.copyMakeBorder(mask, frame, frame, frame, frame, cv2.BORDER_REPLICATE)
+    opened = cv2.morphologyEx(framed, cv2.MORPH_OPEN, disc)
+    return opened[frame : frame + rows, frame : frame + columns].copy()

@@ -1,0 +1,181 @@
+"""common/preprocessing/folds.py: groups of patients, balance, repeatability, and rows held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import UsageError, WorkError
+from common.preprocessing.folds import (
+    HELD_OUT,
+    assign_folds,
+    check_folds,
+    check_links,
+    fold_tables,
+    link_patients,
+    picture_keys,
+)
+from rsna_dataset import LABELS
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Synthetic images: patient, picture ("" links nobody) and labels of each."""
+
+    patients: np.ndarray
+    pictures: np.ndarray
+    labels: np.ndarray
+
+
+@st.composite
+def rows_of_images(draw: st.DrawFn) -> Rows:
+    seed = draw(st.integers(0, 2**32 - 1))
+    generator = np.random.default_rng(seed)
+    patients = draw(st.integers(5, 60))
+    count = draw(st.integers(patients, 6 * patients))
+    who = np.concatenate([np.arange(patients), generator.integers(0, patients, count - patients)])
+    pictures = generator.integers(0, count * draw(st.integers(1, 50)), count)
+    links = generator.random(count) < draw(st.floats(0, 0.5))
+    names = np.where(links, np.char.add("h", pictures.astype(str)), "").astype(object)
+    labels = (generator.random((count, len(LABELS))) < draw(st.floats(0, 1))).astype(np.int8)
+    return Rows(np.char.add("P", who.astype(str)).astype(object), names, labels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows_of_images(), seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
+def test_folds_keep_groups_whole_whatever_the_order_of_rows(rows: Rows, seed: int, order: object) -> None:
+    groups = link_patients(rows.patients, rows.pictures)
+    table = pd.DataFrame({"patient": rows.patients, "picture": rows.pictures, "group": groups})
+    assert table.groupby("patient")["group"].nunique().max() == 1
+    linked = table[table["picture"] != ""]
+    assert linked.empty or linked.groupby("picture")["group"].nunique().max() == 1
+    if len(set(groups)) < 3:
+        with pytest.raises(UsageError, match="groups of patients"):
+            assign_folds(groups, rows.labels, 3, seed)
+        return
+    fold = assign_folds(groups, rows.labels, 3, seed)
+    assert set(fold) == {0, 1, 2}
+    assert pd.DataFrame({"g": groups, "f": fold}).groupby("g")["f"].nunique().max() == 1
+    check_folds(fold, rows.patients, rows.pictures, np.arange(len(fold)).astype(str).astype(object))
+
+    shuffled = np.arange(len(fold))
+    order.shuffle(shuffled)
+    again = link_patients(rows.patients[shuffled], rows.pictures[shuffled])
+    np.testing.assert_array_equal(assign_folds(again, rows.labels[shuffled], 3, seed), fold[shuffled])
+
+
+def test_groups_follow_chains_of_shared_pictures() -> None:
+    patients = np.array(["a", "b", "b", "c", "d", "e", "e"], dtype=object)
+    pictures = np.array(["1", "1", "2", "2", "3", "", ""], dtype=object)
+    assert link_patients(patients, pictures).tolist() == ["a", "a", "a", "a", "d", "e", "e"]
+
+
+def test_folds_are_balanced_by_label_at_the_datas_prevalences() -> None:
+    generator = np.random.default_rng(0)
+    patients = np.repeat(np.arange(3000), generator.integers(24, 45, 3000))
+    prevalence = np.array([0.0041, 0.0483, 0.0352, 0.0476, 0.0630, 0.1440])
+    bleeding = generator.random((3000, 6)) < prevalence * 2  # as in the data: few patients hold a label's slices
+    labels = (bleeding[patients] & (generator.random((len(patients), 6)) < 0.5)).astype(np.int8)
+    fold = assign_folds(np.char.add("P", patients.astype(str)).astype(object), labels, 5, 0)
+    images = np.bincount(fold) / len(fold)
+    positives = np.stack([labels[fold == number].sum(axis=0) for number in range(5)]) / labels.sum(axis=0)
+    np.testing.assert_allclose(images, 0.2, atol=0.002)  # 1 % of a fold
+    largest = np.stack([labels[patients == number].sum(axis=0) for number in range(3000)]).max(axis=0) / labels.sum(
+        axis=0
+    )
+    assert (np.abs(positives - 0.2) <= np.maximum(largest / 2, 0.001)).all()  # a patient's slices can't be divided
+
+
+def test_another_seed_gives_other_folds() -> None:
+    groups = np.repeat(np.arange(50), 4).astype(str).astype(object)
+    labels = np.zeros((200, 6), np.int8)
+    assert (assign_folds(groups, labels, 5, 0) != assign_folds(groups, labels, 5, 1)).any()
+
+
+@pytest.mark.parametrize("what", ["patient", "picture"])
+def test_the_last_check_refuses_folds_that_tear_a_patient_or_a_picture(what: str) -> None:
+    same, other = np.array(["x", "x"], dtype=object), np.array(["y", "z"], dtype=object)
+    patients, pictures = (same, other) if what == "patient" else (other, same)
+    ids = np.array(["ID_1", "ID_2"], dtype=object)
+    with pytest.raises(WorkError, match=f"a {what} stands in more than one fold.*ID_1, ID_2"):
+        check_folds(np.array([0, 1]), patients, pictures, ids)
+
+
+def test_constant_pictures_and_pictures_of_air_link_nobody() -> None:
+    records = pd.DataFrame(
+        {
+            "digest": ["a", "b", "c", "d"],
+            "hu_min": [40, -1000, -1000, -1000],
+            "hu_max": [40, 500, 500, 500],
+            "solid": [1.0, 0.0099, 0.01, 0.5],
+        }
+    )
+    assert picture_keys(records).tolist() == ["", "", "c", "d"]
+
+
+def linked(patients: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One image for each patient; the first ``group`` share a picture."""
+    names = np.array([f"P{number:05d}" for number in range(patients)], dtype=object)
+    pictures = np.where(np.arange(patients) < group, "same", "").astype(object)
+    ids = np.array([f"ID_{number}" for number in range(patients)], dtype=object)
+    return link_patients(names, pictures), names, ids
+
+
+def test_the_largest_linked_group_is_reported_with_images() -> None:
+    line = check_links(*linked(50, 4))
+    assert "link 4 patients to 1 groups" in line
+    assert "the largest has 4 patients (images ID_0, ID_1, ID_2, ID_3)" in line
+    assert check_links(*linked(50, 0)) == ""
+
+
+@pytest.mark.parametrize(("patients", "group", "refused"), [(1001, 11, True), (1001, 10, False), (1000, 500, False)])
+def test_a_group_of_more_than_a_hundredth_of_many_patients_is_an_error_that_names_files(
+    patients: int, group: int, refused: bool
+) -> None:
+    if refused:
+        with pytest.raises(WorkError, match=r"largest has 11 patients \(images ID_0, ID_1, ID_10, .*too many"):
+            check_links(*linked(patients, group))
+    else:
+        assert f"the largest has {group} patients" in check_links(*linked(patients, group))
+
+
+@pytest.mark.parametrize("folds", [1, 2, 7, 40])
+@pytest.mark.parametrize("holdout", [0.1, 0.3])
+def test_rows_held_out_are_whole_patients_of_the_wanted_share_balanced_by_label(folds: int, holdout: float) -> None:
+    generator = np.random.default_rng(0)
+    patients = np.repeat(np.arange(1000), generator.integers(24, 45, 1000))
+    labels = generator.random((len(patients), 6)) < [0.02, 0.05, 0.04, 0.05, 0.06, 0.14]
+    groups = np.char.add("P", patients.astype(str)).astype(object)
+    fold = assign_folds(groups, labels.astype(np.int8), folds, 0, holdout)
+    assert set(fold) == {*range(folds), HELD_OUT}
+    held_out = fold == HELD_OUT
+    assert held_out.mean() == pytest.approx(holdout, abs=0.01)
+    np.testing.assert_allclose(labels[held_out].sum(axis=0) / labels.sum(axis=0), holdout, atol=0.01)
+    np.testing.assert_allclose(np.bincount(fold[~held_out]) / len(fold), (1 - holdout) / folds, atol=0.004)
+    assert not set(patients[held_out]) & set(patients[~held_out])
+
+
+def test_rows_held_out_stand_in_no_fold_but_in_a_table_of_their_own() -> None:
+    rows = pd.DataFrame({"any": range(6)}, index=list("abcdef"))
+    first, second, rest = fold_tables(rows, np.array([0, 1, HELD_OUT, 1, 0, HELD_OUT]), 2)
+    assert first.columns.tolist() == ["sample_type", "any"]
+    assert first["sample_type"].to_dict() == {"a": "valid", "b": "train", "d": "train", "e": "valid"}
+    assert second["sample_type"].to_dict() == {"a": "train", "b": "valid", "d": "valid", "e": "train"}
+    assert rest["sample_type"].to_dict() == {"c": "holdout", "f": "holdout"}
+
+
+def test_a_single_fold_validates_on_what_is_held_out() -> None:
+    rows = pd.DataFrame({"any": range(4)}, index=list("abcd"))
+    (table,) = fold_tables(rows, np.array([0, HELD_OUT, 0, HELD_OUT]), 1)
+    assert table["sample_type"].to_dict() == {"a": "train", "b": "valid", "c": "train", "d": "valid"}
+
+
+def test_fewer_groups_than_parts_is_an_error_that_names_the_flags() -> None:
+    groups, labels = np.array(["a", "b"], dtype=object), np.zeros((2, 6), np.int8)
+    with pytest.raises(UsageError, match=r"--pre_folds=2 and --pre_holdout=0.5: there are only 2 groups"):
+        assign_folds(groups, labels, 2, 0, 0.5)
