@@ -74,11 +74,11 @@ class ImageDataset:
         One look at the folder before the work, instead of an end in the middle of it.
         """
         found = {path.name for path in self.image_folder.iterdir()} if self.image_folder.is_dir() else set()
-        missing = [image_id for image_id in self.image_ids.tolist() if f"{image_id}.npy" not in found]
+        missing = [image_id for image_id in self.image_ids.tolist() if f"{image_id}{self.suffix}" not in found]
         if missing:
             raise WorkError(
-                f"{self.image_folder / missing[0]}.npy: the image is missing ({len(missing)} of {len(self)} images "
-                "are); run python preprocessing.py again"
+                f"{self.image_folder / missing[0]}{self.suffix}: the image is missing ({len(missing)} of {len(self)} "
+                "images are); run python preprocessing.py again"
             )
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
