@@ -508,13 +508,22 @@ class PreprocessingConfig(GeneralOptions, DataLocation):
     )
     pre_crop: str = option(
         "none",
-        "head: keep the head's box only, with air in place of table and holder; the boxes stand in metadata.csv",
+        "head: keep the head's box only, with air in place of table and holder; the boxes stand in metadata.csv "
+        "and crop_sheet.png shows some",
         choices=("none", "head"),
     )
     pre_format: str = option(
         "npy",
         "image files: npy: plain numpy arrays; blosc2: losslessly compressed .b2nd arrays, about a third of the size",
         choices=("npy", "blosc2"),
+    )
+    pre_verify: bool = option(
+        False, "1: convert nothing; read a finished dataset's images again: all there, right shape, right hash"
+    )
+    pre_audit: bool = option(
+        False,
+        "1: also write audit.html beside the dataset: what is in it, and what to look at before training; a finished "
+        "dataset is left as it is unless a source or other options are given",
     )
     seed: int = option(0, "seed of the folds", minimum=0, maximum=2**31 - 1)
 

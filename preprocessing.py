@@ -16,9 +16,14 @@ def main(argv: Sequence[str] | None = None) -> Path:
     config = parse_args(PreprocessingConfig, argv)
 
     # Here, so that --help and a wrong flag answer at once.
+    from rsna_checks import audit_dataset, find_dataset, leaves_dataset_alone, verify_dataset
     from rsna_preprocessing import preprocess
 
-    folder = preprocess(config)
+    folder = find_dataset(config) if leaves_dataset_alone(config) else preprocess(config)
+    if config.pre_verify:
+        verify_dataset(folder, config.data_dataset, config.n_jobs)
+    if config.pre_audit:
+        audit_dataset(folder, config.data_dataset)
     print(folder)
     return folder
 

@@ -6,6 +6,7 @@ predicts reads it through this module.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -486,6 +487,14 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
 def is_labelled(info: dict[str, Any]) -> bool:
     """Whether images of a dataset have labels; ``info`` as :func:`read_dataset_info` returns it."""
     return info.get("labelled", 1) > 0
+
+
+def content_hash(folder: Path, options: dict[str, Any]) -> str:
+    """Return a hash of what training sees: ``options`` of dataset.json, folds, and metadata with every image's hash."""
+    digest = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=16)
+    for path in [folder / METADATA_FILE, *sorted(folder.glob("dataset_*.csv"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import sys
@@ -26,6 +25,7 @@ from common.dicom.errors import RETRIED_REASONS
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_csv, write_json
 from common.preprocessing.convert import ImageForm, Task
+from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_ct_image
 from common.preprocessing.folder import check_space, claim_folder, list_files
 from common.preprocessing.folds import assign_folds, check_folds, check_links, fold_tables, link_patients, picture_keys
@@ -50,6 +50,7 @@ from rsna_dataset import (
     FORMAT_VERSION,
     LABELS,
     CompetitionSource,
+    content_hash,
     dataset_folder,
     find_competition,
     fold_path,
@@ -69,6 +70,8 @@ KEY_FILE = "pseudonyms.key"  # in the input folder: beside the datasets, not in 
 UNMATCHED = "labels_without_image.csv"
 UNMATCHED_ROWS = "unmatched_rows.csv"
 PUBLIC_ID = "ID_[0-9a-f]+"  # what the competition replaced all identifiers by
+CROP_SHEET = "crop_sheet.png"
+LOOKED_AT = (CROP_SHEET, "audit.html", "verify_failed.csv")  # what is no longer true once the dataset changes
 TABLE_BYTES = 1000  # that an image takes in the tables and the journal, at most
 MARKS = {  # of the metadata's column ``mended`` that a person should know of
     "wrap_doubtful": "may hold wrapped values and were left alone",
@@ -142,7 +145,8 @@ def preprocess(config: PreprocessingConfig) -> Path:
         if not tasks and is_complete(job, state):
             say(f"{len(job.files)} files: nothing has changed since the dataset was made")
         else:
-            (folder / DATASET_INFO).unlink(missing_ok=True)  # until the end the dataset is not complete
+            for name in (DATASET_INFO, *LOOKED_AT):  # until the end the dataset is not complete
+                (folder / name).unlink(missing_ok=True)
             convert(job, tasks, journal)
             write_tables(job, journal.read(), state)
         check_share(journal.read(), job)
@@ -256,10 +260,15 @@ def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     elif not same.all():
         say(f"{int((~same).sum())} source files have changed since they were converted")
     done = same.index[same & finished.reindex(same.index)]
+    return tasks_of(job, files[~files.index.isin(done)])
+
+
+def tasks_of(job: Job, files: pd.DataFrame) -> list[Task]:
+    """Return what converts these rows of the job's files."""
     return [
         Task(row.file_id, row.Index, row.split, row.bytes, row.mtime_ns, job.source.tree.file_at(row),
              job.folder / "images")
-        for row in files[~files.index.isin(done)].itertuples()
+        for row in files.itertuples()
     ]  # fmt: skip
 
 
@@ -283,6 +292,7 @@ def is_complete(job: Job, state: str) -> bool:
     except (UsageError, WorkError, KeyError, TypeError):
         return False
     paths = [job.folder / name for name in ("metadata.csv", "failed.csv", label_report(job))]
+    paths += [job.folder / CROP_SHEET] * job.form.crop
     paths += [job.folder / "sample_submission.csv"] * (len(job.asked) > 0) + job.fold_paths * (info["labelled"] > 0)
     return same and all(path.is_file() for path in paths)
 
@@ -341,6 +351,10 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     for path, part in zip(fold_paths, fold_tables(rows, fold, job.config.pre_folds), strict=False):
         write_csv(path, part.rename_axis("id").reset_index())
     copy_sample(job)
+    if job.form.crop:
+        chosen = choose_images(images)
+        files = job.files.loc[images.loc[chosen, "source_id"].unique()]
+        write_crop_sheet(folder / CROP_SHEET, tasks_of(job, files), chosen, job.pseudonyms)
     write_json(folder / DATASET_INFO, dataset_info(job, images, failed, state))
     counts = images["split"].value_counts()
     said = [f"{counts.get('train', 0)} train and {counts.get('test', 0)} test images", f"{len(failed)} failed files"]
@@ -410,7 +424,7 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
         "images": {split: int((images["split"] == split).sum()) for split in ("train", "test")},
         "labelled": int(images.index.isin(job.labels.index).sum()),
         "failed": len(failed),
-        "hash": content_hash(job, images),
+        "hash": content_hash(job.folder, options),
     }
 
 
@@ -480,12 +494,3 @@ def copy_sample(job: Job) -> None:
         return
     with atomic_path(target) as temporary:
         temporary.write_bytes(competition.sample_submission.read_bytes())
-
-
-def content_hash(job: Job, images: pd.DataFrame) -> str:
-    """Return a hash of what training sees: every picture, the tables, and the options that images depend on."""
-    digest = hashlib.blake2b(json.dumps(form_options(job.form), sort_keys=True).encode(), digest_size=16)
-    digest.update(images["digest"].sort_index().to_csv(lineterminator="\n").encode())
-    for path in [job.folder / "metadata.csv", *(path for path in job.fold_paths if path.is_file())]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -50,6 +50,11 @@ class ImageForm:
     def name(self) -> str:
         return "window" if self.windows else "hu"
 
+    def stored_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Return the shape of the stored image for a box of that many pixels."""
+        sides = (self.size, self.size) if self.size else (rows, columns)
+        return sides + (len(self.windows),) * bool(self.windows)
+
     def bytes_needed(self, source_bytes: int, images: int) -> int:
         """Return the disk space of ``images`` converted files; 16-bit pixels make up nearly all of a source file."""
         hu_bytes = images * 2 * self.size**2 if self.size else source_bytes

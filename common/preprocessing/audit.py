@@ -1,0 +1,375 @@
+"""What is in a dataset, as tables, charts and a verdict: what a careful person would look at before training.
+
+Everything comes from the dataset's own tables and a sample of its images, so that a dataset made earlier can be
+audited without its source. Only pseudonymous ids are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from common.datasets.image_files import load_image
+from common.preprocessing import page
+from common.preprocessing.folds import picture_keys
+
+SAMPLED_IMAGES = 400
+HU_EDGES = np.arange(-1050, 2001, 50)
+OUTLIERS_EACH, TILE = 3, 152
+EMPTY_SHARE = 0.01  # of the pixels above -500 HU
+BONE_HU, AIR_HU = 200, -800
+EXAMPLES = 4
+FOLD_TOLERANCE = 0.1
+PREVALENCE_FACTOR = 2.0
+TOP_ROWS = 8
+
+Findings = list[tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class AuditedDataset:
+    """What is audited. ``metadata`` as written (index ``id``); ``labels`` the names of its label columns, none where it
+    is unlabelled; ``published`` the shares of positives elsewhere, by label, or None; ``folds`` by name their rows
+    (sample_type, labels, patient_id); ``images`` the folder of the image files and ``suffix`` theirs; ``is_hu`` whether
+    they hold Hounsfield units."""
+
+    name: str
+    description: str
+    metadata: pd.DataFrame
+    failed: pd.DataFrame
+    folds: dict[str, pd.DataFrame]
+    labels: Sequence[str]
+    published: dict[str, float] | None
+    images: Path
+    suffix: str
+    is_hu: bool
+
+
+def audit_page(data: AuditedDataset) -> str:
+    """Return the audit as one HTML document."""
+    verdict: Findings = []
+    parts = [
+        section(data, verdict)
+        for section in (_counts, _geometry, _storage, _intensities, _duplicates, _labels, _folds, _outliers)
+    ]
+    verdict.sort(key=lambda row: not row[0])
+    looks = sum(look for look, _ in verdict)
+    lead = f"{looks} of {len(verdict)} points deserve a look before training." if looks else "Nothing stands out."
+    first = page.section("Verdict", page.paragraph(lead), page.findings(verdict))
+    return page.page(f"Dataset {data.name}: audit", data.description, [first, *parts])
+
+
+def _some(ids: Sequence[str] | pd.Index) -> str:
+    ids = list(ids)
+    return ", ".join(map(str, ids[:EXAMPLES])) + (", …" if len(ids) > EXAMPLES else "")
+
+
+def _flag(verdict: Findings, ids: Sequence[str] | pd.Index, bad: str, good: str) -> None:
+    """Add ``bad`` with count and examples where there are ids, ``good`` where there are none."""
+    verdict.append((True, f"{bad}: {len(ids):,} ({_some(ids)}).") if len(ids) else (False, good))
+
+
+def _text(values: pd.Series, count: int = TOP_ROWS) -> pd.DataFrame:
+    """Return the most frequent values with their counts and shares, as text."""
+    counts = values.value_counts()
+    rest = counts.iloc[count:].sum()
+    counts = counts.iloc[:count]
+    if rest:
+        counts["all others"] = rest
+    shares = counts / len(values)
+    return pd.DataFrame(
+        {"images": [f"{n:,}" for n in counts], "share": [f"{s:.2%}" for s in shares]}, index=counts.index
+    )
+
+
+def _counts(data: AuditedDataset, verdict: Findings) -> str:
+    table = data.metadata
+    groups = ["patient_id", "study_id", "series_id"]
+    rows = {
+        split: [f"{len(part):,}", *(f"{part[name][part[name] != ''].nunique():,}" for name in groups)]
+        for split, part in [*table.groupby("split"), ("all", table)]
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["images", "patients", "studies", "series"])
+    failed = data.failed
+    reasons = failed["reason"].value_counts()
+    shown = pd.DataFrame({"files": [f"{count:,}" for count in reasons]}, index=reasons.index)
+    total = len(table) + len(failed)
+    if len(failed):
+        counted = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        verdict.append((True, f"{len(failed):,} of {total:,} files gave no image ({counted}): see failed.csv"))
+    else:
+        verdict.append((False, "Every file gave an image."))
+    train, test = (set(table.loc[table["split"] == split, "patient_id"]) - {""} for split in ("train", "test"))
+    _flag(verdict, sorted(train & test), "Patients in both train and test", "No patient stands in both train and test.")
+    unknown = table.index[table["patient_id"] == ""]
+    if len(unknown):
+        verdict.append(
+            (True, f"{len(unknown):,} images have no patient id; their study counts as one: {_some(unknown)}")
+        )
+    note = "Reasons are explained in README.md, Preprocessing." if len(failed) else "None."
+    return page.section(
+        "Files, patients and studies",
+        page.cards(page.table("What there is", frame), page.table("Files that gave no image, by reason", shown, note)),
+    )
+
+
+def _geometry(data: AuditedDataset, verdict: Findings) -> str:
+    table = data.metadata
+    sizes = table["rows"].astype(str) + " × " + table["columns"].astype(str)
+    series = table["series_id"].where(table["series_id"] != "", table["study_id"])
+    slices = series.groupby(series).size()
+    spacing = table["row_spacing_mm"].dropna()
+    gaps = table.assign(series=series).sort_values(["series", "slice_index"])
+    distance = gaps.groupby("series")["position_mm"].diff().dropna()
+    usual = distance.groupby(gaps.loc[distance.index, "series"]).transform("median")
+    _flag(verdict, table.index[table["row_spacing_mm"].isna()], "Images that don't say their pixel spacing",
+          "Every image says its pixel spacing.")  # fmt: skip
+    _flag(verdict, table.index[table["position_mm"].isna()], "Images that don't say where they lie",
+          "Every slice says where it lies.")  # fmt: skip
+    _flag(
+        verdict,
+        distance.index[distance == 0],
+        "Slices at a repeated position",
+        "No position is repeated.",
+    )
+    holes = gaps.loc[distance.index[distance > 1.5 * usual], "series"].unique()
+    _flag(verdict, holes, "Series with a gap of more than 1.5 times their usual distance", "No series has a gap.")
+    _flag(verdict, slices.index[slices == 1], "Series of one slice, nothing for a model of several",
+          "Every series has several slices.")  # fmt: skip
+    rare = table.index[~sizes.isin([sizes.mode().iloc[0]])]
+    if len(rare):
+        verdict.append(
+            (False, f"{len(rare):,} images are not {sizes.mode().iloc[0]}; training resizes them: {_some(rare)}")
+        )
+    return page.section(
+        "Sizes and geometry",
+        page.cards(
+            page.table("Rows × columns as scanned", _text(sizes)),
+            _histogram("Pixel spacing, mm", spacing, 40),
+            page.histogram(
+                "Slices in a series", np.bincount(slices, minlength=2)[1:], np.arange(slices.max() + 1) + 0.5,
+                f"Median {slices.median():.0f}, from {slices.min()} to {slices.max()}.",
+            ),
+            _histogram("Distance of neighbouring slices, mm", distance.clip(upper=distance.quantile(0.995)), 40),
+            _histogram("Slice thickness as the files say, mm", table["thickness_mm"].dropna(), 30),
+        ),
+    )  # fmt: skip
+
+
+def _histogram(title: str, values: pd.Series, bins: int) -> str:
+    if values.empty:
+        return page.table(title, pd.DataFrame(index=pd.Index([])), "No file says it.")
+    counts, edges = np.histogram(values, bins=bins)
+    note = f"Median {values.median():.4g}, from {values.min():.4g} to {values.max():.4g}, {len(values):,} values."
+    return page.histogram(title, counts, edges, note)
+
+
+def _storage(data: AuditedDataset, verdict: Findings) -> str:
+    table = data.metadata
+    mended = table["mended"].str.split(";").explode()
+    marks = mended[mended != ""]
+    doubtful = table.index[table["mended"].str.contains("doubtful")]
+    _flag(verdict, doubtful, "Images that may hold wrapped values (wrap_doubtful) and were left alone",
+          "No image is suspected of wrapped values that were not mended.")  # fmt: skip
+    counts = marks.value_counts()
+    frame = pd.DataFrame(
+        {"images": [f"{n:,}" for n in counts], "share": [f"{n / len(table):.2%}" for n in counts]}, index=counts.index
+    )
+    kept = (table["crop_rows"] == table["rows"]) & (table["crop_columns"] == table["columns"])
+    crop = (
+        "" if kept.all() else f"Cropped to the head: {1 - kept.mean():.1%} of the images; in the others none was found."
+    )
+    if crop:
+        verdict.append((bool(kept.mean() > 0.1), f"{crop} Judge it by crop_sheet.png."))
+    return page.section(
+        "How the pixels were stored",
+        page.cards(
+            page.table("BitsStored / PixelRepresentation / slope / intercept", _text(table["pixel_form"], 12),
+                       "One line for each kind of scanner export."),
+            page.table("Mended or marked", frame,
+                       "padding: pixels outside the scanner's circle became air; wrap: 12-bit values were unwrapped."),
+        ),
+    )  # fmt: skip
+
+
+def _intensities(data: AuditedDataset, verdict: Findings) -> str:
+    table = data.metadata
+    solid = table["solid"] >= EMPTY_SHARE
+    _flag(verdict, table.index[table["hu_min"] == table["hu_max"]], "Constant images", "No image is constant.")
+    _flag(verdict, table.index[~solid], "Images of hardly anything but air", "No image is empty.")
+    _flag(verdict, table.index[(table["hu_max"] < BONE_HU) & (table["solid"] > 0.1)],
+          f"Images with much tissue and nothing above {BONE_HU} HU (a wrong rescale, or no head)",
+          "Every image with tissue has bone.")  # fmt: skip
+    _flag(verdict, table.index[table["hu_min"] > AIR_HU], f"Images with nothing below {AIR_HU} HU (a wrong rescale?)",
+          "Every image has air.")  # fmt: skip
+    parts = [_histogram("Mean HU of an image", table["hu_mean"].dropna(), 50),
+             _histogram("Share of pixels above −500 HU", table["solid"].dropna(), 40)]  # fmt: skip
+    if data.is_hu:
+        counts, read = _sampled_histogram(data)
+        note = f"Share of all pixels of {read} images spread evenly over the dataset; bars of 50 HU, air left out."
+        shown = HU_EDGES >= -900
+        inside = counts[shown[:-1]] / max(counts.sum(), 1)
+        parts.insert(0, page.histogram("Hounsfield units without air", inside, HU_EDGES[shown], note))
+    return page.section("Hounsfield units", page.cards(*parts))
+
+
+def _sampled_histogram(data: AuditedDataset) -> tuple[np.ndarray, int]:
+    places = np.unique(np.linspace(0, len(data.metadata) - 1, SAMPLED_IMAGES).round().astype(int))
+    counts, read = np.zeros(len(HU_EDGES) - 1, dtype=np.int64), 0
+    for image_id in data.metadata.index[places]:
+        image = _load(data, image_id)
+        if image is not None:
+            counts += np.histogram(image.clip(HU_EDGES[0], HU_EDGES[-1]), HU_EDGES)[0]
+            read += 1
+    return counts, read
+
+
+def _load(data: AuditedDataset, image_id: str) -> np.ndarray | None:
+    try:
+        return load_image(data.images / f"{image_id}{data.suffix}")
+    except (OSError, ValueError):  # --pre_verify=1 is what reports these
+        return None
+
+
+def _duplicates(data: AuditedDataset, verdict: Findings) -> str:
+    table = data.metadata
+    keys = pd.Series(picture_keys(table.rename(columns={"picture_hash": "digest"})), index=table.index)
+    repeated = keys[(keys != "") & keys.duplicated(keep=False)]
+    rows = table.loc[repeated.index].assign(picture=repeated)
+    across = rows.groupby("picture")["patient_id"].nunique()
+    shared = rows[rows["picture"].isin(across.index[across > 1])]
+    frame = pd.DataFrame(
+        {
+            "pictures": [f"{rows['picture'].nunique():,}", f"{shared['picture'].nunique():,}"],
+            "images": [f"{len(rows):,}", f"{len(shared):,}"],
+            "patients": [f"{rows['patient_id'].nunique():,}", f"{shared['patient_id'].nunique():,}"],
+        },
+        index=["found more than once", "under several patients"],
+    )
+    _flag(verdict, shared.index, "Images identical to another patient's (folds keep such patients together)",
+          "No picture stands under two patients.")  # fmt: skip
+    if data.labels:
+        known = rows.dropna(subset=list(data.labels))
+        differing = known.groupby("picture")[list(data.labels)].nunique().max(axis=1)
+        wrong = known.index[known["picture"].isin(differing.index[differing > 1])]
+        _flag(
+            verdict, wrong, "Pixel-identical images with different labels", "Identical pictures have the same labels."
+        )
+    note = "Constant pictures and those of air don't count."
+    return page.section("Pixel-identical pictures", page.cards(page.table("Pictures", frame, note)))
+
+
+def _labels(data: AuditedDataset, verdict: Findings) -> str:
+    if not data.labels:
+        verdict.append((True, "The dataset is unlabelled: it can be predicted, not trained on or scored."))
+        return page.section("Labels", page.paragraph("None."))
+    labels, table = list(data.labels), data.metadata
+    known = table.dropna(subset=labels)
+    missing = table.index[(table["split"] == "train") & table[labels].isna().any(axis=1)]
+    _flag(verdict, missing, "Training images without labels", "Every training image is labelled.")
+    frame = pd.DataFrame({"this dataset": known[labels].mean()})
+    note = f"Share of positive images among {len(known):,} labelled ones."
+    if data.published is not None:
+        frame["published"] = pd.Series(data.published)
+        note += " Published: the 674,258 training images of the competition's first stage."
+        ratio = frame["this dataset"] / frame["published"]
+        odd = [f"{name} {frame.loc[name, 'this dataset']:.2%} against {frame.loc[name, 'published']:.2%}"
+               for name in labels if not 1 / PREVALENCE_FACTOR <= ratio[name] <= PREVALENCE_FACTOR]  # fmt: skip
+        verdict.append((True, "Prevalences far from the published ones: " + "; ".join(odd)) if odd
+                       else (False, "Prevalences are within a factor of 2 of the published ones."))  # fmt: skip
+    rare = [name for name in labels if known[name].sum() < 50]
+    if rare:
+        verdict.append(
+            (True, f"Fewer than 50 positive images of {', '.join(rare)}: metrics of these are mostly chance.")
+        )
+    if "any" in labels:
+        others = known[[name for name in labels if name != "any"]].max(axis=1)
+        _flag(verdict, known.index[others != known["any"]], "Images whose label any contradicts the others",
+              "any is 1 exactly where another label is.")  # fmt: skip
+    positive = known.groupby("study_id")[labels].max().mean()
+    return page.section(
+        "Labels",
+        page.cards(
+            page.pairs("Prevalence by image", frame, note),
+            page.pairs(
+                "Prevalence by study", positive.to_frame("this dataset"), "Share of studies with a positive image."
+            ),
+        ),
+    )
+
+
+def _folds(data: AuditedDataset, verdict: Findings) -> str:
+    if not data.folds:
+        return page.section("Folds", page.paragraph("None: folds need labels."))
+    labels = list(data.labels)
+    rows, uneven, torn = {}, [], []
+    for name, fold in data.folds.items():
+        valid = fold[fold["sample_type"] != "train"]
+        train = fold[fold["sample_type"] == "train"]
+        rows[name] = [f"{len(valid):,}", f"{valid['patient_id'].nunique():,}"] + [
+            f"{valid[n].mean():.2%}" for n in labels
+        ]
+        torn += sorted((set(train["patient_id"]) & set(valid["patient_id"])) - {""})
+        overall = fold[labels].mean()
+        off = (valid[labels].mean() / overall - 1).abs()
+        if len(train):
+            uneven += [
+                f"{name}: {n} {valid[n].mean():.2%} instead of {overall[n]:.2%}"
+                for n in labels
+                if off[n] > FOLD_TOLERANCE
+            ]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["images", "patients", *labels])
+    _flag(verdict, torn, "Patients on both sides of a fold", "No patient is on both sides of a fold.")
+    verdict.append(
+        (True, "Folds are uneven (few patients have the label): " + "; ".join(uneven[:EXAMPLES])) if uneven
+        else (False, "Every fold has each label within 10 % of its overall share.")
+    )  # fmt: skip
+    return page.section("Folds", page.table("What each fold validates on", frame, "Shares of positive images."))
+
+
+def _outliers(data: AuditedDataset, verdict: Findings) -> str:
+    """Draw the images at the ends of what was measured, each once."""
+    table = data.metadata
+    largest = table[["rows", "columns"]].max(axis=1)
+    wanted: list[tuple[pd.Index, str]] = [
+        (table.index[table["mended"].str.contains("doubtful")][:OUTLIERS_EACH], "may be wrapped"),
+        (table["hu_mean"].nlargest(OUTLIERS_EACH).index, "highest mean HU"),
+        (table["hu_mean"].nsmallest(OUTLIERS_EACH).index, "lowest mean HU"),
+        (table["hu_max"].nsmallest(OUTLIERS_EACH).index, "lowest maximum"),
+        (table["hu_max"].nlargest(OUTLIERS_EACH).index, "highest maximum"),
+        (table["solid"].nlargest(OUTLIERS_EACH).index, "most tissue"),
+        (table["row_spacing_mm"].nlargest(OUTLIERS_EACH).index, "largest pixels"),
+        (table["row_spacing_mm"].nsmallest(OUTLIERS_EACH).index, "smallest pixels"),
+        (largest.nlargest(OUTLIERS_EACH).index, "largest picture"),
+        (largest.nsmallest(OUTLIERS_EACH).index, "smallest picture"),
+    ]
+    pictures, shown = [], set()
+    for ids, reason in wanted:
+        for image_id in ids:
+            image = None if image_id in shown else _load(data, image_id)
+            if image is None:
+                continue
+            shown.add(image_id)
+            row = table.loc[image_id]
+            text = f"{image_id}: {reason}; {row['rows']} × {row['columns']}, {row['hu_min']} to {row['hu_max']} HU"
+            pictures.append((_tile(image, data.is_hu), f"{text}, mean {row['hu_mean']:.0f}"))
+    grey = "Grey from black at −1000 HU to white at 1000 HU." if data.is_hu else "The first window."
+    return page.section(
+        "Outliers", page.paragraph(f"The images at the ends of each range. {grey}"), page.tiles(pictures)
+    )
+
+
+def _tile(image: np.ndarray, is_hu: bool) -> np.ndarray:
+    """Return a small grey picture, uint8: HU from -1000 to 1000, or the first window."""
+    grey = (image.astype(np.float32) + 1000) / 2000 if is_hu else image[..., 0].astype(np.float32)
+    if not is_hu and image.dtype == np.uint8:
+        grey /= 255
+    scale = TILE / max(grey.shape)
+    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    return (small.clip(0, 1) * 255).round().astype(np.uint8)

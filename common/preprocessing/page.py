@@ -1,0 +1,165 @@
+"""A page of tables and charts in one HTML file: no script, no network, light and dark, a text for each picture."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+import cv2
+import numpy as np
+import pandas as pd
+
+WIDTH, HEIGHT, AXIS = 560, 170, 34
+MAX_TICKS = 6
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #595959; --line: #d0d0d0; --page: #ffffff; --card: #f5f6f8;
+  --one: #0072b2; --two: #d55e00; --warn: #a04000; --good: #005f47; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ececec; --soft: #b3b3b3; --line: #4a4a4a; --page: #16181c;
+  --card: #21242a; --one: #56b4e9; --two: #e69f00; --warn: #f0a860; --good: #5fd3ac; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 74rem; padding: 1.5rem; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
+p { margin: .4rem 0; max-width: 60rem; } .soft { color: var(--soft); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 31rem), 1fr)); gap: 1rem; }
+figure, .card { margin: 0; padding: .8rem 1rem; background: var(--card); border-radius: 6px; overflow-x: auto; }
+figcaption { font-weight: 600; margin-bottom: .3rem; } figure p { font-size: .85rem; color: var(--soft); }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .7rem .15rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } thead th { color: var(--soft); font-weight: 600; }
+ul.findings { list-style: none; padding: 0; margin: .5rem 0; } ul.findings li { padding: .35rem 0 .35rem 5.2rem;
+  text-indent: -5.2rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+.mark { display: inline-block; width: 5.2rem; text-indent: 0; font-weight: 700; } .look { color: var(--warn); }
+.fine { color: var(--good); }
+svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
+.one { fill: var(--one); } .two { fill: var(--two); } .line { stroke: var(--line); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem; }
+.tiles figure { padding: .4rem; } .tiles img { width: 100%; display: block; border-radius: 3px; }
+.tiles p { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; }
+"""
+
+
+def page(title: str, lead: str, body: Sequence[str]) -> str:
+    """Return the whole document; ``title`` and ``lead`` are plain text, ``body`` HTML."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f'<body><main><h1>{escape(title)}</h1><p class="soft">{escape(lead)}</p>\n'
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    """Return a heading with what stands below it."""
+    return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+
+
+def cards(*parts: str) -> str:
+    """Return parts side by side where there is room."""
+    return '<div class="cards">' + "\n".join(parts) + "</div>"
+
+
+def paragraph(text: str) -> str:
+    """Return a paragraph of plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def findings(rows: Sequence[tuple[bool, str]]) -> str:
+    """Return a list of sentences, each marked as something to look at or as fine."""
+    marks = {True: '<span class="mark look">▲ look</span>', False: '<span class="mark fine">✓ fine</span>'}
+    items = [f"<li>{marks[look]}{escape(text)}</li>" for look, text in rows]
+    return '<ul class="findings">' + "".join(items) + "</ul>"
+
+
+def table(title: str, frame: pd.DataFrame, note: str = "") -> str:
+    """Return a table with its index as first column; cells are written as they are."""
+    head = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in [frame.index.name or "", *frame.columns])
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(str(index))}</th>"
+        + "".join(f"<td>{escape(str(cell))}</td>" for cell in row)
+        + "</tr>"
+        for index, row in zip(frame.index, frame.itertuples(index=False), strict=True)
+    )
+    return _figure(title, f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", note)
+
+
+def histogram(title: str, counts: np.ndarray, edges: np.ndarray, note: str) -> str:
+    """Draw counts (N,) between edges (N + 1,) as bars on a linear scale from 0; ``note`` says it in words."""
+    top = max(float(counts.max(initial=0)), 1e-12)
+    step = (WIDTH - AXIS) / len(counts)
+    bars = []
+    for number, count in enumerate(counts.tolist()):
+        height = count / top * (HEIGHT - AXIS)
+        tip = f"{edges[number]:.6g} to {edges[number + 1]:.6g}: {count:,.6g}"
+        bars.append(
+            f'<rect class="one" x="{AXIS + number * step:.1f}" y="{HEIGHT - 20 - height:.1f}" '
+            f'width="{max(step - 1, 0.8):.1f}" height="{height:.1f}"><title>{tip}</title></rect>'
+        )
+    places = np.unique(np.linspace(0, len(counts), min(MAX_TICKS, len(counts)) + 1).round().astype(int))
+    labels = [
+        f'<text x="{AXIS + place * step:.1f}" y="{HEIGHT - 4}" text-anchor="{_anchor(place, len(counts))}">'
+        f"{edges[place]:.4g}</text>"
+        for place in places
+    ]
+    base = f'<line class="line" x1="{AXIS}" x2="{WIDTH}" y1="{HEIGHT - 20}" y2="{HEIGHT - 20}"/>'
+    peak = f'<text x="0" y="12">{top:,.4g}</text>'
+    return _figure(title, _svg(f"{title}. {note}", HEIGHT, [*bars, base, *labels, peak]), note)
+
+
+def pairs(title: str, rows: pd.DataFrame, note: str, form: str = ".2%") -> str:
+    """Draw one or two numbers (columns) for each row as bars that start at 0, with their values in figures.
+
+    The two differ in place and in words, not in colour alone.
+    """
+    top = max(float(np.nanmax(rows.to_numpy(dtype=float), initial=0)), 1e-12)
+    left, right, line = 150, 70, 15
+    parts = []
+    y = 4
+    for name, values in zip(rows.index, rows.to_numpy(dtype=float), strict=True):
+        parts.append(f'<text x="{left - 8}" y="{y + 11}" text-anchor="end">{escape(str(name))}</text>')
+        for kind, value in zip(("one", "two"), values, strict=False):
+            if np.isfinite(value):
+                width = value / top * (WIDTH - left - right)
+                parts.append(
+                    f'<rect class="{kind}" x="{left}" y="{y}" width="{max(width, 0.5):.1f}" height="{line - 3}"/>'
+                )
+                parts.append(f'<text x="{left + width + 5:.1f}" y="{y + 11}">{value:{form}}</text>')
+            y += line
+        y += 5
+    keys = "".join(
+        f' <span style="color: var(--{kind})">■</span> {place}{escape(str(name))}'
+        for kind, place, name in zip(("one", "two"), ("upper: ", "lower: "), rows.columns, strict=False)
+    )
+    legend = f"<p>{keys}</p>" if len(rows.columns) > 1 else ""
+    return _figure(title, legend + _svg(f"{title}. {note}", y, parts), note)
+
+
+def tiles(pictures: Sequence[tuple[np.ndarray, str]]) -> str:
+    """Return grey pictures, uint8 (H, W) each, side by side, with the text below each."""
+    items = []
+    for picture, text in pictures:
+        done, content = cv2.imencode(".png", picture)
+        if not done:
+            raise ValueError("the picture can't be encoded")
+        source = "data:image/png;base64," + base64.b64encode(content.tobytes()).decode("ascii")
+        items.append(f'<figure><img src="{source}" alt="{escape(text, quote=True)}"><p>{escape(text)}</p></figure>')
+    return '<div class="tiles">' + "".join(items) + "</div>"
+
+
+def _figure(title: str, content: str, note: str) -> str:
+    said = f"<p>{escape(note)}</p>" if note else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{content}{said}</figure>"
+
+
+def _svg(label: str, height: float, parts: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">'
+        + "".join(parts)
+        + "</svg>"
+    )
+
+
+def _anchor(place: int, last: int) -> str:
+    return "start" if place == 0 else "end" if place == last else "middle"

@@ -1,0 +1,158 @@
+"""Looks at a finished dataset: reads every image again (--pre_verify), and writes its audit (--pre_audit).
+
+Both need nothing but the dataset, so that one made earlier or elsewhere can be looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from common.arguments import to_dict
+from common.errors import UserError, WorkError
+from common.files import write_csv, write_text
+from common.preprocessing.audit import AuditedDataset, audit_page
+from common.preprocessing.convert import ImageForm
+from common.preprocessing.verify import FAULTS, verify_images
+from config import PreprocessingConfig, parse_windows
+from rsna_dataset import (
+    FAILED_FILE,
+    LABELS,
+    content_hash,
+    dataset_folder,
+    is_labelled,
+    list_some,
+    read_dataset_info,
+    read_fold,
+    read_holdout,
+    read_metadata,
+)
+
+AUDIT_FILE = "audit.html"
+FAULTS_FILE = "verify_failed.csv"
+PUBLISHED = {  # among stage 1's 674,258 training images (Flanders et al. 2020, doi 10.1148/ryai.2020190211)
+    "epidural": 2_761 / 674_258,
+    "intraparenchymal": 32_564 / 674_258,
+    "intraventricular": 23_766 / 674_258,
+    "subarachnoid": 32_122 / 674_258,
+    "subdural": 42_496 / 674_258,
+    "any": 97_103 / 674_258,
+}
+
+
+def leaves_dataset_alone(config: PreprocessingConfig) -> bool:
+    """Whether the command only looks at the dataset that there is.
+
+    --pre_verify always does. --pre_audit does where the dataset is finished, no source is named and no option but its
+    own is asked for, so that an old dataset isn't made anew for want of the flags that it was made with.
+    """
+    if config.pre_verify:
+        return True
+    if not config.pre_audit or config.pre_source is not None or config.pre_labels is not None:
+        return False
+    try:
+        made_with = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))["options"]
+    except UserError:
+        return False
+    asked, usual = to_dict(config), to_dict(PreprocessingConfig())
+    return all(asked.get(name) in (value, usual.get(name)) for name, value in made_with.items())
+
+
+def find_dataset(config: PreprocessingConfig) -> Path:
+    """Return the folder of a finished dataset; the errors of :func:`rsna_dataset.read_dataset_info`."""
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    read_dataset_info(folder)
+    if not config.pre_verify:
+        print(f"{folder}: is finished and left as it is; without --pre_audit it is brought up to date", file=sys.stderr)
+    return folder
+
+
+def stored_form(info: dict[str, Any]) -> ImageForm:
+    """Return the form of a dataset's images from its dataset.json."""
+    options = info["options"]
+    windows = parse_windows(info["windows"]) if info["windows"] else ()
+    return ImageForm(
+        int(options["pre_size"]), windows, info["dtype"], info["format"], options.get("pre_crop", "none") == "head"
+    )
+
+
+def verify_dataset(folder: Path, dataset: str, n_jobs: int) -> None:
+    """Read all images and tables again; WorkError, with counts, where anything is not as it was written.
+
+    The faulty images are listed in verify_failed.csv.
+    """
+    info = read_dataset_info(folder)
+    metadata = read_metadata(folder, described=True)
+    for _ in read_folds(folder, dataset, info):
+        pass
+    form = stored_form(info)
+    parts = []
+    with tqdm(total=len(metadata), desc="verifying", unit="image", disable=None) as progress:
+        for part in verify_images(folder / "images", metadata, form, n_jobs or len(os.sched_getaffinity(0))):
+            parts.append(part)
+            progress.update(len(part))
+    found = pd.concat(parts, ignore_index=True).sort_values("id", ignore_index=True)
+    faults = found[found["fault"] != ""]
+    known = {f"{image_id}{form.suffix}" for image_id in metadata.index}
+    unknown = sorted(path.name for path in (folder / "images").iterdir() if path.name not in known)
+    if unknown:
+        print(f"{folder}: {len(unknown)} files in images/ belong to no image: {list_some(unknown)}", file=sys.stderr)
+    if len(faults):
+        write_csv(folder / FAULTS_FILE, faults)
+        counts = "; ".join(
+            f"{FAULTS[fault]} {len(part)} ({list_some(part['id'])})" for fault, part in faults.groupby("fault")
+        )
+        raise WorkError(
+            f"{folder}: {len(faults)} of {len(metadata)} images are not as they were written: {counts}; see "
+            f"{folder / FAULTS_FILE}; remove these files and run python preprocessing.py again"
+        )
+    (folder / FAULTS_FILE).unlink(missing_ok=True)
+    if content_hash(folder, info["options"]) != info["hash"]:
+        raise WorkError(f"{folder}: all images are whole, but metadata.csv or a fold's CSV is not as it was written")
+    print(f"{folder}: {len(metadata)} images are there, with the right shape, type and hash", file=sys.stderr)
+
+
+def read_folds(folder: Path, dataset: str, info: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """Return the rows of every fold by its name, and of those held out."""
+    if not is_labelled(info):
+        return {}
+    count = int(info["options"]["pre_folds"])
+    folds = {f"fold {number}": read_fold(folder, dataset, number) for number in range(count)}
+    if count > 1 and float(info["options"].get("pre_holdout", 0)) > 0:
+        folds["held out"] = read_holdout(folder, dataset)
+    return folds
+
+
+def audit_dataset(folder: Path, dataset: str) -> Path:
+    """Write the audit of a finished dataset beside its tables and return its path."""
+    info = read_dataset_info(folder)
+    form = stored_form(info)
+    failed = pd.read_csv(folder / FAILED_FILE, dtype=str, keep_default_na=False)
+    kind = info["source"]["kind"]
+    unit = "Hounsfield units" if form.name == "hu" else "windows"
+    description = (
+        f"Made from {kind} files as {form.dtype} {unit} ({form.file_format})"
+        f"{f', {form.size} pixels' if form.size else ''}{', cropped to the head' if form.crop else ''}. "
+        "Ids are pseudonyms; no picture or text here names a patient."
+    )
+    data = AuditedDataset(
+        name=dataset,
+        description=description,
+        metadata=read_metadata(folder, described=True),
+        failed=failed,
+        folds=read_folds(folder, dataset, info),
+        labels=LABELS if is_labelled(info) else (),
+        published=PUBLISHED,
+        images=folder / "images",
+        suffix=form.suffix,
+        is_hu=form.name == "hu",
+    )
+    path = folder / AUDIT_FILE
+    write_text(path, audit_page(data))
+    print(f"audit: {path}", file=sys.stderr)
+    return path

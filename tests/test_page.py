@@ -1,0 +1,84 @@
+"""common/preprocessing/page.py: HTML that stands alone and says in words what it draws."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+
+from common.preprocessing import page
+
+VOID = {"meta", "img", "br"}
+
+
+class Balanced(HTMLParser):
+    """Fails where a tag is closed that wasn't opened last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        pass
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+
+def check(html: str) -> None:
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+
+
+def test_a_page_is_one_well_formed_file_without_scripts_or_addresses_for_light_and_dark() -> None:
+    frame = pd.DataFrame({"n": [1, 2]}, index=["a", "b"])
+    html = page.page(
+        "Title",
+        "lead",
+        [
+            page.section("S", page.cards(page.table("T", frame), page.pairs("P", frame / 2, "note"))),
+            page.findings([(True, "bad"), (False, "good")]),
+            page.histogram("H", np.array([1, 3]), np.array([0, 1, 2]), "in words"),
+            page.tiles([(np.zeros((4, 4), np.uint8), "black")]),
+        ],
+    )
+    check(html)
+    assert "prefers-color-scheme: dark" in html
+    assert "<script" not in html
+    assert not re.search(r"(src|href)=\"(?!data:)", html)
+    assert 'aria-label="H. in words"' in html
+    assert 'alt="black"' in html
+    assert "▲ look" in html
+    assert "✓ fine" in html
+
+
+def test_text_of_the_data_is_never_taken_for_html() -> None:
+    evil = '<img src=x onerror="1">&'
+    frame = pd.DataFrame({evil: [evil]}, index=[evil])
+    parts = [page.table(evil, frame, evil), page.paragraph(evil), page.findings([(True, evil)])]
+    parts += [page.tiles([(np.zeros((2, 2), np.uint8), evil)]), page.histogram(evil, np.ones(1), np.arange(2), evil)]
+    parts.append(page.pairs(evil, pd.DataFrame({evil: [1.0], "b": [0.5]}, index=[evil]), evil))
+    for part in parts:
+        check(part)
+        assert "<img src=x" not in part
+        assert 'onerror="1"' not in part
+
+
+def test_a_histograms_bars_start_at_zero_and_are_as_high_as_their_counts() -> None:
+    html = page.histogram("H", np.array([2, 0, 8, 4]), np.arange(5), "")
+    heights = [float(height) for height in re.findall(r'<rect[^>]* height="([\d.]+)"', html)]
+    np.testing.assert_allclose(np.array(heights) / heights[2], [0.25, 0, 1, 0.5], atol=0.01)
+
+
+def test_pairs_show_their_numbers_and_leave_out_what_is_unknown() -> None:
+    html = page.pairs("P", pd.DataFrame({"here": [0.1, 0.2], "there": [0.4, np.nan]}, index=["a", "b"]), "")
+    assert re.findall(r">([\d.]+%)<", html) == ["10.00%", "40.00%", "20.00%"]
+    assert "upper: here" in html
+    assert "lower: there" in html
