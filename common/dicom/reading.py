@@ -15,6 +15,7 @@ from common.dicom.decoding import Stored, Syntax, compressed_frames, native_fram
 from common.dicom.elements import BoundedStream
 from common.dicom.errors import DicomError
 from common.dicom.header import check_is_ct_image, read_header
+from common.dicom.plain import EXPLICIT_LITTLE_ENDIAN, read_plain
 from common.dicom.slices import CtHeader
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 2**28  # 500 frames of 512 x 512
 MAX_HEADER_BYTES = 2**25
+MAX_INFLATED_BYTES = 2**27
 INFLATED_AT_ONCE = 2**20
 PREAMBLE_BYTES = 132
 MARK = b"DICM"  # the preamble's end
@@ -73,11 +75,16 @@ class CtFile:
     data: bytes | bytearray
     start: int
     declared: int | None
-    parsed: Dataset
+    parsed: Dataset | None  # None: not needed so far
 
     def dataset(self) -> Dataset:
         """Return all that the file says before its pixels, with ``file_meta``."""
-        return self.parsed
+        return self.parsed if self.parsed is not None else read_any(bytes(self.data)).dataset()
+
+    @property
+    def header_bytes(self) -> memoryview:
+        """The content before the pixels, inflated where it was deflated."""
+        return memoryview(self.data)[: self.start]
 
     def frames(self) -> Iterator[Stored | DicomError]:
         """Yield each frame's stored numbers, or why it has none, one at a time; DicomError where none can be read."""
@@ -93,8 +100,16 @@ class CtFile:
 def read_dicom(content: bytes) -> CtFile:
     """Read the header of a file that holds CT images; DicomError for everything else, before any pixel is decoded.
 
-    Call it within :func:`quiet_pydicom`. Beside ``content`` it takes at most some 100 MiB, whatever the file says.
+    Call it within :func:`quiet_pydicom`. Beside ``content`` it takes at most some 150 MiB, whatever the file says.
     """
+    plain = read_plain(content) if len(content) <= MAX_FILE_BYTES else None
+    if plain is not None:
+        return CtFile(plain.header, EXPLICIT_LITTLE_ENDIAN, content, plain.start, plain.declared, None)
+    return read_any(content)
+
+
+def read_any(content: bytes) -> CtFile:
+    """As :func:`read_dicom`, by the general reader; the same result for every file that both can read."""
     if len(content) > MAX_FILE_BYTES:
         raise DicomError("too_large", f"{len(content)} bytes; at most {MAX_FILE_BYTES} are read")
     if content[PREAMBLE_BYTES - len(MARK) : PREAMBLE_BYTES] != MARK:
@@ -106,13 +121,13 @@ def read_dicom(content: bytes) -> CtFile:
         syntax = syntax_of(uid)
         data: bytes | bytearray = content
         if syntax.deflated:
-            data, start = _inflate(memoryview(content)[start:], MAX_FILE_BYTES - len(content)), 0
+            data, start = _inflate(memoryview(content)[start:], MAX_INFLATED_BYTES), 0
         dataset, pixels = _read_dataset(data, start, syntax)
         dataset.file_meta = meta
     except (DicomError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged file makes of the parser: ValueError, TypeError, RecursionError ...
-        raise DicomError("unreadable", f"not readable as DICOM ({type(error).__name__})") from None
+        raise _bounded(error) or DicomError("unreadable", f"not readable as DICOM ({type(error).__name__})") from None
     if pixels is None:
         check_is_ct_image(dataset)
         raise DicomError("truncated", "there is no PixelData: a cut file")
@@ -123,6 +138,14 @@ def read_dicom(content: bytes) -> CtFile:
     if (length == UNDEFINED_LENGTH) != bool(syntax.plugin):
         raise DicomError("pixel_format", "PixelData is stored otherwise than the transfer syntax says")
     return CtFile(header, uid, data, offset, None if syntax.plugin else length, dataset)
+
+
+def _bounded(error: BaseException) -> DicomError | None:
+    """Return the error of the bounded stream where pydicom made another one of it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DicomError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _read_meta(content: bytes) -> tuple[FileMetaDataset, int]:

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+import xxhash
 
 from common.datasets.image_files import COMPRESSED_SHARE, SUFFIXES, dump_image
 from common.dicom.errors import DicomError
@@ -23,6 +25,7 @@ from common.preprocessing.isolation import stop_if_unwanted
 from common.preprocessing.pseudonyms import Pseudonyms
 from common.preprocessing.sources import SourceFile, read_source
 
+HEADER_HASH_BYTES = 8
 FRAME_DIGITS = 4  # at least, of a frame's number in its image id
 SOLID_HU = -500  # what is denser is no air
 
@@ -88,7 +91,8 @@ class Record:
     stored numbers: BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept. ``rows`` to ``solid``, the share of
     pixels above :data:`SOLID_HU`, and ``digest``, a hash of shape and HU, describe the picture as scanned; ``crop_…``
     the box of it that was kept, and ``image_hash`` and ``image_bytes`` the image as stored. Positions, spacings and
-    thickness in mm.
+    thickness in mm. ``header_hash`` is a keyed hash of all that the file holds before its pixels: with ``digest`` it
+    tells whether another copy of the file is the same, or a bit of it was lost on the way.
     """
 
     image_id: str
@@ -116,6 +120,7 @@ class Record:
     row_spacing_mm: float = np.nan
     column_spacing_mm: float = np.nan
     thickness_mm: float = np.nan
+    header_hash: str = ""
     pixel_form: str = ""
     rows: int = 0
     columns: int = 0
@@ -176,6 +181,7 @@ def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterato
     image_id = task.image_id
     if not pseudonyms.is_public(image_id):
         image_id = pseudonyms.name(image_id, file.dataset())
+    header_hash = hashlib.blake2b(file.header_bytes, key=pseudonyms.key, digest_size=HEADER_HASH_BYTES).hexdigest()
     digits = max(FRAME_DIGITS, len(str(len(headers))))
     for number, (header, stored) in enumerate(zip(headers, file.frames(), strict=True), start=1):
         error = next((part for part in (header, stored) if isinstance(part, DicomError)), None)
@@ -185,6 +191,7 @@ def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterato
         record = _new_record(task, image_id if len(headers) == 1 else f"{image_id}_{number:0{digits}d}")
         image_hu, mended = hounsfield(stored.container, file.header.form, header)
         _describe_header(record, file, header, pseudonyms)
+        record.header_hash = header_hash
         record.mended = ";".join(dict.fromkeys((*mended, *stored.marks, *header.marks)))
         yield record, describe_image(image_hu, form, record)
 
@@ -221,7 +228,11 @@ def _describe_header(record: Record, file: CtFile, header: SliceHeader, pseudony
 def describe_image(image_hu: np.ndarray, form: ImageForm, record: Record) -> np.ndarray:
     """Note in ``record`` what the picture shows, int16 HU (H, W); return the image to store."""
     record.rows, record.columns = image_hu.shape
-    record.hu_min, record.hu_max, record.hu_mean = int(image_hu.min()), int(image_hu.max()), float(image_hu.mean())
+    record.hu_min, record.hu_max, record.hu_mean = (
+        int(image_hu.min()),
+        int(image_hu.max()),
+        cv2.sumElems(image_hu)[0] / image_hu.size,
+    )
     record.solid = np.count_nonzero(image_hu > SOLID_HU) / image_hu.size
     record.digest = picture_hash(image_hu)
     record.crop_rows, record.crop_columns = image_hu.shape
@@ -248,8 +259,11 @@ def apply_form(image_hu: np.ndarray, form: ImageForm) -> np.ndarray:
 
 
 def picture_hash(image: np.ndarray) -> str:
-    """Return a hash of shape and pixels, (H, W) or (H, W, C): equal only for pictures equal to the last pixel."""
-    digest = hashlib.blake2b(np.array(image.shape, dtype="<i8").tobytes(), digest_size=16)
+    """Return a hash of shape and pixels, (H, W) or (H, W, C): equal only for pictures equal to the last pixel.
+
+    XXH3 (128 bits) takes 17 microseconds for 512 x 512, sha256 350, more than all the rest of a conversion.
+    """
+    digest = xxhash.xxh3_128(np.array(image.shape, dtype="<i8"))
     digest.update(np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<")))
     return digest.hexdigest()
 

@@ -23,7 +23,6 @@ from common.transforms.documents import (
     todays_document,
     window_position,
 )
-from common.transforms.operations import SequentialCanvas, run
 
 Windows = Sequence[tuple[float, float]]
 
@@ -69,9 +68,7 @@ class Pipeline:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                canvas = SequentialCanvas(image)
-                run(self.compose, canvas)
-                picture = canvas.finish()
+                picture = self.compose(image=image)["image"]
         except UserError as error:
             raise UsageError(f"{self.name}: {error}") from None
         except Exception as error:
