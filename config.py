@@ -154,7 +154,25 @@ class NetworkOptions:
     net_model: str = option("resnet10t", "name of a timm model; the default is small enough for a laptop")
     net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (from the network or the hub's cache)")
     net_weight_file: Path | None = option(
-        None, "start from these weights (a best.pt of this project or a state dict); beats --net_pretrained; none: no"
+        None,
+        "start from these weights: a best.pt of this project, a file of timm or torchvision, a state dict, "
+        "safetensors; beats --net_pretrained; none: no",
+    )
+    net_weight_adapt: bool = option(
+        False, "1: weights of another number of classes or input channels are adapted, and what was done is printed"
+    )
+    net_in_chans: int | None = option(
+        None,
+        "input channels, a check of the windows: another number than the pictures have is refused; none: theirs",
+        minimum=1,
+    )
+    net_drop: float = option(0.0, "dropout before the head", minimum=0, maximum=0.99)
+    net_drop_path: float = option(0.0, "stochastic depth: rate of the last block", minimum=0, maximum=0.99)
+    net_pool: str | None = option(
+        None, "global pooling; none: the model's own", choices=("avg", "max", "gem", "attention")
+    )
+    net_freeze: str = option(
+        "none", "what is not trained: norms, backbone (all but the head), or how many layers from the stem on; none"
     )
 
 
@@ -279,6 +297,11 @@ class WatchOptions:
     tr_early_stop: int = option(0, "end the run after so many validations without a better value; 0: never", minimum=0)
     tr_early_stop_delta: float | None = option(
         None, "how much lower than the best a value must be to count as better; none: 0", minimum=0
+    )
+    list: str | None = option(
+        None,
+        "print what there is, and end: optim, sched, sampler, loss, pool, transform, or model[:pattern] (a part of the "
+        "name or a pattern with *); none",
     )
     tr_overfit: int = option(
         0,

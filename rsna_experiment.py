@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -35,6 +36,7 @@ from common.files import write_csv
 from common.losses import build_loss
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.models.backbone import create_model
+from common.models.freezing import freeze
 from common.models.weights import load_weights
 from common.networks.averages import build_averages, check_averages
 from common.networks.network import Average, Predictions, Training
@@ -234,12 +236,36 @@ def build_loader(
 
 
 def build_model(config: TrainConfig, channels: int) -> nn.Module:
-    """Build the timm model with six logits and its starting weights."""
-    pretrained = config.net_pretrained and config.net_weight_file is None
-    model = create_model(config.net_model, len(LABELS), channels, pretrained, config.data_image_size)
+    """Build the timm model with six logits and its starting weights; freeze what is not trained."""
+    if config.net_in_chans not in (None, channels):
+        raise UsageError(
+            f"--net_in_chans={config.net_in_chans}: the pictures have {channels} channels; change the windows "
+            "(--data_windows or the transform files), or leave --net_in_chans out"
+        )
+    if config.net_weight_adapt and config.net_weight_file is None:
+        raise UsageError("--net_weight_adapt=1 needs --net_weight_file")
+    model = build_architecture(config, channels, config.net_pretrained and config.net_weight_file is None)
     if config.net_weight_file is not None:
-        load_weights(model, config.net_weight_file, model_name=config.net_model)
+        for line in load_weights(
+            model, config.net_weight_file, model_name=config.net_model, adapt=config.net_weight_adapt
+        ):
+            print(f"{config.net_weight_file}: {line}", file=sys.stderr)
+    freeze(model, config.net_freeze)
     return model
+
+
+def build_architecture(config: TrainConfig, channels: int, pretrained: bool = False) -> nn.Module:
+    """Build the timm model of a configuration."""
+    return create_model(
+        config.net_model,
+        len(LABELS),
+        channels,
+        pretrained,
+        config.data_image_size,
+        drop=config.net_drop,
+        drop_path=config.net_drop_path,
+        pool=config.net_pool,
+    )
 
 
 def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
@@ -393,7 +419,7 @@ def load_network(
     source = f"{weight_file} (valid transform)"
     pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, windowed=windowed)
     device = select_device(config.n_jobs)
-    model = create_model(config.net_model, len(LABELS), pipeline.channels, image_size=config.data_image_size)
+    model = build_architecture(config, pipeline.channels)
     name, state = chosen_weights(checkpoint, weights)
     load_weights(model, state, str(weight_file), config.net_model)
     network = RSNANetwork(model, device, select_amp_dtype(config, device))
@@ -438,7 +464,10 @@ def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
         return rows
     if split == "holdout":
         return read_holdout(folder, config.data_dataset)
-    return select_rows(read_fold(folder, config.data_dataset, config.data_fold), split, config.dev_enabled)
+    fold = read_fold(folder, config.data_dataset, config.data_fold)
+    if config.tr_overfit:  # such a run validates on what it trains on
+        return overfit_rows(select_rows(fold, "train", config.dev_enabled), config.tr_overfit, config.tr_batch_size)
+    return select_rows(fold, split, config.dev_enabled)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,25 @@ from pathlib import Path
 
 from common.arguments import parse_args, to_dict
 from common.errors import command
+from common.listing import listing
 from config import TrainConfig
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> Path:
-    """Train as the options say; print the experiment's folder as the last line on stdout and return it."""
+def main(argv: Sequence[str] | None = None) -> Path | None:
+    """Train as the options say; print the experiment's folder as the last line on stdout and return it.
+
+    With ``--list`` print what there is instead.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = parse_args(TrainConfig, arguments)
+    if config.list is not None:
+        print("\n".join(listing(config.list)))
+        return None
 
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import create_experiment, setup_logging
+    from common.memory import out_of_memory_advice
     from common.reproducibility import seed_everything
     from rsna_experiment import (
         build_data,
@@ -46,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     )
     with setup_logging(experiment.folder, config.dev_enabled), open_tracker(config, experiment) as tracker:
         network = build_network(config, experiment, data, model, device, amp_dtype, tracker)
-        network.fit()
+        with out_of_memory_advice(config.tr_batch_size, device):
+            network.fit()
     print(experiment.folder)
     return experiment.folder
 

@@ -16,6 +16,7 @@ from common.errors import UsageError, WorkError
 from common.files import atomic_path
 
 FORMAT_VERSION = 1
+WRAPPED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 BEST_WEIGHTS = "best"
 RAW = "raw"  # the name, beside those of the averages, of the weights that are trained
 
@@ -101,6 +102,9 @@ def load_weights_file(path: Path) -> dict[str, torch.Tensor]:
     Raises the errors of :func:`load_checkpoint`.
     """
     contents = _read(path)
+    for key in WRAPPED_KEYS:  # timm's and torchvision's reference scripts save the state_dict beside other things
+        if isinstance(contents, dict) and "format_version" not in contents and _is_state_dict(contents.get(key)):
+            return contents[key]
     return contents if _is_state_dict(contents) else chosen_weights(_check_contents(path, contents))[1]
 
 

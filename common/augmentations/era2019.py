@@ -6,6 +6,7 @@ Definitions are those of release 0.4.5; where a class has its namesake in 2.0.8,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -24,16 +25,26 @@ CROP_ATTEMPTS = 10
 def warp_affine(image: np.ndarray, matrix: np.ndarray, interpolation: int, border_mode: int, fill: Fill) -> np.ndarray:
     """Return ``image`` (H, W) or (H, W, C) moved by the 2 x 3 ``matrix`` (source to target pixels), any number of C."""
     size = (image.shape[1], image.shape[0])
+    return by_channels(
+        image,
+        fill,
+        lambda part, value: cv2.warpAffine(
+            part, matrix, size, flags=interpolation, borderMode=border_mode, borderValue=value
+        ),
+    )
+
+
+def by_channels(
+    image: np.ndarray, fill: Fill, warp: Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
+) -> np.ndarray:
+    """Return ``warp`` of ``image``, of at most four channels at a time, since OpenCV takes no more; same shape."""
     channels = 1 if image.ndim == 2 else image.shape[2]
-    values = np.broadcast_to(np.asarray(fill, dtype=float), channels)
-
-    def warp(part: np.ndarray, start: int) -> np.ndarray:
-        border = tuple(values[start : start + 4].tolist())
-        return cv2.warpAffine(part, matrix, size, flags=interpolation, borderMode=border_mode, borderValue=border)
-
+    fills = np.broadcast_to(np.asarray(fill, dtype=float), channels).tolist()
     if channels <= 4:
-        return warp(image, 0).reshape(image.shape)
-    return np.dstack([warp(np.ascontiguousarray(image[..., c : c + 4]), c) for c in range(0, channels, 4)])
+        return warp(image, tuple(fills)).reshape(image.shape)
+    starts = range(0, channels, 4)
+    parts = [warp(np.ascontiguousarray(image[..., c : c + 4]), tuple(fills[c : c + 4])) for c in starts]
+    return np.concatenate([part.reshape(*image.shape[:2], -1) for part in parts], axis=2)
 
 
 class _BorderSchema(BaseTransformInitSchema):
@@ -331,7 +342,10 @@ class ElasticTransform(GeometryTransform):
         fill: Fill,
     ) -> np.ndarray:
         moved = warp_affine(image, matrix, interpolation, self.border_mode, fill)
-        border = fill if isinstance(fill, tuple) else (fill,) * 4
-        return cv2.remap(moved, map_x, map_y, interpolation, borderMode=self.border_mode, borderValue=border).reshape(
-            image.shape
+        return by_channels(
+            moved,
+            fill,
+            lambda part, value: cv2.remap(
+                part, map_x, map_y, interpolation, borderMode=self.border_mode, borderValue=value
+            ),
         )

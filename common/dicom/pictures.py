@@ -10,7 +10,8 @@ from common.dicom.hounsfield import AIR_HU
 
 def window(image_hu: np.ndarray, center: float, width: float) -> np.ndarray:
     """Map [center - width / 2, center + width / 2] HU linearly to [0, 1], clipped; float32 of the image's shape."""
-    scaled = (image_hu.astype(np.float32) - np.float32(center - width / 2)) / np.float32(width)
+    scaled = np.subtract(image_hu, np.float32(center - width / 2), dtype=np.float32)
+    np.divide(scaled, np.float32(width), out=scaled)
     return np.clip(scaled, 0, 1, out=scaled)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import nn
 
 from common.errors import UsageError, WorkError, nearest
+from common.models.pool_layers import replace_pool
+from common.models.pooling import POOLS
 from common.models.pretrained import find_weights, pretrained_config
 
 # What timm and its models raise for an option or a file that they can't take; there is no common base class.
@@ -14,7 +18,15 @@ MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, KeyError, A
 
 
 def create_model(
-    name: str, num_classes: int = 6, in_channels: int = 3, pretrained: bool = False, image_size: int = 0
+    name: str,
+    num_classes: int = 6,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    image_size: int = 0,
+    *,
+    drop: float = 0.0,
+    drop_path: float = 0.0,
+    pool: str | None = None,
 ) -> nn.Module:
     """Return timm's model ``name`` (``resnet18``, or with a weight tag ``resnet18.a1_in1k``), ready to be trained.
 
@@ -24,21 +36,56 @@ def create_model(
     for other than 3 channels is adapted by timm. ``image_size`` in pixels (0: not known) is passed to models that are
     built for one size, as most transformers are, and the model is tried on one empty image of it.
 
-    Raises UsageError for an unknown name, weights that don't exist or can't be reached, and a size or number of
-    channels that the model can't take; WorkError for a weight file that can't be read or belongs to another model.
+    ``drop`` (before the head) and ``drop_path`` (stochastic depth) are rates, ``pool`` a row of
+    :data:`common.models.pooling.POOLS`; None: the model's own.
+
+    Raises UsageError for an unknown name, rates or a pooling that the model doesn't know, weights that don't exist or
+    can't be reached, and a size or number of channels that the model can't take; WorkError for a weight file that can't
+    be read or belongs to another model.
     """
     check_model_name(name)
-    options = {"in_chans": in_channels}
+    options: dict[str, Any] = {"in_chans": in_channels}
+    options |= {key: rate for key, rate in (("drop_rate", drop), ("drop_path_rate", drop_path)) if rate}
     config = pretrained_config(name)
     if config is not None and config.fixed_input_size and image_size:
         options["img_size"] = image_size
+    replaced = pool is not None and not _has_tokens(name)
+    if pool is not None and not replaced:
+        options["global_pool"] = _token_pool(name, pool)
     model = _pretrained_model(name, options) if pretrained else _build(name, {**options, "num_classes": num_classes})
     if pretrained:
         # The file was loaded with its own head and strictly, so that no other part can be left at random.
         model.reset_classifier(num_classes)
+    check_rates(model, name, drop, drop_path)
+    if pool is not None and replaced:
+        replace_pool(model, name, pool, POOLS[pool].build, in_channels, image_size or config.input_size[-1])
     if image_size:
         check_image_size(model, name, in_channels, image_size)
     return model
+
+
+def check_rates(model: nn.Module, name: str, drop: float, drop_path: float) -> None:
+    """Raise UsageError where a rate is asked for that no layer of the model has: timm's models may ignore it."""
+    modules = list(model.modules())
+    rates = [module.p for module in modules if isinstance(module, nn.Dropout)]
+    rates += [getattr(module, "drop_rate", 0.0) for module in modules]
+    if drop and drop not in rates:
+        raise UsageError(f"--net_drop={drop:g}: {name} has no dropout before its head")
+    if drop_path and not any(getattr(module, "drop_prob", 0.0) for module in modules):
+        raise UsageError(f"--net_drop_path={drop_path:g}: {name} has no stochastic depth")
+
+
+def _has_tokens(name: str) -> bool:
+    """Whether the model pools tokens (its pooling is an argument and no layer), as vision transformers do."""
+    with torch.device("meta"):
+        return isinstance(getattr(_build(name, {}), "global_pool", None), str)
+
+
+def _token_pool(name: str, pool: str) -> str:
+    if not POOLS[pool].tokens:
+        known = ", ".join(row.name for row in POOLS.values() if row.tokens)
+        raise UsageError(f"--net_pool={pool}: {name} pools tokens and knows {known}")
+    return POOLS[pool].tokens
 
 
 def check_model_name(name: str) -> None:
@@ -77,7 +124,7 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _build(name: str, options: dict[str, int]) -> nn.Module:
+def _build(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **options)
     except MODEL_ERRORS as error:
@@ -85,7 +132,7 @@ def _build(name: str, options: dict[str, int]) -> nn.Module:
         raise UsageError(f"--net_model={name}: timm can't build it with {settings} ({one_line(error)})") from error
 
 
-def _pretrained_model(name: str, options: dict[str, int]) -> nn.Module:
+def _pretrained_model(name: str, options: dict[str, Any]) -> nn.Module:
     path = find_weights(name)
     # Files of the hub are state dicts; .npz files are of JAX, and the model itself knows how to read them.
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
@@ -99,7 +146,7 @@ def _pretrained_model(name: str, options: dict[str, int]) -> nn.Module:
         ) from error
 
 
-def _check_first_layer(name: str, options: dict[str, int]) -> None:
+def _check_first_layer(name: str, options: dict[str, Any]) -> None:
     """Refuse channels to which timm can't adapt pretrained weights: it would leave the first layer at random."""
     channels = options["in_chans"]
     if channels == 3:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +12,10 @@ from torch import nn
 
 from common.checkpoint import load_checkpoint, load_weights_file
 from common.errors import UsageError, WorkError
+from common.models.layers import head_parameters
 
+# What DistributedDataParallel, torch.compile and common training scripts put before every name.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "module.")
 NAMED = 3  # how many keys of a kind an error names
 
 
@@ -19,22 +24,108 @@ def load_weights(
     weights: Path | Mapping[str, torch.Tensor],
     source: str | None = None,
     model_name: str | None = None,
-) -> None:
-    """Load ``weights`` into ``model``: a state dict, or a file (a checkpoint of this project or a plain state dict).
+    adapt: bool = False,
+) -> list[str]:
+    """Load ``weights`` into ``model``: a state dict, or a file (ours, timm's, torchvision's, a plain state dict).
 
     ``source`` names the weights in errors (a file's path where it is None). ``model_name`` is the model that was asked
-    for: an error then says so where the file's configuration records another. Keys and shapes must all agree.
+    for: an error then says so where the file's configuration records another. Names are brought to timm's by the
+    model's own filter. Keys and shapes must all agree, unless ``adapt``: then a head of another number of classes is
+    left fresh and a first layer of other input channels is adapted, and the lines that say so are returned.
 
-    Raises UsageError where they don't, naming up to three of each kind and their counts, and where there is no such
-    file; WorkError for a file that is damaged, not ours, or holds Python objects (nothing is unpickled).
+    Raises UsageError where they don't agree, naming up to three of each kind and their counts, and where there is no
+    such file; WorkError for a file that is damaged, not ours, or holds Python objects (nothing is unpickled).
     """
-    state = load_weights_file(weights) if isinstance(weights, Path) else weights
+    state = read_weights(weights) if isinstance(weights, Path) else weights
     described = source or (str(weights) if isinstance(weights, Path) else "weights")
+    state = to_our_names(model, state)
+    adapted, notes = adapt_weights(model, state)
+    if adapt:
+        state = adapted
     difference = compare(model.state_dict(), state)
     if difference:
         recorded = _recorded_model(weights) if isinstance(weights, Path) else None
-        raise UsageError(f"{described}: {_whose(recorded, model_name)}: {difference}")
+        hint = ""
+        if not compare(model.state_dict(), adapted):
+            hint = f"; --net_weight_adapt=1 would adapt it: {'; '.join(notes)}"
+        raise UsageError(f"{described}: {_whose(recorded, model_name)}: {difference}{hint}")
     model.load_state_dict(state)
+    return notes if adapt else []
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from a safetensors file, a checkpoint of this project or a plain file of torch."""
+    if path.suffix != ".safetensors":
+        return load_weights_file(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UsageError(f"{path}: no such weight file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WorkError(
+            f"{path}: cut, damaged or no safetensors file ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def to_our_names(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``state`` under the names of ``model``: without wrappers' prefixes, through timm's filter.
+
+    The filters are what timm brings the files of torchvision and of the papers' authors to its own names with.
+    """
+    state = dict(state)
+    for prefix in WRAPPERS:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if set(state) == set(model.state_dict()):
+        return state
+    module = sys.modules[type(model).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+    if convert is None:
+        return state
+    arguments = (dict(state), model)[: len(inspect.signature(convert).parameters)]
+    try:
+        converted = convert(*arguments)
+    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError, AttributeError, IndexError):
+        return state  # not a file that the filter knows: the comparison that follows names what differs
+    return {key: value for key, value in converted.items() if isinstance(value, torch.Tensor)}
+
+
+def adapt_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return ``state`` with a fresh head and a fitting first layer where these differ, and lines that say so.
+
+    The first layer's weights are repeated over the channels and scaled so that a picture repeated in all channels gives
+    what it gave, as timm does.
+    """
+    own, adapted, notes = model.state_dict(), dict(state), []
+    head = head_parameters(model) if hasattr(model, "get_classifier") else frozenset()
+    differing = [key for key in sorted(head) if key in state and _shape(state[key]) != _shape(own[key])]
+    if differing or any(key not in state for key in head):
+        for key in head:
+            adapted[key] = own[key]
+        for key in [key for key in state if key not in own and key.rpartition(".")[0] in _parents(head)]:
+            del adapted[key]
+        notes.append(
+            f"head {', '.join(sorted(head))}: starts fresh"
+            + "".join(f" ({_shape(state[key])} in the file, {_shape(own[key])} here)" for key in differing[:1])
+        )
+    layers = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    for layer in (layers,) if isinstance(layers, str) else layers:
+        key = f"{layer}.weight"
+        if key not in state or key not in own or state[key].ndim != 4 or own[key].ndim != 4:
+            continue
+        found, wanted = state[key].shape[1], own[key].shape[1]
+        if found != wanted and state[key].shape[0] == own[key].shape[0] and state[key].shape[2:] == own[key].shape[2:]:
+            repeats = -(-wanted // found)
+            adapted[key] = state[key].repeat(1, repeats, 1, 1)[:, :wanted] * (found / wanted)
+            notes.append(f"first layer {key}: {found} input channels in the file, {wanted} here; repeated and scaled")
+    return adapted, notes
+
+
+def _parents(keys: Iterable[str]) -> set[str]:
+    return {key.rpartition(".")[0] for key in keys}
 
 
 def compare(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:

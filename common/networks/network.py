@@ -18,6 +18,7 @@ from common.callbacks.callback import Callback
 from common.checkpoint import RAW, metric_key
 from common.datasets.batch import Batch
 from common.errors import UsageError, WorkError
+from common.models.freezing import train_mode
 from common.networks.guard import Evidence, StepGuard
 from common.reproducibility import rng_state, set_rng_state
 from common.schedulers import Schedule
@@ -168,7 +169,7 @@ class AbstractNetwork(ABC):
     def fit(self) -> None:
         """Train until ``iteration_num`` iterations are done or ``should_stop`` is set."""
         self._check_training()
-        self.model.train()
+        train_mode(self.model)
         self.training.optimizer.zero_grad(set_to_none=True)
         self._emit("on_train_begin")
         while not self.finished:

@@ -23,6 +23,7 @@ from common.transforms.documents import (
     todays_document,
     window_position,
 )
+from common.transforms.operations import SequentialCanvas, run
 
 Windows = Sequence[tuple[float, float]]
 
@@ -68,7 +69,9 @@ class Pipeline:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                picture = self.compose(image=image)["image"]
+                canvas = SequentialCanvas(image)
+                run(self.compose, canvas)
+                picture = canvas.finish()
         except UserError as error:
             raise UsageError(f"{self.name}: {error}") from None
         except Exception as error:
