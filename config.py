@@ -303,6 +303,14 @@ class WatchOptions:
         "print what there is, and end: optim, sched, sampler, loss, pool, transform, or model[:pattern] (a part of the "
         "name or a pattern with *); none",
     )
+    tr_lr_find: bool = option(
+        False,
+        "1: before the training try rising learning rates; picture (lr_find.svg), table and a suggestion, then train "
+        "with --optim_lr from the same weights",
+    )
+    tr_batch_find: bool = option(
+        False, "1: before the training tell the largest batch (a power of two) that fits on the GPU"
+    )
     tr_overfit: int = option(
         0,
         "sanity check: train and validate on the images of so many batches, without augmentation; the loss must "

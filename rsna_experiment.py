@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,14 +32,16 @@ from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.experiment import Experiment
-from common.files import write_csv
+from common.experiment import FILE_ONLY, Experiment
+from common.files import write_csv, write_text
 from common.losses import build_loss
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.models.backbone import create_model
+from common.models.facts import measure_model
 from common.models.freezing import freeze
 from common.models.weights import load_weights
 from common.networks.averages import build_averages, check_averages
+from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import Average, Predictions, Training
 from common.optimizers import build_optimizer
 from common.schedulers import Schedule, build_schedule
@@ -278,6 +281,8 @@ def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.opt
 
 def check_choices(config: TrainConfig, model: nn.Module) -> None:
     """Build what the options choose once, before there is a folder, so that what can't work leaves none behind."""
+    if config.tr_batch_find and not torch.cuda.is_available():
+        raise UsageError("--tr_batch_find=1 needs a GPU: without one the system ends a run that takes too much")
     build_optimization(config, model)
     build_training_loss(config)
     check_averages(
@@ -361,6 +366,53 @@ def build_callbacks(
         ProgressBar(metric_logger, MONITOR, data.constant_log_loss),
         ModelCheckpoint(experiment.folder, MONITOR, description, write_valid_predictions),
     )
+
+
+def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) -> None:
+    """Print and log what is about to run: model, data, steps, a memory estimate, seed, versions."""
+    batch = data.train_loader.collate_fn([data.train_loader.dataset[0]])
+    image = network.prepare_batch(batch).inputs["image"]
+    facts = measure_model(network.model, image)
+    training = network.training
+    averages = config.tr_ema + config.tr_swa
+    images = (len(data.train_loader.dataset), len(data.valid_loader.dataset))
+    effective = config.tr_batch_size * config.tr_accumulation_step
+    info = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))
+    needed = facts.training_bytes(config.tr_batch_size, moments=2, copies=averages)
+    lines = (
+        f"model {config.net_model}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M trained, "
+        f"{facts.flops / 1e9:.2f} GFLOPs for an image {'x'.join(map(str, image.shape[1:]))}",
+        f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} validation images, "
+        f"dataset {info.get('hash', 'without a hash')}",
+        f"{training.iteration_num} iterations of {config.tr_batch_size} images = {training.step_num} steps of "
+        f"{effective} = {training.iteration_num / training.iterations_per_epoch:.2f} epochs, {config.optim}, "
+        f"{config.sched}, seed {config.seed}",
+        f"memory about {needed / 1e9:.2f} GB in float32 "
+        f"on {network.device.type} (weights, gradients, two moments, activations), torch {torch.__version__}, timm "
+        f"{timm.__version__}",
+    )
+    for line in lines:
+        print(line, file=sys.stderr)
+        logger.info("%s", line, extra={FILE_ONLY: True})
+
+
+def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwork) -> None:
+    """Do what --tr_batch_find and --tr_lr_find ask for; the network is as before afterwards."""
+    lines = []
+    if config.tr_batch_find:
+        found = find_batch_size(network, len(network.training.train_loader.dataset))
+        lines.append(f"the largest power of two that fits: --tr_batch_size={found}")
+    if config.tr_lr_find:
+        curve = find_learning_rate(network)
+        write_text(experiment.folder / "lr_find.svg", rate_picture(curve))
+        write_csv(experiment.folder / "lr_find.csv", pd.DataFrame({"rate": curve.rates, "loss": curve.losses}))
+        lines.append(
+            f"the loss falls fastest at --optim_lr={curve.suggestion:.2g} ({experiment.folder / 'lr_find.svg'}); this "
+            f"run trains with {config.optim_lr:g}"
+        )
+    for line in lines:
+        print(line, file=sys.stderr)
+        logger.info("%s", line, extra={FILE_ONLY: True})
 
 
 @contextmanager

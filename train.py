@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         check_choices,
         checkpoint_bytes,
         open_tracker,
+        report_start,
+        run_finders,
         select_amp_dtype,
         select_device,
     )
@@ -54,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     )
     with setup_logging(experiment.folder, config.dev_enabled), open_tracker(config, experiment) as tracker:
         network = build_network(config, experiment, data, model, device, amp_dtype, tracker)
+        report_start(config, data, network)
         with out_of_memory_advice(config.tr_batch_size, device):
+            run_finders(config, experiment, network)
             network.fit()
     print(experiment.folder)
     return experiment.folder

@@ -29,7 +29,9 @@ def out_of_memory_advice(batch_size: int, device: torch.device) -> Iterator[None
         if not is_out_of_memory(error):
             raise
         place = "GPU" if device.type == "cuda" else "host"
+        hint = "; --tr_batch_find=1 tells what fits" if device.type == "cuda" else ""
         raise WorkError(
             f"out of {place} memory at --tr_batch_size={batch_size}: lower it (and raise --tr_accumulation_step as "
             "much for the same steps), or lower --data_image_size, or use --tr_use_amp=1 or a smaller --net_model"
+            f"{hint}"
         ) from error

@@ -38,8 +38,8 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: SampleKey) -> int:
-        return key.index
+    def __getitem__(self, key: SampleKey | int) -> int:
+        return key.index if isinstance(key, SampleKey) else key
 
     def collate(self, indices: Sequence[int]) -> Batch:
         chosen = list(indices)

@@ -205,7 +205,7 @@ class AbstractNetwork(ABC):
         accumulation = self.training.accumulation_step
         group_start = self.iteration - self.iteration % accumulation
         group_size = min(accumulation, self.training.iteration_num - group_start)
-        with self._autocast():
+        with self.autocast():
             output = self.training_step(self.model, batch)
         self.scaler.scale(output.loss / group_size).backward()
         self.iteration += 1
@@ -280,7 +280,7 @@ class AbstractNetwork(ABC):
                     targets.append(batch.target)
                 on_device = self.prepare_batch(batch)
                 for name, model in models.items():
-                    with self._autocast():
+                    with self.autocast():
                         logits[name].append(self.prediction_step(model, on_device).float())
         if not image_ids:
             raise WorkError("there is no image to predict")
@@ -340,7 +340,8 @@ class AbstractNetwork(ABC):
         for callback in self.training.callbacks:
             getattr(callback, event)(self, *details)
 
-    def _autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager:
+        """Return the context in which a step computes: mixed precision where it is on."""
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
 

@@ -1,0 +1,62 @@
+"""What a model costs: parameters, floating-point operations and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Costs of a model for one image, float32.
+
+    ``flops``: floating-point operations of a forward pass, a multiplication and an addition counted as two;
+    ``activation_bytes``: what a forward pass keeps for the backward pass.
+    """
+
+    parameters: int
+    trainable: int
+    flops: int
+    weight_bytes: int
+    activation_bytes: int
+
+    def training_bytes(self, batch_size: int, moments: int, copies: int = 0) -> int:
+        """Estimate the memory of training: weights, their averages, gradients, the optimizer's moments, activations."""
+        share = self.trainable / max(self.parameters, 1)
+        own = self.weight_bytes * (1 + copies + share * (1 + moments))
+        return round(own + batch_size * self.activation_bytes)
+
+
+def measure_model(model: nn.Module, image: Tensor) -> ModelFacts:
+    """Measure ``model`` by one forward pass of ``image`` (1, C, H, W); weights and random numbers stay as they are."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # no dropout draws a number, no norm takes statistics
+    kept: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    try:
+        # The output is held until the count is done, so that no storage is freed and its address used again.
+        with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(image)
+        del output
+    finally:
+        for module, training in modes:
+            module.training = training
+    parameters = list(model.parameters())
+    return ModelFacts(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        flops=counter.get_total_flops(),
+        weight_bytes=sum(tensor.nbytes for tensor in (*parameters, *model.buffers())),
+        activation_bytes=sum(kept.values()),
+    )

@@ -1,0 +1,167 @@
+"""Looks for a learning rate and for the largest batch that fits: short trials, after which everything is as before."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, pairwise
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.errors import WorkError
+from common.memory import is_out_of_memory
+from common.models.freezing import train_mode
+
+if TYPE_CHECKING:
+    from common.datasets.batch import Batch
+    from common.networks.network import AbstractNetwork
+
+SMOOTHING = 0.9
+DIVERGED = 4.0  # times the lowest loss
+MARGIN = 5  # points at both ends, whose slopes are of the smoothing and not of the loss
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """Rates tried in rising order, the smoothed loss of each, and the rate at which it fell fastest."""
+
+    rates: list[float]
+    losses: list[float]
+    suggestion: float
+
+
+def find_learning_rate(
+    network: AbstractNetwork, lowest: float = 1e-6, highest: float = 1.0, steps: int = 100
+) -> RateCurve:
+    """Train ``steps`` batches at exponentially rising rates (Smith, "Cyclical Learning Rates", 2017).
+
+    It ends early where the loss diverges. Parameter groups keep their proportions; the rates are those of the highest
+    group. Weights, optimizer, schedule, averages and random numbers are put back. Raises WorkError where the loss never
+    falls.
+    """
+    groups = network.training.optimizer.param_groups
+    with restored(network):
+        proportions = [group.get("initial_lr", group["lr"]) for group in groups]
+        proportions = [value / (max(proportions) or 1.0) for value in proportions]
+        rates: list[float] = []
+        losses: list[float] = []
+        average = 0.0
+        for number, batch in zip(range(steps), training_batches(network), strict=False):
+            rate = lowest * (highest / lowest) ** (number / max(steps - 1, 1))
+            for group, proportion in zip(groups, proportions, strict=True):
+                group["lr"] = rate * proportion
+            loss = train_once(network, batch)
+            average = SMOOTHING * average + (1 - SMOOTHING) * loss
+            smoothed = average / (1 - SMOOTHING ** (number + 1))
+            if not math.isfinite(loss) or smoothed > DIVERGED * min(losses, default=math.inf):
+                break
+            rates.append(rate)
+            losses.append(smoothed)
+    slopes = [after - before for before, after in pairwise(losses)]
+    inner = range(MARGIN, len(slopes) - MARGIN)
+    steepest = min(inner, key=slopes.__getitem__, default=None)
+    if steepest is None or slopes[steepest] >= -1e-6 * abs(losses[0]):  # no more than rounding
+        raise WorkError(
+            f"--tr_lr_find: the loss fell at no rate from {lowest:g} to {highest:g}; check labels and transforms, or "
+            "the model's norms and weights"
+        )
+    return RateCurve(rates, losses, rates[steepest])
+
+
+def find_batch_size(network: AbstractNetwork, limit: int) -> int:
+    """Return the largest power of two, at most ``limit``, that trains as a batch without running out of memory.
+
+    Raises WorkError where not even one image fits. Everything is put back as for :func:`find_learning_rate`.
+    """
+    loader = network.training.train_loader
+    found, size = 0, 1
+    with restored(network):
+        while size <= limit:
+            try:
+                train_once(
+                    network, loader.collate_fn([loader.dataset[index % len(loader.dataset)] for index in range(size)])
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+            found, size = size, 2 * size
+    if network.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if not found:
+        raise WorkError("not even one image fits into memory; lower --data_image_size or use a smaller --net_model")
+    return found
+
+
+@contextmanager
+def restored(network: AbstractNetwork) -> Iterator[None]:
+    """Within this context the network may be trained; afterwards it is as it was before."""
+    state = copy.deepcopy(network.state_dict())
+    modes = [(module, module.training) for module in network.model.modules()]
+    train_mode(network.model)
+    try:
+        yield
+    finally:
+        network.training.optimizer.zero_grad(set_to_none=True)
+        network.load_state_dict(state)
+        for module, training in modes:
+            module.training = training
+
+
+def training_batches(network: AbstractNetwork) -> Iterator[Batch]:
+    """Yield training batches without an end, epoch after epoch."""
+    loader = network.training.train_loader
+    for epoch in count():
+        loader.sampler.seek(epoch, 0)
+        yield from loader
+
+
+def train_once(network: AbstractNetwork, batch: Batch) -> float:
+    """Make one optimizer step on a batch, without counters, schedule or callbacks; return its loss."""
+    optimizer = network.training.optimizer
+    optimizer.zero_grad(set_to_none=True)
+    with network.autocast():
+        output = network.training_step(network.model, network.prepare_batch(batch))
+    network.scaler.scale(output.loss).backward()
+    network.scaler.step(optimizer)
+    network.scaler.update()
+    return float(output.loss.detach())
+
+
+def rate_picture(curve: RateCurve) -> str:
+    """Return the curve as an SVG picture: loss over the rate's logarithm, the suggestion as a dashed line."""
+    width, height, margin = 720, 420, 60
+    low, high = math.log10(curve.rates[0]), math.log10(curve.rates[-1])
+    bottom, top = min(curve.losses), max(curve.losses)
+
+    def x(rate: float) -> float:
+        return margin + (math.log10(rate) - low) / max(high - low, 1e-9) * (width - 2 * margin)
+
+    def y(loss: float) -> float:
+        return height - margin - (loss - bottom) / max(top - bottom, 1e-9) * (height - 2 * margin)
+
+    points = " ".join(f"{x(r):.1f},{y(v):.1f}" for r, v in zip(curve.rates, curve.losses, strict=True))
+    parts = [
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<polyline points="{points}" fill="none" stroke="#1f5fa8" stroke-width="2"/>',
+        f'<line x1="{x(curve.suggestion):.1f}" x2="{x(curve.suggestion):.1f}" y1="{margin}" y2="{height - margin}" '
+        'stroke="#b03030" stroke-dasharray="6 4"/>',
+        f'<text x="{x(curve.suggestion) + 6:.1f}" y="{margin + 14}">--optim_lr={curve.suggestion:.2g}</text>',
+    ]
+    for power in range(math.ceil(low), math.floor(high) + 1):
+        place = f"{x(10**power):.1f}"
+        parts.append(f'<line x1="{place}" x2="{place}" y1="{margin}" y2="{height - margin}" stroke="#ddd"/>')
+        parts.append(f'<text x="{place}" y="{height - margin + 20}" text-anchor="middle">1e{power}</text>')
+    for value in (bottom, (bottom + top) / 2, top):
+        parts.append(f'<text x="{margin - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3f}</text>')
+    parts.append(f'<text x="{width / 2}" y="{height - 12}" text-anchor="middle">learning rate</text>')
+    parts.append(f'<text x="{margin}" y="{margin - 20}">training loss, smoothed</text>')
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="13">\n{body}\n</svg>\n'
+    )
