@@ -383,7 +383,7 @@ def label_images(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> tuple[
         labels, unmatched = joined.labels, joined.unmatched
     else:
         file_id = job.files["file_id"].reindex(images["source_id"]).to_numpy()
-        labelled = np.isin(file_id, job.labels.index.to_numpy())
+        labelled = pd.Index(file_id).isin(job.labels.index)  # numpy compares every pair of objects
         labels = job.labels.loc[file_id[labelled]].set_axis(images.index[labelled])
         unmatched = unmatched_labels(job.labels.index.difference(pd.Index(file_id)), failed)
     if job.source.competition is None:
