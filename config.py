@@ -556,6 +556,16 @@ class PreprocessingConfig(GeneralOptions, DataLocation):
         "1: also write audit.html beside the dataset: what is in it, and what to look at before training; a finished "
         "dataset is left as it is unless a source or other options are given",
     )
+    pre_scheduler: str = option(
+        "local",
+        "who converts: local: processes of this machine; dask: workers of a dask cluster (pip install distributed)",
+        choices=("local", "dask"),
+    )
+    pre_dask_address: str | None = option(
+        None,
+        "scheduler of a running dask cluster that sees the same folders, as in tcp://10.0.0.1:8786; none: a cluster of "
+        "--n_jobs workers on this machine",
+    )
     seed: int = option(0, "seed of the folds", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
@@ -563,6 +573,8 @@ class PreprocessingConfig(GeneralOptions, DataLocation):
             raise UsageError("--pre_folds=1 needs --pre_holdout, the share of images to validate on, as in 0.2")
         if self.pre_type != "auto" and self.pre_window is None:
             raise UsageError(f"--pre_type={self.pre_type} needs --pre_window: Hounsfield units are stored as int16")
+        if self.pre_dask_address is not None and self.pre_scheduler != "dask":
+            raise UsageError(f"--pre_dask_address={self.pre_dask_address} needs --pre_scheduler=dask")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from common.datasets.image_files import SUFFIXES
 from common.datasets.images import ImageDataset, Transform
 from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
+from common.preprocessing.series import NORMAL
 from common.preprocessing.sources import SourceFile, Tree, open_tree
 
 logger = logging.getLogger(__name__)
@@ -503,9 +504,11 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
     Columns: split (train or test), patient_id, study_id, series_id, slice_index, position_mm, row_spacing_mm,
     column_spacing_mm, rows, columns, mended (names joined by ``;``), and :data:`LABELS`, NaN where unknown.
 
-    ``described`` adds thickness_mm; of the picture as scanned pixel_form (BitsStored/PixelRepresentation/RescaleSlope/
-    RescaleIntercept), hu_min, hu_max, hu_mean, solid (share of pixels above -500 HU) and picture_hash; the box that was
-    kept of it: crop_top, crop_left, crop_rows, crop_columns; and image_hash of the stored image.
+    ``described`` adds thickness_mm; of the series slice_spacing_mm and normal_x, normal_y, normal_z, and in geometry
+    what is unusual about the slice's place (see :func:`common.preprocessing.series.place_slices`); of the picture as
+    scanned pixel_form (BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept), hu_min, hu_max, hu_mean, solid
+    (share of pixels above -500 HU) and picture_hash; the box that was kept of it: crop_top, crop_left, crop_rows,
+    crop_columns; and image_hash of the stored image.
 
     Errors as :func:`read_dataset_info`.
     """
@@ -514,8 +517,8 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
     numbers = ["position_mm", "row_spacing_mm", "column_spacing_mm", *labels]
     integers = ["slice_index", "rows", "columns"]
     if described:
-        texts += ["pixel_form", "picture_hash", "image_hash"]
-        numbers += ["thickness_mm", "hu_mean", "solid"]
+        texts += ["geometry", "pixel_form", "picture_hash", "image_hash"]
+        numbers += ["slice_spacing_mm", *NORMAL, "thickness_mm", "hu_mean", "solid"]
         integers += ["hu_min", "hu_max", "crop_top", "crop_left", "crop_rows", "crop_columns"]
     types = dict.fromkeys(texts, str) | dict.fromkeys(integers, np.int64) | dict.fromkeys(numbers, np.float64)
     table = _read_table(folder / METADATA_FILE, types)

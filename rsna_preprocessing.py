@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from common.preprocessing.folds import assign_folds, check_folds, check_links, f
 from common.preprocessing.journal import Journal
 from common.preprocessing.labels import join_labels
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
+from common.preprocessing.scheduler import dask_cluster
 from common.preprocessing.sources import Tree, file_ids, open_tree
 from common.preprocessing.tables import (
     REPEATED_UID,
@@ -304,17 +306,20 @@ def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     needed = job.form.bytes_needed(sum(task.file_bytes for task in tasks), len(tasks))
     check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
     say(f"{len(job.files)} files, {len(tasks)} of them to convert")
-    failures = 0
+    failures, left = 0, len(tasks)
     jobs = job.config.n_jobs or len(os.sched_getaffinity(0))
-    with journal, tqdm(total=len(tasks), desc="preprocessing", unit="file", disable=None) as progress:
+    dask = job.config.pre_scheduler == "dask" and len(tasks) > 0
+    workers = dask_cluster(job.config.pre_dask_address, jobs) if dask else nullcontext(jobs)
+    with journal, workers as jobs, tqdm(total=len(tasks), desc="preprocessing", unit="file", disable=None) as progress:
         try:
             for records in convert_files(tasks, job.form, jobs, job.pseudonyms) if tasks else ():
                 journal.add(records)
+                done = len({record.source_id for record in records})
+                left -= done
                 failures += sum(record.reason != "" for record in records)
                 progress.set_postfix(failed=failures, refresh=False)
-                progress.update(len({record.source_id for record in records}))
+                progress.update(done)
         except KeyboardInterrupt:
-            left = len(tasks) - progress.n
             progress.close()
             say(f"stopped with {left} of {len(job.files)} files to convert; start the same command again to go on")
             raise
@@ -336,6 +341,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
         )[["table", "row"]]
     write_csv(folder / label_report(job), unmatched)
     warn_about(job, images, failed, unmatched)
+    say_geometry(table)
     train = images[(images["split"] == "train") & images.index.isin(job.labels.index)]
     if images.empty or (train.empty and is_labelled(job)):
         raise WorkError(
@@ -444,6 +450,14 @@ def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: 
             logger.warning("%d images %s: %s", len(marked), meaning, list_some(marked))
     if images["warnings"].sum():
         logger.warning("pydicom had something to remark on %d files", int((images["warnings"] > 0).sum()))
+
+
+def say_geometry(table: pd.DataFrame) -> None:
+    """Say how many images have an unusual place in their series; ``table``: the metadata."""
+    counts = table["geometry"].str.split(";").explode().value_counts().drop(["", "single_slice"], errors="ignore")
+    if len(counts):
+        listing = ", ".join(f"{name} {count}" for name, count in counts.items())
+        say(f"places along the series (the metadata's column geometry): {listing}")
 
 
 def warn_about_labels(job: Job, images: pd.DataFrame, unmatched: pd.DataFrame) -> None:

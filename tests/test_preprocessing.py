@@ -247,7 +247,11 @@ def test_windows_are_stored_as_channels(source: Source, form: str, dtype: type, 
 def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(source: Source) -> None:
     folder = source.run()
     columns = "id,split,patient_id,study_id,series_id,slice_index,position_mm,row_spacing_mm,column_spacing_mm,rows,"
-    columns = columns.replace(",rows", ",thickness_mm,rows") + "columns,pixel_form,mended,hu_min,hu_max,hu_mean,solid,"
+    columns = columns.replace(",rows", ",thickness_mm,rows")
+    columns = (
+        columns.replace(",row_s", ",slice_spacing_mm,normal_x,normal_y,normal_z,geometry,row_s")
+        + "columns,pixel_form,mended,hu_min,hu_max,hu_mean,solid,"
+    )
     columns += "picture_hash,crop_top,crop_left,crop_rows,crop_columns,image_hash,"
     columns += "epidural,intraparenchymal,intraventricular,subarachnoid,subdural,any"
     lines = (folder / "metadata.csv").read_text().splitlines()
@@ -257,9 +261,11 @@ def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(so
     shown = (
         f"12/0/1/-1024,,{hu.min()},{hu.max()},{hu.mean():.17g},1,{digest.hexdigest()},0,0,24,24,{digest.hexdigest()}"
     )
-    assert f"ID_11,train,ID_1,ID_a1,ID_a11,1,5,0.5,0.25,,24,24,{shown},0,0,0,0,1,1" in lines
+    assert f"ID_11,train,ID_1,ID_a1,ID_a11,1,5,5,0,0,1,,0.5,0.25,,24,24,{shown},0,0,0,0,1,1" in lines
     test = [
-        line for line in lines if line.startswith("ID_t0,test,ID_9,ID_a9,ID_a91,0,0,0.5,0.25,,24,24,12/0/1/-1024,,")
+        line
+        for line in lines
+        if line.startswith("ID_t0,test,ID_9,ID_a9,ID_a91,0,0,,0,0,1,single_slice,0.5,0.25,,24,24,12/0/1/-1024,,")
     ]
     assert len(test) == 1
     assert test[0].endswith(",,,,,,")

@@ -29,17 +29,30 @@ def slice_positions(positions: np.ndarray, orientations: np.ndarray) -> np.ndarr
     orientation that most slices have, so that a stray slice doesn't turn it. With a tilted gantry it is not the z
     axis, and differences along it are the slices' true distances. NaN for a slice or a series without geometry.
     """
-    place = np.full(len(positions), np.nan)
     known = np.isfinite(positions).all(axis=1) & np.isfinite(orientations).all(axis=1)
-    if not known.any():
-        return place
-    _, first, counts = np.unique(orientations[known].round(3), axis=0, return_index=True, return_counts=True)
-    orientation = orientations[known][first[counts.argmax()]]
-    normal = np.cross(orientation[:3], orientation[3:])
-    length = np.linalg.norm(normal)
-    if length > 0:
-        place[known] = positions[known] @ (normal / length)
+    place = np.full(len(positions), np.nan)
+    if known.any():
+        place[known] = positions[known] @ series_normal(orientations[known])
     return place
+
+
+def series_normal(orientations: np.ndarray) -> np.ndarray:
+    """Return the unit normal (3,) of the orientation that most of a series' slices have; NaN where none has any.
+
+    ``orientations`` (N, 6): direction of a row, then of a column.
+    """
+    known = orientations[np.isfinite(orientations).all(axis=1)]
+    if not len(known):
+        return np.full(3, np.nan)
+    _, first, counts = np.unique(known.round(3), axis=0, return_index=True, return_counts=True)
+    return slice_normals(known[[first[counts.argmax()]]])[0]
+
+
+def slice_normals(orientations: np.ndarray) -> np.ndarray:
+    """Return the unit normal of each slice, (N, 3), from ``orientations`` (N, 6); NaN where they have none."""
+    normals = np.cross(orientations[:, :3], orientations[:, 3:])
+    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    return normals / np.where(lengths > 0, lengths, np.nan)
 
 
 def slice_order(position_mm: np.ndarray, image_ids: np.ndarray) -> np.ndarray:

@@ -1,33 +1,63 @@
-"""Where each slice stands in its series."""
+"""Where each slice stands in its series, and what is unusual about it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from common.dicom.geometry import slice_order, slice_positions
+from common.dicom.geometry import series_normal, slice_normals, slice_order, slice_positions
 
 POSITION = ["x", "y", "z"]
 ORIENTATION = ["row_x", "row_y", "row_z", "column_x", "column_y", "column_z"]
+NORMAL = ["normal_x", "normal_y", "normal_z"]
 POSITION_DIGITS = 6  # of mm: what a decimal text of 16 characters can hold, without the last bits' noise
+SAME_PLACE_MM = 0.001
+SAME_DIRECTION = np.cos(np.deg2rad(1))
+GAP = 1.5  # times the series' spacing
 
 
 def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
-    """Return ``slice_index`` (0.. along each series) and ``position_mm`` for records with index ``image_id``.
+    """Return where each record (index ``image_id``) stands; ``series`` (N,) names its series.
 
-    ``series`` (N,) names each record's series. See :func:`common.dicom.geometry.slice_positions` for the place and
-    :func:`common.dicom.geometry.slice_order` for equal and unknown places.
+    - ``slice_index`` 0.. along the series: by place, equal ones by id, those without a place last.
+    - ``position_mm``: the place along the series' normal; see :func:`common.dicom.geometry.slice_positions`. NaN where
+      it is unknown, and for a slice of another orientation than most, which has no place among them.
+    - ``slice_spacing_mm``: the series' median distance of neighbours, along the normal and not along z.
+    - ``normal_x``, ``normal_y``, ``normal_z``: the series' unit normal.
+    - ``geometry``: names of what is unusual, joined by ``;``: no_position, other_orientation, repeated_position, gap
+      (to the slice before: more than 1.5 times the spacing), single_slice.
     """
     ids = records.index.to_numpy(dtype=object)
     positions = records[POSITION].to_numpy(dtype=np.float64)
     orientations = records[ORIENTATION].to_numpy(dtype=np.float64)
+    normals = slice_normals(orientations)
     codes, _ = pd.factorize(series)
     by_series = np.lexsort((ids, codes))  # within a series by id, so that nothing depends on the records' order
     ends = np.flatnonzero(np.diff(codes[by_series])) + 1
     slice_index = np.zeros(len(records), dtype=np.int64)
-    position_mm = np.full(len(records), np.nan)
+    position_mm, spacing_mm = np.full((2, len(records)), np.nan)
+    series_normals = np.full((len(records), 3), np.nan)
+    marks = {name: np.zeros(len(records), dtype=bool) for name in ("no_position", "other_orientation",
+             "repeated_position", "gap", "single_slice")}  # fmt: skip
     for rows in np.split(by_series, ends) if len(records) else ():
+        normal = series_normal(orientations[rows])
         place = slice_positions(positions[rows], orientations[rows]).round(POSITION_DIGITS)
-        slice_index[rows[slice_order(place, ids[rows])]] = np.arange(len(rows))
-        position_mm[rows] = place
-    return pd.DataFrame({"slice_index": slice_index, "position_mm": position_mm}, index=records.index)
+        marks["no_position"][rows] = np.isnan(place)
+        other = normals[rows] @ normal < SAME_DIRECTION
+        place[other] = np.nan
+        order = slice_order(place, ids[rows])
+        steps = np.diff(place[order])
+        apart = steps > SAME_PLACE_MM
+        same = steps <= SAME_PLACE_MM
+        spacing = np.median(steps[apart]) if apart.any() else np.nan
+        slice_index[rows[order]] = np.arange(len(rows))
+        position_mm[rows], spacing_mm[rows], series_normals[rows] = place, np.round(spacing, POSITION_DIGITS), normal
+        marks["other_orientation"][rows] = other
+        marks["repeated_position"][rows[order[1:][same]]] = marks["repeated_position"][rows[order[:-1][same]]] = True
+        marks["gap"][rows[order[1:][steps > GAP * spacing]]] = True
+        marks["single_slice"][rows] = len(rows) == 1
+    geometry = [";".join(name for name, row in zip(marks, flags, strict=True) if row) if any(flags) else ""
+                for flags in zip(*marks.values(), strict=True)]  # fmt: skip
+    placed = {"slice_index": slice_index, "position_mm": position_mm, "slice_spacing_mm": spacing_mm}
+    placed |= dict(zip(NORMAL, series_normals.round(POSITION_DIGITS).T + 0.0, strict=True))  # + 0: no minus zero
+    return pd.DataFrame(placed | {"geometry": geometry}, index=records.index)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import WorkError
-from common.preprocessing.series import place_slices
+from common.preprocessing.series import NORMAL, place_slices
 
 REPEATED_UID = "repeated_uid"
 
@@ -22,7 +22,17 @@ def metadata_table(images: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     table = images.join(place_slices(images, first_known(images, "series_id", "study_id")))
     known = labels.reindex(table.index).where(table["split"] == "train")  # float64, NaN where unknown
     table = table.join(known)
-    columns = ["split", "patient_id", "study_id", "series_id", "slice_index", "position_mm", "row_spacing_mm"]
+    columns = [
+        "split",
+        "patient_id",
+        "study_id",
+        "series_id",
+        "slice_index",
+        "position_mm",
+        "slice_spacing_mm",
+        *NORMAL,
+    ]
+    columns += ["geometry", "row_spacing_mm"]
     columns += ["column_spacing_mm", "thickness_mm", "rows", "columns", "pixel_form", "mended", "hu_min", "hu_max"]
     columns += ["hu_mean", "solid", "picture_hash", "crop_top", "crop_left", "crop_rows", "crop_columns"]
     columns += ["image_hash", *labels.columns]
