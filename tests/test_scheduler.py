@@ -90,9 +90,9 @@ def test_without_an_address_a_cluster_of_this_machine_does_the_same(source: Sour
 
 @pytest.mark.slow
 def test_workers_that_cannot_do_the_work_are_one_line(address: str) -> None:
-    with scheduler(address), worker(address, threads=2), pytest.raises(UsageError, match="--nthreads 1"):
-        with dask_cluster(address, 1):
-            pass
+    expected = pytest.raises(UsageError, match="--nthreads 1")
+    with scheduler(address), worker(address, threads=2), expected, dask_cluster(address, 1):
+        pass
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line_before_anything_is_converted(

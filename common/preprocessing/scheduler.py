@@ -68,22 +68,23 @@ def _connect(where: object) -> Client:
 
 
 def _prepare(client: Client, address: str | None) -> int:
-    """Show all workers, also those that come later, where this project is; return how many there are now."""
+    """Show the scheduler and all workers, also those that come later, where this project is; return how many there are now."""
 
     def find_project(path: str = PROJECT) -> None:
         if path not in sys.path:
             sys.path.insert(0, path)
-        import common.preprocessing.convert  # noqa: F401
+        import common.preprocessing.workers  # noqa: F401
 
     try:
         client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        client.run_on_scheduler(find_project)  # it unpickles the calls before it hands them on
         client.register_worker_callbacks(find_project)
         client.run(find_project)
     except TimeoutError:
         raise UsageError(f"--pre_dask_address={address}: the scheduler has no workers") from None
     except ImportError as error:
         raise UsageError(
-            f"--pre_dask_address={address}: the workers can't import this project from {PROJECT} ({error}); it must "
+            f"--pre_dask_address={address}: scheduler and workers can't import this project from {PROJECT} ({error}); it must "
             "lie there for them too, and they need the packages of requirements.txt"
         ) from None
     threads = client.nthreads()
