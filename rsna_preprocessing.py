@@ -402,7 +402,7 @@ def check_share(records: pd.DataFrame, job: Job) -> None:
 
     In an archive, files that are no CT image don't count. In the competition's folders every file should be one.
     """
-    failed = failure_table(records, job.files, job.refused)
+    failed = failure_table(records, job.files, job.refused).drop_duplicates("file")  # of frames of a file, one
     total = len(job.files) + len(job.refused)
     if job.source.competition is None:
         other = is_no_ct_image(failed)

@@ -68,7 +68,7 @@ def _connect(where: object) -> Client:
 
 
 def _prepare(client: Client, address: str | None) -> int:
-    """Show the scheduler and all workers, also those that come later, where this project is; return how many there are now."""
+    """Show scheduler and workers, also later ones, where this project is; return how many workers there are now."""
 
     def find_project(path: str = PROJECT) -> None:
         if path not in sys.path:
@@ -84,8 +84,8 @@ def _prepare(client: Client, address: str | None) -> int:
         raise UsageError(f"--pre_dask_address={address}: the scheduler has no workers") from None
     except ImportError as error:
         raise UsageError(
-            f"--pre_dask_address={address}: scheduler and workers can't import this project from {PROJECT} ({error}); it must "
-            "lie there for them too, and they need the packages of requirements.txt"
+            f"--pre_dask_address={address}: the cluster can't import this project from {PROJECT} ({error}); it "
+            "must lie there for them too, and they need the packages of requirements.txt"
         ) from None
     threads = client.nthreads()
     if max(threads.values()) > 1:
