@@ -352,8 +352,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     fold = make_folds(job, train) if len(train) else np.zeros(0, dtype=np.int64)
     remove_leftovers(folder, images.index + job.form.suffix, fold_paths)
     write_csv(folder / "metadata.csv", table)
-    rows = train[["patient_id", "study_id"]].join(job.labels)
-    rows = rows[[*LABELS, "patient_id", "study_id"]]
+    rows = train.join(job.labels).reindex(columns=[*LABELS, "patient_id", "study_id"])  # no labels: no rows either
     for path, part in zip(fold_paths, fold_tables(rows, fold, job.config.pre_folds), strict=False):
         write_csv(path, part.rename_axis("id").reset_index())
     copy_sample(job)
