@@ -19,6 +19,7 @@ import evaluate
 import predict
 import train
 from common.checkpoint import load_checkpoint
+from common.models.backbone import create_model
 from common.trackers.jsonl import read_metrics
 from rsna_dataset import LABELS, read_fold, read_submission
 
@@ -394,3 +395,51 @@ def test_an_experiment_or_weight_file_that_is_missing_is_named(script, tmp_path,
     code, line = failure(script.main, flags[script], capsys)
     assert code == 2
     assert str(tmp_path) in line
+
+
+def test_averages_other_losses_samplers_and_finders_work_together_and_evaluate_picks_the_weights(
+    trained, tmp_path, capsys
+) -> None:
+    flags = [
+        "--optim=lookahead_radam",
+        "--sched=plateau",
+        "--data_sampler=hard",
+        "--loss=focal",
+        "--net_pool=gem",
+        "--net_freeze=1",
+        "--tr_ema=1",
+        "--tr_swa=1",
+        "--tr_swa_start=0.5",
+        "--tr_lr_find=1",
+    ]
+    folder = train.main([*trained.flags, *flags, f"--output_dir={tmp_path}"])
+    printed = capsys.readouterr().err
+    assert "M parameters" in printed
+    assert "the loss falls fastest at --optim_lr=" in printed
+    assert (folder / "lr_find.svg").is_file()
+    checkpoint = load_checkpoint(folder / "best.pt")
+    assert set(checkpoint["averages"]) == {"ema", "swa"}
+    for name in ("raw", "ema", "swa"):
+        capsys.readouterr()
+        evaluate.main([f"--experiment_id={folder.name}", f"--output_dir={tmp_path}", f"--net_weights={name}"])
+        assert "reproduces the logged" in capsys.readouterr().out, name
+
+
+def test_overfitting_a_batch_trains_and_validates_on_its_images(trained, tmp_path) -> None:
+    folder = train.main([*trained.flags, "--tr_overfit=1", f"--output_dir={tmp_path}"])
+    values = list(logged(folder, KEY).values())
+    assert values[-1] < values[0]
+    assert len(pd.read_csv(folder / "predictions_valid.csv")) == 8
+
+
+def test_weights_of_another_class_count_start_a_training_on_request_with_a_printed_list(
+    trained, tmp_path, capsys
+) -> None:
+    path = tmp_path / "eleven.pth"
+    torch.save(create_model("resnet10t", num_classes=11).state_dict(), path)
+    flags = [*trained.flags, f"--net_weight_file={path}", f"--output_dir={tmp_path / 'results'}"]
+    code, line = failure(train.main, flags, capsys)
+    assert code == 2
+    assert "--net_weight_adapt=1" in line
+    train.main([*flags, "--net_weight_adapt=1"])
+    assert "fc.weight: starts fresh" in capsys.readouterr().err
