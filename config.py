@@ -55,6 +55,11 @@ def parse_windows(text: str) -> Windows:
     return tuple(windows)
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read ``name,name``, with or without the dashes of a flag; an empty text is no name."""
+    return tuple(part.strip().removeprefix("--") for part in text.split(",") if part.strip())
+
+
 def format_windows(windows: Windows) -> str:
     """Write windows in the form that :func:`parse_windows` reads."""
     return ",".join(f"{center:.12g}/{width:.12g}" for center, width in windows)
@@ -80,14 +85,16 @@ def format_numbers(numbers: tuple[float, ...] | None) -> str:
 class GeneralOptions:
     """General."""
 
-    n_jobs: int = option(0, "CPU cores to use; 0: all there are", minimum=0, maximum=4096)
+    n_jobs: int = option(0, "CPU cores to use; 0: all there are", minimum=0, maximum=4096, changeable=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataLocation:
     """Data location."""
 
-    data_input_folder: Path = option(Path("./input"), "folder of the competition's files and of datasets/")
+    data_input_folder: Path = option(
+        Path("./input"), "folder of the competition's files and of datasets/", changeable=True
+    )
     data_dataset: str = option("rsna", "name of the dataset: a folder under <data_input_folder>/datasets")
 
 
@@ -95,14 +102,16 @@ class DataLocation:
 class ResultsLocation:
     """Results."""
 
-    output_dir: Path = option(Path("./output/results"), "folder that holds the experiments' folders")
+    output_dir: Path = option(Path("./output/results"), "folder that holds the experiments' folders", changeable=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOptions(ResultsLocation, GeneralOptions):
     """Experiment."""
 
-    experiment_id: str | None = option(None, "name of the experiment and its folder; none: the next free number")
+    experiment_id: str | None = option(
+        None, "name of the experiment and its folder; none: the next free number", changeable=True
+    )
     seed: int = option(0, "seed of the weights, the order of images and the augmentation", minimum=0, maximum=2**31 - 1)
     dev_enabled: bool = option(
         False, "1: a rehearsal: no tracker messages, log on the console, a small part of the data"
@@ -329,6 +338,29 @@ class TrainingOptions:
         "its type; auto: bfloat16 where the device has it, else float16; float16 needs a GPU",
         choices=("auto", "bfloat16", "float16"),
     )
+    tr_tf32: bool = option(False, "1: float32 products in TF32, on a GPU that has it: quicker, 10 bits of precision")
+    tr_deterministic: bool = option(
+        False, "1: only kernels that give the same result each time; an operation that has none is an error"
+    )
+    tr_channels_last: bool = option(False, "1: pictures and kernels in memory channel by channel within a pixel")
+    tr_compile: str = option(
+        "none",
+        "compile the model by torch.compile in this mode",
+        choices=("none", "default", "reduce-overhead", "max-autotune"),
+    )
+    tr_sync_bn: bool = option(False, "1: batch norms over the images of all processes (several GPUs)")
+    tr_grad_checkpoint: bool = option(
+        False,
+        "1: compute activations again in the backward pass instead of keeping them: less memory, a third more time; "
+        "running statistics of batch norms are then updated twice",
+    )
+    tr_profile: int = option(
+        0,
+        "iterations to trace after 3 others: profile.json for a trace viewer and a table in the log; 0: none",
+        minimum=0,
+        maximum=1000,
+        changeable=True,
+    )
     tr_clip_norm: float = option(
         0.0, "largest norm of all gradients together; above it they are scaled down; 0: any", minimum=0
     )
@@ -339,7 +371,7 @@ class TrainingOptions:
         choices=("stop", "skip"),
     )
     tr_nonfinite_limit: int = option(10, "skipped updates of --tr_nonfinite=skip after which the run ends", minimum=0)
-    tr_iteration_num: int = option(600, "iterations (batches) to train", minimum=1)
+    tr_iteration_num: int = option(600, "iterations (batches) to train", minimum=1, changeable=True)
     tr_batch_size: int = option(16, "images in a batch", minimum=1)
     tr_accumulation_step: int = option(1, "iterations whose gradients make one optimizer step", minimum=1)
     tr_iteration_valid: int = option(
@@ -347,7 +379,23 @@ class TrainingOptions:
         "iterations between validations, a multiple of --tr_accumulation_step; the last iteration always validates",
         minimum=1,
     )
-    tr_iteration_log: int = option(10, "iterations between two logged training losses", minimum=1)
+    tr_iteration_log: int = option(10, "iterations between two logged training losses", minimum=1, changeable=True)
+    tr_checkpoint_minutes: float = option(
+        10.0,
+        "minutes after which last.pt is written between validations too, at an optimizer step; 0: at validations only",
+        minimum=0,
+        changeable=True,
+    )
+    tr_resume: str | None = option(
+        None, "go on with an interrupted experiment, in its folder: its id, or the path of its last.pt", changeable=True
+    )
+    tr_resume_change: tuple[str, ...] = option(
+        (),
+        "options (names with commas) that may differ from the resumed run's although they change its result",
+        parse=parse_names,
+        form=",".join,
+        changeable=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +403,9 @@ class NeptuneOptions:
     """Neptune."""
 
     nml_enabled: bool = option(
-        False, "1: log to Neptune: offline files in the experiment's folder, or the server that NEPTUNE_API_TOKEN names"
+        False,
+        "1: log to Neptune: offline files in the experiment's folder, or the server that NEPTUNE_API_TOKEN names",
+        changeable=True,
     )
 
 

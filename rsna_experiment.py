@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,31 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from common import distributed
 from common.arguments import from_dict, to_dict
 from common.callbacks.callback import Callback
 from common.callbacks.early_stopping import EarlyStopping
 from common.callbacks.metric_logger import MetricLogger
 from common.callbacks.model_checkpoint import ModelCheckpoint
+from common.callbacks.profiler import Profiler
 from common.callbacks.progress_bar import ProgressBar
 from common.callbacks.sample_losses import SampleLosses
 from common.callbacks.telemetry import Telemetry
-from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
+from common.checkpoint import BEST_WEIGHTS, LAST, chosen_weights, load_checkpoint, metric_key
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
 from common.ensembling import combine
-from common.errors import UsageError, WorkError
-from common.experiment import FILE_ONLY, Experiment
+from common.errors import Interrupted, UsageError, WorkError
+from common.experiment import (
+    FILE_ONLY,
+    Experiment,
+    add_to_history,
+    create_experiment,
+    launched_experiment,
+    lock_experiment,
+)
 from common.files import write_csv, write_text
+from common.hardware import arrange_model, set_computation
 from common.losses import build_loss
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.models.backbone import create_model
@@ -42,14 +53,16 @@ from common.models.freezing import freeze
 from common.models.weights import load_weights
 from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
-from common.networks.network import Average, Predictions, Training
+from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.optimizers import build_optimizer
+from common.resume import Run, resume_run
 from common.schedulers import Schedule, build_schedule
 from common.statistics import WEIGHTED_ROW, bootstrap_mean, label_table
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
 from common.trackers.tracker import Tracker, TrackerGroup
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
+from common.transforms.device import split_for_device
 from config import EvaluateConfig, PredictConfig, TrainConfig, Windows, parse_windows
 from rsna_dataset import (
     DATASET_INFO,
@@ -80,8 +93,9 @@ REPRODUCED = 1e-9
 class TrainingData:
     """Everything about the data that a run needs.
 
-    ``prevalences`` (6,): share of positives among the training images; ``constant_log_loss``: what predicting them for
-    every validation image scores; ``transforms``: the JSON documents of the pipelines by split.
+    ``hash``: of the fold's images and labels; ``prevalences`` (6,): share of positives among the training images;
+    ``constant_log_loss``: what predicting them for every validation image scores; ``transforms``: the JSON documents of
+    the pipelines by split.
     """
 
     train_loader: DataLoader
@@ -90,17 +104,20 @@ class TrainingData:
     constant_log_loss: float
     transforms: dict[str, dict[str, Any]]
     channels: int
+    hash: str
 
 
 def cpu_cores(n_jobs: int) -> int:
-    """Return how many CPU cores to use: ``n_jobs``, or all that this process may use for 0."""
-    return n_jobs or len(os.sched_getaffinity(0))
+    """Return how many CPU cores to use: ``n_jobs``, or for 0 this process's share of all that it may use."""
+    return n_jobs or max(1, len(os.sched_getaffinity(0)) // distributed.local_processes())
 
 
-def select_device(n_jobs: int) -> torch.device:
-    """Return the GPU where there is one, else the CPU; torch gets ``n_jobs`` threads."""
-    torch.set_num_threads(cpu_cores(n_jobs))
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def select_device(config: TrainConfig) -> torch.device:
+    """Return the GPU where there is one, else the CPU, set to compute as the options say; UsageError where it can't."""
+    torch.set_num_threads(cpu_cores(config.n_jobs))
+    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    set_computation(device, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
+    return device
 
 
 def loader_workers(n_jobs: int, device: torch.device) -> int:
@@ -154,9 +171,17 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     check_same_scale(train_pipeline, valid_pipeline)
     if config.tr_overfit:
         train_pipeline = valid_pipeline  # no augmentation: the images are to be learnt by heart
+    train_pipeline, valid_pipeline = (host_part(pipeline, device) for pipeline in (train_pipeline, valid_pipeline))
     train_set = RSNADataset(folder, train_rows, train_pipeline, config.data_image_size, config.seed)
     images = TrainingImages(
-        train_set.image_ids, train_set.targets, LABELS, train_rows["study_id"].to_numpy(dtype=str), config.seed
+        train_set.image_ids,
+        train_set.targets,
+        LABELS,
+        train_rows["study_id"].to_numpy(dtype=str),
+        config.seed,
+        distributed.rank(),
+        distributed.world_size(),
+        distributed.gather if distributed.world_size() > 1 else None,
     )
     sampler = build_sampler(config.data_sampler, given_options(config, "sampler_"), images)
     train_set.check_files()
@@ -168,7 +193,24 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
     constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
     documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
-    return TrainingData(train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels)
+    fold_hash = rows_hash(train_rows, valid_rows)
+    return TrainingData(
+        train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels, fold_hash
+    )
+
+
+def host_part(pipeline: Pipeline, device: torch.device) -> Pipeline:
+    """Return what the loading processes do of a pipeline; beside a GPU the rest is left to it where that is exact."""
+    return (split_for_device(pipeline) if device.type == "cuda" else None) or pipeline
+
+
+def rows_hash(*parts: pd.DataFrame) -> str:
+    """Return a hash of the images (index) and labels of several tables, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for rows in parts:
+        digest.update("\n".join(rows.index).encode() + b"\0")
+        digest.update(np.ascontiguousarray(rows[list(LABELS)].to_numpy(dtype=np.float32)).tobytes())
+    return digest.hexdigest()
 
 
 def trial_indices(folder: Path, rows: pd.DataFrame, config: TrainConfig) -> Sequence[int]:
@@ -238,8 +280,11 @@ def build_loader(
     return make_loader(dataset, sampler, config.tr_batch_size, workers, drop_last=False, seed=config.seed)
 
 
-def build_model(config: TrainConfig, channels: int) -> nn.Module:
-    """Build the timm model with six logits and its starting weights; freeze what is not trained."""
+def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
+    """Build the timm model with six logits and, unless a checkpoint will bring them, its starting weights.
+
+    What is not trained is frozen.
+    """
     if config.net_in_chans not in (None, channels):
         raise UsageError(
             f"--net_in_chans={config.net_in_chans}: the pictures have {channels} channels; change the windows "
@@ -247,14 +292,21 @@ def build_model(config: TrainConfig, channels: int) -> nn.Module:
         )
     if config.net_weight_adapt and config.net_weight_file is None:
         raise UsageError("--net_weight_adapt=1 needs --net_weight_file")
-    model = build_architecture(config, channels, config.net_pretrained and config.net_weight_file is None)
-    if config.net_weight_file is not None:
+    model = build_architecture(
+        config, channels, config.net_pretrained and config.net_weight_file is None and starting_weights
+    )
+    if config.net_weight_file is not None and starting_weights:
         for line in load_weights(
             model, config.net_weight_file, model_name=config.net_model, adapt=config.net_weight_adapt
         ):
             print(f"{config.net_weight_file}: {line}", file=sys.stderr)
     freeze(model, config.net_freeze)
-    return model
+    return arrange_model(
+        model,
+        channels_last=config.tr_channels_last,
+        grad_checkpoint=config.tr_grad_checkpoint,
+        compile_mode=config.tr_compile,
+    )
 
 
 def build_architecture(config: TrainConfig, channels: int, pretrained: bool = False) -> nn.Module:
@@ -292,9 +344,61 @@ def check_choices(config: TrainConfig, model: nn.Module) -> None:
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Return the disk space that a run needs: best.pt, last.pt with two moments, a new copy of each, and its logs."""
+    """Return the disk space that a run needs: best.pt, three copies of last.pt with two moments, and its logs."""
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return 8 * weights + 50_000_000
+    return 11 * weights + 50_000_000
+
+
+@contextmanager
+def find_run(config: TrainConfig, arguments: Sequence[str]) -> Iterator[Run[TrainConfig]]:
+    """Yield the run that ``--tr_resume`` names, or that torchrun starts again, under its lock; or a new one."""
+    resume = config.tr_resume
+    if resume is None and distributed.restarts():
+        resume = distributed.main_first(lambda: launched_experiment(config.output_dir, distributed.launch_id()))
+    if resume is None:
+        yield Run(config)
+        return
+    with resume_run(TrainConfig, arguments, resume, config.tr_resume_change, config.output_dir) as run:
+        place = {"output_dir": run.folder.parent, "experiment_id": run.folder.name}
+        yield replace(run, config=replace(run.config, tr_resume=None, tr_resume_change=(), **place))
+
+
+@contextmanager
+def claim_experiment(
+    run: Run[TrainConfig], config: TrainConfig, data: TrainingData, model: nn.Module, arguments: Sequence[str]
+) -> Iterator[Experiment]:
+    """Yield the experiment: a new one under its lock, or the resumed run's, cut back to its checkpoint."""
+    typed = ["python", "train.py", *arguments]
+    if run.folder is not None:
+        run.check_data(data.hash, data.transforms)
+        if distributed.is_main():
+            run.cut_back()
+            add_to_history(run.folder, typed, run.iteration)
+        yield Experiment(run.folder.name, run.folder)
+        return
+    experiment = distributed.main_first(
+        lambda: create_experiment(
+            config.output_dir,
+            config.experiment_id,
+            to_dict(config),
+            typed,
+            free_bytes=checkpoint_bytes(model),
+            launch=distributed.launch_id(),
+        )
+    )
+    with lock_experiment(experiment.folder) if distributed.is_main() else nullcontext():
+        yield experiment
+
+
+def check_interrupted(network: AbstractNetwork, experiment: Experiment, config: TrainConfig) -> None:
+    """Raise :class:`Interrupted`, with the command that goes on, where a signal ended the run before its time."""
+    if network.interrupted:
+        default = config.output_dir == TrainConfig.output_dir
+        where = experiment.id if default else experiment.folder / LAST
+        raise Interrupted(
+            f"interrupted after iteration {network.iteration} of {config.tr_iteration_num}, state saved; go on with: "
+            f"python train.py --tr_resume={where}"
+        )
 
 
 def build_network(
@@ -307,6 +411,8 @@ def build_network(
     tracker: Tracker,
 ) -> RSNANetwork:
     """Join data, model, optimizer, schedule and callbacks to a network that is ready to fit."""
+    if config.tr_sync_bn:
+        model = distributed.synchronized_norms(model, device)
     optimizer, schedule = build_optimization(config, model.to(device))
     training = Training(
         train_loader=data.train_loader,
@@ -351,6 +457,7 @@ def build_callbacks(
         "transforms": data.transforms,
         "class_names": list(LABELS),
         "prevalences": data.prevalences.tolist(),
+        "data_hash": data.hash,
     }
     telemetry = Telemetry()
     metric_logger = MetricLogger(tracker, config.tr_iteration_log, telemetry)
@@ -359,12 +466,17 @@ def build_callbacks(
         listeners.append(SampleLosses(torch.tensor(LABEL_WEIGHTS) / sum(LABEL_WEIGHTS)))
     if config.tr_early_stop:
         listeners.append(EarlyStopping(MONITOR, config.tr_early_stop, config.tr_early_stop_delta or 0.0))
+    shown: list[Callback] = []
+    if distributed.is_main():
+        shown.append(ProgressBar(metric_logger, MONITOR, data.constant_log_loss))
+        if config.tr_profile:
+            shown.append(Profiler(experiment.folder, config.tr_profile))
     return (
         telemetry,
         *listeners,
         metric_logger,
-        ProgressBar(metric_logger, MONITOR, data.constant_log_loss),
-        ModelCheckpoint(experiment.folder, MONITOR, description, write_valid_predictions),
+        *shown,
+        ModelCheckpoint(experiment.folder, MONITOR, description, write_valid_predictions, config.tr_checkpoint_minutes),
     )
 
 
@@ -418,8 +530,8 @@ def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwor
 @contextmanager
 def open_tracker(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
     """Start the trackers: metrics.jsonl always, Neptune where asked for; end them with how the run ended."""
-    trackers: list[Tracker] = [JsonlTracker()]
-    if config.nml_enabled and not config.dev_enabled:
+    trackers: list[Tracker] = [JsonlTracker()] if distributed.is_main() else []
+    if config.nml_enabled and not config.dev_enabled and distributed.is_main():
         trackers.append(NeptuneTracker())
     group = TrackerGroup(trackers)
     status = "failed"
@@ -429,7 +541,7 @@ def open_tracker(config: TrainConfig, experiment: Experiment) -> Iterator[Tracke
             group.log_file(experiment.folder / name)
         yield group
         status = "finished"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         status = "interrupted"
         raise
     finally:
@@ -470,7 +582,7 @@ def load_network(
     windows, windowed = pipeline_windows(folder, config)
     source = f"{weight_file} (valid transform)"
     pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, windowed=windowed)
-    device = select_device(config.n_jobs)
+    device = select_device(config)
     model = build_architecture(config, pipeline.channels)
     name, state = chosen_weights(checkpoint, weights)
     load_weights(model, state, str(weight_file), config.net_model)
@@ -558,7 +670,7 @@ def predict_rows(trained: TrainedNetwork, rows: pd.DataFrame, views: Views | Non
         return prediction_frame(trained.network.predict(tqdm(loader, desc=label, unit="batch", disable=None)))
 
     if views is None:
-        return predict(trained.pipeline, "predict")
+        return predict(host_part(trained.pipeline, trained.network.device), "predict")
     check_view_size(trained, rows, views.pipelines[0])
     count = len(views.pipelines)
     frames = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from common.arguments import parse_args, to_dict
+from common.arguments import parse_args
 from common.errors import command
 from common.listing import listing
 from config import TrainConfig
@@ -25,15 +26,19 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         return None
 
     # Here, so that --help and a wrong flag answer at once.
-    from common.experiment import create_experiment, setup_logging
+    from common import distributed
+    from common.experiment import setup_logging
+    from common.interruption import interruptible
     from common.memory import out_of_memory_advice
-    from common.reproducibility import seed_everything
+    from common.reproducibility import seed_everything, seed_process
     from rsna_experiment import (
         build_data,
         build_model,
         build_network,
         check_choices,
-        checkpoint_bytes,
+        check_interrupted,
+        claim_experiment,
+        find_run,
         open_tracker,
         report_start,
         run_finders,
@@ -41,26 +46,34 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         select_device,
     )
 
-    seed_everything(config.seed)
-    device = select_device(config.n_jobs)
-    amp_dtype = select_amp_dtype(config, device)
-    data = build_data(config, device)
-    model = build_model(config, data.channels)
-    check_choices(config, model)
-    experiment = create_experiment(
-        config.output_dir,
-        config.experiment_id,
-        to_dict(config),
-        ["python", "train.py", *arguments],
-        free_bytes=checkpoint_bytes(model),
-    )
-    with setup_logging(experiment.folder, config.dev_enabled), open_tracker(config, experiment) as tracker:
+    with ExitStack() as stack:
+        stack.enter_context(distributed.process_group())
+        run = stack.enter_context(find_run(config, arguments))
+        config = run.config
+        if run.is_finished(config.tr_iteration_num):
+            print(f"the experiment is finished: there is nothing to go on with\n{run.folder}")
+            return run.folder
+        seed_everything(config.seed)
+        device = select_device(config)
+        amp_dtype = select_amp_dtype(config, device)
+        data = build_data(config, device)
+        model = build_model(config, data.channels, starting_weights=run.checkpoint is None)
+        check_choices(config, model)
+        experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))
+        if distributed.is_main():
+            stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))
+        tracker = stack.enter_context(open_tracker(config, experiment))
         network = build_network(config, experiment, data, model, device, amp_dtype, tracker)
-        report_start(config, data, network)
-        with out_of_memory_advice(config.tr_batch_size, device):
+        seed_process(config.seed, distributed.rank())
+        if distributed.is_main():
+            report_start(config, data, network)
+        with interruptible(network.interrupt), out_of_memory_advice(config.tr_batch_size, device):
             run_finders(config, experiment, network)
+            run.restore(network)
             network.fit()
-    print(experiment.folder)
+        check_interrupted(network, experiment, config)
+        if distributed.is_main():
+            print(experiment.folder)
     return experiment.folder
 
 

@@ -40,6 +40,7 @@ class Option:
     form: Callable[[Any], str] = str
     positional: bool = False
     metavar: str = ""
+    changeable: bool = False
 
 
 def option(
@@ -53,20 +54,26 @@ def option(
     form: Callable[[Any], str] = str,
     positional: bool = False,
     metavar: str = "",
+    changeable: bool = False,
 ) -> Any:
     """Declare a field of a configuration dataclass.
 
     ``default`` may be :data:`REQUIRED`. ``minimum`` and ``maximum`` are inclusive. ``parse`` turns text into a value of
     a type that is not built in (it raises ValueError with a sentence) and ``form`` turns the value back into that
-    text. ``positional`` options have no flag and take one or more values (their type is a tuple).
-    ``metavar`` is shown by ``--help`` in place of the choices or the type.
+    text. ``positional`` options have no flag and take one or more values (their type is a tuple). ``metavar`` is shown
+    by ``--help`` in place of the choices or the type. ``changeable``: may be another one when a run is resumed, since
+    it does not change the result.
     """
-    spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional, metavar)
+    spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional, metavar, changeable)
     return dataclasses.field(default=default, metadata={"option": spec})
 
 
-def parse_args(config_class: type[ConfigT], argv: Sequence[str] | None = None) -> ConfigT:
-    """Build a ``config_class`` from a command line: default < ``--config file.yaml`` < flag.
+def parse_args(
+    config_class: type[ConfigT], argv: Sequence[str] | None = None, saved: Mapping[str, Any] | None = None
+) -> ConfigT:
+    """Build a ``config_class`` from a command line: default < ``saved`` < ``--config file.yaml`` < flag.
+
+    ``saved`` are options in :func:`to_dict`'s form.
 
     Raises :class:`UsageError` with one line for an unknown flag (naming the nearest), a wrong type, choice or range,
     a required option that is missing, or a YAML file that can't be used. ``--help`` prints and exits with 0.
@@ -77,13 +84,16 @@ def parse_args(config_class: type[ConfigT], argv: Sequence[str] | None = None) -
     config_file.add_argument(f"--{CONFIG_FLAG}", action="append", default=[])
     config_file.error = parser.error  # type: ignore[method-assign]
     files, flags = config_file.parse_known_args(arguments)
+    from_saved = _expand(config_class, saved or {}, "configuration")
+    if saved:
+        _check_values(parser, from_saved, "configuration")
     from_files = []
     for file in files.config:
         source = f"--{CONFIG_FLAG}={file}"
         arguments = _expand(config_class, _read_yaml(Path(file), source), source)
         _check_values(parser, arguments, source)
         from_files += arguments
-    values, unknown = parser.parse_known_args(from_files + flags)
+    values, unknown = parser.parse_known_args(from_saved + from_files + flags)
     if unknown:
         raise UsageError(_describe_unknown(config_class, unknown[0]))
     named = vars(values)
@@ -106,6 +116,11 @@ def from_dict(config_class: type[ConfigT], values: Mapping[str, Any], source: st
     arguments = _expand(config_class, values, source)
     _check_values(_build_parser(config_class), arguments, source)
     return parse_args(config_class, arguments)
+
+
+def changeable_options(config_class: type) -> set[str]:
+    """Return the names of the options that a resumed run may be given anew."""
+    return {name for name, (_, spec) in _fields(config_class).items() if spec.changeable}
 
 
 def _fields(config_class: type) -> dict[str, tuple[Any, Option]]:

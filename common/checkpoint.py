@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from common.files import atomic_path
 FORMAT_VERSION = 1
 WRAPPED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 BEST_WEIGHTS = "best"
+BEST, LAST, PREVIOUS = "best.pt", "last.pt", "previous.pt"
 RAW = "raw"  # the name, beside those of the averages, of the weights that are trained
 
 # The one list of keys. Every checkpoint has the required ones, which predict and evaluate need; last.pt also has
@@ -35,7 +37,7 @@ REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
     "averages": dict,  # name (ema, swa) -> its state, with the averaged state_dict under "model"; none: {}
     "best_weights": str,  # raw, or the average's name, whose metric was the best
 }
-OPTIONAL_KEYS = ("optimizer", "scheduler", "scaler", "guard", "callbacks", "rng")
+OPTIONAL_KEYS = ("data_hash", "optimizer", "scheduler", "scaler", "guard", "loop", "sampler", "callbacks", "rng")
 
 PLAIN_TYPES = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter)
 DICT_TYPES = (dict, OrderedDict, Counter)
@@ -64,8 +66,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project onto the CPU and check its format and keys.
 
     Raises UsageError where ``path`` is no file, WorkError where it is cut, damaged, a pickle, of another program
-    or of a newer version of this one.
+    or of a newer version of this one; the message names what beside it can be used.
     """
+    try:
+        return _load(path)
+    except WorkError as error:
+        raise WorkError(f"{error}{_instead(path)}") from error
+
+
+def _instead(path: Path) -> str:
+    """Return the end of a message that names the whole checkpoints of the project beside ``path``."""
+    usable = []
+    for other in sorted(path.parent.glob("*.pt"), key=lambda file: file.name != PREVIOUS):
+        with suppress(WorkError, UsageError):
+            if other != path:
+                contents = _load(other)
+                kind = "" if "optimizer" in contents else ", weights only"
+                usable.append(f"{other} (iteration {contents['iteration']}{kind})")
+    return f"; what can be used: {', '.join(usable)}" if usable else ""
+
+
+def _load(path: Path) -> dict[str, Any]:
     contents = _read(path)
     if _is_state_dict(contents):
         raise WorkError(
@@ -176,7 +197,7 @@ def _check_archive(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(len(ZIP_MAGIC))
     if not start:
-        raise WorkError(f"{path}: is empty; use another checkpoint of the run")
+        raise WorkError(f"{path}: is empty")
     if start.startswith(PICKLE_MAGIC):
         raise WorkError(
             f"{path}: is a pickle (or a file of torch before 1.6), which is never unpickled here since that runs its "
@@ -189,9 +210,9 @@ def _check_archive(path: Path) -> None:
             names = archive.namelist()
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise WorkError(f"{path}: is cut or damaged; use another checkpoint of the run, such as last.pt") from error
+        raise WorkError(f"{path}: is cut or damaged") from error
     if damaged is not None:
-        raise WorkError(f"{path}: is damaged (checksum of {damaged}); use another checkpoint of the run")
+        raise WorkError(f"{path}: is damaged (checksum of {damaged})")
     if not any(name.endswith("/data.pkl") for name in names):
         raise WorkError(f"{path}: a zip file, but not of torch; give a checkpoint of this project, such as best.pt")
 
@@ -217,10 +238,10 @@ def _check_contents(path: Path, contents: Any) -> dict[str, Any]:
         )
     missing = [key for key in REQUIRED_KEYS if key not in contents]
     if missing:
-        raise WorkError(f"{path}: the checkpoint lacks {', '.join(missing)}; use another checkpoint of the run")
+        raise WorkError(f"{path}: the checkpoint lacks {', '.join(missing)}")
     wrong = [key for key, kind in REQUIRED_KEYS.items() if not isinstance(contents[key], kind)]
     if wrong:
-        raise WorkError(f"{path}: the checkpoint's {', '.join(wrong)} has the wrong type; use another one of the run")
+        raise WorkError(f"{path}: the checkpoint's {', '.join(wrong)} has the wrong type")
     if contents["best_weights"] not in (RAW, *contents["averages"]):
-        raise WorkError(f"{path}: the checkpoint's best_weights names an average it lacks; use another one of the run")
+        raise WorkError(f"{path}: the checkpoint's best_weights names an average it lacks")
     return contents

@@ -14,12 +14,14 @@ R = TypeVar("R")
 EXIT_WORK = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: start again
 
 
 class UserError(Exception):
     """A mistake or a fault that the user can mend. The message is one line that names the file, field or flag."""
 
     exit_code = EXIT_WORK
+    prefix = "error: "
 
     def __init__(self, message: str) -> None:
         # A DataLoader worker hands an error over as text with its traceback; the last line is ours.
@@ -36,6 +38,13 @@ class UsageError(UserError):
 
 class WorkError(UserError):
     """Data, a file or the machine failed the work that was asked for. Exit code 1."""
+
+
+class Interrupted(UserError):
+    """A signal asked the run to stop, and it can go on from where it stopped. Exit code 75."""
+
+    exit_code = EXIT_RESUMABLE
+    prefix = ""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
@@ -58,7 +67,7 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except UserError as error:
             line = " ".join(str(error).splitlines())  # a file's name may hold a line break
-            print(f"error: {line}", file=sys.stderr)
+            print(f"{error.prefix}{line}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import getpass
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +48,8 @@ PACKAGES = (
     "neptune-client",
 )
 GIT_TIMEOUT_S = 10.0
+LOCK_FILE = ".lock"
+ENVIRONMENT = "environment.json"
 FILE_ONLY = "file_only"  # marks a log record that the console gets in another way
 
 
@@ -64,10 +68,12 @@ def create_experiment(
     command: Sequence[str],
     *,
     free_bytes: int = 0,
+    launch: str | None = None,
 ) -> Experiment:
     """Claim ``output_dir/<experiment_id>`` (None: the next number), write config.yaml and environment.json into it.
 
-    ``config`` is flat, ``command`` is what the user typed, ``free_bytes`` is how much the disk must have free. Of
+    ``config`` is flat, ``command`` is what the user typed, ``free_bytes`` is how much the disk must have free,
+    ``launch`` what the restarts of one launch have in common. Of
     several processes that ask at once, each gets a folder of its own. Raises UsageError for an id that exists or isn't
     allowed and for an output folder that can't be one, WorkError for a full disk; then no experiment is left behind.
     """
@@ -80,7 +86,7 @@ def create_experiment(
         try:
             config_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
             write_text(experiment.folder / "config.yaml", config_text)
-            write_json(experiment.folder / "environment.json", environment(command))
+            write_json(experiment.folder / ENVIRONMENT, {**environment(command), "launch": launch})
         except BaseException:
             shutil.rmtree(experiment.folder, ignore_errors=True)
             raise
@@ -89,22 +95,60 @@ def create_experiment(
     return experiment
 
 
-def check_experiment_id(experiment_id: str) -> None:
+def check_experiment_id(experiment_id: str, flag: str = "--experiment_id") -> None:
     """Raise UsageError unless ``experiment_id`` is a plain name that can't leave the output folder."""
     if not ID_PATTERN.fullmatch(experiment_id):
-        raise UsageError(
-            f"--experiment_id={experiment_id!r}: use letters, digits, '_', '-' and '.', at most 100, not '.' first"
-        )
+        raise UsageError(f"{flag}={experiment_id!r}: use letters, digits, '_', '-' and '.', at most 100, not '.' first")
 
 
-def experiment_folder(output_dir: Path, experiment_id: str) -> Path:
-    """Return the folder of an experiment that exists; UsageError, with those that do, for another."""
-    check_experiment_id(experiment_id)
+@contextmanager
+def lock_experiment(folder: Path) -> Iterator[None]:
+    """Hold the experiment's lock, which ends with this context or this process; WorkError where another holds it."""
+    try:
+        file = (folder / LOCK_FILE).open("a")
+    except OSError as error:
+        raise _folder_error(folder, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkError(
+                f"{folder}: the experiment is in progress in another process; wait for it or stop it"
+            ) from None
+        except OSError as error:  # a file system without locks
+            logger.warning("%s: can't be locked (%s); don't start this experiment twice", folder, error.strerror)
+        yield
+
+
+def add_to_history(folder: Path, command: Sequence[str], iteration: int) -> None:
+    """Add to environment.json's ``resumed`` how and from which iteration the run was gone on with."""
+    path = folder / ENVIRONMENT
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # killed while the folder was made, or removed by hand
+        document = {}
+    document.setdefault("resumed", []).append({"iteration": iteration, **environment(command)})
+    write_json(path, document)
+
+
+def launched_experiment(output_dir: Path, launch: str | None) -> str | None:
+    """Return the folder, as text, of the newest experiment of this ``launch``; None where there is none."""
+    files = output_dir.glob(f"*/{ENVIRONMENT}") if launch is not None else ()
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        with suppress(OSError, ValueError):
+            if json.loads(file.read_text(encoding="utf-8")).get("launch") == launch:
+                return str(file.parent.resolve())
+    return None
+
+
+def experiment_folder(output_dir: Path, experiment_id: str, flag: str = "--experiment_id") -> Path:
+    """Return the folder of an experiment that exists; UsageError, naming ``flag`` and those that do, for another."""
+    check_experiment_id(experiment_id, flag)
     folder = output_dir / experiment_id
     if not folder.is_dir():
         found = sorted(path.name for path in output_dir.iterdir() if path.is_dir()) if output_dir.is_dir() else []
         listing = f"there are {', '.join(found)}" if found else "there are none"
-        raise UsageError(f"--experiment_id={experiment_id}: no such experiment in {output_dir}; {listing}")
+        raise UsageError(f"{flag}={experiment_id}: no such experiment in {output_dir}; {listing}")
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,17 @@ def check_output(flag: str, path: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"--{flag}={path}: its folder can't be written ({error.strerror})") from None
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """Give the file at ``path``, where there is one, a second name that stays when ``path`` is replaced."""
+    if not path.exists():
+        return
+    with atomic_path(copy) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
 
 
 def write_text(path: Path, text: str) -> None:

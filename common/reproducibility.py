@@ -29,6 +29,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_process(seed: int, rank: int) -> None:
+    """Give a process of several, from the second on, random numbers of its own; the first keeps those it has."""
+    if rank:
+        seed_everything(stable_hash("process", seed, rank))
+
+
 def loader_generator(seed: int, *parts: str | int) -> torch.Generator:
     """Return a CPU generator for one DataLoader, seeded by ``seed`` and the ``parts`` that name the loader.
 

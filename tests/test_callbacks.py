@@ -106,17 +106,22 @@ def test_a_state_that_was_saved_to_a_file_goes_on_to_the_same_weights(tmp_path: 
     whole = build(iteration_num=8, iteration_valid=4, callbacks=[checkpoint(tmp_path)])
     whole.fit()
 
-    class Stop(ModelCheckpoint):
-        def on_validation_end(self, network, metrics) -> None:
-            super().on_validation_end(network, metrics)
-            network.should_stop = True
+    class InterruptAt(Callback):
+        def __init__(self, iteration: int) -> None:
+            self.iteration = iteration
+
+        def on_iteration_end(self, network, output) -> None:
+            if network.iteration == self.iteration:
+                network.interrupt()
 
     folder = tmp_path / "first"
     folder.mkdir()
-    first = build(iteration_num=8, iteration_valid=4, callbacks=[Stop(folder, KEY, DESCRIPTION, lambda network: None)])
+    first = build(iteration_num=8, iteration_valid=4, callbacks=[InterruptAt(4), checkpoint(folder)])
     first.fit()
-    second = build(iteration_num=8, iteration_valid=4, callbacks=[checkpoint(tmp_path)])
+    assert first.interrupted
+    second = build(iteration_num=8, iteration_valid=4, callbacks=[InterruptAt(0), checkpoint(tmp_path)])
     second.load_state_dict(load_checkpoint(folder / "last.pt"))
+    assert second.validation_due
     assert second.iteration == 4
     second.fit()
     for name, value in whole.model.state_dict().items():

@@ -140,7 +140,7 @@ def test_a_cut_file_is_reported_by_name_wherever_it_is_cut(file):
     whole = file.read_bytes()
     for length in [0, 1, 3, 4, 100, *range(500, len(whole), len(whole) // 25), len(whole) - 1]:
         file.write_bytes(whole[:length])
-        with pytest.raises(WorkError, match=r"best\.pt: is (cut or damaged|empty); use another") as caught:
+        with pytest.raises(WorkError, match=r"best\.pt: is (cut or damaged|empty)") as caught:
             load_checkpoint(file)
         one_line(caught.value)
 
@@ -245,7 +245,7 @@ def test_a_checkpoint_without_a_key_or_with_a_wrong_type_is_refused_by_the_key(t
     torch.save({**wrong, key: 1.5}, tmp_path / "type.pt")
     del wrong[key]
     torch.save(wrong, tmp_path / "missing.pt")
-    with pytest.raises(WorkError, match=f"lacks {key};"):
+    with pytest.raises(WorkError, match=f"lacks {key}$"):
         load_checkpoint(tmp_path / "missing.pt")
     with pytest.raises(WorkError, match=f"{key} has the wrong type"):
         load_checkpoint(tmp_path / "type.pt")

@@ -237,8 +237,9 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit() -> None:
 @pytest.mark.parametrize("stop_at", [2, 6, 8])
 def test_a_run_continued_from_its_state_equals_one_in_one_go_to_the_bit(stop_at: int) -> None:
     class StopAt(Callback):
-        def on_validation_end(self, network, metrics) -> None:
-            network.should_stop = network.iteration == stop_at
+        def on_iteration_end(self, network, output) -> None:
+            if network.iteration == stop_at:
+                network.interrupt()
 
     options = {"iteration_num": 13, "iteration_valid": 2, "accumulation_step": 2}
     torch.manual_seed(1)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Seven events with empty bodies; override the ones you need.
+    """Eight events with empty bodies; override the ones you need.
 
     Callbacks observe: they never change the loss, the batch or the weights. To end a run early set
     ``network.should_stop = True``. They are called in the order of the list that the network was given.
@@ -36,6 +36,9 @@ class Callback:
 
     def on_train_end(self, network: AbstractNetwork) -> None:
         """After the last iteration of this ``fit``; not called when an error ended it."""
+
+    def on_interrupt(self, network: AbstractNetwork) -> None:
+        """In place of ``on_train_end``, at a step boundary, where a signal ended this ``fit`` before its time."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values and tensors."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from common import distributed
 from common.callbacks.callback import Callback
 from common.callbacks.telemetry import Telemetry
 from common.trackers.tracker import Tracker
@@ -40,8 +41,8 @@ class MetricLogger(Callback):
         self._log(network, dict(metrics))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loss that is summed but not logged yet."""
-        return {"loss_sum": float(self.loss_sum), "loss_count": self.loss_count}
+        """Return the loss that is summed but not logged yet, the mean over the processes."""
+        return {"loss_sum": distributed.mean(float(self.loss_sum)), "loss_count": self.loss_count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the sum of an interrupted run."""
@@ -49,7 +50,7 @@ class MetricLogger(Callback):
         self.loss_count = state["loss_count"]
 
     def _log_training(self, network: AbstractNetwork) -> None:
-        loss = float(self.loss_sum) / self.loss_count
+        loss = distributed.mean(float(self.loss_sum)) / self.loss_count
         self.loss_sum, self.loss_count = 0.0, 0
         measured = self.telemetry.values(network) if self.telemetry else {}
         self._log(network, {"train/loss": loss, "train/learning_rate": network.training.schedule.lr, **measured})

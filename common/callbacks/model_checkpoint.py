@@ -1,18 +1,21 @@
-"""``last.pt`` at each validation, ``best.pt`` at the best one."""
+"""``last.pt`` at each validation, every some minutes and at an interruption; ``best.pt`` at the best validation."""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import distributed
 from common.callbacks.callback import Callback
-from common.checkpoint import REQUIRED_KEYS, metric_key, save_checkpoint
+from common.checkpoint import BEST, LAST, PREVIOUS, RAW, REQUIRED_KEYS, metric_key, save_checkpoint
+from common.files import keep_copy
 
 if TYPE_CHECKING:
-    from common.networks.network import AbstractNetwork, Predictions
+    from common.networks.network import AbstractNetwork, Predictions, StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +34,12 @@ class ModelCheckpoint(Callback):
         monitor: str,
         description: Mapping[str, Any],
         on_best: Callable[[Predictions], None],
+        minutes: float = 0.0,
     ) -> None:
-        """``monitor`` is a metric's key, the lower the better, such as ``valid/weighted_log_loss``."""
+        """``monitor`` is a metric's key, the lower the better, such as ``valid/weighted_log_loss``.
+
+        ``minutes`` between two ``last.pt`` at most, at step boundaries; 0: at validations only.
+        """
         self.folder = folder
         self.monitor = monitor
         self.description = dict(description)
@@ -40,6 +47,24 @@ class ModelCheckpoint(Callback):
         self.best = math.inf
         self.best_iteration = 0
         self.best_weights = ""
+        self.latest: dict[str, Any] = {"metrics": {}, "best_weights": RAW}  # of the last validation
+        self.minutes = minutes
+        self.saved_at = time.monotonic()
+
+    def on_train_begin(self, network: AbstractNetwork) -> None:
+        """Count the minutes from here."""
+        self.saved_at = time.monotonic()
+
+    def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
+        """Save the state where the last one is old enough; a validation that is due will do it itself."""
+        if not self.minutes or not network.at_step_boundary or network.validation_due:
+            return
+        if distributed.any_process(time.monotonic() - self.saved_at >= 60 * self.minutes):
+            self._save_last(network, self._contents(network))
+
+    def on_interrupt(self, network: AbstractNetwork) -> None:
+        """Save the state that a resumed run goes on from."""
+        self._save_last(network, self._contents(network))
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
         """Save the state after this validation."""
@@ -47,23 +72,42 @@ class ModelCheckpoint(Callback):
         improved = value < self.best
         if improved:
             self.best, self.best_iteration, self.best_weights = value, network.iteration, weights
-        contents = {**self.description, **network.state_dict(), "metrics": dict(metrics), "best_weights": weights}
-        if improved:
+        self.latest = {"metrics": dict(metrics), "best_weights": weights}
+        contents = self._contents(network)
+        if improved and distributed.is_main():
             self.on_best(network.valid_predictions[weights])
             best = {key: value for key, value in contents.items() if key in REQUIRED_KEYS}
-            save_checkpoint(self.folder / "best.pt", best)
-        save_checkpoint(self.folder / "last.pt", contents)
-        logger.info("iteration %d: last.pt%s written", network.iteration, " and best.pt" if improved else "")
+            save_checkpoint(self.folder / BEST, best)
+            logger.info("iteration %d: %s written", network.iteration, BEST)
+        self._save_last(network, contents)
+
+    def _contents(self, network: AbstractNetwork) -> dict[str, Any]:
+        """Return what a checkpoint holds; all processes must take part, since each has random numbers of its own."""
+        return {**self.description, **network.state_dict(), **self.latest}
+
+    def _save_last(self, network: AbstractNetwork, contents: dict[str, Any]) -> None:
+        """Write last.pt; the one before stays as previous.pt, for where a disk damages the newer."""
+        if distributed.is_main():
+            keep_copy(self.folder / LAST, self.folder / PREVIOUS)
+            save_checkpoint(self.folder / LAST, contents)
+            logger.info("iteration %d: %s written", network.iteration, LAST)
+        self.saved_at = time.monotonic()
 
     def _candidates(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> list[tuple[str, float]]:
         return [(name, metrics[metric_key(self.monitor, name)]) for name in network.valid_predictions]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far and its iteration."""
-        return {"best": self.best, "best_iteration": self.best_iteration, "best_weights": self.best_weights}
+        """Return the best value so far with its iteration and weights, and the last validation."""
+        return {
+            "best": self.best,
+            "best_iteration": self.best_iteration,
+            "best_weights": self.best_weights,
+            "latest": self.latest,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on comparing with an interrupted run's best."""
         self.best = state["best"]
         self.best_iteration = state["best_iteration"]
         self.best_weights = state["best_weights"]
+        self.latest = state["latest"]

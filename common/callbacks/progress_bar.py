@@ -57,6 +57,10 @@ class ProgressBar(Callback):
             f"{metrics[self.monitor]:.4f} (constant predictor {self.reference:.4f})"
         )
 
+    def on_interrupt(self, network: AbstractNetwork) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
     def on_train_end(self, network: AbstractNetwork) -> None:
         """Leave the finished bar on the screen; print the best value beside the constant predictor's."""
         self.bar.close()

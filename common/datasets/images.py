@@ -1,4 +1,4 @@
-"""Images from files, reduced, transformed and ready for a network. Knows nothing of torch."""
+"""Images from files, reduced, transformed and ready for a network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from common.datasets.image_files import load_image
 from common.datasets.samplers import SampleKey
+from common.datasets.shared import SharedArray
 from common.dicom.hounsfield import AIR_HU
 from common.dicom.pictures import resize_area
 from common.errors import WorkError
@@ -18,7 +19,7 @@ from common.hashing import stable_hash
 
 
 class Transform(Protocol):
-    """A pipeline of ``common.transforms``: HU or windowed picture in, float32 (H, W, C) out."""
+    """A pipeline of ``common.transforms``: HU or windowed picture in, float32 (H, W, C) out; or a part of one."""
 
     def set_random_seed(self, seed: int) -> None: ...
 
@@ -27,11 +28,16 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """``image`` float32 (C, H, W), ``target`` float32 (K,) or None."""
+    """``image`` float32 (C, H, W), ``target`` float32 (K,) or None.
+
+    Where the device does the last part of the transform, ``image`` is int16 HU (K, H, W) and ``windows`` float32
+    (C, 2), centre and width in HU.
+    """
 
     image: np.ndarray
     target: np.ndarray | None
     image_id: str
+    windows: np.ndarray | None = None
 
 
 class ImageDataset:
@@ -57,16 +63,26 @@ class ImageDataset:
         ``suffix`` of the files, one of :data:`common.datasets.image_files.SUFFIXES`.
         """
         self.image_folder = image_folder
-        self.image_ids = np.asarray(image_ids, dtype=np.str_)  # one block of memory that worker processes share
-        self.targets = None if targets is None else np.ascontiguousarray(targets, dtype=np.float32)
+        self._ids = SharedArray(np.char.encode(np.asarray(image_ids, dtype=np.str_), "utf-8"))
+        self._targets = None if targets is None else SharedArray(np.asarray(targets, dtype=np.float32))
         self.pipeline = pipeline
         self.image_size = image_size
         self.seed = seed
         self.image_form = image_form
         self.suffix = suffix
 
+    @property
+    def image_ids(self) -> np.ndarray:
+        """All ids, as an array of text (a copy)."""
+        return np.char.decode(self._ids.array, "utf-8")
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """All targets, float32 (N, K)."""
+        return None if self._targets is None else self._targets.array
+
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self._ids.array)
 
     def check_files(self) -> None:
         """Raise WorkError, with their number and the first of them, where images have no file.
@@ -87,12 +103,13 @@ class ImageDataset:
         Raises :class:`WorkError` naming the file where it is missing, cut or not an image of the dataset's form.
         """
         index, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
-        image_id = str(self.image_ids[index])
+        image_id = self._ids.array[index].decode()
         image = self.read(image_id)
         self.pipeline.set_random_seed(stable_hash("augmentation", self.seed, epoch, image_id, occurrence))
-        picture = self.pipeline(image=image)["image"]
+        result = self.pipeline(image=image)
+        picture = result["image"] if result["image"].ndim == 3 else result["image"][..., np.newaxis]
         target = None if self.targets is None else self.targets[index]
-        return Sample(np.ascontiguousarray(picture.transpose(2, 0, 1)), target, image_id)
+        return Sample(np.ascontiguousarray(picture.transpose(2, 0, 1)), target, image_id, result.get("windows"))
 
     def read(self, image_id: str) -> np.ndarray:
         """Return the stored image, reduced to the dataset's size: int16 HU, or float32 in 0..1 where it is windowed."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+from functools import partial
 
 import cv2
 import torch
 from torch.utils.data import DataLoader
 
+from common import distributed
 from common.datasets.batch import collate
 from common.datasets.images import ImageDataset
 from common.datasets.samplers import EpochSampler
+from common.datasets.shards import ShardedSampler
+from common.interruption import ignore_signals
 from common.reproducibility import loader_generator
 
 PRELOADED = ["torch", "cv2", "albumentations"]
@@ -19,7 +23,7 @@ PRELOADED = ["torch", "cv2", "albumentations"]
 def make_loader(
     dataset: ImageDataset, sampler: EpochSampler, batch_size: int, workers: int, *, drop_last: bool, seed: int
 ) -> DataLoader:
-    """Return a loader of :class:`Batch`; ``workers`` processes load, 0: the calling one.
+    """Return a loader of :class:`Batch`; ``workers`` processes load, 0: the calling one. Under torchrun: of this rank.
 
     Workers come from a fork server that has the heavy packages loaded: a plain fork would copy the threads' locks and
     the buffers of trackers. They live as long as the loader.
@@ -28,12 +32,15 @@ def make_loader(
     if workers:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+    shard: EpochSampler | ShardedSampler = sampler
+    if distributed.world_size() > 1 and not drop_last:  # a training's sampler knows of the processes
+        shard = ShardedSampler(sampler, batch_size, distributed.rank(), distributed.world_size())
     return DataLoader(
         dataset,
         batch_size,
-        sampler=sampler,
+        sampler=shard,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, finish=getattr(dataset.pipeline, "finish", None)),
         pin_memory=torch.cuda.is_available(),
         drop_last=drop_last,
         worker_init_fn=use_one_thread,
@@ -44,6 +51,7 @@ def make_loader(
 
 
 def use_one_thread(worker: int) -> None:
-    """Keep a worker to its core: the processes are the parallelism."""
+    """Keep a worker to its core, since the processes are the parallelism, and signals to the parent."""
+    ignore_signals()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

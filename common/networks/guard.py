@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from common import distributed
 from common.errors import WorkError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ class StepGuard:
         if self.clip_norm:
             clip_grads_with_norm_(parameters, self.clip_norm, norm)
         loss = torch.stack([item.loss for item in evidence]).sum()
-        flags = ~torch.isfinite(torch.stack([norm.float(), loss.float()]))
+        flags = distributed.maximum_(~torch.isfinite(torch.stack([norm.float(), loss.float()])))
         self._step(flags)
         self.attempted = True
         host_flags, arrived = flags, None
@@ -118,19 +120,21 @@ class StepGuard:
         self._refuse(attempt.evidence, "loss" if loss_bad else "gradient")
         return False
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the counts of skipped updates."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts of skipped updates and the last norm."""
         return {
             "nonfinite_skips": self.nonfinite_skips,
             "scaler_skips": self.scaler_skips,
             "scaler_skips_in_a_row": self.scaler_skips_in_a_row,
+            "gradient_norm": None if self.gradient_norm is None else self.gradient_norm.cpu(),
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.nonfinite_skips = state["nonfinite_skips"]
         self.scaler_skips = state["scaler_skips"]
         self.scaler_skips_in_a_row = state["scaler_skips_in_a_row"]
+        self.gradient_norm = state["gradient_norm"]
 
     def _step(self, flags: Tensor) -> None:
         if self.scaler.is_enabled():

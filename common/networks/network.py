@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
+from common import distributed
 from common.callbacks.callback import Callback
 from common.checkpoint import RAW, metric_key
 from common.datasets.batch import Batch
@@ -118,9 +121,11 @@ class AbstractNetwork(ABC):
         if amp_dtype is torch.float16 and device.type == "cpu":
             raise UsageError("--tr_amp_dtype=float16 needs a GPU; on a CPU use bfloat16, or --tr_use_amp=0")
         self.model = model.to(device)
+        self.training_model = self.model if training is None else distributed.data_parallel(self.model, device)
         self.device = device
         self.amp_dtype = amp_dtype
         self.training = training
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         # Only float16 can underflow; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
         self.guard: StepGuard | None = None
@@ -136,7 +141,11 @@ class AbstractNetwork(ABC):
         self.iteration = 0
         self.step = 0
         self.group: list[Evidence] = []  # the micro-batches since the last optimizer step
+        self.resumed_at = 0
+        self.validated = 0  # the iteration at which the whole set was validated last
         self.should_stop = False
+        self.interrupt_asked = False  # of this process
+        self.interrupt_requested = False  # and agreed on by all
         self.valid_predictions: dict[str, Predictions] = {}
         self.wait_seconds = 0.0  # that fit waited for batches
         self.validation_seconds = 0.0  # of the last validation
@@ -166,17 +175,40 @@ class AbstractNetwork(ABC):
         """Whether no iteration is left to do."""
         return self.should_stop or self.iteration >= self.training.iteration_num
 
+    @property
+    def at_step_boundary(self) -> bool:
+        """Whether no gradient is waiting for its group's optimizer step: what is saved then can be gone on with."""
+        return not self.group
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run stops here, where it can be gone on with, because :meth:`interrupt` asked for it."""
+        return self.interrupt_requested and self.at_step_boundary
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the set must be validated before the next iteration."""
+        on_grid = self.iteration % self.training.iteration_valid == 0 or self.iteration == self.training.iteration_num
+        return on_grid and self.validated < self.iteration
+
+    def interrupt(self) -> None:
+        """Ask a running :meth:`fit` to stop at the next step boundary; one process alone breaks a validation off."""
+        self.interrupt_asked = True
+        self.interrupt_requested = distributed.world_size() == 1
+
     def fit(self) -> None:
-        """Train until ``iteration_num`` iterations are done or ``should_stop`` is set."""
+        """Train until ``iteration_num`` iterations are done, ``should_stop`` is set or :meth:`interrupt` is called."""
         self._check_training()
         train_mode(self.model)
         self.training.optimizer.zero_grad(set_to_none=True)
         self._emit("on_train_begin")
-        while not self.finished:
+        if self.validation_due:  # a resumed run that was interrupted before or in it
+            self.validate()
+        while not (self.finished or self.interrupted):
             self._emit("on_epoch_begin")
             self._fit_epoch()
             self._emit("on_epoch_end")
-        self._emit("on_train_end")
+        self._emit("on_interrupt" if self.interrupted else "on_train_end")
 
     def _fit_epoch(self) -> None:
         loader = self.training.train_loader
@@ -185,9 +217,9 @@ class AbstractNetwork(ABC):
         for batch in self._waited_for(loader):
             output = self._fit_iteration(self.prepare_batch(batch))
             self._emit("on_iteration_end", output)
-            if self.iteration % self.training.iteration_valid == 0 or self.iteration == self.training.iteration_num:
+            if self.validation_due:
                 self.validate()
-            if self.finished:
+            if self.finished or self.interrupted:
                 break
 
     def _waited_for(self, loader: DataLoader) -> Iterator[Batch]:
@@ -203,15 +235,18 @@ class AbstractNetwork(ABC):
 
     def _fit_iteration(self, batch: Batch) -> StepOutput:
         accumulation = self.training.accumulation_step
-        group_start = self.iteration - self.iteration % accumulation
-        group_size = min(accumulation, self.training.iteration_num - group_start)
-        with self.autocast():
-            output = self.training_step(self.model, batch)
-        self.scaler.scale(output.loss / group_size).backward()
+        group_start = max(self.iteration - self.iteration % accumulation, self.resumed_at)
+        group_end = min(self.iteration - self.iteration % accumulation + accumulation, self.training.iteration_num)
+        with distributed.gradients_exchanged(self.training_model, self.iteration + 1 == group_end):
+            with record_function("phase: forward"), self.autocast():
+                output = self.training_step(self.training_model, batch)
+            with record_function("phase: backward"):
+                self.scaler.scale(output.loss / (group_end - group_start)).backward()
         self.iteration += 1
         self.group.append(Evidence(self.iteration, output.image_ids, output.loss.detach(), output.logits.detach()))
-        if self.iteration - group_start == group_size:
-            self._optimizer_step()
+        if self.iteration == group_end:
+            with record_function("phase: step"):
+                self._optimizer_step()
         return output
 
     def _optimizer_step(self) -> None:
@@ -221,6 +256,7 @@ class AbstractNetwork(ABC):
         self.group = []
         training.optimizer.zero_grad(set_to_none=True)
         training.schedule.on_step(-(-self.iteration // training.accumulation_step))
+        self.interrupt_requested = distributed.any_process(self.interrupt_asked)
         self.step += 1
         if not self.guard.late and not self.settle():
             return
@@ -245,12 +281,19 @@ class AbstractNetwork(ABC):
     def validate(self) -> dict[str, float]:
         """Predict the whole validation set and compute its metrics, pooled over the set.
 
-        The keys are ``valid/…`` for the trained weights and ``valid_<name>/…`` for each average.
+        The keys are ``valid/…`` for the trained weights and ``valid_<name>/…`` for each average. An interruption breaks
+        it off: the result is then empty and no callback hears of it.
         """
         self.settle()
         started = time.perf_counter()
+        distributed.share_buffers(self.model)
         averages = {name: item.model for name, item in self.training.averages.items() if item.started}
-        self.valid_predictions = self._predict(self.training.valid_loader, {RAW: self.model, **averages})
+        batches = takewhile(lambda _: not self.interrupt_requested, self.training.valid_loader)
+        predictions = self._predict(batches, {RAW: self.model, **averages})
+        if self.interrupt_requested:
+            return {}
+        self.valid_predictions = self._pooled(predictions)
+        self.validated = self.iteration
         metrics = {}
         for name, predictions in self.valid_predictions.items():
             values = self.compute_metrics(predictions)
@@ -282,14 +325,39 @@ class AbstractNetwork(ABC):
                 for name, model in models.items():
                     with self.autocast():
                         logits[name].append(self.prediction_step(model, on_device).float())
+        if self.interrupt_requested or (not image_ids and distributed.world_size() > 1):
+            return {}
         if not image_ids:
             raise WorkError("there is no image to predict")
         known = torch.cat(targets).numpy() if targets else None
         return {name: checked_predictions(image_ids, torch.cat(parts), known) for name, parts in logits.items()}
 
+    def _pooled(self, predictions: dict[str, Predictions]) -> dict[str, Predictions]:
+        """Return the predictions of all processes, each image once, in the order of a single process."""
+        if distributed.world_size() == 1:
+            return predictions
+        sampler = self.training.valid_loader.sampler
+        parts = distributed.gather(predictions)  # of a process without a batch: empty
+        order = np.argsort(np.concatenate([sampler.positions(rank) for rank, part in enumerate(parts) if part]))
+        return {name: joined([part[name] for part in parts if part], order) for name in parts[0]}
+
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Move a batch to the device; a copy from pinned memory does not wait."""
-        return batch.to(self.device, non_blocking=True)
+        """Move a batch to the device and finish it there; on a GPU beside the computation of the batch before.
+
+        The host is ahead of a GPU: the copy, from pinned memory and in a stream of its own, starts as soon as the batch
+        is loaded, and only what is computed with it waits for it.
+        """
+        if self.copies is None:
+            with record_function("phase: copy"):
+                return batch.to(self.device).finished()
+        with record_function("phase: copy"), torch.cuda.stream(self.copies):
+            ready = batch.to(self.device, non_blocking=True).finished()
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.copies)
+        for tensor in (*ready.inputs.values(), ready.target):
+            if tensor is not None:
+                tensor.record_stream(current)  # its memory is not given away while it is computed with
+        return ready
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, counters and, with ``training``, all that a resumed run needs, in plain types."""
@@ -304,33 +372,62 @@ class AbstractNetwork(ABC):
             state["scheduler"] = self.training.schedule.state_dict()
             state["scaler"] = self.scaler.state_dict()
             state["guard"] = self.guard.state_dict()
+            state["loop"] = {"validated": self.validated, "should_stop": self.should_stop}
+            state["sampler"] = self.training.train_loader.sampler.state_dict()
             state["averages"] = {name: average.state_dict() for name, average in self.training.averages.items()}
-            state["callbacks"] = [callback.state_dict() for callback in self.training.callbacks]
-            state["rng"] = rng_state()
+            state["callbacks"] = {
+                type(callback).__name__: callback.state_dict() for callback in self.training.callbacks
+            }
+            state["rng"] = distributed.gather(rng_state())
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned; without ``training`` only weights and counters."""
+    def load_state_dict(self, state: Mapping[str, Any], *, keep_options: bool = False) -> None:
+        """Take back what :meth:`state_dict` returned; without ``training`` only weights and counters.
+
+        ``keep_options``: the optimizer's options (learning rate, weight decay, …), callbacks and averages are those
+        that the network was built with, also where the state has others or lacks them.
+        """
+        if self.training is not None and len(state["rng"]) != distributed.world_size():
+            raise UsageError(
+                f"--tr_resume: the run had {len(state['rng'])} process(es) and this one {distributed.world_size()}: "
+                "its batches would be others; start torchrun with as many as before"
+            )
         self.model.load_state_dict(state["model"])
-        self.iteration = state["iteration"]
+        self.iteration = self.resumed_at = state["iteration"]
         self.step = state["step"]
         if self.training is not None:
-            self.training.optimizer.load_state_dict(state["optimizer"])
-            self.training.schedule.load_state_dict(state["scheduler"])
+            self._load_optimizer(state, keep_options)
+            self.validated = state["loop"]["validated"]
+            self.should_stop = state["loop"]["should_stop"] and not keep_options
+            self.training.train_loader.sampler.load_state_dict(state["sampler"])
             self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
-            for name, average in self.training.averages.items():
-                average.load_state_dict(state["averages"][name])
-            for callback, callback_state in zip(self.training.callbacks, state["callbacks"], strict=True):
-                callback.load_state_dict(callback_state)
-            set_rng_state(state["rng"])
+            parts = {type(callback).__name__: callback for callback in self.training.callbacks}
+            for items, states in ((self.training.averages, state["averages"]), (parts, state["callbacks"])):
+                for name, item in items.items():
+                    if name in states or not keep_options:
+                        item.load_state_dict(states.get(name, {}))
+            set_rng_state(state["rng"][distributed.rank()])
+
+    def _load_optimizer(self, state: Mapping[str, Any], keep_options: bool) -> None:
+        optimizer, schedule = self.training.optimizer, self.training.schedule
+        options = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        base_lrs = schedule.base_lrs
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict({**state["scheduler"], "base_lrs": base_lrs} if keep_options else state["scheduler"])
+        if keep_options:
+            for group, own in zip(optimizer.param_groups, options, strict=True):
+                group.update({name: value for name, value in own.items() if name != "lr"})
 
     def _check_training(self) -> None:
         if self.training is None:
             raise ValueError("fit needs the network to be built with a Training")
         if self.training.iterations_per_epoch == 0:
             raise UsageError(
-                f"--tr_batch_size={self.training.train_loader.batch_size} is larger than the training set of "
+                f"--tr_batch_size={self.training.train_loader.batch_size}, in {distributed.world_size()} process(es), "
+                "is larger than the training set of "
                 f"{len(self.training.train_loader.dataset)} images"
             )
         if self.training.iteration_valid % self.training.accumulation_step:
@@ -356,6 +453,14 @@ def evaluation_mode(models: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def joined(parts: Sequence[Predictions], order: np.ndarray) -> Predictions:
+    """Return several processes' predictions as one, ``order`` being where each of its rows stands in theirs."""
+    image_ids = [image_id for part in parts for image_id in part.image_ids]
+    targets = None if parts[0].targets is None else np.concatenate([part.targets for part in parts])[order]
+    logits = np.concatenate([part.logits for part in parts])[order]
+    return Predictions([image_ids[place] for place in order.tolist()], logits, targets)
 
 
 def checked_predictions(image_ids: list[str], logits: Tensor, targets: np.ndarray | None) -> Predictions:

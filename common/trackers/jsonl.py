@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.errors import UsageError, WorkError
+from common.files import atomic_path
 
 FILE_NAME = "metrics.jsonl"
 POINT_KEYS = ("iteration", "step", "time")
@@ -90,6 +91,31 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
         elif number < len(lines):
             raise WorkError(f"{path}, line {number}: not a JSON object; the file was changed by hand or is damaged")
     return points
+
+
+def cut_metrics(path: Path, iteration: int, validated: int) -> None:
+    """Leave the points up to the state of a checkpoint, whole lines only; a file that is not there stays so.
+
+    The checkpoint stands after ``iteration`` micro-batches, ``validated`` is the last one that was validated.
+    """
+    if not path.exists():
+        return
+    kept = [
+        line
+        for line, point in ((line, _parse(line)) for line in path.read_bytes().splitlines())
+        if point is not None and _belongs(point, iteration, validated)
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+
+
+def _belongs(point: Mapping[str, float | None], iteration: int, validated: int) -> bool:
+    at = point.get("iteration", 0)
+    return at < iteration or (at == iteration and (validated == iteration or not _is_validation(point)))
+
+
+def _is_validation(point: Mapping[str, float | None]) -> bool:
+    return any(key.startswith("valid") for key in point)
 
 
 def _parse(line: bytes) -> dict[str, float | None] | None:

@@ -1,0 +1,141 @@
+"""Runs train.py again and again in forked processes of one that has imported everything, and kills them on request.
+
+A line of JSON on stdin is a run: ``arguments``; ``signal`` (a number) sent by the run to itself in ``place``
+(iteration, validation or save) at iteration ``at``, or with ``fail`` an error with this text; ``processes`` train
+together, and ``rank`` (0) is the one that gets the signal or the error; or ``after`` seconds for a SIGKILL from
+outside. A line of JSON on stdout is the answer: ``code`` and, of all processes, ``codes`` (the exit code, or minus the
+signal that ended it), ``seconds``, ``output`` (both streams) and, of each process, ``outputs``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import albumentations  # noqa: F401 - so that no run has to
+import timm  # noqa: F401
+import torch
+
+import rsna_experiment  # noqa: F401
+import train
+from common import checkpoint
+from common.errors import WorkError
+from common.networks.classifier import ClassifierNetwork
+from common.networks.network import AbstractNetwork
+
+
+def send(request: dict[str, Any], network: AbstractNetwork) -> None:
+    """Send the signal if this is the iteration for it."""
+    if network.iteration != request["at"]:
+        return
+    if "fail" in request:
+        raise WorkError(request["fail"])
+    os.kill(os.getpid(), request["signal"])
+
+
+def arm(request: dict[str, Any]) -> None:
+    """Make this process send itself the signal at the asked place."""
+    if "at" not in request or int(os.environ.get("RANK", "0")) != request.get("rank", 0):
+        return
+    place = request.get("place", "iteration")
+    if place == "save":
+        save, saves = torch.save, []
+
+        def half(contents: Any, file: Any) -> None:
+            saves.append(contents["iteration"])
+            if contents["iteration"] == request["at"]:
+                file.write(b"half a checkpoint")
+                file.flush()
+                os.kill(os.getpid(), request["signal"])
+            save(contents, file)
+
+        checkpoint.torch.save = half
+        return
+    name = {"iteration": "training_step", "validation": "prediction_step"}[place]
+    step = getattr(ClassifierNetwork, name)
+
+    def signalling(self: Any, *arguments: Any) -> Any:
+        send(request, self)
+        return step(self, *arguments)
+
+    setattr(ClassifierNetwork, name, signalling)
+
+
+def child(request: dict[str, Any], output: Any) -> None:
+    """Be the run; never returns."""
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    arm(request)
+    code = 0
+    try:
+        train.main(request["arguments"])
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def start(request: dict[str, Any], rank: int, port: int, output: Any) -> int:
+    """Fork one process of a run, with torchrun's variables where there are several, and return its id."""
+    pid = os.fork()
+    if pid == 0:
+        processes = str(request.get("processes", 1))
+        if processes != "1":
+            place = {"RANK": str(rank), "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ.update(place, LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=processes)
+        child(request, output)
+    return pid
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Do one run."""
+    begun = time.monotonic()
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(request.get("processes", 1))]
+        pids = [start(request, rank, port, output) for rank, output in enumerate(outputs)]
+        if "after" in request:
+            time.sleep(request["after"])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pids[0], signal.SIGKILL)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        seconds = time.monotonic() - begun
+        texts = []
+        for output in outputs:
+            output.seek(0)
+            texts.append(output.read().decode(errors="replace"))
+    return {"code": codes[0], "codes": codes, "seconds": seconds, "output": "".join(texts), "outputs": texts}
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

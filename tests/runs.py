@@ -1,0 +1,88 @@
+"""Runs of train.py in other processes, and how two of them are compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.checkpoint import load_checkpoint
+from common.trackers.jsonl import read_metrics
+
+PROJECT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass
+class Runs:
+    """Starts runs in a process that has imported everything."""
+
+    process: subprocess.Popen
+    output_dir: Path
+    flags: list[str]
+
+    def __call__(self, *arguments: str, **request: Any) -> dict[str, Any]:
+        self.process.stdin.write(json.dumps({"arguments": [*arguments], **request}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, name: str, *more: str, **request: Any) -> dict[str, Any]:
+        return self(*self.flags, f"--experiment_id={name}", *more, **request)
+
+    def go_on(self, name: str, *more: str, **request: Any) -> dict[str, Any]:
+        return self(f"--tr_resume={name}", f"--output_dir={self.output_dir}", *more, **request)
+
+
+@contextmanager
+def open_runs(output_dir: Path, flags: list[str]) -> Iterator[Runs]:
+    """Start the process; ``flags`` are those of every new run."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.run_driver"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+    )
+    yield Runs(process, output_dir, [*flags, f"--output_dir={output_dir}"])
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
+def points(folder: Path) -> list[dict[str, float | None]]:
+    """The logged points without times and speeds."""
+    return [
+        {key: value for key, value in point.items() if key != "time" and not key.startswith("perf/")}
+        for point in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Everything but times, names and paths is the same in both folders, to the bit."""
+    for name in ("last.pt", "best.pt"):
+        one, other = load_checkpoint(folder / name), load_checkpoint(whole / name)
+        for contents in (one, other):
+            del contents["config"]
+        different = [key for key in one if not equal(one[key], other[key])]
+        assert not different, f"{name}: {different}"
+    assert points(folder) == points(whole)
+    assert (folder / "predictions_valid.csv").read_bytes() == (whole / "predictions_valid.csv").read_bytes()
+    assert not list(folder.glob(".*.tmp"))

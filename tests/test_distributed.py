@@ -1,0 +1,148 @@
+"""Several processes train as one does with a batch that many times as large, and end together."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from common.checkpoint import load_checkpoint
+from common.datasets.samplers import SequentialSampler
+from common.datasets.shards import ShardedSampler
+from common.networks.network import Predictions, joined
+from rsna_dataset import read_fold
+from tests.runs import ENVIRONMENT, PROJECT, Runs, assert_same_run, open_runs, points
+
+KEY = "valid/weighted_log_loss"
+OPTIONS = [
+    "--net_model=test_convnext",  # without batch norm, whose statistics are those of each process
+    "--data_image_size=32",
+    "--tr_iteration_num=8",
+    "--tr_iteration_valid=4",
+    "--tr_iteration_log=2",
+    "--tr_accumulation_step=2",
+    "--n_jobs=1",
+]
+TWO = {"processes": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(small_dataset, tmp_path_factory) -> Iterator[Runs]:
+    with open_runs(tmp_path_factory.mktemp("results"), [*small_dataset.flags, *OPTIONS]) as runs:
+        answer = runs.start("two", "--tr_batch_size=4", **TWO)
+        assert answer["codes"] == [0, 0], answer["output"]
+        yield runs
+
+
+def test_two_processes_have_the_losses_and_weights_of_one_with_twice_the_batch(runs: Runs) -> None:
+    answer = runs.start("one", "--tr_batch_size=8")
+    assert answer["code"] == 0, answer["output"]
+    two, one = runs.output_dir / "two", runs.output_dir / "one"
+    for first, second in zip(points(two), points(one), strict=True):
+        assert first == pytest.approx(second, abs=1e-5)
+    for key, value in load_checkpoint(one / "last.pt")["model"].items():
+        torch.testing.assert_close(load_checkpoint(two / "last.pt")["model"][key], value, rtol=0, atol=1e-4)
+
+
+def test_the_metric_counts_each_image_once_and_is_the_one_of_a_single_process(runs: Runs, small_dataset) -> None:
+    """Without a learning rate both have the same weights; the batches are composed alike, so the sums are the same."""
+    for name, more in (("fixed_one", {}), ("fixed_two", TWO)):
+        answer = runs.start(name, "--tr_batch_size=4", "--optim_lr=0", **more)
+        assert answer["code"] == 0, answer["output"]
+    one, two = (
+        [point[KEY] for point in points(runs.output_dir / name) if KEY in point] for name in ("fixed_one", "fixed_two")
+    )
+    assert two == pytest.approx(one, abs=1e-12)
+    frame = pd.read_csv(runs.output_dir / "fixed_two" / "predictions_valid.csv", index_col="id")
+    fold = read_fold(small_dataset.folder, "phantom", 0)
+    assert list(frame.index) == list(fold.index[fold["sample_type"] == "valid"])
+
+
+def test_one_process_alone_claims_the_folder_and_writes(runs: Runs) -> None:
+    before = {path.name for path in runs.output_dir.iterdir()}
+    answer = runs(*runs.flags, "--tr_batch_size=4", "--tr_iteration_num=2", **TWO)
+    assert answer["codes"] == [0, 0], answer["output"]
+    (new,) = {path.name for path in runs.output_dir.iterdir()} - before
+    assert len((runs.output_dir / new / "metrics.jsonl").read_text().splitlines()) == 2
+    assert answer["outputs"][1] == ""
+
+
+def test_a_killed_run_of_two_goes_on_to_the_same_bits_and_only_as_two(runs: Runs) -> None:
+    flags = ("--tr_batch_size=4", "--tr_checkpoint_minutes=1e-9")
+    answer = runs.start("killed", *flags, signal=signal.SIGKILL, at=5, rank=0, **TWO)
+    assert answer["codes"][0] == -signal.SIGKILL
+    answer = runs.go_on("killed")
+    assert answer["code"] == 2
+    assert "the run had 2 process(es) and this one 1" in answer["output"]
+    answer = runs.go_on("killed", **TWO)
+    assert answer["codes"] == [0, 0], answer["output"]
+    assert_same_run(runs.output_dir / "killed", runs.output_dir / "two")
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(runs: Runs) -> None:
+    answer = runs.start("told", "--tr_batch_size=4", signal=signal.SIGTERM, at=2, rank=1, **TWO)
+    assert answer["codes"] == [75, 75], answer["output"]
+    assert load_checkpoint(runs.output_dir / "told" / "last.pt")["iteration"] == 4
+
+
+def test_a_process_that_fails_tells_why_and_the_others_end_by_themselves(runs: Runs) -> None:
+    answer = runs.start("failed", "--tr_batch_size=4", fail="the scanner is on fire", at=3, rank=1, **TWO)
+    assert answer["codes"] == [1, 1], answer["output"]
+    assert "error: the scanner is on fire" in answer["outputs"][1]
+    assert "another process" in answer["outputs"][0].splitlines()[-1]
+    assert "Traceback" not in answer["output"]
+    assert answer["seconds"] < 600  # far below the time-out of a collective: it was not waited for
+
+
+def test_synchronized_batch_norms_without_gpus_are_refused(runs: Runs) -> None:
+    answer = runs.start("bn", "--tr_batch_size=4", "--tr_sync_bn=1")
+    assert answer["code"] == 2
+    assert "--tr_sync_bn=1 needs several GPUs" in answer["output"]
+
+
+@pytest.mark.parametrize(("images", "batch", "world"), [(23, 3, 2), (24, 4, 2), (7, 2, 4), (1, 4, 3)])
+def test_shards_never_overlap_and_leave_nothing_out(images: int, batch: int, world: int) -> None:
+    whole = list(SequentialSampler(images, 0))
+    samplers = [ShardedSampler(SequentialSampler(images, 0), batch, r, world) for r in range(world)]
+    shards = [list(sampler) for sampler in samplers]
+    assert sorted(key for shard in shards for key in shard) == whole
+    parts = [Predictions([str(k.index) for k in s], np.zeros((len(s), 1)), None) for s in shards if s]
+    positions = [sampler.positions(rank) for rank, sampler in enumerate(samplers)]
+    together = joined(parts, np.argsort(np.concatenate(positions)))
+    assert together.image_ids == [str(index) for index in range(images)]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_dead_process_again_and_the_run_goes_on_from_last_pt(runs: Runs, tmp_path: Path) -> None:
+    script = tmp_path / "dying.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(PROJECT)!r})\n"
+        "import train\n"
+        "from common.networks.classifier import ClassifierNetwork\n"
+        "step = ClassifierNetwork.training_step\n"
+        "def dying(self, *arguments):\n"
+        "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.environ['RANK'] == '1'\n"
+        "    if first and self.iteration == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, *arguments)\n"
+        "ClassifierNetwork.training_step = dying\n"
+        "train.main()\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    flags = [*runs.flags, "--tr_batch_size=4", "--tr_checkpoint_minutes=1e-9", "--experiment_id=elastic"]
+    result = subprocess.run(
+        [*launch, str(script), *flags], capture_output=True, text=True, cwd=PROJECT, env=ENVIRONMENT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert_same_run(runs.output_dir / "elastic", runs.output_dir / "two")
+    history = json.loads((runs.output_dir / "elastic" / "environment.json").read_text())["resumed"]
+    assert [entry["iteration"] for entry in history] == [4]

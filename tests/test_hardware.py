@@ -1,0 +1,88 @@
+"""common/hardware.py: what is asked for is done or refused, and changes no result beyond rounding."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from common.errors import UsageError
+from common.hardware import arrange_model, set_computation
+
+CPU = torch.device("cpu")
+
+
+def arranged(model: nn.Module, **more) -> nn.Module:
+    return arrange_model(model, **{"channels_last": False, "grad_checkpoint": False, "compile_mode": "none", **more})
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    model.train()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model(images).square().sum().backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_tf32_without_a_gpu_is_refused_by_the_flags_name() -> None:
+    with pytest.raises(UsageError, match="--tr_tf32=1 needs a GPU"):
+        set_computation(CPU, tf32=True, deterministic=False)
+
+
+def test_determinism_holds_for_the_run_that_asks_for_it_and_not_for_the_next() -> None:
+    set_computation(CPU, tf32=False, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    set_computation(CPU, tf32=False, deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize("more", [{"channels_last": True}, {"grad_checkpoint": True}])
+def test_layout_and_checkpointing_change_no_gradient_and_no_name(more) -> None:
+    plain, changed = build("test_resnet"), arranged(build("test_resnet"), **more)
+    assert list(plain.state_dict()) == list(changed.state_dict())
+    for one, other in zip(gradients(plain), gradients(changed), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_channels_last_lays_kernels_out_so() -> None:
+    model = arranged(build("test_resnet"), channels_last=True)
+    kernels = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_a_model_without_gradient_checkpointing_is_refused() -> None:
+    with pytest.raises(UsageError, match="--tr_grad_checkpoint=1: this model has no"):
+        arranged(nn.Linear(3, 2), grad_checkpoint=True)
+
+
+def test_without_a_compiler_compiling_is_refused(monkeypatch) -> None:
+    def broken(function):
+        def call(*arguments):
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UsageError, match=r"--tr_compile: torch can't compile here \(InvalidCxxCompiler"):
+        arranged(nn.Linear(3, 2), compile_mode="default")
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_gradients_under_the_same_names() -> None:
+    plain, compiled = build("test_convnext"), build("test_convnext")
+    try:
+        arranged(compiled, compile_mode="default")
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    for one, other in zip(gradients(plain), gradients(compiled), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
