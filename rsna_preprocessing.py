@@ -453,7 +453,14 @@ def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: 
 
 def say_geometry(table: pd.DataFrame) -> None:
     """Say how many images have an unusual place in their series; ``table``: the metadata."""
-    counts = table["geometry"].str.split(";").explode().value_counts().drop(["", "single_slice"], errors="ignore")
+    counts = (
+        table["geometry"]
+        .astype(str)
+        .str.split(";")
+        .explode()
+        .value_counts()
+        .drop(["", "single_slice"], errors="ignore")
+    )
     if len(counts):
         listing = ", ".join(f"{name} {count}" for name, count in counts.items())
         say(f"places along the series (the metadata's column geometry): {listing}")
