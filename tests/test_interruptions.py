@@ -65,7 +65,7 @@ def test_killed_at_twenty_random_moments_the_dataset_ends_with_the_same_bytes() 
     reason="a small disk can't be mounted here (unshare -rm)",
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on_after_space_is_made(source: Source, tmp_path: Path) -> None:
-    """In a mount namespace of its own: a disk of 6 MB, half of it taken by a file that appears during the run."""
+    """In a mount namespace of its own: a disk of 16 MB that a file fills during the run."""
     undisturbed = contents(source.run())
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -82,9 +84,10 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        file, self.file = self.file, None
+        if file is not None:
+            with suppress(OSError) if error is not None else nullcontext():  # the first error is the one to report
+                file.close()
 
     def add(self, records: Iterable[Record]) -> None:
         """Add records and hand them to the operating system at once."""
@@ -96,7 +99,9 @@ class Journal:
             )
             self.file.flush()
         except OSError as error:
-            raise WorkError(f"{self.path}: cannot be written ({error.strerror}); start again to go on") from None
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            fault = "the disk is full; make space and" if full else f"cannot be written ({error.strerror});"
+            raise WorkError(f"{self.path}: {fault} start again to go on") from None
 
     def _usable(self) -> bool:
         try:
