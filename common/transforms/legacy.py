@@ -590,7 +590,7 @@ def _translate(step: Any, version: Version, notes: list[str], *, weight: bool) -
         today = row.today(Old(name, filled, version, notes))
     except (TypeError, ValueError, IndexError):
         raise UsageError(f"{name}: an argument has a value of the wrong kind: {arguments}") from None
-    return {**today, "p": 1.0 if always and not weight else float(p)}
+    return {**today, "p": 1.0 if always and not weight else _probability(p, name)}
 
 
 def _composition(name: str, arguments: Node, version: Version, notes: list[str], *, weight: bool) -> Node:
@@ -606,4 +606,10 @@ def _composition(name: str, arguments: Node, version: Version, notes: list[str],
     if name == "Sequential" and not weight:
         p = 1.0  # 0.5 applied it always, whatever its p
     steps = [_translate(child, version, notes, weight=name == "OneOf") for child in children]
-    return node("Compose" if name == "ReplayCompose" else name, transforms=steps, p=float(p))
+    return node("Compose" if name == "ReplayCompose" else name, transforms=steps, p=_probability(p, name))
+
+
+def _probability(value: Any, name: str) -> float:
+    if isinstance(value, (int, float)) and 0 <= value <= 1:
+        return float(value)
+    raise UsageError(f"{name}: p is {value!r}, a number from 0 to 1 is expected")
