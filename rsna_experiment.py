@@ -190,6 +190,7 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, workers)
     check_trial_images("--data_train_transform", train_set, trial_indices(folder, train_rows, config))
     check_trial_images("--data_valid_transform", valid_loader.dataset, trial_indices(folder, valid_rows, config))
+    warn_of_other_size(train_set, valid_loader.dataset)
     prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
     constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
     documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
@@ -238,6 +239,18 @@ def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) 
         raise UsageError(
             f"--data_image_size=0: the pictures have different sizes, which can't stand in one batch: {listing}; give "
             "a size, or a transform file that makes them equal"
+        )
+
+
+def warn_of_other_size(train_set: RSNADataset, valid_set: RSNADataset) -> None:
+    """Warn where training pictures have another size than validation pictures, which is seldom meant."""
+    sizes = [" x ".join(map(str, dataset[0].image.shape[1:])) for dataset in (train_set, valid_set)]
+    if sizes[0] != sizes[1]:
+        logger.warning(
+            "training pictures are %s pixels and validation pictures %s: %s sets its own size; --data_image_size gives "
+            "the other's",
+            *sizes,
+            train_set.pipeline.name,
         )
 
 

@@ -275,6 +275,7 @@ def test_a_window_without_min_max_normalize_gives_clipped_hounsfield_units() -> 
         (old("RandomResizdCrop"), ["'RandomResizdCrop' is not known", "RandomResizedCrop"]),
         (old("RandomResizedCrop", width=8), ["RandomResizedCrop", "'height' is missing"]),
         (old("CoarseDropout", max_holes="many"), ["CoarseDropout"]),
+        (old("Flip", p="often"), ["Flip: p is 'often'"]),
         (old("ShiftScaleRotate", scale_limit=None), ["ShiftScaleRotate", "wrong kind"]),
         (old("OpticalDistortion", shift_limit=[-3, 3]), ["OpticalDistortion", "shift_limit"]),
         ({**old("Flip"), "__version__": "0.2.0"}, ["0.2.0"]),

@@ -18,10 +18,13 @@ import ensemble
 import evaluate
 import predict
 import train
+from common.arguments import parse_args
 from common.checkpoint import load_checkpoint
 from common.models.backbone import create_model
 from common.trackers.jsonl import read_metrics
+from config import TrainConfig
 from rsna_dataset import LABELS, read_fold, read_submission
+from rsna_experiment import build_data
 
 KEY = "valid/weighted_log_loss"
 SMALL = [
@@ -182,6 +185,12 @@ def test_evaluate_says_what_tta_changes_and_whether_it_is_sure(trained, small_da
     assert f"from {plain:.5f} to {augmented:.5f}: {augmented - plain:+.5f}" in line
     assert line.endswith(("a sure gain", "a sure loss"))
     assert (trained.folder / "evaluation_tta.csv").is_file()
+
+
+def test_training_pictures_of_another_size_than_validation_pictures_are_warned_of(small_dataset, caplog) -> None:
+    flags = [*small_dataset.flags, *SMALL, "--data_train_transform=train_complex_128.json"]
+    build_data(parse_args(TrainConfig, flags), torch.device("cpu"))
+    assert "training pictures are 128 x 128 pixels and validation pictures 32 x 32" in caplog.text
 
 
 def test_tta_pictures_of_another_size_are_refused(trained, capsys) -> None:
