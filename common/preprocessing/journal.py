@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -47,22 +47,25 @@ class Journal:
             return _typed(pd.DataFrame(columns=list(FIELDS)))
         try:
             with self.path.open("rb") as file:
-                content = file.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            table = pd.read_csv(
-                io.BytesIO(whole),
-                skiprows=1,
-                names=list(FIELDS),
-                header=None,
-                dtype={name: "category" if name in SHARED else kind for name, kind in TYPES.items()},
-                keep_default_na=False,
-                na_values={name: ["nan"] for name, kind in TYPES.items() if kind is np.float64},
-            )
+                end = _end_of_lines(file)
+                file.seek(0)
+                table = self._parse(io.BufferedReader(_Start(file, end)))
         except (OSError, ValueError):
             raise WorkError(
                 f"{self.path}: damaged; remove it and start again (all images are converted anew)"
             ) from None
         return _last_conversions(_typed(table))
+
+    def _parse(self, lines: io.BufferedReader) -> pd.DataFrame:
+        return pd.read_csv(
+            lines,
+            skiprows=1,
+            names=list(FIELDS),
+            header=None,
+            dtype={name: "category" if name in SHARED else kind for name, kind in TYPES.items()},
+            keep_default_na=False,
+            na_values={name: ["nan"] for name, kind in TYPES.items() if kind is np.float64},
+        )
 
     def exists(self) -> bool:
         """Whether images of any options were recorded."""
@@ -72,9 +75,7 @@ class Journal:
         """Open for adding: with the lines there are, or with none where they belong to other options."""
         if self._usable():
             with self.path.open("rb+") as file:
-                start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
-                file.seek(start)
-                file.truncate(start + file.read().rfind(b"\n") + 1)
+                file.truncate(_end_of_lines(file))
             self.file = self.path.open("a", encoding="utf-8", newline="")
         else:
             self.file = self.path.open("w", encoding="utf-8", newline="")
@@ -121,3 +122,27 @@ def _last_conversions(table: pd.DataFrame) -> pd.DataFrame:
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({name: "category" if name in SHARED else kind for name, kind in TYPES.items()})
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Return where the last whole line of a file ends: a kill can cut the one behind it."""
+    start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+    file.seek(start)
+    return start + file.read().rfind(b"\n") + 1
+
+
+class _Start(io.RawIOBase):
+    """The first ``length`` bytes of a file, read as they are asked for: a million lines need not be held twice."""
+
+    def __init__(self, file: BinaryIO, length: int) -> None:
+        self.file = file
+        self.left = length
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self.file.read(min(len(buffer), self.left))
+        buffer[: len(data)] = data
+        self.left -= len(data)
+        return len(data)
