@@ -1,7 +1,8 @@
 """The transfer syntaxes that are read, and the stored numbers of each frame, native or compressed.
 
 Decoders are named, not chosen among whatever is installed, so that an image doesn't depend on it. All of them have
-permissive licences: pydicom's own for RLE, GDCM (JPEG), CharLS (JPEG-LS) and OpenJPEG (JPEG 2000, HTJ2K).
+permissive licences: pydicom's own for RLE, GDCM (JPEG, JPEG-LS) and OpenJPEG (JPEG 2000, HTJ2K). pyjpegls gives the
+same pictures as GDCM, but some damaged streams keep it busy for seven seconds, which GDCM refuses at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from common.dicom.codestream import Codestream, check_rle, read_j2k, read_jpeg
 from common.dicom.errors import DicomError
 from common.dicom.slices import PixelForm
 
+LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 CODESTREAM_SLACK = 2**16  # bytes that a compressed frame may need beside twice its pixels' bytes
 
 
@@ -39,8 +41,8 @@ SYNTAXES = {
     "1.2.840.10008.1.2.4.51": Syntax(plugin="gdcm", read_codestream=read_jpeg),  # JPEG extended
     "1.2.840.10008.1.2.4.57": Syntax(plugin="gdcm", read_codestream=read_jpeg),  # JPEG lossless
     "1.2.840.10008.1.2.4.70": Syntax(plugin="gdcm", read_codestream=read_jpeg),  # JPEG lossless, first order
-    "1.2.840.10008.1.2.4.80": Syntax(plugin="pyjpegls", read_codestream=read_jpeg),  # JPEG-LS
-    "1.2.840.10008.1.2.4.81": Syntax(plugin="pyjpegls", read_codestream=read_jpeg),  # JPEG-LS, near lossless
+    "1.2.840.10008.1.2.4.80": Syntax(plugin="gdcm", read_codestream=read_jpeg),  # JPEG-LS
+    "1.2.840.10008.1.2.4.81": Syntax(plugin="gdcm", read_codestream=read_jpeg),  # JPEG-LS, near lossless
     "1.2.840.10008.1.2.4.90": Syntax(plugin="pylibjpeg", read_codestream=read_j2k),  # JPEG 2000, lossless only
     "1.2.840.10008.1.2.4.91": Syntax(plugin="pylibjpeg", read_codestream=read_j2k),  # JPEG 2000
     "1.2.840.10008.1.2.4.201": Syntax(plugin="pylibjpeg", read_codestream=read_j2k),  # HTJ2K, lossless only
@@ -145,7 +147,7 @@ def _check_codestream(codestream: Codestream, uid: str, form: PixelForm) -> None
     if size != (form.rows, form.columns, 1):
         message = f"the header says {form.rows} x {form.columns} x 1, the codestream {size[0]} x {size[1]} x {size[2]}"
         raise DicomError("pixel_format", message)
-    if codestream.lossy and codestream.precision > 8 and SYNTAXES[uid].plugin == "gdcm":
+    if codestream.lossy and codestream.precision > 8 and uid in LOSSY_JPEG:
         raise DicomError("transfer_syntax", f"{codestream.precision}-bit lossy JPEG is not read")
     if codestream.precision > form.bits_allocated:
         message = f"the codestream has {codestream.precision} bits, the header {form.bits_allocated}"
