@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 
 class SharedArray:
@@ -15,6 +14,8 @@ class SharedArray:
 
     def __init__(self, array: np.ndarray) -> None:
         """Copy ``array``, of any type of fixed size, into shared memory."""
+        import torch  # here: preprocessing's processes import the datasets' module and need no torch
+
         self.dtype = array.dtype
         self.shape = array.shape
         flat = np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8).copy()
