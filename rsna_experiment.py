@@ -366,7 +366,7 @@ def checkpoint_bytes(model: nn.Module) -> int:
 def find_run(config: TrainConfig, arguments: Sequence[str]) -> Iterator[Run[TrainConfig]]:
     """Yield the run that ``--tr_resume`` names, or that torchrun starts again, under its lock; or a new one."""
     resume = config.tr_resume
-    if resume is None and distributed.restarts():
+    if resume is None and distributed.any_process(distributed.restarts() > 0):
         resume = distributed.main_first(lambda: launched_experiment(config.output_dir, distributed.launch_id()))
     if resume is None:
         yield Run(config)

@@ -76,7 +76,13 @@ def process_group() -> Iterator[None]:
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+    store, number, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    if local_processes() == size:
+        # torchrun's store outlives a restart, and the addresses of the processes before would be found in it. (Several
+        # machines don't count restarts alike: see the README.)
+        store = dist.PrefixStore(f"restart_{restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     try:
         with warnings.catch_warnings():
             if rank():
