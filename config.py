@@ -371,7 +371,7 @@ class TrainingOptions:
         choices=("stop", "skip"),
     )
     tr_nonfinite_limit: int = option(10, "skipped updates of --tr_nonfinite=skip after which the run ends", minimum=0)
-    tr_iteration_num: int = option(600, "iterations (batches) to train", minimum=1, changeable=True)
+    tr_iteration_num: int = option(400, "iterations (batches) to train", minimum=1, changeable=True)
     tr_batch_size: int = option(16, "images in a batch", minimum=1)
     tr_accumulation_step: int = option(1, "iterations whose gradients make one optimizer step", minimum=1)
     tr_iteration_valid: int = option(
