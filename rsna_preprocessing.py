@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common.arguments import to_dict
 from common.dicom.errors import RETRIED_REASONS
 from common.errors import UsageError, WorkError
-from common.files import atomic_path, write_csv, write_json
+from common.files import atomic_path, remove_temporaries, write_csv, write_json
 from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_ct_image
@@ -149,6 +149,7 @@ def preprocess(config: PreprocessingConfig) -> Path:
         else:
             for name in (DATASET_INFO, *LOOKED_AT):  # until the end the dataset is not complete
                 (folder / name).unlink(missing_ok=True)
+            remove_temporaries(folder)
             convert(job, tasks, journal)
             write_tables(job, journal.read(), state)
         check_share(journal.read(), job)

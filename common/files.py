@@ -45,6 +45,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove from ``folder`` what writers that were killed left; only where no other process writes there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def check_output(flag: str, path: Path) -> None:
     """Make the folder of the file ``path`` and try it; UsageError naming ``flag`` where the file can't be written."""
     if path.is_dir():

@@ -15,6 +15,7 @@ from common.arguments import changeable_options, parse_args, to_dict
 from common.checkpoint import LAST, PREVIOUS, load_checkpoint
 from common.errors import UsageError, WorkError, nearest
 from common.experiment import experiment_folder, lock_experiment
+from common.files import remove_temporaries
 from common.trackers.jsonl import FILE_NAME, cut_metrics
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ class Run(Generic[ConfigT]):
 
     def cut_back(self) -> None:
         """Remove what was logged or half written after the checkpoint."""
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        remove_temporaries(self.folder)
         validated = 0 if self.checkpoint is None else self.checkpoint["loop"]["validated"]
         cut_metrics(self.folder / FILE_NAME, self.iteration, validated)
 

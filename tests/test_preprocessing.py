@@ -503,6 +503,15 @@ def test_a_lost_or_cut_image_is_made_again(source: Source) -> None:
     assert contents(preprocessing.main(source.flags())) == whole
 
 
+def test_a_table_that_a_killed_run_left_half_written_is_removed(source: Source) -> None:
+    folder = source.run()
+    whole = contents(folder)
+    (folder / "dataset.json").unlink()
+    for name in (".failed.csv.23206.tmp", ".dataset.json.1.tmp", "images/.ID_00.npy.23206.tmp"):
+        (folder / name).write_bytes(b"half")
+    assert contents(preprocessing.main(source.flags())) == whole
+
+
 def test_changed_options_make_all_images_anew_and_say_so(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
     source.run()
     capsys.readouterr()
