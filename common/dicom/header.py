@@ -40,12 +40,12 @@ def read_header(dataset: Dataset) -> CtHeader:
 
 
 def check_is_ct_image(dataset: Dataset) -> None:
-    """Raise DicomError for another modality, a localizer, an object without an image, colour."""
+    """Raise DicomError for an object without an image, another modality, a localizer, colour."""
+    if "Rows" not in dataset:
+        raise DicomError("no_image", "holds no image (no Rows): a report, an index (DICOMDIR), a plan, ...")
     if text_of(dataset, "Modality") != "CT":
         raise DicomError("not_ct", "Modality is missing or not CT")
     _check_is_no_localizer(dataset, "ImageType")
-    if "Rows" not in dataset:
-        raise DicomError("no_image", "holds no image (no Rows)")
     if integer_of(dataset, "SamplesPerPixel") != 1:
         raise DicomError("colour", "SamplesPerPixel is not 1")
     if not text_of(dataset, "PhotometricInterpretation").startswith("MONOCHROME"):
