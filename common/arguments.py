@@ -163,7 +163,7 @@ def _build_parser(config_class: type) -> _Parser:
         if not names:
             continue
         title = (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
-        group = parser.add_argument_group("options" if owner is config_class else title)
+        group = parser if owner is config_class else parser.add_argument_group(title)
         for name in names:
             _add_option(group, config_class, name, hints[name])
     return parser
