@@ -21,6 +21,7 @@ from common.errors import UsageError, nearest
 
 ConfigT = TypeVar("ConfigT")
 
+LISTED_CHOICES = 12  # longer lists hide the suggestion that follows them
 CONFIG_FLAG = "config"
 NONE_WORDS = ("none", "null", "~", "")
 BOOLEAN_WORDS = {"0": False, "1": True, "false": False, "true": True}
@@ -220,8 +221,10 @@ class _Converter:
         if self.kind in (int, float):
             return self._number(text)
         if self.spec.choices and text not in self.spec.choices:
-            known = ", ".join(self.spec.choices)
-            raise ValueError(f"{text!r} is not one of {known}{nearest(text, self.spec.choices)}")
+            hint = nearest(text, self.spec.choices)
+            if hint and len(self.spec.choices) > LISTED_CHOICES:
+                raise ValueError(f"{text!r} is none of the choices{hint}")
+            raise ValueError(f"{text!r} is not one of {', '.join(self.spec.choices)}{hint}")
         if text == "":
             raise ValueError("is empty")
         return self.kind(text)
