@@ -139,6 +139,8 @@ def preprocess(config: PreprocessingConfig) -> Path:
         key = load_key(config.data_input_folder / KEY_FILE)
         pseudonyms = Pseudonyms(key, PUBLIC_ID if source.competition else None)
         files = list_source(source, pseudonyms, skip=(folder.parent, config.data_input_folder / KEY_FILE))
+        if all(table.empty for table in files):
+            raise UsageError(f"{config.pre_source or config.data_input_folder}: holds no files")
         job = Job(config, folder, image_form(config), source, pseudonyms, labels, label_file, asked, *files)
         journal = Journal(folder / JOURNAL, journal_options(job))
         warn_of_other_source(job)
@@ -164,6 +166,8 @@ def say(line: str) -> None:
 def find_source(config: PreprocessingConfig) -> Source:
     """Return where the files lie; UsageError saying what was looked for where there are none."""
     searched = config.pre_source or config.data_input_folder
+    if config.pre_source is not None and not config.pre_source.exists():
+        raise UsageError(f"--pre_source={config.pre_source}: no such folder or zip archive")
     competition = find_competition(searched)
     if competition is not None:
         return Source(competition.tree, competition)

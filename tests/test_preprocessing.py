@@ -609,12 +609,10 @@ def failure(capsys: pytest.CaptureFixture[str], flags: list[str]) -> tuple[int, 
     return ended.value.code, lines[0]
 
 
-@pytest.mark.parametrize("flag", ["data_input_folder", "pre_source"])
 def test_a_folder_without_the_competitions_files_says_what_was_expected_and_how_to_make_a_phantom(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--data_input_folder={tmp_path / 'input'}", f"--{flag}={tmp_path / 'nothing'}"]
-    code, line = failure(capsys, flags)
+    code, line = failure(capsys, [f"--data_input_folder={tmp_path / 'nothing'}"])
     assert code == 2
     for part in (
         str(tmp_path / "nothing"),
@@ -624,7 +622,19 @@ def test_a_folder_without_the_competitions_files_says_what_was_expected_and_how_
         "--pre_source=input/phantom",
     ):
         assert part in line
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--data_input_folder={tmp_path / 'input'}", f"--pre_source={tmp_path / 'archive.zip'}"]
+    assert failure(capsys, flags) == (2, f"error: --pre_source={tmp_path}/archive.zip: no such folder or zip archive")
     assert not (tmp_path / "input").exists()
+
+
+def test_a_source_without_files_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    flags = [f"--data_input_folder={tmp_path / 'input'}", f"--pre_source={tmp_path / 'empty'}"]
+    assert failure(capsys, flags) == (2, f"error: {tmp_path}/empty: holds no files")
 
 
 def spoil_labels(edit: Callable[[str], str]) -> Callable[[Source], None]:
