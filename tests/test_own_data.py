@@ -207,10 +207,6 @@ def test_a_source_that_is_neither_folder_nor_archive_is_one_line(
     code, line = failure(capsys, flags(tmp_path / "x.txt"))
     assert code == 2
     assert "x.txt: not a whole zip archive" in line
-    (tmp_path / "empty").mkdir()
-    code, line = failure(capsys, flags(tmp_path / "empty"))
-    assert code == 1
-    assert "none of the 0 files" in line
 
 
 def test_files_that_share_their_uid_are_all_kept_and_marked(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
