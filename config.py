@@ -485,12 +485,34 @@ class PredictConfig(TTAOptions, TrainedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
-    """Evaluate an experiment's best weights on its validation fold, beside the constant predictor.
+    """Evaluate an experiment on its validation fold, or any predictions, beside the constant predictor.
 
-    With --tta also with test-time augmentation, and what it gains or loses.
+    Every metric has a 95 % interval over patients. With --tta also with test-time augmentation, and what it changes.
     """
 
-    experiment_id: str = option(REQUIRED, "experiment to evaluate: its number or name")
+    experiment_id: str | None = option(None, "experiment to evaluate: its number or name")
+    eval_file: Path | None = option(
+        None,
+        "CSV of predictions to evaluate instead of an experiment (a submission's form, or id and a column for each "
+        "label), by the labels of --data_dataset",
+    )
+    data_dataset: str | None = option(
+        None,
+        "dataset: all its labelled images are evaluated instead of the validation fold (external validation), or with "
+        "--eval_file those that the file predicts; none: the validation fold of the training",
+    )
+    eval_compare: str | None = option(
+        None, "experiment, or CSV of predictions, of the same images: paired differences from it, with intervals"
+    )
+    eval_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
+
+    def __post_init__(self) -> None:
+        if (self.experiment_id is None) == (self.eval_file is None):
+            raise UsageError("give either --experiment_id or --eval_file")
+        if self.eval_file is not None and self.data_dataset is None:
+            raise UsageError("--eval_file needs --data_dataset, whose metadata.csv has the labels")
+        if self.eval_file is not None and self.tta is not None:
+            raise UsageError("--tta needs --experiment_id: predictions in a file have no other views")
 
 
 def parse_weights(text: str) -> tuple[float, ...]:

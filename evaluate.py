@@ -1,34 +1,39 @@
-"""Evaluate an experiment's best weights on its validation fold: python evaluate.py --experiment_id=1."""
+"""Evaluate an experiment or any predictions: python evaluate.py --experiment_id=1; --help lists every option."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.arguments import parse_args
-from common.errors import command
-from config import EvaluateConfig
+from common.errors import UsageError, command
+from config import EvaluateConfig, TrainConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+
+    from rsna_evaluation import Evaluation
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
-    """Print the metrics beside the constant predictor's, write ``evaluation.csv`` and return it as a table.
-
-    With test-time augmentation also ``evaluation_tta.csv``, which is then returned, and the difference.
-    """
+    """Print the metrics with their intervals, write ``evaluation…`` as CSV and JSON, and return the table by label."""
     config = parse_args(EvaluateConfig, argv)
+    if config.eval_file is not None:
+        return evaluate_file(config)
+    return evaluate_experiment(config)
 
+
+def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
+    """Predict by the experiment's best weights and evaluate that; with --tta the views' table is returned."""
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
-    from common.files import write_csv
-    from common.statistics import format_table
+    from rsna_evaluation import compare_views, labelled_rows
     from rsna_experiment import (
-        compare_views,
         compare_with_log,
-        evaluation_table,
+        dataset_folder_of,
         load_network,
         load_views,
         predict_rows,
@@ -36,23 +41,99 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     )
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
-    trained = load_network(folder / "best.pt", config.n_jobs, config.data_input_folder, weights=config.net_weights)
+    weight_file = folder / "best.pt"
+    trained = load_network(
+        weight_file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights
+    )
     views = load_views(trained, config)
-    rows = split_rows(trained, "valid")
+    external = config.data_dataset is not None
+    rows = labelled_rows(dataset_folder_of(trained)) if external else split_rows(trained, "valid")
+    name = f"evaluation_{config.data_dataset}" if external else "evaluation"
     frame = predict_rows(trained, rows)
-    table = evaluation_table(trained, rows, frame)
-    write_csv(folder / "evaluation.csv", table, index=True)
-    print(format_table(table))
-    print(compare_with_log(trained, table))
-    print(folder / "evaluation.csv")
-    if views is not None:
-        augmented = predict_rows(trained, rows, views)
-        table = evaluation_table(trained, rows, augmented)
-        write_csv(folder / "evaluation_tta.csv", table, index=True)
-        print(f"\n{format_table(table)}")
-        print(compare_views(rows, frame, augmented))
-        print(folder / "evaluation_tta.csv")
-    return table
+    place = (rows, trained.prevalences, dataset_folder_of(trained), folder)
+    evaluation = report(config, frame, *place, name)
+    if not external:
+        print(compare_with_log(trained, evaluation.table))
+    if views is None:
+        return evaluation.table
+    augmented = predict_rows(trained, rows, views)
+    print()
+    evaluation = report(config, augmented, *place, f"{name}_tta")
+    print(compare_views(rows, frame, augmented, config.eval_draws))
+    return evaluation.table
+
+
+def evaluate_file(config: EvaluateConfig) -> pd.DataFrame:
+    """Evaluate the predictions of a file; the constant predictor knows the dataset's other labelled images."""
+    from rsna_dataset import LABELS, dataset_folder, read_predictions
+    from rsna_evaluation import labelled_rows
+
+    dataset = dataset_folder(config.data_input_folder or TrainConfig.data_input_folder, config.data_dataset)
+    frame, rows = read_predictions(config.eval_file), labelled_rows(dataset)
+    known = frame.index.intersection(rows.index, sort=False)
+    if known.empty:
+        raise UsageError(f"{config.eval_file}: predicts none of the labelled images of {dataset}")
+    others = rows.drop(index=known)
+    basis = others if len(others) else rows
+    print(f"{len(known)} of {len(frame)} predicted images have labels in {dataset}")
+    prevalences = basis[list(LABELS)].mean().to_numpy()
+    name = f"{config.eval_file.stem}_evaluation"
+    return report(config, frame.loc[known], rows.loc[known], prevalences, dataset, config.eval_file.parent, name).table
+
+
+def report(
+    config: EvaluateConfig,
+    frame: pd.DataFrame,
+    rows: pd.DataFrame,
+    prevalences: np.ndarray,
+    dataset: Path,
+    folder: Path,
+    name: str,
+) -> Evaluation:
+    """Evaluate, write files ``<name>…`` to ``folder``, print what was found and the comparison that is asked for."""
+    from common.files import write_csv
+    from common.statistics import format_table
+    from rsna_dataset import read_metadata
+    from rsna_evaluation import (
+        compare,
+        describe,
+        describe_comparison,
+        evaluate_predictions,
+        matching_predictions,
+        write_evaluation,
+    )
+
+    other = None if config.eval_compare is None else read_other(config)
+    described = read_metadata(dataset, described=True)
+    evaluation = evaluate_predictions(frame, rows, prevalences, config.eval_draws, described)
+    path = write_evaluation(evaluation, folder, name)
+    columns = ["log_loss", "constant_log_loss", "auroc", "average_precision", "positives", "images"]
+    print(format_table(evaluation.table[columns]))
+    print(f"\n{describe(evaluation)}")
+    if other is not None:
+        theirs = matching_predictions(other, rows.index, config.eval_compare)
+        second = evaluate_predictions(theirs, rows, prevalences, config.eval_draws)
+        differences, areas = compare(evaluation, second)
+        write_csv(folder / f"{name}_compared.csv", differences)
+        print(
+            describe_comparison(differences, areas, str(config.eval_file or config.experiment_id), config.eval_compare)
+        )
+        print(folder / f"{name}_compared.csv")
+    print(path)
+    return evaluation
+
+
+def read_other(config: EvaluateConfig) -> pd.DataFrame:
+    """Return the predictions to compare with: of a file, or the validation predictions of an experiment."""
+    from common.experiment import experiment_folder
+    from rsna_dataset import read_predictions
+
+    path = Path(config.eval_compare)
+    if path.suffix != ".csv":
+        path = experiment_folder(config.output_dir, config.eval_compare, "--eval_compare") / "predictions_valid.csv"
+    if not path.is_file():
+        raise UsageError(f"--eval_compare={config.eval_compare}: there is no {path}")
+    return read_predictions(path)
 
 
 if __name__ == "__main__":

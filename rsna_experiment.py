@@ -46,7 +46,7 @@ from common.experiment import (
 from common.files import write_csv, write_text
 from common.hardware import arrange_model, set_computation
 from common.losses import build_loss
-from common.metrics import binary_log_losses, constant_predictor, normalized_weights
+from common.metrics import constant_predictor
 from common.models.backbone import create_model
 from common.models.facts import measure_model
 from common.models.freezing import freeze
@@ -57,7 +57,7 @@ from common.networks.network import AbstractNetwork, Average, Predictions, Train
 from common.optimizers import build_optimizer
 from common.resume import Run, resume_run
 from common.schedulers import Schedule, build_schedule
-from common.statistics import WEIGHTED_ROW, bootstrap_mean, label_table
+from common.statistics import WEIGHTED_ROW
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
 from common.trackers.tracker import Tracker, TrackerGroup
@@ -736,26 +736,6 @@ def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, 
     fill = pd.DataFrame(np.tile(trained.prevalences, (len(missing), 1)), index=missing, columns=list(LABELS))
     write_submission(pd.concat([frame, fill]).loc[asked], sample_path, path)
     check_submission(path, sample_path)
-
-
-def evaluation_table(trained: TrainedNetwork, rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the metrics of predictions of labelled ``rows`` by label, beside the constant predictor's."""
-    return label_table(frame.to_numpy(), rows[list(LABELS)].to_numpy(), LABELS, LABEL_WEIGHTS, trained.prevalences)
-
-
-def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFrame) -> str:
-    """Say in one line what test-time augmentation gains or loses, and whether that is sure (patients are drawn)."""
-    targets = rows[list(LABELS)].to_numpy()
-    weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
-    losses = [binary_log_losses(frame.loc[rows.index].to_numpy(), targets) @ weights for frame in (plain, augmented)]
-    change = losses[1] - losses[0]
-    patients = rows["patient_id"].where(rows["patient_id"] != "", rows.index.to_series())
-    low, high = bootstrap_mean(change, patients.to_numpy(dtype=str))
-    verdict = "a sure gain" if high < 0 else "a sure loss" if low > 0 else "neither a sure gain nor a sure loss"
-    return (
-        f"test-time augmentation changes the weighted log loss from {losses[0].mean():.5f} to {losses[1].mean():.5f}: "
-        f"{change.mean():+.5f}, 95 % interval over patients {low:+.5f} to {high:+.5f}: {verdict}"
-    )
 
 
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:

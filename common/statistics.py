@@ -51,26 +51,6 @@ def label_table(
     return table.assign(positives=np.array(positives, dtype=np.int64), images=np.int64(len(values)))
 
 
-def bootstrap_mean(
-    values: npt.ArrayLike, groups: npt.ArrayLike, share: float = 0.95, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Return the ends of the percentile bootstrap interval of the mean of ``values`` (N,).
-
-    Whole ``groups`` (N,) are drawn with replacement, since what belongs to one patient varies together: values of one
-    patient are no independent evidence. ``share`` of the draws' means lie inside; one ``seed`` gives the same ends.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    _, place = np.unique(np.asarray(groups), return_inverse=True)
-    sums, sizes = np.bincount(place, numbers), np.bincount(place)
-    generator = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for draw in range(draws):
-        counts = np.bincount(generator.integers(0, len(sums), len(sums)), minlength=len(sums))
-        means[draw] = (counts @ sums) / (counts @ sizes)
-    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
-
-
 def member_table(
     members: Mapping[str, npt.ArrayLike],
     targets: npt.ArrayLike,

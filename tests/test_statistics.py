@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import auc, log_loss, precision_recall_curve
 
 from common.metrics import WeightedLogLoss, constant_predictor
-from common.statistics import CONSTANT_ROW, bootstrap_mean, format_table, label_table, member_table
+from common.statistics import CONSTANT_ROW, format_table, label_table, member_table
 
 NAMES = ("first", "second", "any")
 WEIGHTS = (1, 1, 2)
@@ -141,18 +141,3 @@ def test_the_printed_table_is_aligned_and_shows_a_dash_for_no_value():
         "a          0.12346       7",
         "long name        -    1234",
     ]
-
-
-def test_the_bootstrap_interval_is_that_of_the_normal_distribution_for_many_single_values() -> None:
-    values = np.random.default_rng(0).normal(3, 2, 1000)
-    low, high = bootstrap_mean(values, np.arange(1000))
-    half = 1.96 * values.std() / np.sqrt(1000)
-    assert abs(low - (values.mean() - half)) < 0.02
-    assert abs(high - (values.mean() + half)) < 0.02
-
-
-def test_values_of_one_patient_count_as_one_piece_of_evidence() -> None:
-    """Each value ten times in one group: the interval is that of the single values."""
-    values = np.random.default_rng(0).normal(0, 1, 100)
-    single = bootstrap_mean(values, np.arange(100))
-    np.testing.assert_allclose(bootstrap_mean(np.repeat(values, 10), np.repeat(np.arange(100), 10)), single, atol=1e-12)

@@ -23,7 +23,7 @@ from common.checkpoint import load_checkpoint
 from common.models.backbone import create_model
 from common.trackers.jsonl import read_metrics
 from config import TrainConfig
-from rsna_dataset import LABELS, read_fold, read_submission
+from rsna_dataset import LABELS, read_fold, read_metadata, read_submission
 from rsna_experiment import build_data
 
 KEY = "valid/weighted_log_loss"
@@ -110,6 +110,15 @@ def test_evaluate_reproduces_the_best_logged_value(trained, capsys) -> None:
     assert "reproduces the logged valid/weighted_log_loss" in capsys.readouterr().out
     written = pd.read_csv(trained.folder / "evaluation.csv", index_col=0)
     assert list(written.index) == [*LABELS, "weighted"]
+
+
+def test_evaluate_on_another_dataset_takes_all_its_labelled_images(trained, small_dataset, capsys) -> None:
+    flags = [f"--experiment_id={trained.folder.name}", f"--output_dir={trained.output_dir}"]
+    table = evaluate.main([*flags, "--data_dataset=phantom"])
+    labelled = read_metadata(small_dataset.folder).query("split == 'train'")
+    assert table.loc["weighted", "images"] == len(labelled)
+    assert (trained.folder / "evaluation_phantom.csv").is_file()
+    assert "the logged" not in capsys.readouterr().out
 
 
 def test_evaluate_prints_the_difference_where_the_value_is_not_reproduced(trained, capsys, tmp_path) -> None:

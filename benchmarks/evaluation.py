@@ -1,0 +1,54 @@
+"""Time and memory of an evaluation as large as the competition's: python benchmarks/evaluation.py [images] [patients].
+
+Made-up predictions with about the published prevalences. Prints seconds for the sums (log loss, Brier) with 10,000
+draws, for all metrics with 2,000 draws, and how far the binned AUROC and average precision are from scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+PREVALENCES = (0.0041, 0.0480, 0.0348, 0.0473, 0.0627, 0.1434)
+
+
+def main(images: int, patients: int) -> None:
+    """Print the measurements."""
+    import numpy as np
+
+    from common.evaluation.reader import ReaderStudy
+    from common.evaluation.resampling import PatientBootstrap, interval
+    from common.metrics import binary_log_losses
+    from rsna_dataset import LABEL_WEIGHTS, LABELS
+
+    random = np.random.default_rng(0)
+    targets = (random.random((images, len(LABELS))) < PREVALENCES).astype(np.float64)
+    predictions = 1 / (1 + np.exp(4 - 4 * targets - random.normal(size=targets.shape)))
+    owners = random.integers(0, patients, images)
+
+    start = time.perf_counter()
+    bootstrap = PatientBootstrap(owners, 10_000)
+    losses = binary_log_losses(predictions, targets)
+    columns = np.column_stack([np.ones(images), losses, (predictions - targets) ** 2])
+    totals = bootstrap.totals(bootstrap.by_patient(columns))
+    low, high = interval(totals[:, 1] / totals[:, 0])
+    print(f"{images} images, {patients} patients")
+    print(
+        f"log loss and Brier of each label, 10,000 draws: {time.perf_counter() - start:.1f} s ({low:.5f} to {high:.5f})"
+    )
+
+    start = time.perf_counter()
+    study = ReaderStudy(predictions, targets, PatientBootstrap(owners, 2_000), LABELS, LABEL_WEIGHTS)
+    print(f"all metrics, 2,000 draws: {time.perf_counter() - start:.1f} s")
+    errors = ", ".join(f"{name} {error:.1g}" for name, error in study.binning_errors().items() if error)
+    print(f"largest error of the binned values: {errors}")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    given = [int(value) for value in sys.argv[1:]]
+    main(*(given + [752_803, 17_079][len(given) :]))

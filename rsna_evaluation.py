@@ -1,0 +1,254 @@
+"""Evaluation of predictions as of a reader study: intervals over patients, calibration, operating points, studies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.errors import UsageError, WorkError
+from common.evaluation.calibration import reliability_table
+from common.evaluation.reader import (
+    SMALLER_IS_BETTER,
+    WEIGHTED,
+    ReaderStudy,
+    by_group,
+    calibration_table,
+    compare_areas,
+    comparison,
+    strata_table,
+)
+from common.evaluation.resampling import PatientBootstrap, interval
+from common.files import write_csv, write_json
+from common.metrics import binary_log_losses, normalized_weights
+from common.statistics import format_table, label_table
+from rsna_dataset import LABEL_WEIGHTS, LABELS, list_some, read_metadata
+
+SEED = 0
+WORST = 50
+FEW_PATIENTS = 20
+SHOWN = {
+    "log_loss": "log loss",
+    "brier": "Brier",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "calibration_error": "calibration error",
+}
+QUARTERS = {"slice_spacing_mm": "slice spacing, mm", "thickness_mm": "slice thickness, mm"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate_predictions` found.
+
+    ``table``: a row for each label and ``weighted``, the metrics with their intervals beside the constant predictor's.
+    ``document``: all of it in JSON's types. ``worst``: the images with the highest weighted log loss.
+    """
+
+    study: ReaderStudy
+    studies: ReaderStudy
+    table: pd.DataFrame
+    document: dict[str, Any]
+    worst: pd.DataFrame
+
+
+def labelled_rows(folder: Path) -> pd.DataFrame:
+    """Return all images of a dataset that have labels, as :func:`rsna_dataset.read_fold` does; UsageError for none."""
+    metadata = read_metadata(folder)
+    rows = metadata[metadata[list(LABELS)].notna().all(axis=1)]
+    if rows.empty:
+        raise UsageError(f"{folder}: no image of the dataset has labels; give them to preprocessing.py --pre_labels")
+    return rows[[*LABELS, "patient_id", "study_id"]].astype(dict.fromkeys(LABELS, np.int8))
+
+
+def evaluation_table(frame: pd.DataFrame, rows: pd.DataFrame, prevalences: np.ndarray) -> pd.DataFrame:
+    """Return the metrics of predictions of labelled ``rows`` by label, beside the constant predictor's."""
+    return label_table(frame.to_numpy(), rows[list(LABELS)].to_numpy(), LABELS, LABEL_WEIGHTS, prevalences)
+
+
+def evaluate_predictions(
+    frame: pd.DataFrame, rows: pd.DataFrame, prevalences: np.ndarray, draws: int, described: pd.DataFrame | None = None
+) -> Evaluation:
+    """Evaluate probabilities ``frame`` of the labelled ``rows`` (the same ids in the same order), slices and studies.
+
+    ``prevalences`` (C,) are the constant predictor's; ``described`` the dataset's metadata, for the strata.
+    """
+    predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
+    patients = known_patients(rows)
+    study = ReaderStudy(predictions, targets, PatientBootstrap(patients, draws, SEED), LABELS, LABEL_WEIGHTS)
+    studies = study_level(predictions, targets, rows, draws)
+    basic = evaluation_table(frame, rows, prevalences)
+    table = basic.join(study.intervals().drop(columns=["log_loss", "auroc", "average_precision"]))
+    worst = worst_images(predictions, targets, rows)
+    strata = strata_table(study, strata_of(rows, described), patients, draws, SEED)
+    document = {
+        "images": len(rows),
+        "patients": len(np.unique(patients)),
+        "studies": len(studies.targets),
+        "draws": draws,
+        "slice_level": records(table.reset_index()),
+        "study_level": records(studies.intervals().reset_index()),
+        "operating_points": {
+            "slice_level": records(study.operating_points()),
+            "study_level": records(studies.operating_points()),
+        },
+        "calibration": records(calibration_table(predictions, targets, patients, LABELS, LABEL_WEIGHTS).reset_index()),
+        "reliability": {
+            name: records(reliability_table(predictions[:, c], targets[:, c])) for c, name in enumerate(LABELS)
+        },
+        "decision_curve": records(study.decision_curve()),
+        "strata": records(strata),
+        "largest_error_of_binned_scores": study.binning_errors(),
+        "worst_images": records(worst.head(10)),
+    }
+    return Evaluation(study, studies, table, document, worst)
+
+
+def known_patients(rows: pd.DataFrame) -> np.ndarray:
+    """Return the patient of each image; an image whose patient is unknown counts as a patient of its own."""
+    return rows["patient_id"].where(rows["patient_id"] != "", rows.index.to_series()).to_numpy(dtype=str)
+
+
+def study_level(predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame, draws: int) -> ReaderStudy:
+    """Return the same for studies: of each label the highest probability and the highest target of the slices."""
+    patients = pd.Series(known_patients(rows), index=rows.index)
+    studies = rows["study_id"].where(rows["study_id"] != "", patients).to_numpy(dtype=str)
+    first = pd.Series(patients.to_numpy()).groupby(studies).first()  # sorted, as by_group
+    bootstrap = PatientBootstrap(first.to_numpy(dtype=str), draws, SEED)
+    return ReaderStudy(by_group(predictions, studies), by_group(targets, studies), bootstrap, LABELS, LABEL_WEIGHTS)
+
+
+def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, np.ndarray]:
+    """Return which part of each stratum the images belong to: how many kinds they show, how they were scanned."""
+    kinds = rows[[name for name in LABELS if name != "any"]].sum(axis=1).clip(upper=2)
+    strata = {"kinds of hemorrhage in the slice": kinds.map({0: "none", 1: "one", 2: "two or more"}).to_numpy()}
+    if described is None:
+        return strata
+    known = described.loc[rows.index]
+    strata["stored pixels"] = known["pixel_form"].to_numpy()
+    for column, title in QUARTERS.items():
+        values = known[column]
+        if values.min() < values.max():
+            parts = pd.qcut(values, 4, duplicates="drop").astype(str)
+            strata[title] = parts.where(values.notna(), "unknown").to_numpy(dtype=str)
+    return strata
+
+
+def worst_images(predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the images with the highest weighted log loss: ``id``, ``log_loss``, each label and its probability."""
+    losses = binary_log_losses(predictions, targets) @ normalized_weights(LABEL_WEIGHTS, len(LABELS))
+    order = np.argsort(-losses, kind="stable")[:WORST]
+    table = pd.DataFrame({"id": rows.index[order], "log_loss": losses[order]})
+    for column, name in enumerate(LABELS):
+        table[name] = targets[order, column].astype(np.int8)
+        table[f"{name}_predicted"] = predictions[order, column]
+    return table
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table's rows in JSON's types; no value is null."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
+
+
+def describe(evaluation: Evaluation) -> str:
+    """Return the evaluation as text for a console."""
+    document = evaluation.document
+    lines = [
+        f"95 % intervals over {document['patients']} patients, {document['draws']} draws",
+        format_table(interval_texts(evaluation.table).rename_axis("slices")),
+        "",
+        format_table(interval_texts(evaluation.studies.intervals()).rename_axis("studies (highest slice)")),
+        "",
+    ]
+    if document["patients"] < FEW_PATIENTS:
+        lines.insert(1, "few patients: the true uncertainty is larger than such intervals say")
+    for point in document["operating_points"]["slice_level"]:
+        if point["label"] == "any":
+            other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
+            lines.append(
+                f"any, slices: {other} {point['value']:.3f} [{point['low']:.3f}, {point['high']:.3f}] at "
+                f"{point['fixed']} {point['at']:.2f} (threshold {point['threshold']:.4f})"
+            )
+    after = next(row for row in document["calibration"] if row["label"] == WEIGHTED)
+    lines.append(
+        f"calibration, weighted: log loss {after['log_loss']:.5f}, by temperature {after['log_loss_temperature']:.5f}, "
+        f"isotonic {after['log_loss_isotonic']:.5f} (fitted on other patients)"
+    )
+    return "\n".join(lines)
+
+
+def interval_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of texts ``value [low, high]``, a column for each metric."""
+    return pd.DataFrame(
+        {
+            title: [
+                "-"
+                if np.isnan(row[metric])
+                else f"{row[metric]:.4f} [{row[f'{metric}_low']:.4f}, {row[f'{metric}_high']:.4f}]"
+                for _, row in table.iterrows()
+            ]
+            for metric, title in SHOWN.items()
+        },
+        index=table.index,
+    )
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path, name: str = "evaluation") -> Path:
+    """Write ``<name>.csv``, ``<name>.json`` and ``<name>_worst.csv``; return the first."""
+    write_csv(folder / f"{name}_worst.csv", evaluation.worst)
+    write_json(folder / f"{name}.json", evaluation.document)
+    write_csv(folder / f"{name}.csv", evaluation.table, index=True)
+    return folder / f"{name}.csv"
+
+
+def matching_predictions(frame: pd.DataFrame, ids: pd.Index, source: str) -> pd.DataFrame:
+    """Return the rows of ``frame`` for ``ids``, in their order; WorkError where some are missing."""
+    missing = ids.difference(frame.index)
+    if len(missing):
+        raise WorkError(
+            f"{source}: has no predictions for {len(missing)} of {len(ids)} images ({list_some(missing)}); only "
+            "predictions of the same images can be compared"
+        )
+    return frame.loc[ids]
+
+
+def compare(evaluation: Evaluation, other: Evaluation) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the paired differences ``evaluation`` minus ``other`` of slices, and DeLong's tests of studies."""
+    areas = compare_areas(evaluation.studies.predictions, other.studies.predictions, evaluation.studies.targets, LABELS)
+    return comparison(evaluation.study, other.study), areas
+
+
+def describe_comparison(differences: pd.DataFrame, areas: pd.DataFrame, first: str, second: str) -> str:
+    """Return a comparison as text: a line for each metric of the weighted row, and DeLong's test of ``any``."""
+    lines = [f"{first} against {second}, paired over patients:"]
+    for row in differences[differences["label"] == WEIGHTED].itertuples():
+        direction = "lower is better" if SMALLER_IS_BETTER[row.metric] else "higher is better"
+        found = f"[{row.low:+.5f}, {row.high:+.5f}] {row.verdict}" if row.verdict else "no interval: too few cases"
+        change = f"{row.first:.5f} - {row.second:.5f} = {row.difference:+.5f}"
+        lines.append(f"  {SHOWN[row.metric]:18} {change} {found} ({direction})")
+    for row in areas[areas["label"] == "any"].itertuples():
+        lines.append(
+            f"  AUROC of any, studies {row.first:.4f} - {row.second:.4f} = {row.difference:+.4f}, "
+            f"DeLong p = {row.p_value:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFrame, draws: int) -> str:
+    """Say in one line what test-time augmentation gains or loses, and whether that is sure (patients are drawn)."""
+    targets = rows[list(LABELS)].to_numpy()
+    weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
+    losses = [binary_log_losses(frame.loc[rows.index].to_numpy(), targets) @ weights for frame in (plain, augmented)]
+    change = losses[1] - losses[0]
+    bootstrap = PatientBootstrap(known_patients(rows), draws, SEED)
+    totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([change, np.ones(len(change))])))
+    low, high = interval(totals[:, 0] / totals[:, 1])
+    said = "a sure gain" if high < 0 else "a sure loss" if low > 0 else "neither a sure gain nor a sure loss"
+    return (
+        f"test-time augmentation changes the weighted log loss from {losses[0].mean():.5f} to {losses[1].mean():.5f}: "
+        f"{change.mean():+.5f}, 95 % interval over patients {low:+.5f} to {high:+.5f}: {said}"
+    )

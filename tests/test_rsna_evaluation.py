@@ -1,0 +1,124 @@
+"""Tests of rsna_evaluation.py by evaluate.py, on predictions that were made up for the small phantom's images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+import evaluate
+from rsna_dataset import LABELS, read_metadata
+
+METRICS = ("log_loss", "brier", "auroc", "average_precision", "calibration_error")
+
+
+@pytest.fixture
+def labelled(small_dataset) -> pd.DataFrame:
+    return read_metadata(small_dataset.folder).query("split == 'train'")
+
+
+def make_up(rows: pd.DataFrame, skill: float, path: Path, seed: int = 0) -> pd.DataFrame:
+    noise = np.random.default_rng(seed).normal(size=(len(rows), len(LABELS)))
+    frame = pd.DataFrame(1 / (1 + np.exp(2 - skill * rows[list(LABELS)] - noise)), rows.index, list(LABELS))
+    frame.to_csv(path, float_format="%.17g")
+    return frame
+
+
+def run(small_dataset, *more: str) -> pd.DataFrame:
+    return evaluate.main([*small_dataset.flags, "--eval_draws=200", *more])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([*flags])
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_predictions_of_any_origin_are_evaluated_with_intervals(small_dataset, labelled, tmp_path, capsys) -> None:
+    frame = make_up(labelled, 3, tmp_path / "mine.csv")
+    table = run(small_dataset, f"--eval_file={tmp_path / 'mine.csv'}")
+    weights = np.array([1, 1, 1, 1, 1, 2]) / 7
+    losses = [log_loss(labelled[name], frame[name], labels=[0, 1]) for name in LABELS]
+    assert table.loc["weighted", "log_loss"] == pytest.approx(weights @ losses, abs=1e-12)
+    assert table.loc["any", "auroc"] == pytest.approx(roc_auc_score(labelled["any"], frame["any"]), abs=1e-12)
+    written = pd.read_csv(tmp_path / "mine_evaluation.csv", index_col="label")
+    pd.testing.assert_frame_equal(written, table, check_exact=True)
+    document = json.loads((tmp_path / "mine_evaluation.json").read_text())
+    assert document["images"] == len(labelled)
+    assert document["patients"] == labelled["patient_id"].nunique()
+    assert document["studies"] == labelled["study_id"].nunique()
+    for row in document["slice_level"]:
+        assert set(METRICS) <= set(row)
+        assert row["log_loss_low"] < row["log_loss"] < row["log_loss_high"]
+    assert {part["stratum"] for part in document["strata"]} >= {"kinds of hemorrhage in the slice", "stored pixels"}
+    text = capsys.readouterr().out
+    assert f"over {labelled['patient_id'].nunique()} patients" in text
+    assert "any, slices: sensitivity" in text
+
+
+def test_studies_are_judged_by_their_highest_slice(small_dataset, labelled, tmp_path) -> None:
+    frame = make_up(labelled, 3, tmp_path / "mine.csv")
+    run(small_dataset, f"--eval_file={tmp_path / 'mine.csv'}")
+    document = json.loads((tmp_path / "mine_evaluation.json").read_text())
+    rows = {row["label"]: row for row in document["study_level"]}
+    highest, truth = (table.groupby(labelled["study_id"]).max() for table in (frame, labelled[list(LABELS)]))
+    assert rows["any"]["log_loss"] == pytest.approx(log_loss(truth["any"], highest["any"], labels=[0, 1]), abs=1e-9)
+
+
+def test_the_worst_images_come_first(small_dataset, labelled, tmp_path) -> None:
+    frame = make_up(labelled, 3, tmp_path / "mine.csv")
+    image = labelled.index[labelled["any"] == 1][0]
+    frame.loc[image, "any"] = 1e-9
+    frame.to_csv(tmp_path / "mine.csv", float_format="%.17g")
+    run(small_dataset, f"--eval_file={tmp_path / 'mine.csv'}")
+    worst = pd.read_csv(tmp_path / "mine_evaluation_worst.csv", index_col="id")
+    assert worst.index[0] == image
+    assert worst.loc[image, ["any", "any_predicted"]].tolist() == [1, 1e-9]
+    assert worst["log_loss"].is_monotonic_decreasing
+
+
+def test_two_predictions_are_compared_over_the_same_patients(small_dataset, labelled, tmp_path, capsys) -> None:
+    make_up(labelled, 5, tmp_path / "good.csv", seed=1)
+    make_up(labelled, 1, tmp_path / "bad.csv", seed=2)
+    run(small_dataset, f"--eval_file={tmp_path / 'good.csv'}", f"--eval_compare={tmp_path / 'bad.csv'}")
+    rows = pd.read_csv(tmp_path / "good_evaluation_compared.csv").set_index(["label", "metric"])
+    assert rows.loc[("weighted", "log_loss"), "verdict"] == "better"
+    assert rows.loc[("any", "auroc"), "difference"] > 0
+    assert "paired over patients" in capsys.readouterr().out
+    run(small_dataset, f"--eval_file={tmp_path / 'good.csv'}", f"--eval_compare={tmp_path / 'good.csv'}")
+    assert set(pd.read_csv(tmp_path / "good_evaluation_compared.csv")["verdict"].dropna()) == {"no difference shown"}
+
+
+def test_predictions_of_other_images_are_not_compared(small_dataset, labelled, tmp_path, capsys) -> None:
+    make_up(labelled, 5, tmp_path / "all.csv")
+    make_up(labelled.iloc[1:], 5, tmp_path / "less.csv")
+    flags = [*small_dataset.flags, f"--eval_file={tmp_path / 'all.csv'}", f"--eval_compare={tmp_path / 'less.csv'}"]
+    code, text = refusal(capsys, *flags)
+    assert code == 1
+    assert f"no predictions for 1 of {len(labelled)} images ({labelled.index[0]})" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ((), "either --experiment_id or --eval_file"),
+        (("--experiment_id=1", "--eval_file=x.csv"), "either --experiment_id or --eval_file"),
+        (("--eval_file=x.csv",), "--eval_file needs --data_dataset"),
+        (("--eval_file=x.csv", "--data_dataset=y", "--tta=train_demo.json"), "--tta needs --experiment_id"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(capsys, flags: tuple[str, ...], part: str) -> None:
+    code, text = refusal(capsys, *flags)
+    assert (code, part in text) == (2, True)
+
+
+def test_a_comparison_with_nothing_is_refused_before_the_work(small_dataset, labelled, tmp_path, capsys) -> None:
+    make_up(labelled, 5, tmp_path / "all.csv")
+    flags = [*small_dataset.flags, f"--output_dir={tmp_path}", f"--eval_file={tmp_path / 'all.csv'}"]
+    code, text = refusal(capsys, *flags, "--eval_compare=77")
+    assert (code, "--eval_compare=77: no such experiment" in text) == (2, True)
+    assert not (tmp_path / "all_evaluation.csv").exists()
