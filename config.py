@@ -129,6 +129,18 @@ class DataOptions(DataLocation):
     data_valid_transform: str = option(
         "valid_demo.json", "albumentations JSON for validation and test images; a bare name is looked up in transforms/"
     )
+    data_transform_fuse: bool = option(
+        False,
+        "1: all steps that move pixels become one warp: quicker and sharper, since a picture is interpolated once; "
+        "what lies beyond a border differs; holds for validation and --tta too",
+    )
+    data_transform_device: str = option(
+        "auto",
+        "where transforms are computed, with the same draws: cpu: picture by picture in the loading processes; cuda: "
+        "whole batches on the GPU; auto: there if there is one. A file with a step that has no form for batches stays "
+        "on the CPU and says so",
+        choices=("auto", "cpu", "cuda"),
+    )
     data_windows: Windows = option(
         parse_windows("40/80,80/200,40/380"),
         "windows (centre/width in HU), a channel each, put before a transform file that has no DicomWindowShift",

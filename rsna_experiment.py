@@ -31,6 +31,7 @@ from common.callbacks.progress_bar import ProgressBar
 from common.callbacks.sample_losses import SampleLosses
 from common.callbacks.telemetry import Telemetry
 from common.checkpoint import BEST_WEIGHTS, LAST, chosen_weights, load_checkpoint, metric_key
+from common.datasets.batch import finished_picture
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
 from common.ensembling import combine
@@ -62,7 +63,7 @@ from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
 from common.trackers.tracker import Tracker, TrackerGroup
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
-from common.transforms.device import split_for_device
+from common.transforms.device import DevicePart, device_refusal
 from config import EvaluateConfig, PredictConfig, TrainConfig, Windows, parse_windows
 from rsna_dataset import (
     DATASET_INFO,
@@ -165,13 +166,18 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
         raise WorkError(
             f"{folder}: fold {config.data_fold} has no validation images; run python preprocessing.py again"
         )
+    if config.data_transform_device == "cuda" and device.type != "cuda":
+        raise UsageError("--data_transform_device=cuda needs a GPU and there is none here; use auto or cpu")
     windows, windowed = pipeline_windows(folder, config)
-    train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows, windowed=windowed)
-    valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows, windowed=windowed)
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse}
+    train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows, **options)
+    valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows, **options)
     check_same_scale(train_pipeline, valid_pipeline)
     if config.tr_overfit:
         train_pipeline = valid_pipeline  # no augmentation: the images are to be learnt by heart
-    train_pipeline, valid_pipeline = (host_part(pipeline, device) for pipeline in (train_pipeline, valid_pipeline))
+    train_pipeline, valid_pipeline = (
+        place_transform(pipeline, config, device) for pipeline in (train_pipeline, valid_pipeline)
+    )
     train_set = RSNADataset(folder, train_rows, train_pipeline, config.data_image_size, config.seed)
     images = TrainingImages(
         train_set.image_ids,
@@ -200,9 +206,23 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     )
 
 
-def host_part(pipeline: Pipeline, device: torch.device) -> Pipeline:
-    """Return what the loading processes do of a pipeline; beside a GPU the rest is left to it where that is exact."""
-    return (split_for_device(pipeline) if device.type == "cuda" else None) or pipeline
+def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.device) -> Pipeline | DevicePart:
+    """Return what the loading processes do of a pipeline: all, or the draws alone for a device that does the rest.
+
+    A pipeline with a step that has no form for batches stays whole, with a line that names the step.
+    """
+    if not transforms_on_device(config, device):
+        return pipeline
+    refusal = device_refusal(pipeline)
+    if refusal is None:
+        return DevicePart(pipeline)
+    logger.warning("%s: computed on the CPU: %s", pipeline.name, refusal)
+    return pipeline
+
+
+def transforms_on_device(config: TrainConfig, device: torch.device) -> bool:
+    """Say whether transforms are computed in whole batches where the model computes."""
+    return device.type == "cuda" and config.data_transform_device != "cpu"
 
 
 def rows_hash(*parts: pd.DataFrame) -> str:
@@ -225,15 +245,17 @@ def trial_indices(folder: Path, rows: pd.DataFrame, config: TrainConfig) -> Sequ
 def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) -> None:
     """Load images through the whole pipeline, so that what would end the run later ends it before it begins.
 
-    Raises UsageError where the transform can't take one, gives values that are not finite, or sizes that can't stand
-    in one batch.
+    Each step of the pipeline works on each image once, whatever its probability. Raises UsageError where one can't take
+    it, for values that are not finite, and for sizes that can't stand in one batch.
     """
     found: dict[tuple[int, ...], str] = {}
     for index in indices:
-        sample = dataset[index]
-        if not np.isfinite(sample.image).all():
+        image_id = str(dataset.image_ids[index])
+        dataset.pipeline.trial(dataset.read(image_id))
+        picture = finished_picture(dataset, index)
+        if not picture.isfinite().all():
             raise UsageError(f"{flag}: {dataset.pipeline.name} gives values that are not finite")
-        found.setdefault(sample.image.shape[1:], sample.image_id)
+        found.setdefault(tuple(picture.shape[1:]), image_id)
     if len(found) > 1:
         listing = ", ".join(f"{rows}x{columns} ({image_id})" for (rows, columns), image_id in found.items())
         raise UsageError(
@@ -244,7 +266,7 @@ def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) 
 
 def warn_of_other_size(train_set: RSNADataset, valid_set: RSNADataset) -> None:
     """Warn where training pictures have another size than validation pictures, which is seldom meant."""
-    sizes = [" x ".join(map(str, dataset[0].image.shape[1:])) for dataset in (train_set, valid_set)]
+    sizes = [" x ".join(map(str, finished_picture(dataset, 0).shape[1:])) for dataset in (train_set, valid_set)]
     if sizes[0] != sizes[1]:
         logger.warning(
             "training pictures are %s pixels and validation pictures %s: %s sets its own size; --data_image_size gives "
@@ -284,7 +306,7 @@ def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
 
 
 def build_loader(
-    folder: Path, rows: pd.DataFrame, pipeline: Pipeline | FixedView, config: TrainConfig, workers: int
+    folder: Path, rows: pd.DataFrame, pipeline: Pipeline | DevicePart | FixedView, config: TrainConfig, workers: int
 ) -> DataLoader:
     """Build a loader that gives every row once, in order."""
     dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed)
@@ -594,7 +616,8 @@ def load_network(
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     windows, windowed = pipeline_windows(folder, config)
     source = f"{weight_file} (valid transform)"
-    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, windowed=windowed)
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse}
+    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, **options)
     device = select_device(config)
     model = build_architecture(config, pipeline.channels)
     name, state = chosen_weights(checkpoint, weights)
@@ -660,9 +683,11 @@ def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) 
     if config.tta is None:
         return None
     windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
-    pipeline = load_pipeline(find_transform(config.tta), windows, windowed=windowed)
+    options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse}
+    pipeline = load_pipeline(find_transform(config.tta), windows, **options)
     check_same_scale(trained.pipeline, pipeline)
-    return Views([FixedView(pipeline, view) for view in range(config.tta_views)], config.tta_mean)
+    placed = place_transform(pipeline, trained.config, trained.network.device)
+    return Views([FixedView(placed, view) for view in range(config.tta_views)], config.tta_mean)
 
 
 def dataset_folder_of(trained: TrainedNetwork) -> Path:
@@ -678,12 +703,12 @@ def predict_rows(trained: TrainedNetwork, rows: pd.DataFrame, views: Views | Non
     config = trained.config
     workers = loader_workers(config.n_jobs, trained.network.device)
 
-    def predict(pipeline: Pipeline | FixedView, label: str) -> pd.DataFrame:
+    def predict(pipeline: Pipeline | DevicePart | FixedView, label: str) -> pd.DataFrame:
         loader = build_loader(dataset_folder_of(trained), rows, pipeline, config, workers)
         return prediction_frame(trained.network.predict(tqdm(loader, desc=label, unit="batch", disable=None)))
 
     if views is None:
-        return predict(host_part(trained.pipeline, trained.network.device), "predict")
+        return predict(place_transform(trained.pipeline, config, trained.network.device), "predict")
     check_view_size(trained, rows, views.pipelines[0])
     count = len(views.pipelines)
     frames = {
@@ -696,10 +721,12 @@ def predict_rows(trained: TrainedNetwork, rows: pd.DataFrame, views: Views | Non
 def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:
     """Raise UsageError where a view's pictures have another size than those of the validation."""
     config = trained.config
-    sizes = [
-        RSNADataset(dataset_folder_of(trained), rows, pipeline, config.data_image_size, config.seed)[0].image.shape[1:]
+    datasets = [
+        RSNADataset(dataset_folder_of(trained), rows, pipeline, config.data_image_size, config.seed)
         for pipeline in (trained.pipeline, view)
     ]
+    view.trial(datasets[1].read(str(rows.index[0])))
+    sizes = [dataset[0].size for dataset in datasets]
     if sizes[0] != sizes[1]:
         expected, given = (f"{height} x {width}" for height, width in sizes)
         raise UsageError(

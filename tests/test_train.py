@@ -22,6 +22,9 @@ from common.arguments import parse_args
 from common.checkpoint import load_checkpoint
 from common.models.backbone import create_model
 from common.trackers.jsonl import read_metrics
+from common.transforms import Pipeline
+from common.transforms.canvas import Canvas
+from common.transforms.device import DevicePart
 from config import TrainConfig
 from rsna_dataset import LABELS, read_fold, read_metadata, read_submission
 from rsna_experiment import build_data
@@ -196,6 +199,48 @@ def test_evaluate_says_what_tta_changes_and_whether_it_is_sure(trained, small_da
     assert (trained.folder / "evaluation_tta.csv").is_file()
 
 
+def test_a_fused_run_is_recorded_validated_and_averaged_fused(trained, tmp_path, monkeypatch, capsys) -> None:
+    folder = train.main([*trained.flags, f"--output_dir={tmp_path}", "--data_transform_fuse=1"])
+    assert load_checkpoint(folder / "best.pt")["config"]["data_transform_fuse"] is True
+    assert "data_transform_fuse: true" in (folder / "config.yaml").read_text()
+    fused = []
+    init = Canvas.__init__
+    monkeypatch.setattr(Canvas, "__init__", lambda self, *a, fuse: (fused.append(fuse), init(self, *a, fuse=fuse))[1])
+    flags = [f"--experiment_id={folder.name}", f"--output_dir={tmp_path}", "--n_jobs=1"]
+    evaluate.main([*flags, "--tta=train_demo.json", "--tta_views=2"])
+    assert "reproduces the logged" in capsys.readouterr().out
+    assert set(fused) == {True}
+
+
+def test_transforms_in_whole_batches_give_the_run_of_transforms_picture_by_picture(
+    trained, tmp_path, monkeypatch
+) -> None:
+    """The code of the GPU, made to run where there is none."""
+    monkeypatch.setattr("rsna_experiment.transforms_on_device", lambda config, device: True)
+    folder = train.main([*trained.flags, f"--output_dir={tmp_path}"])
+    one, other = (logged(run, "valid/weighted_log_loss") for run in (trained.folder, folder))
+    assert one == pytest.approx(other, abs=2e-3)
+    shown = [f"--net_weight_file={folder / 'best.pt'}", "--split=valid", "--tta=train_demo.json", "--tta_views=2"]
+    batches = pd.read_csv(predict.main([*shown, f"--output_file={tmp_path / 'batches.csv'}"]), index_col="id")
+    monkeypatch.undo()
+    single = pd.read_csv(predict.main([*shown, f"--output_file={tmp_path / 'single.csv'}"]), index_col="id")
+    assert np.abs(batches - single).to_numpy().max() < 1e-4
+
+
+def test_a_file_with_a_step_that_has_no_form_for_batches_stays_on_the_cpu_and_says_which(
+    small_dataset, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr("rsna_experiment.transforms_on_device", lambda config, device: True)
+    document = json.loads((Path(train.__file__).parent / "transforms/train_demo.json").read_text())
+    document["transform"]["transforms"].insert(0, {"__class_fullname__": "Blur", "p": 0.5})
+    (tmp_path / "blur.json").write_text(json.dumps(document))
+    flags = [*small_dataset.flags, *SMALL, f"--data_train_transform={tmp_path / 'blur.json'}"]
+    data = build_data(parse_args(TrainConfig, flags), torch.device("cpu"))
+    assert isinstance(data.train_loader.dataset.pipeline, Pipeline)
+    assert isinstance(data.valid_loader.dataset.pipeline, DevicePart)
+    assert "blur.json: computed on the CPU: Blur is not among the transforms that work on batches" in caplog.text
+
+
 def test_training_pictures_of_another_size_than_validation_pictures_are_warned_of(small_dataset, caplog) -> None:
     flags = [*small_dataset.flags, *SMALL, "--data_train_transform=train_complex_128.json"]
     build_data(parse_args(TrainConfig, flags), torch.device("cpu"))
@@ -299,6 +344,11 @@ def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:
         (["--optim=lion", "--optim_momentum=0.9"], ["--optim_momentum", "--optim=lion", "--optim_betas"]),
         (["--sched_power=2"], ["--sched_power", "--sched=cosine", "--sched_cycles"]),
         (["--sampler_share=0.5"], ["--sampler_share", "--data_sampler=random"]),
+        pytest.param(
+            ["--data_transform_device=cuda"],
+            ["--data_transform_device=cuda needs a GPU", "auto or cpu"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_what_cannot_work_is_one_line_and_exit_code_2_and_no_experiment(

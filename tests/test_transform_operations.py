@@ -12,7 +12,9 @@ import pytest
 
 from common.albumentations import DicomWindowShift, RandomResizedCrop, ShiftScaleRotate
 from common.transforms import find_transform, load_pipeline
-from common.transforms.operations import SequentialCanvas, has_operation, run
+from common.transforms.canvas import Canvas, PictureBrush
+from common.transforms.operations import CropResize, Flip, Stretch, Warp, has_operation, run
+from common.transforms.pipeline import Pipeline
 
 PICTURE = np.random.default_rng(0).random((70, 64, 3)).astype(np.float32)
 SMOOTH = cv2.GaussianBlur(PICTURE, (0, 0), 2)
@@ -35,6 +37,15 @@ MOVES = [
 ]
 
 
+def painted(compose: A.Compose, image: np.ndarray, *, fuse: bool = False) -> np.ndarray:
+    brush = PictureBrush(image)
+    canvas = Canvas(brush, image.shape, fuse=fuse)
+    run(compose, canvas)
+    canvas.finish()
+    assert brush.picture.shape == canvas.shape
+    return brush.picture
+
+
 def both(transforms: list, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The picture by ``albumentations.Compose`` and by the canvas."""
     compose = A.Compose(transforms)
@@ -46,9 +57,7 @@ def both(transforms: list, image: np.ndarray, seed: int) -> tuple[np.ndarray, np
             if side == "library":
                 results.append(compose(image=image)["image"])
             else:
-                canvas = SequentialCanvas(image)
-                run(compose, canvas)
-                results.append(canvas.finish())
+                results.append(painted(compose, image))
     return results[0], results[1]
 
 
@@ -105,9 +114,7 @@ def test_noise_is_normal_of_its_deviation_clipped_and_repeats_for_its_seed() -> 
 
     def draw(image: np.ndarray, seed: int) -> np.ndarray:
         noise.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        canvas = SequentialCanvas(image)
-        run(noise, canvas)
-        return canvas.finish()
+        return painted(noise, image)
 
     field = draw(grey, 0) - 0.6
     assert abs(field.std() - 0.05) < 5e-4
@@ -144,3 +151,139 @@ def test_the_callers_picture_is_never_changed(transform: A.BasicTransform) -> No
 )
 def test_arguments_that_no_operation_knows_are_left_to_the_class_itself(transform: A.BasicTransform) -> None:
     assert not has_operation(transform)
+
+
+# --- fused: compared by where points land -----------------------------------------------------------------------------
+
+SIDE = 160
+MARGIN = 4
+
+
+def operations_of(pipeline, seed: int) -> list:
+    """What a pipeline draws for a seed: its operations, and the shapes before them."""
+    found = []
+
+    class Notes:
+        shape = (SIDE, SIDE, 3)
+
+        def add(self, operation, transform) -> None:
+            found.append((operation, self.shape))
+            if isinstance(operation, CropResize):
+                self.shape = (*operation.size, 3)
+
+    pipeline.set_random_seed(seed)
+    run(pipeline.compose, Notes())
+    return found
+
+
+def landing(points: np.ndarray, operations: list) -> tuple[np.ndarray, np.ndarray]:
+    """Where points (N, 2) of the source land, step by step from the definitions, and which stay inside all the way."""
+    inside = np.ones(len(points), dtype=bool)
+    for operation, (height, width, _) in operations:
+        x, y = points.T
+        if isinstance(operation, Flip):
+            x, y = (width - 1 - x, y) if operation.horizontal else (x, height - 1 - y)
+        elif isinstance(operation, CropResize):
+            top, left, rows, columns = operation.box
+            height, width = operation.size
+            x, y = (x - left + 0.5) * width / columns - 0.5, (y - top + 0.5) * height / rows - 0.5
+        elif isinstance(operation, Warp):
+            x, y = operation.matrix @ np.stack([x, y, np.ones_like(x)])
+        elif isinstance(operation, Stretch):
+            x = np.interp(x, operation.columns, np.arange(width), -99, -99)
+            y = np.interp(y, operation.rows, np.arange(height), -99, -99)
+        points = np.stack([x, y], axis=1)
+        inside &= ((points > MARGIN) & (points < np.array([width, height]) - 1 - MARGIN)).all(axis=1)
+    return points, inside
+
+
+MOVING = {
+    "train": [
+        A.HorizontalFlip(),
+        ShiftScaleRotate(0.0625, 0.0625, 0.08, 0, p=0.75),
+        A.Rotate((-15, 15), border_mode=4),
+    ],
+    "complex": [
+        A.RandomResizedCrop((144, 150), (0.7, 1.0)),
+        A.HorizontalFlip(p=0.5),
+        ShiftScaleRotate(0.125, 0.125, 0, 0, p=0.6),
+        A.Rotate((-30, 30), border_mode=4, p=0.75),
+        A.GridDistortion(normalized=False, border_mode=4, p=0.5),
+    ],
+    "any order": [
+        A.GridDistortion(distort_limit=(-0.06, 0.06), normalized=False, border_mode=4, p=0.6),
+        A.VerticalFlip(),
+        A.Rotate((-20, 20), border_mode=4),
+        RandomResizedCrop((150, 130), (0.6, 1.0), p=0.5),
+        A.HorizontalFlip(),
+        A.GridDistortion(distort_limit=(-0.06, 0.06), border_mode=4, p=0.6),
+        A.Affine(scale=(0.9, 1.2), shear=(-5, 5), border_mode=4),
+        A.VerticalFlip(),
+    ],
+    "borders that can't be joined": [
+        A.Rotate((-10, 10), border_mode=0, fill=0.2, p=0.8),
+        A.Rotate((-10, 10), border_mode=4, p=0.8),
+        A.RandomResizedCrop((150, 130), (0.8, 1.0)),
+        A.Affine(scale=(0.9, 1.2), border_mode=4),
+    ],
+}
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("name", MOVING)
+def test_landmarks_land_where_the_sequence_puts_them(name: str, fuse: bool) -> None:
+    """The picture tells of each pixel where it comes from; it is read where a landmark must be."""
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    ramps = np.stack([columns, rows, columns], axis=-1)
+    pipeline = Pipeline("test", {}, MOVING[name], 3, fuse=fuse)
+    errors = []
+    for seed in range(20):
+        points = np.random.default_rng(seed).uniform(10, SIDE - 10, (200, 2))
+        places, inside = landing(points, operations_of(pipeline, seed))
+        pipeline.set_random_seed(seed)
+        moved = pipeline(image=ramps)["image"]
+        x, y = places[inside].astype(np.float32).T[..., np.newaxis]
+        shown = cv2.remap(moved, x, y, cv2.INTER_LINEAR)[:, 0, :2]
+        errors.append(np.abs(shown - points[inside]).max(axis=1))
+    errors = np.concatenate(errors)
+    assert len(errors) > 1000
+    # The library's grid shows one source line twice where two cells meet; between those pixels nothing can be read.
+    assert (errors if name != "any order" else np.sort(errors)[: int(0.95 * len(errors))]).max() <= 0.05
+    assert errors.max() < 0.5
+
+
+def test_fused_is_one_warp_until_values_change(monkeypatch) -> None:
+    strokes = []
+    paint = PictureBrush.paint
+    monkeypatch.setattr(
+        PictureBrush, "paint", lambda self, stroke, *rest: (strokes.append(stroke), paint(self, stroke, *rest))
+    )
+    sure = [A.HorizontalFlip(p=1), A.Rotate((9, 9), border_mode=4, p=1), A.VerticalFlip(p=1), ShiftScaleRotate(p=1)]
+    hole = A.CoarseDropout((1, 1), (5, 5), (5, 5), p=1)
+    grid = A.GridDistortion(border_mode=4, p=1)
+    Pipeline("test", {}, [*sure, grid, A.HorizontalFlip(p=1), hole, *sure], 3, fuse=True)(image=SMOOTH)
+    assert [type(stroke).__name__ for stroke in strokes] == ["Sampling", "Holes", "Sampling"]
+    strokes.clear()
+    Pipeline("test", {}, [*sure, grid, hole, *sure], 3)(image=SMOOTH)
+    assert [type(stroke).__name__ for stroke in strokes] == ["Sampling"] * 3 + ["Holes"] + ["Sampling"] * 2
+
+
+def test_one_moving_step_is_the_same_with_and_without_fusing() -> None:
+    for step in (A.Rotate(border_mode=4, p=1), A.RandomResizedCrop((40, 50), p=1), A.GridDistortion(p=1)):
+        compose = A.Compose([A.HorizontalFlip(p=0.5), step, A.CoarseDropout(p=0.5)])
+        for seed in range(6):
+            pictures = []
+            for fuse in (False, True):
+                compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+                pictures.append(painted(compose, SMOOTH, fuse=fuse))
+            np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-5)
+
+
+def test_fused_pictures_keep_their_detail() -> None:
+    """Four interpolations blur more than one does."""
+    steps = [A.Rotate((7, 7), border_mode=4, p=1) for _ in range(4)]
+    sharpness = []
+    for fuse in (False, True):
+        picture = Pipeline("test", {}, steps, 3, fuse=fuse)(image=PICTURE)["image"]
+        sharpness.append(float(np.abs(np.diff(picture[20:50, 20:44], axis=1)).mean()))
+    assert sharpness[1] > 1.5 * sharpness[0]

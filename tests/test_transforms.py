@@ -11,7 +11,7 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from common.albumentations import DicomWindowShift
+from common.albumentations import DicomWindowShift, SliceThickness
 from common.errors import UsageError
 from common.transforms import FixedView, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 
@@ -165,9 +165,33 @@ def test_windowed_pictures_pass_without_a_window() -> None:
 
 def test_an_image_that_a_transform_cannot_take_is_one_line() -> None:
     built = pipeline(A.RandomCrop(100, 100, p=1))
-    with pytest.raises(UsageError, match=r"^file.json: fails on an image of shape \(24, 20\)") as caught:
+    with pytest.raises(UsageError, match=r"^file.json: RandomCrop fails on an image of shape \(24, 20, ") as caught:
         built(image=HU)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([A.RandomCrop(10, 10, p=0.001)], r"pictures become 10 x 10 or 24 x 20 pixels"),
+        ([A.OneOf([A.HorizontalFlip(p=1), A.CenterCrop(8, 8, p=1)], p=1)], r"pictures become 24 x 20 or 8 x 8 pixels"),
+        ([A.RandomCrop(100, 100, p=0.001)], r"^file.json: RandomCrop fails on an image"),
+    ],
+)
+def test_the_trial_finds_what_is_seldom_drawn(steps: list, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        pipeline(*steps).trial(HU)
+
+
+def test_the_trial_lets_pass_what_ends_alike_whatever_is_drawn() -> None:
+    pipeline(A.RandomCrop(10, 10, p=0.5), A.OneOf([A.Rotate(), A.Blur()]), A.Resize(12, 12)).trial(HU)
+    pipeline(A.RandomCrop(100, 100, p=0)).trial(HU)
+
+
+def test_slices_are_not_averaged_where_images_come_one_at_a_time() -> None:
+    built = pipeline(SliceThickness(p=0.01))
+    with pytest.raises(UsageError, match=r"^file.json: SliceThickness takes neighbouring slices.*take it out of the"):
+        built.trial(HU)
 
 
 def edited(change: Any, *transforms: Any) -> dict[str, Any]:

@@ -149,7 +149,10 @@ class SliceThickness(_HounsfieldTransform):
     def change(self, image_hu: np.ndarray, slices: float, **params: Any) -> np.ndarray:
         """Average along the slices."""
         if image_hu.ndim != 3 or image_hu.shape[2] < 2:
-            raise UsageError(f"SliceThickness takes neighbouring slices, (H, W, K), K above 1; got {image_hu.shape}")
+            raise UsageError(
+                f"SliceThickness takes neighbouring slices, (H, W, K), K above 1; got {image_hu.shape}: where images "
+                "come one slice at a time take it out of the file"
+            )
         share = np.float32((slices - 1) / (2 * slices))
         before = np.concatenate([image_hu[..., :1], image_hu[..., :-1]], axis=-1)
         behind = np.concatenate([image_hu[..., 1:], image_hu[..., -1:]], axis=-1)

@@ -35,16 +35,23 @@ def warp_affine(image: np.ndarray, matrix: np.ndarray, interpolation: int, borde
 
 
 def by_channels(
-    image: np.ndarray, fill: Fill, warp: Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
+    image: np.ndarray,
+    fill: Fill,
+    warp: Callable[[np.ndarray, tuple[float, ...]], np.ndarray],
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Return ``warp`` of ``image``, of at most four channels at a time, since OpenCV takes no more; same shape."""
+    """Return ``warp`` of ``image``, of at most four channels at a time, since OpenCV takes no more.
+
+    The channels stay; ``size``: (height, width) that ``warp`` gives, None: those of ``image``.
+    """
+    size = size or image.shape[:2]
     channels = 1 if image.ndim == 2 else image.shape[2]
     fills = np.broadcast_to(np.asarray(fill, dtype=float), channels).tolist()
     if channels <= 4:
-        return warp(image, tuple(fills)).reshape(image.shape)
+        return warp(image, tuple(fills)).reshape(*size, *image.shape[2:])
     starts = range(0, channels, 4)
     parts = [warp(np.ascontiguousarray(image[..., c : c + 4]), tuple(fills[c : c + 4])) for c in starts]
-    return np.concatenate([part.reshape(*image.shape[:2], -1) for part in parts], axis=2)
+    return np.concatenate([part.reshape(*size, -1) for part in parts], axis=2)
 
 
 class _BorderSchema(BaseTransformInitSchema):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.datasets.finish import Finish
-from common.datasets.images import Sample
+from common.datasets.finish import Plan, collect, execute
+from common.datasets.images import ImageDataset, Sample
 from common.errors import WorkError
 
 
@@ -18,14 +18,13 @@ from common.errors import WorkError
 class Batch:
     """``inputs`` by name, ``image`` is float32 (B, C, H, W); ``target`` float32 (B, K) or None; ``image_id`` has B.
 
-    With ``finish`` the inputs are something smaller, such as ``image_hu`` int16 (B, K, H, W), from which it makes
-    ``image`` on the device.
+    With ``plan`` ``image`` is still as it was read, int16 HU or float32 on 0..1, and the plan is what it gets.
     """
 
     inputs: dict[str, Tensor]
     target: Tensor | None
     image_id: list[str]
-    finish: Finish | None = None
+    plan: Plan | None = None
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -40,29 +39,48 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, target=None if self.target is None else function(self.target))
+        target = None if self.target is None else function(self.target)
+        return replace(self, inputs=inputs, target=target, plan=None if self.plan is None else self.plan.map(function))
 
     def finished(self) -> Batch:
-        """Return the batch with the inputs that the network sees; to be called where it computes."""
-        return self if self.finish is None else replace(self, inputs=self.finish(self.inputs), finish=None)
+        """Return the batch with the pictures that the network sees; to be called where it computes."""
+        if self.plan is None:
+            return self
+        return replace(self, inputs={**self.inputs, "image": execute(self.plan, self.inputs["image"])}, plan=None)
 
 
-def collate(samples: Sequence[Sample], finish: Finish | None = None) -> Batch:
-    """Stack samples, all with a target or all without; ``finish`` is that of their pipeline.
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples, all with a target or all without; pictures whose steps make them equal may still differ in size.
 
-    Raises WorkError naming two whose pictures differ in size."""
+    Raises WorkError naming two that end with different sizes.
+    """
     first = samples[0]
     for sample in samples:
-        if sample.image.shape != first.image.shape:
+        if sample.size != first.size or len(sample.image) != len(first.image):
+            shapes = [(len(one.image), *one.size) for one in (first, sample)]
             raise WorkError(
                 f"images {first.image_id} and {sample.image_id} come out of the transforms with different shapes "
-                f"{first.image.shape} and {sample.image.shape} and can't stand in one batch; give --data_image_size, "
+                f"{shapes[0]} and {shapes[1]} and can't stand in one batch; give --data_image_size, "
                 "or a transform file that makes them equal"
             )
-    image = torch.from_numpy(np.stack([sample.image for sample in samples]))
     targets = [sample.target for sample in samples]
     target = None if targets[0] is None else torch.from_numpy(np.stack(targets))
-    inputs = {"image": image}
-    if first.windows is not None:
-        inputs = {"image_hu": image, "windows": torch.from_numpy(np.stack([sample.windows for sample in samples]))}
-    return Batch(inputs, target, [sample.image_id for sample in samples], finish)
+    plan = None if first.steps is None else collect([sample.steps for sample in samples], first.size)
+    return Batch({"image": torch.from_numpy(_stack(samples))}, target, [sample.image_id for sample in samples], plan)
+
+
+def finished_picture(dataset: ImageDataset, index: int) -> Tensor:
+    """Return a picture of a dataset as the network sees it, float32 (C, H, W), wherever its transform is computed."""
+    return collate([dataset[index]]).finished().inputs["image"][0]
+
+
+def _stack(samples: Sequence[Sample]) -> np.ndarray:
+    """Return all pictures in one array; one that is smaller than others lies at the top left."""
+    shapes = {sample.image.shape for sample in samples}
+    if len(shapes) == 1:
+        return np.stack([sample.image for sample in samples])
+    sides = (max(shape[axis] for shape in shapes) for axis in range(3))
+    stacked = np.zeros((len(samples), *sides), dtype=samples[0].image.dtype)
+    for place, sample in zip(stacked, samples, strict=True):
+        place[tuple(slice(side) for side in sample.image.shape)] = sample.image
+    return stacked

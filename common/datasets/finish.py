@@ -1,54 +1,226 @@
-"""What is done to a batch on the device that computes: the last, purely numerical part of a transform."""
+"""The steps of a transform that a whole batch gets at once, in torch, on the device that computes.
+
+The loading processes draw what each picture gets, as numbers; :func:`collect` puts the steps of a batch together and
+:func:`execute` does them. The same code runs on a GPU and on the CPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-
-class Finish(Protocol):
-    """Turns a batch's inputs, which are on the device, into what the network sees; small, since each batch has it."""
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, Step
+from common.noise import TABLE_SIZE, normal_table
 
 
 @dataclass(frozen=True)
-class WindowNormalize:
-    """Windows, normalization and change of type in one multiplication, one addition and one clip.
+class Group:
+    """Steps done in one go: where in the plan's numbers each array lies, and its shape, pictures first.
 
-    ``image_hu`` (B, K, H, W) int16 in Hounsfield units and ``windows`` (B, C, 2) float32 (centre and width in HU, drawn
-    for each image) become ``image`` (B, K · C, H, W) float32, slice by slice, normalized by ``mean`` and ``std`` of
-    pictures on 0..1 (a value each, or one for all). Equal to the window, then the normalization, to float32's rounding.
+    ``index``: the pictures' numbers in the batch, likewise; None: all of them.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the inputs with ``image`` in place of ``image_hu`` and ``windows``."""
-        rest = {name: value for name, value in inputs.items() if name not in ("image_hu", "windows")}
-        hu = inputs["image_hu"].unsqueeze(2)  # (B, K, 1, H, W)
-        windows = inputs["windows"].double().unsqueeze(1)  # (B, 1, C, 2)
-        slices, channels = hu.shape[1], windows.shape[2]
-        center, width = windows.unbind(dim=-1)
-        mean, std = (self._by_channel(values, slices, channels, hu.device) for values in (self.mean, self.std))
-        factor = 1 / (width * std)
-        offset = (0.5 - center / width - mean) / std
-        image = torch.addcmul(_pixels(offset), hu.float(), _pixels(factor))
-        image.clamp_(_pixels((0 - mean) / std), _pixels((1 - mean) / std))
-        return {"image": image.flatten(1, 2), **rest}
-
-    @staticmethod
-    def _by_channel(values: tuple[float, ...], slices: int, channels: int, device: torch.device) -> Tensor:
-        """Return (K or 1, C or 1): a value for each slice and channel, for each channel, or one."""
-        column = torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
-        return column.reshape(slices, channels) if len(values) == slices * channels else column.reshape(1, -1)
+    kind: str
+    constants: tuple[Any, ...]
+    arrays: dict[str, tuple[int, tuple[int, ...]]]
+    index: tuple[int, tuple[int, ...]] | None
 
 
-def _pixels(values: Tensor) -> Tensor:
-    """Make values by channel (…, K, C) broadcast over pixels (…, K, C, H, W), in float32."""
-    return values.float()[..., None, None]
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a batch; ``numbers`` float64 (N,), one tensor, so that they reach the device by one copy.
+
+    ``size`` (height, width) of the pictures afterwards.
+    """
+
+    groups: tuple[Group, ...]
+    numbers: Tensor
+    size: tuple[int, int]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Plan:
+        """Return the plan with its numbers elsewhere."""
+        return replace(self, numbers=function(self.numbers))
+
+
+def collect(steps: Sequence[Sequence[Step]], size: tuple[int, int]) -> Plan:
+    """Return the plan of a batch: ``steps`` of each picture, in their order; all pictures end with ``size``."""
+    found: dict[tuple[Any, ...], list[tuple[int, Step]]] = {}
+    for position, one in enumerate(steps):
+        for step in one:
+            found.setdefault(step.key, []).append((position, step))
+    parts: list[np.ndarray] = []
+    length = 0
+
+    def place(values: np.ndarray) -> tuple[int, tuple[int, ...]]:
+        nonlocal length
+        parts.append(np.asarray(values, dtype=np.float64).ravel())
+        length += values.size
+        return length - values.size, values.shape
+
+    groups = []
+    for _, members in sorted(found.items(), key=lambda item: item[0][0]):
+        positions, same = zip(*members, strict=True)
+        arrays = {name: place(np.stack([step.numbers[name] for step in same])) for name in same[0].numbers}
+        index = None if len(positions) == len(steps) else place(np.array(positions))
+        groups.append(Group(same[0].kind, same[0].constants, arrays, index))
+    numbers = torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0))
+    return Plan(tuple(groups), numbers, size)
+
+
+def execute(plan: Plan, pictures: Tensor) -> Tensor:
+    """Return ``pictures`` (B, K, H, W), int16 HU or float32, after all steps: float32 (B, C, *``plan.size``).
+
+    Both must be on the same device. A picture smaller than (H, W) lies at the top left.
+    """
+
+    def array(place: tuple[int, tuple[int, ...]]) -> Tensor:
+        start, shape = place
+        return plan.numbers[start : start + math.prod(shape)].view(shape)
+
+    for group in plan.groups:
+        kernel = KERNELS[group.kind]
+        numbers = {name: array(place) for name, place in group.arrays.items()}
+        if group.index is None:
+            pictures = kernel(pictures, numbers, *group.constants)
+        else:
+            index = array(group.index).long()
+            changed = kernel(pictures.index_select(0, index), numbers, *group.constants)
+            height, width = (max(sides) for sides in zip(pictures.shape[2:], changed.shape[2:], strict=True))
+            pictures, changed = _padded(pictures, height, width), _padded(changed, height, width)
+            pictures = pictures.to(changed.dtype).index_copy(0, index, changed)
+    height, width = plan.size
+    return pictures[..., :height, :width].float().contiguous()
+
+
+def _padded(pictures: Tensor, height: int, width: int) -> Tensor:
+    return F.pad(pictures, (0, width - pictures.shape[3], 0, height - pictures.shape[2]))
+
+
+def window(pictures: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+    """Turn HU (B, K, H, W) by ``windows`` (B, C, 2), centre and width, into (B, K · C, H, W) on 0..1, by slices."""
+    center, width = numbers["windows"].unbind(dim=-1)
+    low, width = (values.float()[:, None, :, None, None] for values in (center - width / 2, width))
+    return ((pictures.float().unsqueeze(2) - low) / width).clamp_(0, 1).flatten(1, 2)
+
+
+def flip(pictures: Tensor, numbers: Mapping[str, Tensor], horizontal: bool, vertical: bool) -> Tensor:
+    """Exchange left and right, top and bottom, or both, of pictures of ``size`` (B, 2), height and width."""
+    for axis, wanted in ((3, horizontal), (2, vertical)):
+        if wanted:
+            end = numbers["size"][:, axis - 2, None].long() - 1
+            places = (end - torch.arange(pictures.shape[axis], device=pictures.device)).clamp_(min=0)
+            places = places[:, None, None, :] if axis == 3 else places[:, None, :, None]
+            pictures = pictures.gather(axis, places.expand_as(pictures))
+    return pictures
+
+
+def sample(
+    pictures: Tensor,
+    numbers: Mapping[str, Tensor],
+    links: tuple[str, ...],
+    size: tuple[int, int],
+    border: int,
+    fill: float | tuple[float, ...],
+) -> Tensor:
+    """Show the source places of a chain of links (``common.transforms.geometry``), interpolated linearly.
+
+    Link i has ``matrix i`` (B, 2, 3), or ``columns i`` (B, W) and ``rows i`` (B, H). ``frame`` (B, 4): first and last
+    pixel of the source as left, top, right, bottom; ``border`` says what is beyond, ``fill`` is CONSTANT's.
+    """
+    device = pictures.device
+    x = torch.arange(size[1], device=device, dtype=torch.float32).expand(len(pictures), 1, -1)
+    y = torch.arange(size[0], device=device, dtype=torch.float32)[:, None].expand(len(pictures), -1, 1)
+    for number, link in reversed(list(enumerate(links))):
+        if link == "grid":
+            x, y = _look_up(numbers[f"columns {number}"], x), _look_up(numbers[f"rows {number}"], y)
+        else:
+            rows = numbers[f"matrix {number}"].float()[..., None, None].unbind(dim=1)
+            x, y = (row[:, 0] * x + row[:, 1] * y + row[:, 2] for row in rows)
+    left, top, right, bottom = numbers["frame"].float()[..., None, None].unbind(dim=1)
+    x, y = _inside(x, left, right, border), _inside(y, top, bottom, border)
+    height, width = pictures.shape[2:]
+    places = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
+    pictures = pictures.float()
+    if border != CONSTANT:
+        return F.grid_sample(pictures, places, padding_mode="border", align_corners=True)
+    filling = torch.tensor(fill, dtype=torch.float32).to(device, non_blocking=True).reshape(-1, 1, 1)
+    columns, rows = torch.arange(width, device=device), torch.arange(height, device=device)[:, None]
+    within = (columns <= right) & (rows <= bottom)
+    difference = (pictures - filling) * within[:, None]
+    return F.grid_sample(difference, places, padding_mode="zeros", align_corners=True) + filling
+
+
+def _look_up(table: Tensor, places: Tensor) -> Tensor:
+    """Return a table's values (B, N) at places (B, H, W), linear between them and going on beyond its ends."""
+    table = table.float()
+    start = places.floor().clamp(0, table.shape[1] - 2)
+    index = start.long().flatten(1)
+    first, second = (table.gather(1, one).view(places.shape) for one in (index, index + 1))
+    return first + (places - start) * (second - first)
+
+
+def _inside(places: Tensor, first: Tensor, last: Tensor, border: int) -> Tensor:
+    """Return where a place beyond the first and last pixel finds its value."""
+    if border == CONSTANT:
+        return places
+    if border == REFLECT_101:
+        span = (last - first).clamp(min=0.5)
+        places = last - ((places - first).remainder(2 * span) - span).abs()
+    elif border == REFLECT:
+        span = last - first + 1
+        places = last + 0.5 - ((places - first + 0.5).remainder(2 * span) - span).abs()
+    return torch.minimum(torch.maximum(places, first), last)
+
+
+def holes(pictures: Tensor, numbers: Mapping[str, Tensor], fill: float) -> Tensor:
+    """Fill ``boxes`` (B, N, 4): left, top, right, bottom."""
+    left, top, right, bottom = numbers["boxes"].unsqueeze(3).unbind(dim=2)  # (B, N, 1) each
+    columns, rows = (torch.arange(side, device=pictures.device) for side in (pictures.shape[3], pictures.shape[2]))
+    across, down = (columns >= left) & (columns < right), (rows >= top) & (rows < bottom)
+    counts = down.transpose(1, 2).float() @ across.float()
+    return pictures.float().masked_fill(counts[:, None] > 0, fill)
+
+
+def noise(pictures: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+    """Add the noise of ``common.noise`` and clip to 0..1.
+
+    ``start`` (B,) in the table; ``std`` (B,) with the sign; ``mean`` (B,); ``width`` (B,) of the picture.
+    """
+    channels, height, width = pictures.shape[1:]
+    columns, rows = (torch.arange(side, device=pictures.device) for side in (width, height))
+    start, own_width = (numbers[name].long()[:, None, None] for name in ("start", "width"))
+    first = start + (rows[:, None] * own_width + columns) * channels  # (B, H, W), of the first channel
+    table = _table(pictures.device)
+    std, mean = (numbers[name].float()[:, None, None, None] for name in ("std", "mean"))
+    field = torch.stack([table[(first + channel) % TABLE_SIZE] for channel in range(channels)], dim=1)
+    return field.mul_(std).add_(pictures).add_(mean).clamp_(0, 1)
+
+
+@lru_cache(maxsize=4)
+def _table(device: torch.device) -> Tensor:
+    return torch.from_numpy(normal_table()).to(device)
+
+
+def normalize(pictures: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+    """Multiply by ``scale`` (B, C) and add ``offset`` (B, C)."""
+    scale, offset = (numbers[name].float()[..., None, None] for name in ("scale", "offset"))
+    return torch.addcmul(offset, pictures.float(), scale)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "window": window,
+    "flip": flip,
+    "sample": sample,
+    "holes": holes,
+    "noise": noise,
+    "normalize": normalize,
+}
+"""What can be done to a batch: pictures (B, C, H, W), numbers by name with B first, and the step's constants."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from common.datasets.image_files import load_image
 from common.datasets.samplers import SampleKey
 from common.datasets.shared import SharedArray
+from common.datasets.steps import Step
 from common.dicom.hounsfield import AIR_HU
 from common.dicom.pictures import resize_area
 from common.errors import WorkError
@@ -19,25 +20,26 @@ from common.hashing import stable_hash
 
 
 class Transform(Protocol):
-    """A pipeline of ``common.transforms``: HU or windowed picture in, float32 (H, W, C) out; or a part of one."""
+    """A pipeline of ``common.transforms``: HU or windowed picture in, float32 (H, W, C) out; or its draws alone."""
 
     def set_random_seed(self, seed: int) -> None: ...
 
-    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]: ...
+    def __call__(self, *, image: np.ndarray) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Sample:
-    """``image`` float32 (C, H, W), ``target`` float32 (K,) or None.
+    """``image`` float32 (C, H, W), ``target`` float32 (K,) or None; ``size`` (H, W).
 
-    Where the device does the last part of the transform, ``image`` is int16 HU (K, H, W) and ``windows`` float32
-    (C, 2), centre and width in HU.
+    Where the device does the transform, ``image`` is as it was read, int16 HU or float32 on 0..1, ``steps`` are what it
+    gets and ``size`` is the one afterwards.
     """
 
     image: np.ndarray
     target: np.ndarray | None
     image_id: str
-    windows: np.ndarray | None = None
+    size: tuple[int, int]
+    steps: tuple[Step, ...] | None = None
 
 
 class ImageDataset:
@@ -109,7 +111,8 @@ class ImageDataset:
         result = self.pipeline(image=image)
         picture = result["image"] if result["image"].ndim == 3 else result["image"][..., np.newaxis]
         target = None if self.targets is None else self.targets[index]
-        return Sample(np.ascontiguousarray(picture.transpose(2, 0, 1)), target, image_id, result.get("windows"))
+        size = result.get("size", picture.shape[:2])
+        return Sample(np.ascontiguousarray(picture.transpose(2, 0, 1)), target, image_id, size, result.get("steps"))
 
     def read(self, image_id: str) -> np.ndarray:
         """Return the stored image, reduced to the dataset's size: int16 HU, or float32 in 0..1 where it is windowed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from functools import partial
 
 import cv2
 import torch
@@ -40,7 +39,7 @@ def make_loader(
         batch_size,
         sampler=shard,
         num_workers=workers,
-        collate_fn=partial(collate, finish=getattr(dataset.pipeline, "finish", None)),
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         drop_last=drop_last,
         worker_init_fn=use_one_thread,

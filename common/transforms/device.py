@@ -1,62 +1,160 @@
-"""Which part of a pipeline a batch can get on the device that computes, and the rest for the loading processes."""
+"""A pipeline of which the loading processes only draw the numbers; the device does the work, in whole batches."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import albumentations as A
+import cv2
 import numpy as np
+from albumentations.core.composition import BaseCompose
 
 from common.albumentations import DicomWindowShift
-from common.datasets.finish import WindowNormalize
+from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Step
+from common.noise import table_place
+from common.transforms.canvas import Canvas, Flips, Sampling, Stroke
+from common.transforms.geometry import Affine, crop_resize
+from common.transforms.operations import FOLLOWED, CropResize, Holes, Noise, Normalize, Window, has_operation, run
 from common.transforms.pipeline import Pipeline
 
-# They move pixels and change none, so that they can as well come before the window.
-MOVES = (A.HorizontalFlip, A.VerticalFlip, A.Transpose, A.RandomRotate90, A.D4, A.NoOp)
+BORDERS = (CONSTANT, REPLICATE, REFLECT, REFLECT_101)
+BOX_STEP = 8
 
 
-class HostPart(Pipeline):
-    """A pipeline without its window and normalization, which ``finish`` does to whole batches on the device.
+class DevicePart:
+    """Draws what ``pipeline`` would do to a picture; :mod:`common.datasets.finish` does it, for whole batches.
 
-    ``part(image=hu)`` gives ``image`` int16 (H, W) or (H, W, K) and ``windows`` float32 (C, 2), centre and width in HU.
-    All draws are those of the whole pipeline.
+    ``part(image=picture)`` gives ``image`` as it came, ``steps``, and ``size`` (height, width) after them. All draws
+    are those of the pipeline.
     """
 
-    def __init__(self, pipeline: Pipeline, window: DicomWindowShift, finish: WindowNormalize) -> None:
-        """``pipeline``: the whole one, that begins with ``window`` and ends with the normalization of ``finish``."""
-        super().__init__(pipeline.name, pipeline.document, pipeline.transforms, pipeline.channels)
-        self.finish = finish
-        self.window = _DrawnWindow(
-            window.window_width_mins, window.window_width_maxs, window.window_center_mins, window.window_center_maxs
-        )
-        self.compose = A.Compose([self.window, *pipeline.transforms[1:-1]])
+    def __init__(self, pipeline: Pipeline) -> None:
+        """``pipeline``: one that :func:`device_refusal` has nothing against."""
+        self.pipeline = pipeline
+        self.name, self.document, self.channels = pipeline.name, pipeline.document, pipeline.channels
+        self._places = {id(leaf): place for place, leaf in enumerate(_leaves(pipeline.compose))}
 
-    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the picture as it is stored, moved, and the windows that were drawn for it."""
-        picture = self.compose(image=image)["image"]
-        return {"image": picture, "windows": np.array(self.window.drawn, dtype=np.float32)}
+    def set_random_seed(self, seed: int) -> None:
+        """Seed the draws of the next call."""
+        self.pipeline.set_random_seed(seed)
+
+    def __call__(self, *, image: np.ndarray) -> dict[str, Any]:
+        """Return the picture, (H, W) or (H, W, K), and its steps."""
+        recorder = _Recorder(self._places)
+        canvas = Canvas(recorder, image.shape, fuse=self.pipeline.fuse)
+        run(self.pipeline.compose, canvas)
+        canvas.finish()
+        return {"image": image, "steps": tuple(recorder.steps), "size": canvas.shape[:2]}
+
+    def trial(self, image: np.ndarray) -> None:
+        """Try the pipeline, as its own :meth:`~common.transforms.pipeline.Pipeline.trial`."""
+        self.pipeline.trial(image)
 
 
-class _DrawnWindow(DicomWindowShift):
-    """Draws as the class above it and keeps what it drew; leaves the picture in Hounsfield units."""
+def device_refusal(pipeline: Pipeline) -> str | None:
+    """Return which step of a pipeline has no form for batches, in words; None where all have one."""
+    windows = [isinstance(transform, DicomWindowShift) for transform in pipeline.transforms]
+    before_window = pipeline.transforms[: windows.index(True)] if any(windows) else []
+    in_hu = {id(leaf) for transform in before_window for leaf in _leaves(transform)}
+    for transform in _leaves(pipeline.compose):
+        name = type(transform).__name__
+        if isinstance(transform, BaseCompose) or not has_operation(transform):
+            return f"{name} is not among the transforms that work on batches"
+        if getattr(transform, "interpolation", cv2.INTER_LINEAR) != cv2.INTER_LINEAR:
+            return f"{name} does not interpolate linearly"
+        if getattr(transform, "border_mode", REFLECT_101) not in BORDERS:
+            return f"the border mode of {name} is not among {', '.join(map(str, BORDERS))}"
+        if id(transform) in in_hu and not isinstance(transform, (A.HorizontalFlip, A.VerticalFlip)):
+            return f"{name} stands before the window"
+    return None
 
-    def apply(self, img: np.ndarray, windows: Any = (), **params: Any) -> np.ndarray:
-        self.drawn = windows
-        return img
+
+def _leaves(transform: Any) -> Iterator[Any]:
+    if type(transform) in FOLLOWED:
+        for child in transform.transforms:
+            yield from _leaves(child)
+    else:
+        yield transform
 
 
-def split_for_device(pipeline: Pipeline) -> HostPart | None:
-    """Return the host's part of a pipeline whose rest can be done on the device; None where it must stay whole.
+class _Recorder:
+    """Writes down what a canvas paints, as steps."""
 
-    It must begin with a window that gives 0..1, end with one standard normalization, and only move pixels in between:
-    an interpolation of Hounsfield units is not the interpolation of a windowed picture.
-    """
-    transforms, normalizations = pipeline.transforms, pipeline.scale.normalizations
-    if len(transforms) < 2 or len(normalizations) != 1 or normalizations[0][0] != "standard":
-        return None
-    window, normalize = transforms[0], transforms[-1]
-    whole = type(window) is DicomWindowShift and window.min_max_normalize is not False
-    if not whole or not isinstance(normalize, A.Normalize) or not all(isinstance(t, MOVES) for t in transforms[1:-1]):
-        return None
-    _, mean, std = normalizations[0]
-    return HostPart(pipeline, window, WindowNormalize(mean, std))
+    def __init__(self, places: dict[int, int]) -> None:
+        self.steps: list[Step] = []
+        self._places = places
+
+    def paint(self, stroke: Stroke, shape: tuple[int, ...], place: Any) -> None:
+        """Write one stroke down."""
+        kind, constants, numbers = _TELL[type(stroke)](stroke, shape)
+        number = len(self._places) if place is None else self._places[id(place)]
+        self.steps.append(Step(2 * number + (kind != "flip"), kind, constants, numbers))  # a flip is in another's way
+
+    def call(self, transform: Any, *, force: bool) -> NoReturn:
+        """A pipeline that would come here is refused by :func:`device_refusal`."""
+        raise AssertionError(f"{type(transform).__name__} can't be told as numbers")
+
+
+Told = tuple[str, tuple[Any, ...], dict[str, np.ndarray]]
+
+
+def _window(window: Window, shape: tuple[int, ...]) -> Told:
+    return "window", (), {"windows": np.array(window.windows, dtype=np.float64)}
+
+
+def _flip(flips: Flips, shape: tuple[int, ...]) -> Told:
+    return "flip", (flips.horizontal, flips.vertical), {"size": np.array(shape[:2])}
+
+
+def _crop_resize(crop: CropResize, shape: tuple[int, ...]) -> Told:
+    top, left, rows, columns = crop.box
+    matrix = crop_resize(crop.box, crop.size).matrix
+    frame = np.array([left, top, left + columns - 1, top + rows - 1])
+    return "sample", (("affine",), tuple(crop.size), REPLICATE, 0.0), {"matrix 0": matrix, "frame": frame}
+
+
+def _sample(sampling: Sampling, shape: tuple[int, ...]) -> Told:
+    numbers = {"frame": np.array([0, 0, shape[1] - 1, shape[0] - 1])}
+    for number, link in enumerate(sampling.links):
+        if isinstance(link, Affine):
+            numbers[f"matrix {number}"] = link.matrix
+        else:
+            numbers[f"columns {number}"], numbers[f"rows {number}"] = _two(link.columns), _two(link.rows)
+    kinds = tuple("affine" if isinstance(link, Affine) else "grid" for link in sampling.links)
+    fill = sampling.fill if sampling.border_mode == CONSTANT else 0.0
+    return "sample", (kinds, tuple(sampling.size), sampling.border_mode, fill), numbers
+
+
+def _two(table: np.ndarray) -> np.ndarray:
+    """Return a table with a second value at least, so that there is a slope."""
+    return table if len(table) > 1 else np.append(table, table[0] + 1)
+
+
+def _holes(holes: Holes, shape: tuple[int, ...]) -> Told:
+    count = -(-len(holes.boxes) // BOX_STEP) * BOX_STEP  # pictures with another number of holes are done with them
+    boxes = np.zeros((count, 4))
+    boxes[: len(holes.boxes)] = holes.boxes
+    return "holes", (holes.fill,), {"boxes": boxes}
+
+
+def _noise(noise: Noise, shape: tuple[int, ...]) -> Told:
+    start, sign = table_place(noise.seed)
+    values = {"start": start, "std": sign * noise.std, "mean": noise.mean, "width": shape[1]}
+    return "noise", (), {name: np.array(value) for name, value in values.items()}
+
+
+def _normalize(normalize: Normalize, shape: tuple[int, ...]) -> Told:
+    scale, offset = normalize.factors(1 if len(shape) == 2 else shape[2])
+    return "normalize", (), {"scale": scale, "offset": offset}
+
+
+_TELL: dict[type, Callable[[Any, tuple[int, ...]], Told]] = {
+    Window: _window,
+    Flips: _flip,
+    CropResize: _crop_resize,
+    Sampling: _sample,
+    Holes: _holes,
+    Noise: _noise,
+    Normalize: _normalize,
+}

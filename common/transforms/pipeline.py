@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import albumentations as A
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from common.albumentations import DicomWindowShift, fixed_windows
 from common.errors import UsageError, UserError
 from common.hashing import stable_hash
+from common.transforms.canvas import Canvas, PictureBrush
 from common.transforms.documents import (
     build_transforms,
     check_order,
@@ -23,7 +25,7 @@ from common.transforms.documents import (
     todays_document,
     window_position,
 )
-from common.transforms.operations import SequentialCanvas, run
+from common.transforms.operations import alternatives, run, run_all
 
 Windows = Sequence[tuple[float, float]]
 
@@ -42,12 +44,24 @@ class Scale:
 class Pipeline:
     """A callable like albumentations' own: ``pipeline(image=picture)["image"]`` is float32 (H, W, ``channels``)."""
 
-    def __init__(self, name: str, document: dict[str, Any], transforms: Sequence[Any], channels: int | None) -> None:
-        """``document``: the file in today's words; ``name``: the file, for messages; ``channels`` None: any."""
+    def __init__(
+        self,
+        name: str,
+        document: dict[str, Any],
+        transforms: Sequence[Any],
+        channels: int | None,
+        *,
+        fuse: bool = False,
+    ) -> None:
+        """``document``: the file in today's words; ``name``: the file, for messages; ``channels`` None: any.
+
+        ``fuse``: all steps that move pixels become one warp, see :class:`common.transforms.canvas.Canvas`.
+        """
         self.name = name
         self.document = document
         self.transforms = list(transforms)
         self.channels = channels
+        self.fuse = fuse
         self.scale = _scale(transforms, name, channels)
         self.compose = A.Compose(self.transforms)
 
@@ -64,14 +78,40 @@ class Pipeline:
 
         8-bit pictures are put on 0..1 first.
         """
+        return {"image": self._paint(image, lambda canvas: run(self.compose, canvas))}
+
+    def trial(self, image: np.ndarray) -> None:
+        """Let each transform work on ``image`` once, whatever its probability, then only those that always do.
+
+        Raises UsageError, with the file's name, where one can't take it, for values that are not finite and where the
+        picture's size depends on the draws.
+        """
+        ways = [partial(run_all, self.compose, choice=choice) for choice in range(alternatives(self.compose))]
+        ways.append(partial(run_all, self.compose, choice=0, sure=True))
+        sizes = {}
+        for way in ways:
+            picture = self._paint(image, way)
+            if not np.isfinite(picture).all():
+                raise UsageError(f"{self.name}: gives values that are not finite")
+            sizes[picture.shape[:2]] = None
+        if len(sizes) > 1:
+            listing = " or ".join(f"{height} x {width}" for height, width in sizes)
+            raise UsageError(
+                f"{self.name}: pictures become {listing} pixels, as it is drawn, and can't stand in one batch; give "
+                "the step that changes the size p 1, or add one that makes them equal"
+            )
+
+    def _paint(self, image: np.ndarray, way: Callable[[Canvas], None]) -> np.ndarray:
         if image.dtype == np.uint8:
             image = image.astype(np.float32) / np.float32(255)
+        brush = PictureBrush(image)
+        canvas = Canvas(brush, image.shape, fuse=self.fuse)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                canvas = SequentialCanvas(image)
-                run(self.compose, canvas)
-                picture = canvas.finish()
+                way(canvas)
+                canvas.finish()
+                picture = brush.picture
         except UserError as error:
             raise UsageError(f"{self.name}: {error}") from None
         except Exception as error:
@@ -83,13 +123,25 @@ class Pipeline:
             picture = picture[..., np.newaxis]
         if picture.ndim != 3 or self.channels not in (None, picture.shape[2]):
             raise UsageError(f"{self.name}: gives shape {picture.shape}, {self.channels} channels are expected")
-        return {"image": np.ascontiguousarray(picture, dtype=np.float32)}
+        return np.ascontiguousarray(picture, dtype=np.float32)
+
+
+class Drawing(Protocol):
+    """A pipeline, or the part of one that the loading processes do."""
+
+    name: str
+
+    def set_random_seed(self, seed: int) -> None: ...
+
+    def __call__(self, *, image: np.ndarray) -> dict[str, Any]: ...
+
+    def trial(self, image: np.ndarray) -> None: ...
 
 
 class FixedView:
     """One view of test-time augmentation: its draws depend on the view's number alone, not on image or model."""
 
-    def __init__(self, pipeline: Pipeline, view: int) -> None:
+    def __init__(self, pipeline: Drawing, view: int) -> None:
         """``view``: 0, 1, …"""
         self.pipeline = pipeline
         self.name = pipeline.name
@@ -99,27 +151,35 @@ class FixedView:
         """Seed the view's own draws; ``seed`` is not used."""
         self.pipeline.set_random_seed(stable_hash("view", self.view))
 
-    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Return ``{"image": picture}`` as the pipeline does."""
+    def __call__(self, *, image: np.ndarray) -> dict[str, Any]:
+        """Return what the pipeline does."""
         return self.pipeline(image=image)
 
+    def trial(self, image: np.ndarray) -> None:
+        """Try the pipeline, as its own ``trial``."""
+        self.pipeline.trial(image)
 
-def load_pipeline(path: Path | str, windows: Windows | None = None, *, windowed: bool = False) -> Pipeline:
+
+def load_pipeline(
+    path: Path | str, windows: Windows | None = None, *, windowed: bool = False, fuse: bool = False
+) -> Pipeline:
     """Build the pipeline of a JSON file that ``albumentations.save`` wrote, of 2.x or 0.3 to 0.5.
 
     See :func:`pipeline_from_dict`.
     """
-    return pipeline_from_dict(read_document(Path(path)), str(path), windows, windowed=windowed)
+    return pipeline_from_dict(read_document(Path(path)), str(path), windows, windowed=windowed, fuse=fuse)
 
 
-def pipeline_from_dict(document: Any, name: str, windows: Windows | None = None, *, windowed: bool = False) -> Pipeline:
+def pipeline_from_dict(
+    document: Any, name: str, windows: Windows | None = None, *, windowed: bool = False, fuse: bool = False
+) -> Pipeline:
     """Build a pipeline from a JSON document; ``name`` is its file.
 
     ``windows`` (centre, width in HU) go in where the file has no ``DicomWindowShift``: in front, or behind the last
     transform that takes Hounsfield units. None: a file without one gets pictures on 0..1. ``windowed``: the pictures
     come windowed by ``windows`` already, and a ``DicomWindowShift`` is refused. ``Normalize`` with ``max_pixel_value``
-    255 means its mean and std on 0..1 here. Raises UsageError, one line with ``name``, for everything that can't be
-    meant.
+    255 means its mean and std on 0..1 here. ``fuse``: one warp for all steps that move pixels. Raises UsageError, one
+    line with ``name``, for everything that can't be meant.
     """
     today = todays_document(document, name)
     transforms = build_transforms(today, name)
@@ -129,7 +189,7 @@ def pipeline_from_dict(document: Any, name: str, windows: Windows | None = None,
     has_window = any(isinstance(transform, DicomWindowShift) for transform in transforms)
     check_order(transforms, name, windowed=windowed or not has_window)
     channels = own[0].channels if own else None if windows is None else len(windows)
-    return Pipeline(name, today, transforms, channels)
+    return Pipeline(name, today, transforms, channels, fuse=fuse)
 
 
 def check_same_scale(first: Pipeline, second: Pipeline) -> None:

@@ -1,0 +1,32 @@
+"""What a picture gets on the device that computes, written as numbers by the process that loads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CONSTANT, REPLICATE, REFLECT, REFLECT_101 = 0, 1, 2, 4
+"""Borders, by OpenCV's numbers; REFLECT repeats the edge pixel, REFLECT_101 does not."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one picture gets at one ``place`` of its transform.
+
+    ``kind``: a key of :data:`common.datasets.finish.KERNELS`; ``constants``: what all pictures share there;
+    ``numbers``: the picture's own. Places rise along a picture's steps. Steps of one place, with all else equal but the
+    numbers' values, are done in one go.
+    """
+
+    place: int
+    kind: str
+    constants: tuple[Any, ...]
+    numbers: dict[str, np.ndarray]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What must agree to be done in one go."""
+        shapes = tuple((name, values.shape) for name, values in self.numbers.items())
+        return (self.place, self.kind, self.constants, shapes)
