@@ -97,17 +97,18 @@ def cached_loader(options: argparse.Namespace, device: object) -> object:
 
 
 def dataset_loader(options: argparse.Namespace, device: object) -> object:
-    """Return the loader of a real run: int16 pictures from disk, windows and normalization on the device."""
+    """Return the loader of a real run: int16 pictures from disk, on a GPU with the transform computed there."""
     from common.datasets.loaders import make_loader
     from common.datasets.samplers import RandomSampler
     from common.transforms import find_transform, load_pipeline
     from config import TrainConfig
     from rsna_dataset import RSNADataset, read_fold
-    from rsna_experiment import host_part
+    from rsna_experiment import place_transform
 
     rows = read_fold(options.dataset, options.dataset.name, 0)
-    pipeline = load_pipeline(find_transform(TrainConfig.data_train_transform), TrainConfig.data_windows)
-    dataset = RSNADataset(options.dataset, rows, host_part(pipeline, device), options.size, 0)
+    config = TrainConfig()
+    pipeline = load_pipeline(find_transform(config.data_train_transform), config.data_windows)
+    dataset = RSNADataset(options.dataset, rows, place_transform(pipeline, config, device), options.size, 0)
     sampler = RandomSampler(len(dataset), 0)
     return make_loader(dataset, sampler, options.batch, options.workers, drop_last=True, seed=0)
 
