@@ -176,6 +176,7 @@ def test_an_image_that_a_transform_cannot_take_is_one_line() -> None:
         ([A.RandomCrop(10, 10, p=0.001)], r"pictures become 10 x 10 or 24 x 20 pixels"),
         ([A.OneOf([A.HorizontalFlip(p=1), A.CenterCrop(8, 8, p=1)], p=1)], r"pictures become 24 x 20 or 8 x 8 pixels"),
         ([A.RandomCrop(100, 100, p=0.001)], r"^file.json: RandomCrop fails on an image"),
+        ([A.ToGray(1, p=0.001), A.Normalize(**NORMALIZE)], r"Normalize has 3 values, and the pictures .* 1 channels"),
     ],
 )
 def test_the_trial_finds_what_is_seldom_drawn(steps: list, message: str) -> None:

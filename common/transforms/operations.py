@@ -16,6 +16,7 @@ from albumentations.core.composition import BaseCompose
 
 from common.albumentations import DicomWindowShift
 from common.augmentations import era2019
+from common.errors import UsageError
 from common.transforms.geometry import Size
 
 Fill = float | tuple[float, ...]
@@ -90,7 +91,15 @@ class Normalize:
     std: tuple[float, ...]
 
     def factors(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return what a picture of so many channels is multiplied by, and what is then added; float64 (C,) each."""
+        """Return what a picture of so many channels is multiplied by, and what is then added; float64 (C,) each.
+
+        Raises UsageError where mean or std are of another number of channels.
+        """
+        for values in (self.mean, self.std):
+            if len(values) not in (1, channels):
+                raise UsageError(
+                    f"Normalize has {len(values)} values, and the pictures that reach it {channels} channels"
+                )
         scale = 1 / np.broadcast_to(np.asarray(self.std), channels)
         return scale, -np.broadcast_to(np.asarray(self.mean), channels) * scale
 
