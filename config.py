@@ -186,6 +186,7 @@ class NetworkOptions:
         None,
         "input channels, a check of the windows: another number than the pictures have is refused; none: theirs",
         minimum=1,
+        changeable=True,
     )
     net_drop: float = option(0.0, "dropout before the head", minimum=0, maximum=0.99)
     net_drop_path: float = option(0.0, "stochastic depth: rate of the last block", minimum=0, maximum=0.99)
@@ -323,14 +324,17 @@ class WatchOptions:
         None,
         "print what there is, and end: optim, sched, sampler, loss, pool, transform, or model[:pattern] (a part of the "
         "name or a pattern with *); none",
+        changeable=True,
     )
     tr_lr_find: bool = option(
         False,
         "1: before the training try rising learning rates; picture (lr_find.svg), table and a suggestion, then train "
-        "with --optim_lr from the same weights",
+        "with --optim_lr from the same weights. A resumed run doesn't look again",
     )
     tr_batch_find: bool = option(
-        False, "1: before the training tell the largest batch (a power of two) that fits on the GPU"
+        False,
+        "1: before the training tell the largest batch (a power of two) that fits on the GPU; a resumed run doesn't "
+        "look again",
     )
     tr_overfit: int = option(
         0,
@@ -381,8 +385,11 @@ class TrainingOptions:
         "at a loss or gradient that is not finite: stop: end the run and name iteration and images; skip: leave the "
         "update out",
         choices=("stop", "skip"),
+        changeable=True,
     )
-    tr_nonfinite_limit: int = option(10, "skipped updates of --tr_nonfinite=skip after which the run ends", minimum=0)
+    tr_nonfinite_limit: int = option(
+        10, "skipped updates of --tr_nonfinite=skip after which the run ends", minimum=0, changeable=True
+    )
     tr_iteration_num: int = option(400, "iterations (batches) to train", minimum=1, changeable=True)
     tr_batch_size: int = option(16, "images in a batch", minimum=1)
     tr_accumulation_step: int = option(1, "iterations whose gradients make one optimizer step", minimum=1)

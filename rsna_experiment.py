@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -331,10 +331,8 @@ def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = 
         config, channels, config.net_pretrained and config.net_weight_file is None and starting_weights
     )
     if config.net_weight_file is not None and starting_weights:
-        for line in load_weights(
-            model, config.net_weight_file, model_name=config.net_model, adapt=config.net_weight_adapt
-        ):
-            print(f"{config.net_weight_file}: {line}", file=sys.stderr)
+        notes = load_weights(model, config.net_weight_file, model_name=config.net_model, adapt=config.net_weight_adapt)
+        tell(f"{config.net_weight_file}: {line}" for line in notes)
     freeze(model, config.net_freeze)
     return arrange_model(
         model,
@@ -370,6 +368,10 @@ def check_choices(config: TrainConfig, model: nn.Module) -> None:
     """Build what the options choose once, before there is a folder, so that what can't work leaves none behind."""
     if config.tr_batch_find and not torch.cuda.is_available():
         raise UsageError("--tr_batch_find=1 needs a GPU: without one the system ends a run that takes too much")
+    if config.tr_batch_find and distributed.world_size() > 1:
+        raise UsageError("--tr_batch_find=1: look for the size with one process, without torchrun")
+    if config.tr_sync_bn:
+        distributed.check_synchronized_norms(model)
     build_optimization(config, model)
     build_training_loss(config)
     check_averages(
@@ -447,7 +449,7 @@ def build_network(
 ) -> RSNANetwork:
     """Join data, model, optimizer, schedule and callbacks to a network that is ready to fit."""
     if config.tr_sync_bn:
-        model = distributed.synchronized_norms(model, device)
+        model = distributed.synchronized_norms(model)
     optimizer, schedule = build_optimization(config, model.to(device))
     training = Training(
         train_loader=data.train_loader,
@@ -523,7 +525,9 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
     training = network.training
     averages = config.tr_ema + config.tr_swa
     images = (len(data.train_loader.dataset), len(data.valid_loader.dataset))
-    effective = config.tr_batch_size * config.tr_accumulation_step
+    processes = distributed.world_size()
+    effective = config.tr_batch_size * config.tr_accumulation_step * processes
+    shared = f" in each of {processes} processes" if processes > 1 else ""
     info = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))
     needed = facts.training_bytes(config.tr_batch_size, moments=2, copies=averages)
     lines = (
@@ -531,14 +535,18 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
         f"{facts.flops / 1e9:.2f} GFLOPs for an image {'x'.join(map(str, image.shape[1:]))}",
         f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} validation images, "
         f"dataset {info.get('hash', 'without a hash')}",
-        f"{training.iteration_num} iterations of {config.tr_batch_size} images = {training.step_num} steps of "
+        f"{training.iteration_num} iterations of {config.tr_batch_size} images{shared} = {training.step_num} steps of "
         f"{effective} = {training.iteration_num / training.iterations_per_epoch:.2f} epochs, {config.optim}, "
         f"{config.sched}, seed {config.seed}",
-        f"memory about {needed / 1e9:.2f} GB in float32 "
-        f"on {network.device.type} (weights, gradients, two moments, activations), torch {torch.__version__}, timm "
-        f"{timm.__version__}",
+        f"memory about {needed / 1e9:.2f} GB in float32 on {network.device.type}{shared} (weights, gradients, two "
+        f"moments, activations), torch {torch.__version__}, timm {timm.__version__}",
     )
-    for line in lines:
+    tell(lines)
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Print lines, by the main process alone, and log them."""
+    for line in lines if distributed.is_main() else ():
         print(line, file=sys.stderr)
         logger.info("%s", line, extra={FILE_ONLY: True})
 
@@ -551,15 +559,14 @@ def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwor
         lines.append(f"the largest power of two that fits: --tr_batch_size={found}")
     if config.tr_lr_find:
         curve = find_learning_rate(network)
-        write_text(experiment.folder / "lr_find.svg", rate_picture(curve))
-        write_csv(experiment.folder / "lr_find.csv", pd.DataFrame({"rate": curve.rates, "loss": curve.losses}))
+        if distributed.is_main():
+            write_text(experiment.folder / "lr_find.svg", rate_picture(curve))
+            write_csv(experiment.folder / "lr_find.csv", pd.DataFrame({"rate": curve.rates, "loss": curve.losses}))
         lines.append(
             f"the loss falls fastest at --optim_lr={curve.suggestion:.2g} ({experiment.folder / 'lr_find.svg'}); this "
             f"run trains with {config.optim_lr:g}"
         )
-    for line in lines:
-        print(line, file=sys.stderr)
-        logger.info("%s", line, extra={FILE_ONLY: True})
+    tell(lines)
 
 
 @contextmanager

@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         if distributed.is_main():
             report_start(config, data, network)
         with interruptible(network.interrupt), out_of_memory_advice(config.tr_batch_size, device):
-            run_finders(config, experiment, network)
+            if run.checkpoint is None:
+                run_finders(config, experiment, network)
             run.restore(network)
             network.fit()
         check_interrupted(network, experiment, config)

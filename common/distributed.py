@@ -83,11 +83,13 @@ def process_group() -> Iterator[None]:
         store = dist.PrefixStore(f"restart_{restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
+    failed = True
     try:
         with warnings.catch_warnings():
             if rank():
                 warnings.simplefilter("ignore")  # the first process's stand for all
             yield
+        failed = False
     except (dist.DistError, RuntimeError) as error:
         text = " ".join(str(error).split())
         broken = isinstance(error, dist.DistError) or "onnection" in text or "gloo" in text
@@ -98,7 +100,8 @@ def process_group() -> Iterator[None]:
             f"({text[:100]})"
         ) from error
     finally:
-        dist.destroy_process_group()
+        if not (failed and gpus):  # nccl would wait for what the others sent, and its process ends anyway
+            dist.destroy_process_group()
 
 
 def main_first(function: Callable[[], T]) -> T:
@@ -161,10 +164,16 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def synchronized_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``model`` with batch norms that count the images of all processes; UsageError where they can't."""
-    if device.type != "cuda" or world_size() == 1:
+def check_synchronized_norms(model: nn.Module) -> None:
+    """Raise UsageError where batch norms can't count the images of all processes: torch has no kernel for a CPU."""
+    if not torch.cuda.is_available() or world_size() == 1:
         raise UsageError("--tr_sync_bn=1 needs several GPUs, a process of torchrun for each; use --tr_sync_bn=0")
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise UsageError("--tr_sync_bn=1: the model has no batch norms; use --tr_sync_bn=0")
+
+
+def synchronized_norms(model: nn.Module) -> nn.Module:
+    """Return ``model``, its weights under the same names, with batch norms that count the images of all processes."""
     from timm.layers import convert_sync_batchnorm  # torch's own leaves timm's norms with an activation alone
 
     return convert_sync_batchnorm(model)

@@ -74,7 +74,7 @@ class Schedule:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step, of the group where it is highest."""
+        """The learning rate that is set, of the group where it is highest."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def state_dict(self) -> dict[str, Any]:

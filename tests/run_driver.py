@@ -1,10 +1,11 @@
 """Runs train.py again and again in forked processes of one that has imported everything, and kills them on request.
 
-A line of JSON on stdin is a run: ``arguments``; ``signal`` (a number) sent by the run to itself in ``place``
-(iteration, validation or save) at iteration ``at``, or with ``fail`` an error with this text; ``processes`` train
-together, and ``rank`` (0) is the one that gets the signal or the error; or ``after`` seconds for a SIGKILL from
-outside. A line of JSON on stdout is the answer: ``code`` and, of all processes, ``codes`` (the exit code, or minus the
-signal that ended it), ``seconds``, ``output`` (both streams) and, of each process, ``outputs``.
+A line of JSON on stdin is a run: ``arguments``; ``signal`` (a number) sent ``times`` (1) by the run to itself in
+``place`` (iteration, validation or save) at iteration ``at``, or with ``fail`` an error with this text; ``processes``
+train together, and ``rank`` (0) is the one that gets the signal or the error; or ``after`` seconds for a SIGKILL from
+outside. With ``bound`` what is left is killed so many seconds after the first process ended. A line of JSON on stdout
+is the answer: ``code`` and, of all processes, ``codes`` (the exit code, or minus the signal that ended it),
+``seconds``, ``output`` (both streams) and, of each process, ``outputs``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def send(request: dict[str, Any], network: AbstractNetwork) -> None:
         return
     if "fail" in request:
         raise WorkError(request["fail"])
-    os.kill(os.getpid(), request["signal"])
+    for _ in range(request.get("times", 1)):
+        os.kill(os.getpid(), request["signal"])
 
 
 def arm(request: dict[str, Any]) -> None:
@@ -103,6 +105,23 @@ def start(request: dict[str, Any], rank: int, port: int, output: Any) -> int:
     return pid
 
 
+def ended(pids: list[int], bound: float | None) -> list[int]:
+    """Wait for all processes and return their exit codes; where one is killed after ``bound`` seconds, -9."""
+    codes: dict[int, int] = {}
+    end = float("inf")
+    while len(codes) < len(pids):
+        for pid in (pid for pid in pids if pid not in codes):
+            found, status = os.waitpid(pid, os.WNOHANG if bound else 0)
+            if found:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+                end = min(end, time.monotonic() + (bound or 0))
+            elif time.monotonic() > end:
+                os.kill(pid, signal.SIGKILL)
+        if bound:
+            time.sleep(0.01)
+    return [codes[pid] for pid in pids]
+
+
 def free_port() -> int:
     """Return a port that nobody listens on."""
     with socket.socket() as probe:
@@ -121,7 +140,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             time.sleep(request["after"])
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[0], signal.SIGKILL)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        codes = ended(pids, request.get("bound"))
         seconds = time.monotonic() - begun
         texts = []
         for output in outputs:

@@ -58,8 +58,9 @@ def open_runs(output_dir: Path, flags: list[str]) -> Iterator[Runs]:
 
 
 def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
+    if isinstance(one, torch.Tensor):  # a NaN, the loss of an image that was not seen yet, equals a NaN
+        same_kind = (one.shape, one.dtype) == (other.shape, other.dtype)
+        return same_kind and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):

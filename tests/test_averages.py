@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from common.errors import UsageError
 from common.networks.averages import EqualAverage, ExponentialAverage, build_averages
@@ -36,14 +38,15 @@ def run(average, model: nn.Module, steps: int = 10) -> WeightRecorder:
 def test_the_exponential_average_is_the_formula_with_its_warm_up(decay: float) -> None:
     model = linear_model()
     average = ExponentialAverage(model, decay)
-    assert not average.started
+    assert not average.started(0)
     recorder = run(average, model)
     expected = None
     for number, current in enumerate(recorder.weights, start=1):
         d = min(decay, 1 - number ** (-2 / 3))
         expected = current if expected is None else d * expected + (1 - d) * current
     torch.testing.assert_close(flat(average.model).double(), expected, rtol=0, atol=1e-6)
-    assert average.started
+    assert not average.started(0)
+    assert average.started(1)
 
 
 @pytest.mark.parametrize("first", [1, 4, 10])
@@ -53,6 +56,24 @@ def test_the_equal_average_is_the_mean_of_the_weights_from_its_first_step_on(fir
     recorder = run(average, model)
     expected = torch.stack(recorder.weights[first - 1 :]).mean(dim=0)
     torch.testing.assert_close(flat(average.model).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_both_equal_the_averages_of_timm_and_torch_buffers_included() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    ours = [ExponentialAverage(model, 0.7), EqualAverage(model, 1)]
+    theirs = [ModelEmaV3(model, 0.7, use_warmup=True, warmup_power=2 / 3), AveragedModel(model, use_buffers=True)]
+    for step in range(1, 8):
+        with torch.no_grad():
+            model[2].weight += torch.randn(3, 16, generator=torch.Generator().manual_seed(step))
+        model(torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(step)))
+        for average in ours:
+            average.update(model, step)
+        theirs[0].update(model, step)
+        theirs[1].update_parameters(model)
+    for our, other in zip(ours, theirs, strict=True):
+        for key, value in other.module.state_dict().items():
+            if value.is_floating_point():
+                torch.testing.assert_close(our.model.state_dict()[key], value, rtol=1e-6, atol=1e-6, msg=key)
 
 
 def test_the_equal_average_averages_running_statistics_and_copies_counters() -> None:

@@ -132,7 +132,8 @@ def test_each_validation_prints_a_line_and_the_end_names_the_best(tracker, capsy
     caplog.set_level(logging.INFO)
     metrics = MetricLogger(tracker, 3)
     bar = ProgressBar(metrics, KEY, reference=0.5)
-    network = SimpleNamespace(iteration=0, training=SimpleNamespace(iteration_num=20))
+    guard = SimpleNamespace(skips=3, scaler_skips=2, nonfinite_skips=1)
+    network = SimpleNamespace(iteration=0, step=17, guard=guard, training=SimpleNamespace(iteration_num=20))
     bar.on_train_begin(network)
     for iteration, value in ((10, 0.25), (20, 0.3)):
         network.iteration = iteration
@@ -142,6 +143,7 @@ def test_each_validation_prints_a_line_and_the_end_names_the_best(tracker, capsy
         "iteration 10/20: valid/weighted_log_loss 0.2500 (constant predictor 0.5000)",
         "iteration 20/20: valid/weighted_log_loss 0.3000 (constant predictor 0.5000)",
         "best valid/weighted_log_loss 0.2500 at iteration 10: 0.50 of the constant predictor's 0.5000",
+        "17 of 20 updates landed; skipped: 2 by float16's scaler (its normal work), 1 for what was not finite",
     ]
     assert pd.Series([record.message for record in caplog.records]).str.startswith("iteration").sum() == 2
 

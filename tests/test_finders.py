@@ -44,7 +44,7 @@ def test_the_suggested_rate_lowers_the_loss_more_than_a_hundredth_of_it() -> Non
         network = build(lr=lr, iteration_num=60, iteration_valid=60, sched="constant")
         network.fit()
         batch = Pictures(24).collate(range(24))
-        return float(network.training_step(network.model.eval(), batch).loss)
+        return float(network.training_step(network.model.eval(), batch).loss.detach())
 
     assert final_loss(curve.suggestion) < final_loss(curve.suggestion / 100)
 

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from common.callbacks.callback import Callback
+from common.callbacks.metric_logger import MetricLogger
+from common.callbacks.telemetry import Telemetry
 from common.errors import WorkError
+from common.networks.averages import build_averages
 from common.networks.guard import Evidence, StepGuard, suspects
+from common.networks.network import AbstractNetwork
+from common.trackers.jsonl import JsonlTracker, read_metrics
 from tests.test_network import build, linear_model, weights
 
 NAN = float("nan")
@@ -84,6 +89,58 @@ def test_skipping_leaves_the_update_out_and_equals_a_run_that_never_saw_the_batc
     torch.testing.assert_close(weights(network), expected, rtol=0, atol=1e-6)
 
 
+def test_a_skipped_batch_leaves_no_trace_in_running_statistics() -> None:
+    """Its NaN would stay in them for ever, and in every validation."""
+    model = nn.Sequential(nn.Flatten(), Poison({3}), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    network = build(model=model, shuffle=False, iteration_num=4, nonfinite="skip")
+    network.fit()  # validates at its end
+    norm, images = nn.BatchNorm1d(16), network.training.train_loader.dataset.images
+    for batch in (0, 1, 3):
+        norm(images[4 * batch : 4 * batch + 4].flatten(1))
+    for name, buffer in norm.named_buffers():
+        torch.testing.assert_close(getattr(model[2], name), buffer, msg=name)
+
+
+def test_a_decision_taken_on_the_device_moves_averages_and_counters_as_one_of_the_host_does() -> None:
+    """On a GPU the host learns of a skip only at the next update; fused kernels on the CPU go the same way."""
+
+    def run(late: bool) -> AbstractNetwork:
+        torch.manual_seed(4)
+        model = nn.Sequential(nn.Flatten(), Poison({1, 4, 5}), nn.BatchNorm1d(16), nn.Linear(16, 3))
+        averages = build_averages(model, 8, {"ema": True, "swa": True}, {"tr_swa_start": 0.2})
+        network = build(model=model, shuffle=False, iteration_num=8, nonfinite="skip", averages=averages, fused=True)
+        network.guard.late = late
+        network.fit()
+        return network
+
+    early, late = run(late=False), run(late=True)
+    assert (early.step, early.guard.nonfinite_skips) == (late.step, late.guard.nonfinite_skips) == (5, 3)
+    assert torch.equal(weights(early), weights(late))
+    for name, average in early.training.averages.items():
+        other = late.training.averages[name]
+        assert average.before == other.before
+        for key, value in average.model.state_dict().items():
+            torch.testing.assert_close(other.model.state_dict()[key], value, rtol=0, atol=1e-6, msg=f"{name} {key}")
+
+
+def test_the_logged_loss_is_the_mean_of_the_finite_ones_beside_the_count_of_skips(tmp_path) -> None:
+    losses, tracker = [], JsonlTracker()
+
+    class Losses(Callback):
+        def on_iteration_end(self, network, output) -> None:
+            losses.append(float(output.loss.detach()))
+
+    tracker.start("1", tmp_path, {})
+    logger = MetricLogger(tracker, 4, Telemetry())
+    poisoned({2, 5, 6, 7, 8}, iteration_num=12, nonfinite="skip", callbacks=[Losses(), logger]).fit()
+    first, second, third = [point for point in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in point]
+    assert first["train/loss"] == pytest.approx((losses[0] + losses[2] + losses[3]) / 3)
+    assert second["train/loss"] is None  # not one was finite
+    assert third["train/loss"] == pytest.approx(sum(losses[8:]) / 4)
+    assert [point["train/nonfinite_skips"] for point in (first, second, third)] == [1, 5, 5]
+    assert [point["step"] for point in (first, second, third)] == [3, 3, 7]
+
+
 def test_skipping_ends_above_its_limit() -> None:
     network = poisoned({2, 3, 5}, iteration_num=10, nonfinite="skip", nonfinite_limit=2)
     with pytest.raises(WorkError, match=r"iteration 5 .*3 updates were skipped and --tr_nonfinite_limit=2"):
@@ -155,6 +212,24 @@ def test_what_a_scaler_skips_is_counted_apart_and_lowers_the_scale() -> None:
     torch.testing.assert_close(parameter.detach(), torch.tensor([0.7, 0.7, 0.7]))  # 1 - 0.1 - 0.1 · 4 / 2
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_under_a_scaler_too_a_loss_that_is_not_finite_counts_where_the_gradient_is_finite(late) -> None:
+    """A float16 logit that overflowed has a gradient of 1 or 0: the scaler alone would let that land."""
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    guard = StepGuard(optimizer, scaler, late=late, clip_norm=0.0, mode="skip", limit=5)
+    landed = []
+    for loss in (float("inf"), 1.0, float("inf"), 1.0):
+        scaler.scale(parameter.sum()).backward()
+        guard.attempt(evidence(loss))
+        landed.append(guard.settle())
+        parameter.grad = None
+    assert landed == [False, True, False, True]
+    assert (guard.scaler_skips, guard.nonfinite_skips) == (0, 2)
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 1 - 0.1 - 0.19))
+
+
 def test_a_scaler_that_never_finds_a_finite_gradient_ends_the_run() -> None:
     parameter = nn.Parameter(torch.ones(3))
     scaler = torch.amp.GradScaler("cpu")
@@ -180,13 +255,15 @@ def test_averages_are_updated_after_each_update_that_landed_and_validated_beside
     class Copy:
         """The weights of the update before, as an average might hold them."""
 
-        started = True
+        def started(self, step: int) -> bool:
+            return step > 0
 
         def __init__(self) -> None:
             self.model = nn.Sequential(linear_model(), Poison(set()))
             self.steps: list[int] = []
 
-        def update(self, model: nn.Module, step: int) -> None:
+        def update(self, model: nn.Module, step: int, landed: Tensor | None = None) -> None:
+            assert landed is None
             self.model.load_state_dict(model.state_dict())
             self.steps.append(step)
 

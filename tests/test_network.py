@@ -75,12 +75,13 @@ def build(
     lr: float = 0.1,
     sched: str = "cosine",
     sampler: object = None,
+    fused: bool = False,
     **training_options,
 ) -> ClassifierNetwork:
     model = model or linear_model()
     pictures, valid = Pictures(images), Pictures(9)
     default_sampler = RandomSampler(images, 5) if shuffle else SequentialSampler(images, 5)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, fused=fused)
     steps = math.ceil(iteration_num / accumulation_step)
     training = Training(
         train_loader=loader(pictures, sampler or default_sampler, batch_size, drop_last=True),

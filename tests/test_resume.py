@@ -9,13 +9,20 @@ import random
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+from common.arguments import parse_args, to_dict
 from common.checkpoint import load_checkpoint
+from common.errors import UsageError
 from common.experiment import lock_experiment
+from common.resume import resume_run
 from common.trackers.jsonl import cut_metrics
+from config import TrainConfig
 from tests.runs import Runs, assert_same_run, open_runs, points
 
 OPTIONS = [
@@ -79,6 +86,20 @@ def test_a_signal_saves_at_the_next_step_says_how_to_go_on_and_exits_with_75(run
     assert_same_run(runs.output_dir / name, whole(runs))
 
 
+def test_a_second_ctrl_c_stops_at_once_and_the_run_goes_on_from_the_last_checkpoint(runs: Runs) -> None:
+    answer = runs.start("twice", signal=signal.SIGINT, times=2, place="validation", at=6)
+    assert answer["code"] == 130, answer["output"]
+    assert "press Ctrl-C again to stop at once" in answer["output"]
+    assert answer["output"].splitlines()[-1] == "interrupted"
+    assert "Traceback" not in answer["output"]
+    folder = runs.output_dir / "twice"
+    assert load_checkpoint(folder / "last.pt")["iteration"] == 4  # nothing was saved on the way out
+    assert "interrupted" in (folder / "train.log").read_text()
+    answer = runs.go_on("twice")
+    assert answer["code"] == 0, answer["output"]
+    assert_same_run(folder, whole(runs))
+
+
 def test_loading_processes_leave_the_signals_to_the_run_and_the_result_as_it_is(runs: Runs) -> None:
     answer = runs.start("workers", "--n_jobs=2", signal=signal.SIGINT, place="iteration", at=7)
     assert answer["code"] == 75, answer["output"]
@@ -91,6 +112,72 @@ def test_loading_processes_leave_the_signals_to_the_run_and_the_result_as_it_is(
         for folder in (runs.output_dir / "workers", whole(runs))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # two threads computed a part of it
+
+
+LONG = [
+    "--tr_batch_size=48",  # 6 iterations are an epoch
+    "--tr_accumulation_step=3",
+    "--tr_iteration_num=21",
+    "--tr_iteration_valid=3",
+    "--tr_iteration_log=2",
+    "--tr_ema=1",
+    "--tr_ema_decay=0.6",
+    "--tr_swa=1",
+    "--tr_swa_start=0.3",
+]
+MIXES = {
+    "hard": ["--data_sampler=hard", "--sched=plateau", "--sched_patience=0", "--sched_threshold=1", "--n_jobs=1"],
+    "stopped": ["--data_sampler=hard", "--tr_early_stop=3", "--tr_early_stop_delta=9", "--sched=onecycle"],
+    "balanced": ["--data_sampler=balanced", "--sched=onecycle", "--optim=lookahead_radam", "--optim_lookahead_k=2"],
+    "study": ["--data_sampler=study", "--sampler_slices=20", "--sched=cosine", "--sched_cycles=2", "--optim=muon"],
+    "sequential": [
+        "--data_sampler=sequential",
+        "--sched=poly",
+        "--net_drop=0.3",
+        "--loss_smoothing=0.1",
+        "--optim=sgd",
+    ],
+    "skipping": ["--tr_nonfinite=skip", "--sched=multistep", "--net_drop_path=0.2", "--optim=adopt"],
+}
+
+
+def killed_thrice_equals_whole(runs: Runs, name: str, flags: list[str]) -> dict:
+    """Begin two runs, kill one of them at three moments, in another epoch each; return the last checkpoint."""
+    answer = runs.start(name, *flags)
+    assert answer["code"] == 0, answer["output"]
+    killed = f"{name}_killed"
+    moments = [{"at": 5}, {"at": 9, "place": "save"}, {"at": 12, "place": "validation"}]
+    for number, moment in enumerate(moments):
+        moment = {"signal": signal.SIGKILL, **moment}
+        answer = runs.go_on(killed, **moment) if number else runs.start(killed, *flags, **moment)
+        assert answer["code"] == -signal.SIGKILL, answer["output"]
+    answer = runs.go_on(killed)
+    assert answer["code"] == 0, answer["output"]
+    assert_same_run(runs.output_dir / killed, runs.output_dir / name)
+    return load_checkpoint(runs.output_dir / killed / "last.pt")
+
+
+def test_averages_hard_examples_and_a_plateau_go_on_to_the_bit(runs: Runs) -> None:
+    """Many states at once, each of which has moved by the end: it is not that there was nothing to compare."""
+    last = killed_thrice_equals_whole(runs, "hard", [*LONG, *MIXES["hard"], "--tr_early_stop=9"])
+    assert last["scheduler"]["level"] < 1
+    assert last["callbacks"]["EarlyStopping"]["best"] == last["callbacks"]["ModelCheckpoint"]["best"]
+    assert set(last["averages"]) == {"ema", "swa"}
+    assert last["sampler"]["losses_epoch"] > 1
+    assert bool(torch.isfinite(last["sampler"]["epoch_losses"]).any())
+
+
+def test_a_run_that_stops_early_stops_at_the_same_validation_however_often_it_was_killed(runs: Runs) -> None:
+    last = killed_thrice_equals_whole(runs, "stopped", [*LONG, *MIXES["stopped"]])
+    assert last["iteration"] == 12  # the first validation is a best one, and no later one is lower by 9
+    assert last["callbacks"]["EarlyStopping"]["waited"] == 3
+    assert last["loop"]["should_stop"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", [name for name in MIXES if name not in ("hard", "stopped")])
+def test_every_sampler_and_schedule_goes_on_to_the_bit_with_loading_processes(runs: Runs, mix: str) -> None:
+    killed_thrice_equals_whole(runs, f"mix_{mix}", [*LONG, *MIXES[mix], "--n_jobs=2"])
 
 
 @pytest.mark.slow
@@ -124,6 +211,72 @@ def test_an_option_that_changes_the_result_must_be_named(runs: Runs) -> None:
     rates = [p["train/learning_rate"] for p in points(runs.output_dir / "change") if "train/loss" in p]
     assert rates[0] > 0
     assert rates[1:] == [0.0] * (len(rates) - 1)
+
+
+FREE = {
+    "n_jobs": "2",
+    "data_input_folder": "elsewhere",
+    "output_dir": None,  # where the run is found
+    "experiment_id": "other",
+    "net_in_chans": "3",
+    "nml_enabled": "1",
+    "list": "optim",
+    "tr_profile": "5",
+    "tr_nonfinite": "skip",
+    "tr_nonfinite_limit": "11",
+    "tr_iteration_num": "1000",
+    "tr_iteration_log": "7",
+    "tr_checkpoint_minutes": "3.5",
+    "tr_resume": None,
+    "tr_resume_change": None,
+}
+TEXTS = {
+    "data_windows": "40/90",
+    "optim": "sgd",
+    "sampler_label": "any",
+    "net_weight_file": "weights.pt",
+    "sched_milestones": "0.5",
+    "optim_betas": "0.8,0.9",
+    "loss_label_weights": "1,2",
+    "loss_positive_weights": "2",
+}
+
+
+def another_value(option) -> str:
+    """A value in the option's range that is not its default."""
+    spec = option.metadata["option"]
+    if option.name in TEXTS:
+        return TEXTS[option.name]
+    if spec.choices:
+        return next(choice for choice in spec.choices if choice != option.default)
+    if "bool" in option.type:
+        return str(int(not option.default))
+    if "float" in option.type:
+        return "0.25"
+    return str((option.default or 0) + 1) if "int" in option.type else "other"
+
+
+def test_every_option_is_either_free_at_resume_or_refused_unless_named(tmp_path: Path) -> None:
+    """Free are those that change no number of a finished iteration; a new option is refused until it is listed here."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(TrainConfig(tr_early_stop=3))))
+
+    def changed(*arguments: str) -> tuple[str, ...]:
+        config = parse_args(TrainConfig, arguments)
+        with resume_run(TrainConfig, arguments, str(folder), config.tr_resume_change, tmp_path) as run:
+            return run.changed
+
+    for option in fields(TrainConfig):
+        if option.name in FREE:
+            if FREE[option.name] is not None:
+                assert changed(f"--{option.name}={FREE[option.name]}") == (), option.name
+            continue
+        flag = f"--{option.name}={another_value(option)}"
+        flags = (flag, "--tr_early_stop=3") if option.name == "tr_early_stop_delta" else (flag,)
+        with pytest.raises(UsageError, match=f"--tr_resume: --{option.name}=.*--tr_resume_change={option.name}"):
+            changed(*flags)
+        assert changed(*flags, f"--tr_resume_change={option.name}") == (option.name,)
 
 
 def test_what_cannot_be_gone_on_with_is_one_line(runs: Runs) -> None:

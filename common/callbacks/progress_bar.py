@@ -69,6 +69,12 @@ class ProgressBar(Callback):
             f"best {self.monitor} {value:.4f} at iteration {iteration}: {value / self.reference:.2f} of the constant "
             f"predictor's {self.reference:.4f}"
         )
+        guard = network.guard
+        if guard.skips:
+            self._print(
+                f"{network.step} of {network.step + guard.skips} updates landed; skipped: {guard.scaler_skips} by "
+                f"float16's scaler (its normal work), {guard.nonfinite_skips} for what was not finite"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far and its iteration."""
@@ -94,4 +100,7 @@ def describe_pace(latest: Mapping[str, float]) -> str:
         parts.append(f"waits for data {latest['perf/data_wait_share']:.0%}")
     if "perf/gpu_memory_gb" in latest:
         parts.append(f"GPU {latest['perf/gpu_memory_gb']:.1f} GB")
+    skipped = latest.get("train/scaler_skips", 0) + latest.get("train/nonfinite_skips", 0)
+    if skipped:
+        parts.append(f"{skipped:.0f} updates skipped")
     return ", ".join(parts)

@@ -68,6 +68,9 @@ class Telemetry(Callback):
             values["train/gradient_norm"] = float(network.guard.gradient_norm)
         if network.scaler.is_enabled():
             values["train/loss_scale"] = network.scaler.get_scale()
+            values["train/scaler_skips"] = network.guard.scaler_skips
+        if network.guard is not None and network.guard.mode == "skip":
+            values["train/nonfinite_skips"] = network.guard.nonfinite_skips
         self._begin(network)
         return values
 

@@ -47,7 +47,7 @@ def measure_model(model: nn.Module, image: Tensor) -> ModelFacts:
     try:
         # The output is held until the count is done, so that no storage is freed and its address used again.
         with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = model(image)
+            output = model.forward(image)  # a compiled model would first be compiled for this one picture
         del output
     finally:
         for module, training in modes:

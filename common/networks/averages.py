@@ -2,85 +2,89 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from timm.utils import ModelEmaV3
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+import torch
+from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.networks.network import Average
 from common.tables import Row, settings, table
 
 
-class ExponentialAverage:
-    """timm's exponential moving average: a ← d · a + (1 − d) · w after each update, buffers too.
+class RunningAverage:
+    """A copy of a model that moves a share of the way to its weights after each update: a ← a + s · (w − a).
+
+    Buffers, the running statistics of batch norms among them, are averaged too, which spares a pass over the training
+    images at each validation; counters are copied. timm's and torch's averages do the same, but can't leave an update
+    out that only the device knows to be none.
+    """
+
+    def __init__(self, model: nn.Module, share: Callable[[int], float], first_step: int = 1) -> None:
+        """Begin at the weights of ``model``, which is copied.
+
+        ``share``: of the n-th update (from 1) that is taken in; ``first_step``: number of the first that may be.
+        """
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.share = share
+        self.first_step = first_step
+        self.before: int | None = None  # updates of the run that were finished when the first one was taken in
+
+    def started(self, step: int) -> bool:
+        """Whether it took in an update, ``step`` updates being finished."""
+        return self.before is not None and step > self.before
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int, landed: Tensor | None = None) -> None:
+        """Take in the weights of ``model`` after update number ``step``, unless ``landed`` (on the device) is false."""
+        if step < self.first_step:
+            return
+        if self.before is None:
+            self.before = step - 1
+        share = self.share(step - self.before)
+        own, current = list(self.model.state_dict().values()), list(model.state_dict().values())
+        pairs = [pair for pair in zip(own, current, strict=True) if pair[0].is_floating_point()]
+        for mine, other in zip(own, current, strict=True):
+            if not mine.is_floating_point():
+                mine.copy_(other)  # of an update that did not land: put back already, or counts a batch more
+        if landed is None:
+            torch._foreach_lerp_([mine for mine, _ in pairs], [other for _, other in pairs], share)
+            return
+        factor = landed * share
+        for mine, other in pairs:
+            mine.lerp_(other, factor.to(mine.dtype))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averaged weights and when the average began."""
+        return {"model": self.model.state_dict(), "before": self.before}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.before = state["before"]
+
+
+class ExponentialAverage(RunningAverage):
+    """An exponential moving average: a ← d · a + (1 − d) · w.
 
     The decay warms up, so that the random weights of the begin are forgotten: update number n has
     the decay min(decay, 1 − n ** −2/3): 0 for the first, 0.95 for the 90th, 0.999 from the 31,623rd on.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Begin at the weights of ``model``, which is copied."""
-        self.ema = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=2 / 3)
-        self.ema.module.requires_grad_(False)
-        self.model = self.ema.module
-        self.updates = 0
-
-    @property
-    def started(self) -> bool:
-        """Whether there was an update."""
-        return self.updates > 0
-
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights of ``model``."""
-        self.updates += 1
-        self.ema.update(model, step=self.updates)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the averaged weights and the number of updates."""
-        return {"model": self.model.state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        self.model.load_state_dict(state["model"])
-        self.updates = state["updates"]
+        """``decay`` d, from 0 to below 1."""
+        super().__init__(model, lambda number: 1 - min(decay, 1 - number ** (-2 / 3)))
 
 
-class EqualAverage:
-    """Stochastic weight averaging (Izmailov et al., 2018) by torch: the mean of the weights after each update.
-
-    Only the updates from a given step on count. Buffers, the running statistics of batch norms among them, are averaged
-    too, which spares a pass over the training images at each validation.
-    """
+class EqualAverage(RunningAverage):
+    """Stochastic weight averaging (Izmailov et al., 2018): the mean of the weights after each update from one on."""
 
     def __init__(self, model: nn.Module, first_step: int) -> None:
-        """``first_step``: number of the first optimizer update (from 1) that counts; ``model`` is copied."""
-        self.averaged = AveragedModel(model, use_buffers=True)
-        self.averaged.requires_grad_(False)
-        self.model = self.averaged.module
-        self.first_step = first_step
-
-    @property
-    def started(self) -> bool:
-        """Whether an update counted."""
-        return int(self.averaged.n_averaged) > 0
-
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights of ``model`` after update number ``step``."""
-        if step >= self.first_step:
-            self.averaged.update_parameters(model)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the averaged weights and how many there were."""
-        return {"model": self.model.state_dict(), "count": int(self.averaged.n_averaged)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        self.model.load_state_dict(state["model"])
-        self.averaged.n_averaged.fill_(state["count"])
+        """``first_step``: number of the first optimizer update (from 1) that counts."""
+        super().__init__(model, lambda number: 1 / number, first_step)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from common import distributed
 from common.errors import WorkError
 from common.memory import is_out_of_memory
 from common.models.freezing import train_mode
@@ -121,15 +122,18 @@ def training_batches(network: AbstractNetwork) -> Iterator[Batch]:
 
 
 def train_once(network: AbstractNetwork, batch: Batch) -> float:
-    """Make one optimizer step on a batch, without counters, schedule or callbacks; return its loss."""
+    """Make one optimizer step on a batch, without counters, schedule or callbacks.
+
+    Return its loss, the mean over the processes, so that all of them decide alike.
+    """
     optimizer = network.training.optimizer
     optimizer.zero_grad(set_to_none=True)
     with network.autocast():
-        output = network.training_step(network.model, network.prepare_batch(batch))
+        output = network.training_step(network.training_model, network.prepare_batch(batch))
     network.scaler.scale(output.loss).backward()
     network.scaler.step(optimizer)
     network.scaler.update()
-    return float(output.loss.detach())
+    return distributed.mean(float(output.loss.detach()))
 
 
 def rate_picture(curve: RateCurve) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common import distributed
@@ -42,10 +43,12 @@ class Attempt:
 class StepGuard:
     """Clips gradients and steps the optimizer, except where a loss or gradient is not finite.
 
-    With ``late`` (on a GPU) the decision is taken on the device and read by the host one attempt later, so that it
-    never waits: by fused kernels (``found_inf``) or by float16's scaler. An optimizer without them is waited for.
-    ``mode`` stop ends the run at the first such update, skip goes on until more than ``limit`` were skipped. What
-    float16's scaler skips while the loss is finite is its normal work, and counted apart.
+    With ``late`` (on a GPU) the decision is taken on the device, by fused kernels (``found_inf``), and read by the host
+    one attempt later, so that it never waits; an optimizer without such kernels is waited for. ``landed`` tells on the
+    device whether the last attempt landed. ``mode`` stop ends the run at the first such update, skip goes on until more
+    than ``limit`` were skipped. What is skipped because a float16 gradient overflowed while the loss is finite is the
+    scaler's normal work, and counted apart. ``statistics`` of a run that may go on after a skip are put back to what
+    they were before the micro-batches of the skipped update.
     """
 
     def __init__(
@@ -57,20 +60,24 @@ class StepGuard:
         clip_norm: float,
         mode: str,
         limit: int,
+        statistics: Sequence[Tensor] = (),
     ) -> None:
-        """``clip_norm``: largest norm of all gradients together; 0: any."""
+        """``clip_norm``: largest norm of all gradients, 0: any; ``statistics``: of :func:`batch_statistics`."""
         self.optimizer = optimizer
         self.scaler = scaler
         self.late = late
         self.clip_norm = clip_norm
         self.mode = mode
         self.limit = limit
+        self.statistics = list(statistics) if scaler.is_enabled() or mode == "skip" else []
+        self.kept = [tensor.clone() for tensor in self.statistics]
         self.nonfinite_skips = 0
         self.scaler_skips = 0
         self.scaler_skips_in_a_row = 0
         self.gradient_norm: Tensor | None = None
+        self.landed: Tensor | None = None
         self.pending: Attempt | None = None
-        self.attempted = False
+        self.stepped = False  # the optimizer made its state
 
     @property
     def skips(self) -> int:
@@ -87,8 +94,9 @@ class StepGuard:
             clip_grads_with_norm_(parameters, self.clip_norm, norm)
         loss = torch.stack([item.loss for item in evidence]).sum()
         flags = distributed.maximum_(~torch.isfinite(torch.stack([norm.float(), loss.float()])))
-        self._step(flags)
-        self.attempted = True
+        self.landed = ~flags.any()
+        self._step()
+        self._keep_statistics()
         host_flags, arrived = flags, None
         if flags.is_cuda:
             host_flags = torch.empty(2, dtype=torch.bool, pin_memory=True)
@@ -135,19 +143,26 @@ class StepGuard:
         self.scaler_skips = state["scaler_skips"]
         self.scaler_skips_in_a_row = state["scaler_skips_in_a_row"]
         self.gradient_norm = state["gradient_norm"]
+        self.kept = [tensor.clone() for tensor in self.statistics]
 
-    def _step(self, flags: Tensor) -> None:
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif self.late and self.attempted and getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # The very first step is waited for: fused SGD leaves its buffers unset where it is skipped.
+    def _step(self) -> None:
+        """Step the optimizer if the attempt lands: as the scaler's own ``step``, but the loss counts too."""
+        # Until a step has landed the host decides: fused SGD leaves its buffers unset where its first step is skipped.
+        if self.late and self.stepped and getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self.optimizer.grad_scale = None
-            self.optimizer.found_inf = flags.any().float()
+            self.optimizer.found_inf = (~self.landed).float()
             self.optimizer.step()
             del self.optimizer.grad_scale, self.optimizer.found_inf
-        elif not bool(flags.any()):
+        elif bool(self.landed):
             self.optimizer.step()
+            self.stepped = True
+        self.scaler.update()
+
+    def _keep_statistics(self) -> None:
+        """Put the statistics back where the attempt did not land: a batch that is not finite spoils them for good."""
+        for current, kept in zip(self.statistics, self.kept, strict=True):
+            torch.where(self.landed, current, kept, out=current)
+            kept.copy_(current)
 
     def _refuse(self, evidence: Sequence[Evidence], what: str) -> None:
         self.nonfinite_skips += 1
@@ -163,6 +178,11 @@ class StepGuard:
                 "--optim_lr or check the images"
             )
         logger.warning("%s; its update is skipped (%d of %d)", line, self.nonfinite_skips, self.limit)
+
+
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """Return the running statistics of the batch norms of ``model``, which each forward pass in training changes."""
+    return [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers(False)]
 
 
 def suspects(evidence: Sequence[Evidence]) -> str:

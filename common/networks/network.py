@@ -22,7 +22,7 @@ from common.checkpoint import RAW, metric_key
 from common.datasets.batch import Batch
 from common.errors import UsageError, WorkError
 from common.models.freezing import train_mode
-from common.networks.guard import Evidence, StepGuard
+from common.networks.guard import Evidence, StepGuard, batch_statistics
 from common.reproducibility import rng_state, set_rng_state
 from common.schedulers import Schedule
 
@@ -54,11 +54,15 @@ class Average(Protocol):
 
     model: nn.Module
 
-    @property
-    def started(self) -> bool: ...
+    def started(self, step: int) -> bool:
+        """Whether it took in an update, ``step`` updates being finished."""
 
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights of ``model`` after optimizer update number ``step`` (from 1)."""
+    def update(self, model: nn.Module, step: int, landed: Tensor | None = None) -> None:
+        """Take in the weights of ``model`` after optimizer update number ``step`` (from 1).
+
+        Where the host does not know yet whether the update landed, ``landed`` (bool scalar) says so on the device:
+        where it is false nothing may change, and the next update has the same number.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain values and tensors; ``model`` holds the averaged model's own state_dict."""
@@ -137,6 +141,7 @@ class AbstractNetwork(ABC):
                 clip_norm=training.clip_norm,
                 mode=training.nonfinite,
                 limit=training.nonfinite_limit,
+                statistics=batch_statistics(self.model),
             )
         self.iteration = 0
         self.step = 0
@@ -252,16 +257,16 @@ class AbstractNetwork(ABC):
     def _optimizer_step(self) -> None:
         training = self.training
         self.settle()
+        training.schedule.on_step((self.iteration - 1) // training.accumulation_step)
         self.guard.attempt(self.group)
         self.group = []
         training.optimizer.zero_grad(set_to_none=True)
-        training.schedule.on_step(-(-self.iteration // training.accumulation_step))
         self.interrupt_requested = distributed.any_process(self.interrupt_asked)
         self.step += 1
         if not self.guard.late and not self.settle():
             return
         for average in training.averages.values():
-            average.update(self.model, self.step)
+            average.update(self.model, self.step, self.guard.landed if self.guard.late else None)
         self._emit("on_step_end")
 
     def settle(self) -> bool:
@@ -287,7 +292,7 @@ class AbstractNetwork(ABC):
         self.settle()
         started = time.perf_counter()
         distributed.share_buffers(self.model)
-        averages = {name: item.model for name, item in self.training.averages.items() if item.started}
+        averages = {name: item.model for name, item in self.training.averages.items() if item.started(self.step)}
         batches = takewhile(lambda _: not self.interrupt_requested, self.training.valid_loader)
         predictions = self._predict(batches, {RAW: self.model, **averages})
         if self.interrupt_requested:
