@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +25,7 @@ from common.experiment import lock_experiment
 from common.resume import resume_run
 from common.trackers.jsonl import cut_metrics
 from config import TrainConfig
-from tests.runs import Runs, assert_same_run, open_runs, points
+from tests.runs import ENVIRONMENT, PROJECT, Runs, assert_same_run, open_runs, points
 
 OPTIONS = [
     "--net_model=test_resnet",
@@ -311,6 +313,46 @@ def test_a_run_in_progress_is_not_started_twice_and_its_lock_dies_with_it(runs: 
     runs.go_on("locked", "--tr_iteration_num=18", signal=signal.SIGKILL, at=15)
     with (folder / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("unshare")
+    or subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0,
+    reason="a small disk can't be mounted here (unshare -rm)",
+)
+def test_a_disk_that_is_full_when_a_checkpoint_is_saved_costs_nothing_but_time(runs: Runs, tmp_path: Path) -> None:
+    """In a mount namespace of its own: a disk that a file fills, but for 100 KB, as soon as there is a last.pt."""
+    longer = ["--tr_iteration_num=300", "--tr_iteration_valid=150"]
+    assert runs.start("undisturbed", *longer)["code"] == 0
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    train = f"{sys.executable} {PROJECT}/train.py"
+    script = f"""
+        mount -t tmpfs -o size=100m tmpfs {disk}
+        {train} {" ".join([*runs.flags, *longer])} --output_dir={disk} --experiment_id=filled & run=$!
+        while [ ! -s {disk}/filled/last.pt ]; do sleep 0.01; done
+        head -c 200000000 /dev/zero > {disk}/taken 2>/dev/null
+        truncate -s -100K {disk}/taken
+        wait $run; echo first $?
+        cp {disk}/filled/last.pt {tmp_path}/last.pt
+        find {disk} -name '*.tmp' | wc -l
+        rm {disk}/taken
+        {train} --tr_resume={disk}/filled/last.pt; echo second $?
+        cp -r {disk}/filled {tmp_path}/result
+    """
+    result = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    lines = result.stdout.splitlines()
+    assert lines[0] == "first 1", result.stdout + result.stderr
+    assert 0 < load_checkpoint(tmp_path / "last.pt")["iteration"] < 300
+    assert lines[1] == "0"  # half-written files
+    assert "second 0" in lines
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert error == f"error: {disk}/filled/last.pt: the disk is full; make space and start again"
+    assert "Traceback" not in result.stderr
+    assert_same_run(tmp_path / "result", runs.output_dir / "undisturbed")
 
 
 def test_metrics_are_cut_back_to_the_checkpoint_and_half_a_line_is_left_out(tmp_path: Path) -> None:
