@@ -52,7 +52,6 @@ def main() -> None:
     loader = dataset_loader(options, device)
     rates = interleaved({"pictures on the device": fit, "real loader": fit_loop(options, device, loader)}, options)
     report(rates, "pictures on the device", options)
-    print(f"GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
 class CachedPictures:
@@ -79,17 +78,19 @@ class CachedPictures:
 
 
 def cached_loader(options: argparse.Namespace, device: object) -> object:
-    """Return a loader whose batches cost next to nothing."""
+    """Return a loader, of this process under torchrun, whose batches cost next to nothing."""
     import torch
     from torch.utils.data import DataLoader
 
+    from common import distributed
     from common.datasets.samplers import RandomSampler
 
-    pictures = CachedPictures(8 * options.batch, options.size, device)
+    rank, processes = distributed.rank(), distributed.world_size()
+    pictures = CachedPictures(8 * options.batch * processes, options.size, device)
     return DataLoader(
         pictures,
         options.batch,
-        sampler=RandomSampler(len(pictures), 0),
+        sampler=RandomSampler(len(pictures), 0, rank, processes),
         collate_fn=pictures.collate,
         drop_last=True,
         generator=torch.Generator().manual_seed(0),
@@ -211,6 +212,8 @@ def interleaved(runs: dict[str, Callable[[], None]], options: argparse.Namespace
 
 def report(rates: dict[str, list[float]], reference: str, options: argparse.Namespace) -> None:
     """Print medians, the ratio of each round to the reference's, and what three epochs of the training set take."""
+    import torch
+
     for name, values in rates.items():
         ratios = [one / other for one, other in zip(values, rates[reference], strict=True)]
         hours = EPOCHS * TRAINING_IMAGES / statistics.median(values) / 3600
@@ -220,7 +223,10 @@ def report(rates: dict[str, list[float]], reference: str, options: argparse.Name
             f"{TRAINING_IMAGES:,} images: {hours:.2f} h"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"host memory {peak:.1f} GiB")
+    gpu = ""
+    if torch.cuda.is_available():
+        gpu = f", GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    print(f"host memory {peak:.1f} GiB{gpu}, both at most so far")
 
 
 if __name__ == "__main__":
