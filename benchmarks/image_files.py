@@ -56,7 +56,7 @@ def drop_from_cache(path: Path) -> None:
 
 def measure_files(images: list[np.ndarray], folder: Path) -> None:
     """Write all images in both forms; read them at random, cold and warm; print medians."""
-    from common.datasets.image_files import SUFFIXES, dump_image, load_image
+    from common.datasets.image_files import SUFFIXES, encode_image, load_image
 
     paths = {name: [folder / f"{index}{suffix}" for index in range(len(images))] for name, suffix in SUFFIXES.items()}
     times: dict[tuple[str, str], list[float]] = {}
@@ -64,8 +64,9 @@ def measure_files(images: list[np.ndarray], folder: Path) -> None:
         for name in SUFFIXES:
             path = paths[name][index]
             start = time.perf_counter()
-            with path.open("wb") as file:
-                dump_image(image, file, path.suffix)
+            with path.open("wb", buffering=0) as file:
+                for part in encode_image(image, path.suffix):
+                    file.write(part)
             times.setdefault((name, "write"), []).append(time.perf_counter() - start)
     os.sync()
     generator = np.random.default_rng(1)

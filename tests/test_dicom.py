@@ -448,7 +448,7 @@ def test_what_pydicom_remarks_is_counted_by_kind_and_its_settings_come_back(tmp_
             logging.getLogger("pydicom").warning("CANARY")
             with pytest.raises(DicomError):
                 read_dicom(b"")
-    assert kinds == ["WARNING", "UserWarning"]
+    assert kinds == ["UserWarning", "WARNING"]
     assert caught == []
     assert pydicom.config.settings.reading_validation_mode == mode
     assert logging.getLogger("pydicom").filters == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import preprocessing
-from common.datasets.image_files import SUFFIXES, dump_image, load_image
+from common.datasets.image_files import SUFFIXES, encode_image, load_image
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import RandomSampler
 from common.errors import WorkError
@@ -25,8 +26,7 @@ WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))
 
 
 def write(path: Path, image: np.ndarray) -> Path:
-    with path.open("wb") as file:
-        dump_image(image, file, path.suffix)
+    path.write_bytes(b"".join(encode_image(image, path.suffix)))
     return path
 
 
@@ -49,6 +49,16 @@ def test_an_image_comes_back_with_its_shape_type_and_bits(tmp_path_factory, imag
     found = load_image(path)
     assert (found.dtype, found.shape) == (image.dtype, image.shape)
     assert found.tobytes() == image.tobytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    hnp.arrays(st.sampled_from(["<i2", "u1", "<f4", "<i8"]), hnp.array_shapes(min_dims=2, max_dims=3, max_side=200))
+)
+def test_a_npy_file_has_the_bytes_of_numpy_s_own(image: np.ndarray) -> None:
+    expected = io.BytesIO()
+    np.save(expected, image)
+    assert b"".join(encode_image(image, ".npy")) == expected.getvalue()
 
 
 def test_an_array_that_is_not_contiguous_is_stored_as_it_looks(tmp_path) -> None:

@@ -60,10 +60,10 @@ class Stored(NamedTuple):
 
 def syntax_of(uid: str) -> Syntax:
     """Return a transfer syntax; DicomError for one that is not read."""
-    from pydicom.uid import UID
-
     syntax = SYNTAXES.get(uid)
     if syntax is None:
+        from pydicom.uid import UID
+
         name = UID(uid).name if UID(uid).is_transfer_syntax else "an unknown transfer syntax"
         raise DicomError("transfer_syntax", f"{name} is not read")
     return syntax

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 import struct
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from common.dicom.elements import printable
 from common.dicom.errors import DicomError
@@ -43,6 +44,8 @@ KINDS = {
     HIGH_BIT: b"US", SIGNED: b"US", PADDING: b"US SS", PADDING_LIMIT: b"US SS", INTERCEPT: b"DS", SLOPE: b"DS",
     UNIT: b"LO", LOSSY: b"CS",
 }  # fmt: skip
+SERIES_FIELDS = tuple(tag for tag in KINDS if tag not in (INSTANCE_ID, PATIENT_ID, STUDY_ID, SERIES_ID, POSITION))
+MAX_VALUE_BYTES = 1024  # of a field that matters; longer ones are not kept
 FUNCTIONAL_GROUPS = {0x52009229, 0x52009230}
 ASCII_SETS = ("", "ISO_IR 6", "ISO_IR 100", "ISO_IR 192")  # character sets in which ASCII is ASCII
 TEXT = re.compile(rb"[ -\[\]-~]*")  # ASCII without the backslash, which parts values
@@ -90,7 +93,7 @@ def _elements(content: bytes) -> tuple[dict[int, tuple[bytes, bytes]], int, int]
                 raise _NotPlain
             return values, position, length
         if tag in KINDS:
-            if kind not in KINDS[tag]:
+            if kind not in KINDS[tag] or length > MAX_VALUE_BYTES:
                 raise _NotPlain
             values[tag] = (kind, content[position : position + length])
         previous = tag
@@ -100,6 +103,21 @@ def _elements(content: bytes) -> tuple[dict[int, tuple[bytes, bytes]], int, int]
 
 
 def _header(values: dict[int, tuple[bytes, bytes]]) -> CtHeader:
+    form, slope, intercept, measures, marks = _series_fields(tuple(map(values.get, SERIES_FIELDS)))
+    geometry = SliceGeometry(_numbers(values, POSITION, 3), *measures)
+    identity = Identity(*(printable(_text(values, tag)) for tag in (PATIENT_ID, STUDY_ID, SERIES_ID, INSTANCE_ID)))
+    return CtHeader(identity, form, (SliceHeader(slope, intercept, geometry, marks),))
+
+
+@lru_cache(maxsize=256)
+def _series_fields(
+    fields: tuple[tuple[bytes, bytes] | None, ...],
+) -> tuple[PixelForm, float, float, tuple[Any, ...], tuple[str, ...]]:
+    """Check and return what :data:`SERIES_FIELDS` say; kept, since it is the same for nearly all slices of a series.
+
+    That is the form of the pixels, slope, intercept, a slice's geometry but for its position, marks.
+    """
+    values = {tag: field for tag, field in zip(SERIES_FIELDS, fields, strict=True) if field is not None}
     if (
         _text(values, SYNTAX) != EXPLICIT_LITTLE_ENDIAN
         or _text(values, CHARACTER_SET) not in ASCII_SETS
@@ -124,15 +142,8 @@ def _header(values: dict[int, tuple[bytes, bytes]]) -> CtHeader:
     slope, intercept = _numbers(values, SLOPE, 1)[0], _numbers(values, INTERCEPT, 1)[0]
     if not slope or math.isnan(slope) or math.isnan(intercept):
         raise _NotPlain
-    geometry = SliceGeometry(
-        _numbers(values, POSITION, 3),
-        _numbers(values, ORIENTATION, 6),
-        *_numbers(values, SPACING, 2),
-        *_numbers(values, THICKNESS, 1),
-    )
-    marks = ("lossy",) if _text(values, LOSSY) == "01" else ()
-    identity = Identity(*(printable(_text(values, tag)) for tag in (PATIENT_ID, STUDY_ID, SERIES_ID, INSTANCE_ID)))
-    return CtHeader(identity, form, (SliceHeader(slope, intercept, geometry, marks),))
+    measures = (_numbers(values, ORIENTATION, 6), *_numbers(values, SPACING, 2), *_numbers(values, THICKNESS, 1))
+    return form, slope, intercept, measures, ("lossy",) if _text(values, LOSSY) == "01" else ()
 
 
 def _text(values: dict[int, tuple[bytes, bytes]], tag: int, *, several: bool = False) -> str:

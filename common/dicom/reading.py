@@ -35,7 +35,7 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 
 @contextmanager
 def quiet_pydicom() -> Iterator[list[str]]:
-    """Keep pydicom's warnings and log lines off the console; yield a list that gets the kind of each.
+    """Keep pydicom's warnings and log lines off the console; yield a list that gets the kind of each at once.
 
     They quote header values, so only their kind is kept. Values are not checked against their VR meanwhile: the
     competition's identifiers are no UIDs, and each value that matters is checked where it is used.
@@ -48,15 +48,18 @@ def quiet_pydicom() -> Iterator[list[str]]:
         kinds.append(record.levelname)
         return False
 
+    def count_warning(_: object, category: type[Warning], *__: object) -> None:
+        kinds.append(category.__name__)
+
     logger = logging.getLogger("pydicom")
     mode = config.settings.reading_validation_mode
     config.settings.reading_validation_mode = config.IGNORE
     logger.addFilter(count)
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
+            warnings.showwarning = count_warning
             yield kinds
-            kinds += [warning.category.__name__ for warning in caught]
     finally:
         logger.removeFilter(count)
         config.settings.reading_validation_mode = mode

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import cv2
 import numpy as np
 import xxhash
 
-from common.datasets.image_files import COMPRESSED_SHARE, SUFFIXES, dump_image
+from common.datasets.image_files import COMPRESSED_SHARE, SUFFIXES, encode_image
 from common.dicom.errors import DicomError
-from common.dicom.hounsfield import hounsfield
+from common.dicom.hounsfield import hounsfield, lowest_and_highest
 from common.dicom.pictures import resize_area, window
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
 from common.dicom.slices import SliceHeader, stored_as
@@ -142,33 +143,34 @@ class Record:
 def convert_tasks(tasks: Iterable[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
     """Convert some files, one after the other; WorkError only where writing fails."""
     records = []
-    for task in tasks:
-        stop_if_unwanted()
-        records += convert_file(task, form, pseudonyms)
+    with quiet_pydicom() as messages:
+        for task in tasks:
+            stop_if_unwanted()
+            messages.clear()
+            records += _convert_file(task, form, pseudonyms, messages)
     return records
 
 
-def convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
+def _convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms, messages: Sequence[str]) -> list[Record]:
     """Convert one file; return a record for each image of it, or for the failure of the file.
 
     What is wrong with it becomes the record's reason; WorkError only where writing fails. The images of a multi-frame
-    file have the ids ``<id>_0001``, ``<id>_0002``, ...
+    file have the ids ``<id>_0001``, ``<id>_0002``, ... ``messages`` gets what pydicom remarks meanwhile.
     """
     records: list[Record] = []
-    with quiet_pydicom() as messages:
-        try:
-            for record, image in _read_images(task, form, pseudonyms):
-                if image is not None:
-                    record.image_bytes = write_image(task.folder / f"{record.image_id}{form.suffix}", image)
-                records.append(record)
-        except DicomError as error:
-            records = [failure(task, error.reason, str(error))]
-        except WorkError:
-            raise
-        except MemoryError:
-            records = [failure(task, "memory", "reading it took more memory than the limit")]
-        except Exception as error:  # one file, however damaged, never stops the others
-            records = [failure(task, "unreadable", f"not readable as a CT image ({type(error).__name__})")]
+    try:
+        for record, image in _read_images(task, form, pseudonyms):
+            if image is not None:
+                record.image_bytes = write_image(task.folder / f"{record.image_id}{form.suffix}", image)
+            records.append(record)
+    except DicomError as error:
+        records = [failure(task, error.reason, str(error))]
+    except WorkError:
+        raise
+    except MemoryError:
+        records = [failure(task, "memory", "reading it took more memory than the limit")]
+    except Exception as error:  # one file, however damaged, never stops the others
+        records = [failure(task, "unreadable", f"not readable as a CT image ({type(error).__name__})")]
     for number, record in enumerate(records, start=1):
         record.frame, record.frames, record.warnings = number, len(records), len(messages)
     return records
@@ -228,11 +230,8 @@ def _describe_header(record: Record, file: CtFile, header: SliceHeader, pseudony
 def describe_image(image_hu: np.ndarray, form: ImageForm, record: Record) -> np.ndarray:
     """Note in ``record`` what the picture shows, int16 HU (H, W); return the image to store."""
     record.rows, record.columns = image_hu.shape
-    record.hu_min, record.hu_max, record.hu_mean = (
-        int(image_hu.min()),
-        int(image_hu.max()),
-        cv2.sumElems(image_hu)[0] / image_hu.size,
-    )
+    record.hu_min, record.hu_max = lowest_and_highest(image_hu)
+    record.hu_mean = cv2.sumElems(image_hu)[0] / image_hu.size
     record.solid = np.count_nonzero(image_hu > SOLID_HU) / image_hu.size
     record.digest = picture_hash(image_hu)
     record.crop_rows, record.crop_columns = image_hu.shape
@@ -276,9 +275,10 @@ def write_image(path: Path, image: np.ndarray) -> int:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            dump_image(image, file, path.suffix)
-            size = file.tell()
+        size = 0
+        with temporary.open("wb", buffering=0) as file:
+            for part in encode_image(image, path.suffix):
+                size += _write_all(file, part)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -286,3 +286,11 @@ def write_image(path: Path, image: np.ndarray) -> int:
             raise WorkError(f"{path.parent}: the disk is full; make space and start again to go on") from None
         raise WorkError(f"{path}: cannot be written ({error.strerror}); check the folder's owner and mode") from None
     return size
+
+
+def _write_all(file: io.FileIO, part: bytes | memoryview) -> int:
+    """Write all of ``part`` to an unbuffered file, which may take it in pieces; return its bytes."""
+    left = memoryview(part)
+    while left:
+        left = left[file.write(left) :]
+    return len(part)
