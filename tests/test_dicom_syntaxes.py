@@ -15,10 +15,14 @@ from pydicom.uid import (
     MPEG2MPML,
     HTJ2KLossless,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
 )
 
+from common.dicom.codestream import read_jpeg
 from common.dicom.decoding import SYNTAXES
 from common.dicom.errors import REASONS, DicomError
 from common.dicom.hounsfield import hounsfield
@@ -118,6 +122,23 @@ def test_other_lossy_copies_are_near_the_original_and_marked(syntax: str, option
     assert 0 < difference.max() <= (2 if syntax == JPEGLSNearLossless else 400)
     expected = get_decoder(syntax).as_array(dataset, raw=True)[0].astype(int) - 1024
     np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLossless, JPEGLosslessSV1, JPEGLSLossless])
+def test_a_lossless_stream_of_values_that_were_cut_before_is_marked(syntax: str) -> None:
+    """A point transform drops the lowest bits (ITU-T T.81 H.1.2.1): the last byte of the scan's header."""
+    stored = (head(3, 64, 64).astype(np.int32) + 1024).astype(np.uint16)
+    content = bytearray(ct_in(syntax, stored, bits=12))
+    scan = content.index(b"\xff\xda\x00\x08\x01")
+    assert read_jpeg(bytes(content[content.index(b"\xff\xd8\xff") :])).lossy is False
+    content[scan + 9] = 1
+    assert read_jpeg(bytes(content[content.index(b"\xff\xd8\xff") :])).lossy is True
+    if syntax == JPEGLSLossless:
+        assert refusal(bytes(content)) == "decoding"
+    else:
+        image, marks = only(bytes(content))
+        assert marks == {"lossy"}
+        assert not (image % 2).any()
 
 
 def test_an_uncompressed_picture_that_once_was_lossy_is_marked() -> None:

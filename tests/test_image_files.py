@@ -52,9 +52,7 @@ def test_an_image_comes_back_with_its_shape_type_and_bits(tmp_path_factory, imag
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    hnp.arrays(st.sampled_from(["<i2", "u1", "<f4", "<i8"]), hnp.array_shapes(min_dims=2, max_dims=3, max_side=200))
-)
+@given(hnp.arrays(st.sampled_from(["<i2", "u1", "<f4", "<i8"]), hnp.array_shapes(min_dims=2, max_dims=3, max_side=200)))
 def test_a_npy_file_has_the_bytes_of_numpy_s_own(image: np.ndarray) -> None:
     expected = io.BytesIO()
     np.save(expected, image)

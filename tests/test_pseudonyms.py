@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import stat
 import threading
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
+from pydicom.tag import BaseTag
 
+from common.dicom.elements import MAX_READS
+from common.dicom.errors import DicomError
 from common.errors import UsageError
 from common.preprocessing.pseudonyms import Pseudonyms, identifying_texts, load_key
 
@@ -141,3 +149,23 @@ def test_a_damaged_value_hides_no_other() -> None:
     dataset.PatientWeight = "1"
     dataset["PatientWeight"]._value = object()
     assert "12345678" in list(identifying_texts(dataset))
+
+
+def test_texts_in_sequences_of_defined_length_are_found_and_too_many_elements_refused() -> None:
+    item = Dataset()
+    item.PatientComments = "canary in a sequence"
+    outer = Dataset()
+    outer.RequestAttributesSequence = [item]
+    stream = DicomBytesIO()
+    stream.is_implicit_VR, stream.is_little_endian = True, True
+    write_dataset(stream, outer)
+    content = stream.getvalue()
+    read = read_dataset(BytesIO(content), True, True)
+    assert list(identifying_texts(read)) == ["canary in a sequence"]
+    assert isinstance(read.get_item("RequestAttributesSequence"), RawDataElement)  # not converted: that has no bound
+    many = Dataset()
+    many[0x00400275] = RawDataElement(
+        BaseTag(0x00400275), "SQ", 8 * MAX_READS, b"\xfe\xff\x00\xe0\0\0\0\0" * MAX_READS, 0, True, True
+    )
+    with pytest.raises(DicomError, match="too many elements"):
+        list(identifying_texts(many))

@@ -69,11 +69,13 @@ def read_jpeg(data: bytes) -> Codestream:
             position += length
         if frame is None:
             raise DicomError("decoding", "JPEG codestream without a frame")
-        # JPEG-LS: after the components of the scan stands how far a value may be off.
-        near = data[position + 3 + 2 * data[position + 2]]
+        # After the components of the scan: in JPEG-LS how far a value may be off; then, in all that is lossless, how
+        # many of the lowest bits were dropped (point transform).
+        parameters = position + 3 + 2 * data[position + 2]
+        near, cut = data[parameters], data[parameters + 2] & 0xF
     except (IndexError, struct.error):
         raise DicomError("decoding", "cut JPEG codestream") from None
-    return frame._replace(lossy=near > 0) if loss is None else frame
+    return frame._replace(lossy=(loss if loss is not None else near > 0) or cut > 0)
 
 
 def read_j2k(data: bytes) -> Codestream:

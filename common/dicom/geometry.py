@@ -29,10 +29,14 @@ def slice_positions(positions: np.ndarray, orientations: np.ndarray) -> np.ndarr
     orientation that most slices have, so that a stray slice doesn't turn it. With a tilted gantry it is not the z
     axis, and differences along it are the slices' true distances. NaN for a slice or a series without geometry.
     """
+    return places_along(series_normal(orientations), positions, orientations)
+
+
+def places_along(normal: np.ndarray, positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:
+    """Return what :func:`slice_positions` does, for a series whose normal (3,) is known."""
     known = np.isfinite(positions).all(axis=1) & np.isfinite(orientations).all(axis=1)
     place = np.full(len(positions), np.nan)
-    if known.any():
-        place[known] = positions[known] @ series_normal(orientations[known])
+    place[known] = positions[known] @ normal
     return place
 
 
@@ -44,8 +48,12 @@ def series_normal(orientations: np.ndarray) -> np.ndarray:
     known = orientations[np.isfinite(orientations).all(axis=1)]
     if not len(known):
         return np.full(3, np.nan)
-    _, first, counts = np.unique(known.round(3), axis=0, return_index=True, return_counts=True)
-    return slice_normals(known[[first[counts.argmax()]]])[0]
+    rounded = known.round(3)
+    most = 0
+    if (rounded != rounded[0]).any():  # hardly ever, and then it takes its time
+        _, first, counts = np.unique(rounded, axis=0, return_index=True, return_counts=True)
+        most = first[counts.argmax()]
+    return slice_normals(known[[most]])[0]
 
 
 def slice_normals(orientations: np.ndarray) -> np.ndarray:

@@ -27,6 +27,8 @@ TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Reco
 # Values that many rows share are held once: 874,035 rows must fit beside everything else.
 SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended", "pixel_form")
 
+SAME = (("source_id", "image_id"), ("digest", "image_hash"))  # the second mostly has the first's value
+
 
 class Journal:
     """A CSV of records that only grows; its first line holds the options that the images were made with.
@@ -54,7 +56,7 @@ class Journal:
             raise WorkError(
                 f"{self.path}: damaged; remove it and start again (all images are converted anew)"
             ) from None
-        return _last_conversions(_typed(table))
+        return _last_conversions(_shared(_typed(table)))
 
     def _parse(self, lines: io.BufferedReader) -> pd.DataFrame:
         return pd.read_csv(
@@ -118,6 +120,14 @@ def _last_conversions(table: pd.DataFrame) -> pd.DataFrame:
     last = conversion.groupby(table["source_id"]).transform("max") == conversion
     table = table[last]
     return table[table.groupby("source_id")["frame"].transform("size") == table["frames"]].reset_index(drop=True)
+
+
+def _shared(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with equal texts of two columns held once: that is true of nearly all rows."""
+    for first, second in SAME:
+        equal = table[first] == table[second]
+        table[second] = table[second].where(~equal, table[first])
+    return table
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

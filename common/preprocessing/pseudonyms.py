@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.dicom.elements import all_elements
 from common.errors import UsageError, WorkError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Pseudonyms:
         """Return an image's id, or its pseudonym where it contains a text of its file's header.
 
         That is any UID but the standard's own, part of a person's name, number, date or free text of six characters or
-        more. Compared are letters a-z and digits, whatever their case and what stands between them.
+        more. Compared are letters a-z and digits, whatever their case and what stands between them. DicomError for a
+        header of too many elements.
         """
         bare = _bare(image_id)
         if self.is_public(image_id) or len(bare) < SHORTEST:
@@ -71,21 +73,16 @@ class Pseudonyms:
 def identifying_texts(dataset: Dataset) -> Iterator[str]:
     """Yield the texts of a header that may say who the patient is, also those in sequences and the file's meta part.
 
-    Names come in parts. A value that can't be read is left out: nobody can compare it.
+    Names come in parts. A value that can't be read is left out: nobody can compare it. DicomError for too many.
     """
+    from pydicom.multival import MultiValue
+
     for part in (getattr(dataset, "file_meta", None), dataset):
-        for tag in part.keys() if part is not None else ():
-            try:
-                element = part[tag]
-                values = element.value if element.VM > 1 else [element.value]
-                if element.VR == "SQ":
-                    for item in element.value:
-                        yield from identifying_texts(item)
-                elif element.VR in TEXT_KINDS:
-                    for value in values:
-                        yield from _parts(str(value or ""), element.VR)
-            except Exception:  # pydicom raises whatever the conversion of a damaged value raises
-                continue
+        for element in all_elements(part) if part is not None else ():
+            if element.VR in TEXT_KINDS:
+                values = element.value if isinstance(element.value, MultiValue | list) else [element.value]
+                for value in values:
+                    yield from _parts(str(value or ""), element.VR)
 
 
 def _parts(value: str, kind: str) -> list[str]:

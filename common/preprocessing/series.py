@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from common.dicom.geometry import series_normal, slice_normals, slice_order, slice_positions
+from common.dicom.geometry import places_along, series_normal, slice_normals, slice_order
 
 POSITION = ["x", "y", "z"]
 ORIENTATION = ["row_x", "row_y", "row_z", "column_x", "column_y", "column_z"]
@@ -41,7 +41,7 @@ def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
              "repeated_position", "gap", "single_slice")}  # fmt: skip
     for rows in np.split(by_series, ends) if len(records) else ():
         normal = series_normal(orientations[rows])
-        place = slice_positions(positions[rows], orientations[rows]).round(POSITION_DIGITS)
+        place = places_along(normal, positions[rows], orientations[rows]).round(POSITION_DIGITS)
         marks["no_position"][rows] = np.isnan(place)
         other = normals[rows] @ normal < SAME_DIRECTION
         place[other] = np.nan
@@ -56,8 +56,9 @@ def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
         marks["repeated_position"][rows[order[1:][same]]] = marks["repeated_position"][rows[order[:-1][same]]] = True
         marks["gap"][rows[order[1:][steps > GAP * spacing]]] = True
         marks["single_slice"][rows] = len(rows) == 1
-    geometry = [";".join(name for name, row in zip(marks, flags, strict=True) if row) if any(flags) else ""
-                for flags in zip(*marks.values(), strict=True)]  # fmt: skip
+    geometry = np.full(len(records), "", dtype=object)
+    unusual = np.flatnonzero(np.any(list(marks.values()), axis=0))
+    geometry[unusual] = [";".join(name for name, flags in marks.items() if flags[row]) for row in unusual]
     placed = {"slice_index": slice_index, "position_mm": position_mm, "slice_spacing_mm": spacing_mm}
     placed |= dict(zip(NORMAL, series_normals.round(POSITION_DIGITS).T + 0.0, strict=True))  # + 0: no minus zero
     return pd.DataFrame(placed | {"geometry": geometry}, index=records.index)
