@@ -41,6 +41,8 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     )
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
+    if config.eval_compare is not None:
+        read_other(config)  # what is wrong with it should be said before the images are predicted
     weight_file = folder / "best.pt"
     trained = load_network(
         weight_file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights

@@ -84,7 +84,7 @@ def evaluate_predictions(
     basic = evaluation_table(frame, rows, prevalences)
     table = basic.join(study.intervals().drop(columns=["log_loss", "auroc", "average_precision"]))
     worst = worst_images(predictions, targets, rows)
-    strata = strata_table(study, strata_of(rows, described), patients, draws, SEED)
+    strata = strata_table(study, strata_of(rows, described))
     document = {
         "images": len(rows),
         "patients": len(np.unique(patients)),

@@ -114,7 +114,7 @@ def test_a_label_with_one_class_only_has_no_ranking_and_the_rest_goes_on() -> No
 def test_strata_are_parts_of_the_whole() -> None:
     one = study()
     part = np.where(np.arange(400) < 100, "early", "late")
-    table = strata_table(one, {"place": part}, PATIENTS, 200, 0).set_index("part")
+    table = strata_table(one, {"place": part}).set_index("part")
     assert table["images"].to_dict() == {"early": 100, "late": 300}
     pooled = (table["log_loss"] * table["images"]).sum() / 400
     assert pooled == pytest.approx(one.samples["log_loss"]["weighted"].value, abs=1e-12)

@@ -217,9 +217,7 @@ def by_group(values: Array, groups: npt.ArrayLike) -> Array:
     return result
 
 
-def strata_table(
-    study: ReaderStudy, strata: Mapping[str, npt.ArrayLike], patients: npt.ArrayLike, draws: int, seed: int
-) -> pd.DataFrame:
+def strata_table(study: ReaderStudy, strata: Mapping[str, npt.ArrayLike]) -> pd.DataFrame:
     """Return the weighted log loss in each part of the images, with its interval over patients.
 
     ``strata``: by name, what each image (N,) belongs to. Columns: ``stratum``, ``part``, ``images``, ``positives``
@@ -227,13 +225,13 @@ def strata_table(
     """
     scale = normalized_weights(study.weights, len(study.names))
     losses = binary_log_losses(study.predictions, study.targets) @ scale
-    patients = np.asarray(patients)
+    whole = study.bootstrap
     rows = []
     for name, parts in strata.items():
         labels = np.asarray(parts, dtype=str)
         for part in np.unique(labels):
             inside = labels == part
-            bootstrap = PatientBootstrap(patients[inside], draws, seed)
+            bootstrap = PatientBootstrap(whole.place[inside], whole.draws, whole.seed)
             totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([losses[inside], np.ones(inside.sum())])))
             low, high = interval(totals[:, 0] / totals[:, 1])
             positive = int((study.targets[inside] == 1).any(axis=1).sum())
