@@ -31,7 +31,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
     from rsna_evaluation import compare_views, labelled_rows
-    from rsna_experiment import (
+    from rsna_prediction import (
         compare_with_log,
         dataset_folder_of,
         load_network,

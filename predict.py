@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.files import check_output
-    from rsna_experiment import load_network, load_views, predict_rows, sample_submission, split_rows, write_predictions
+    from rsna_prediction import load_network, load_views, predict_rows, sample_submission, split_rows, write_predictions
 
     trained = load_network(
         config.net_weight_file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights

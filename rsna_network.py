@@ -13,6 +13,8 @@ from common.networks.classifier import ClassifierNetwork
 from common.networks.network import Predictions, Training
 from rsna_dataset import LABEL_WEIGHTS, LABELS
 
+MONITOR = "valid/weighted_log_loss"
+
 
 class RSNANetwork(ClassifierNetwork):
     """A classifier of the five kinds of hemorrhage and `any`, scored by the competition's weighted log loss."""

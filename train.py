@@ -28,12 +28,12 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     # Here, so that --help and a wrong flag answer at once.
     from common import distributed
     from common.experiment import setup_logging
+    from common.hardware import select_amp_dtype, select_device
     from common.interruption import interruptible
     from common.memory import out_of_memory_advice
     from common.reproducibility import seed_everything, seed_process
+    from rsna_data import build_data
     from rsna_experiment import (
-        build_data,
-        build_model,
         build_network,
         check_choices,
         check_interrupted,
@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         open_tracker,
         report_start,
         run_finders,
-        select_amp_dtype,
-        select_device,
     )
+    from rsna_model import build_model
 
     with ExitStack() as stack:
         stack.enter_context(distributed.process_group())
@@ -54,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
             print(f"the experiment is finished: there is nothing to go on with\n{run.folder}")
             return run.folder
         seed_everything(config.seed)
-        device = select_device(config)
-        amp_dtype = select_amp_dtype(config, device)
+        device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
+        amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
         data = build_data(config, device)
         model = build_model(config, data.channels, starting_weights=run.checkpoint is None)
         check_choices(config, model)

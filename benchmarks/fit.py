@@ -103,8 +103,8 @@ def dataset_loader(options: argparse.Namespace, device: object) -> object:
     from common.datasets.samplers import RandomSampler
     from common.transforms import find_transform, load_pipeline
     from config import TrainConfig
+    from rsna_data import place_transform
     from rsna_dataset import RSNADataset, read_fold
-    from rsna_experiment import place_transform
 
     rows = read_fold(options.dataset, options.dataset.name, 0)
     config = TrainConfig()

@@ -119,6 +119,12 @@ def from_dict(config_class: type[ConfigT], values: Mapping[str, Any], source: st
     return parse_args(config_class, arguments)
 
 
+def given_options(config: Any, prefix: str, *without: str) -> dict[str, Any]:
+    """Return the options whose names start with ``prefix``, but ``without``; what the user didn't give is None."""
+    names = [field.name for field in dataclasses.fields(config) if field.name.startswith(prefix)]
+    return {name: getattr(config, name) for name in names if name not in without}
+
+
 def changeable_options(config_class: type) -> set[str]:
     """Return the names of the options that a resumed run may be given anew."""
     return {name for name, (_, spec) in _fields(config_class).items() if spec.changeable}

@@ -7,7 +7,42 @@ import os
 import torch
 from torch import nn
 
+from common import distributed
 from common.errors import UsageError
+
+
+def cpu_cores(n_jobs: int) -> int:
+    """Return how many CPU cores to use: ``n_jobs``, or for 0 this process's share of all that it may use."""
+    return n_jobs or max(1, len(os.sched_getaffinity(0)) // distributed.local_processes())
+
+
+def loader_workers(n_jobs: int, device: torch.device) -> int:
+    """Return the number of loading processes: a core each beside a GPU, one where the CPU computes, none on one core.
+
+    Results don't depend on it.
+    """
+    cores = cpu_cores(n_jobs)
+    return 0 if cores == 1 else 1 if device.type == "cpu" else cores
+
+
+def select_device(n_jobs: int, *, tf32: bool, deterministic: bool) -> torch.device:
+    """Return the GPU where there is one, else the CPU, set to compute as asked for; UsageError where it can't."""
+    torch.set_num_threads(cpu_cores(n_jobs))
+    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    set_computation(device, tf32=tf32, deterministic=deterministic)
+    return device
+
+
+def select_amp_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the type of mixed precision (auto, bfloat16, float16); UsageError where the device can't compute in it."""
+    if name == "float16" and device.type == "cpu":
+        raise UsageError("--tr_amp_dtype=float16 needs a GPU and there is none here; use bfloat16, or --tr_use_amp=0")
+    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bfloat16" and not has_bfloat16:
+        raise UsageError("--tr_amp_dtype=bfloat16: this GPU has no bfloat16; use float16, or --tr_use_amp=0")
+    if name == "auto":
+        return torch.bfloat16 if has_bfloat16 else torch.float16
+    return getattr(torch, name)
 
 
 def set_computation(device: torch.device, *, tf32: bool, deterministic: bool) -> None:

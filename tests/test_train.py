@@ -26,8 +26,8 @@ from common.transforms import Pipeline
 from common.transforms.canvas import Canvas
 from common.transforms.device import DevicePart
 from config import TrainConfig
+from rsna_data import build_data
 from rsna_dataset import LABELS, read_fold, read_metadata, read_submission
-from rsna_experiment import build_data
 
 KEY = "valid/weighted_log_loss"
 SMALL = [
@@ -216,7 +216,7 @@ def test_transforms_in_whole_batches_give_the_run_of_transforms_picture_by_pictu
     trained, tmp_path, monkeypatch
 ) -> None:
     """The code of the GPU, made to run where there is none."""
-    monkeypatch.setattr("rsna_experiment.transforms_on_device", lambda config, device: True)
+    monkeypatch.setattr("rsna_data.transforms_on_device", lambda config, device: True)
     folder = train.main([*trained.flags, f"--output_dir={tmp_path}"])
     one, other = (logged(run, "valid/weighted_log_loss") for run in (trained.folder, folder))
     assert one == pytest.approx(other, abs=2e-3)
@@ -230,7 +230,7 @@ def test_transforms_in_whole_batches_give_the_run_of_transforms_picture_by_pictu
 def test_a_file_with_a_step_that_has_no_form_for_batches_stays_on_the_cpu_and_says_which(
     small_dataset, tmp_path, monkeypatch, caplog
 ) -> None:
-    monkeypatch.setattr("rsna_experiment.transforms_on_device", lambda config, device: True)
+    monkeypatch.setattr("rsna_data.transforms_on_device", lambda config, device: True)
     document = json.loads((Path(train.__file__).parent / "transforms/train_demo.json").read_text())
     document["transform"]["transforms"].insert(0, {"__class_fullname__": "Blur", "p": 0.5})
     (tmp_path / "blur.json").write_text(json.dumps(document))
@@ -437,7 +437,7 @@ def test_a_checkpoint_of_another_task_is_one_line(trained, tmp_path, capsys, key
 def test_an_output_that_cannot_be_written_is_found_before_the_prediction(
     trained, tmp_path, capsys, monkeypatch, name: str, part: str
 ) -> None:
-    monkeypatch.setattr("rsna_experiment.predict_rows", lambda *_: pytest.fail("predicted before the output was tried"))
+    monkeypatch.setattr("rsna_prediction.predict_rows", lambda *_: pytest.fail("predicted before the output was tried"))
     (tmp_path / "file").write_text("")
     flags = [f"--net_weight_file={trained.folder / 'best.pt'}", f"--output_file={tmp_path / name}"]
     code, line = failure(predict.main, flags, capsys)

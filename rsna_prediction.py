@@ -1,0 +1,239 @@
+"""Trained networks: rebuilt from a checkpoint alone, and what they predict."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from common.arguments import from_dict
+from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
+from common.ensembling import combine
+from common.errors import UsageError, WorkError
+from common.files import write_csv
+from common.hardware import loader_workers, select_amp_dtype, select_device
+from common.models.weights import load_weights
+from common.statistics import WEIGHTED_ROW
+from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
+from common.transforms.device import DevicePart
+from config import EvaluateConfig, PredictConfig, TrainConfig
+from rsna_data import build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
+from rsna_dataset import (
+    LABELS,
+    SAMPLE_FILE,
+    RSNADataset,
+    check_submission,
+    dataset_folder,
+    read_fold,
+    read_holdout,
+    read_metadata,
+    read_submission,
+    write_submission,
+)
+from rsna_model import build_architecture
+from rsna_network import MONITOR, RSNANetwork, prediction_frame
+
+logger = logging.getLogger(__name__)
+
+REPRODUCED = 1e-9
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average."""
+
+    network: RSNANetwork
+    config: TrainConfig
+    pipeline: Pipeline
+    prevalences: np.ndarray
+    metrics: dict[str, float]
+    iteration: int
+    weights: str
+
+
+def load_network(
+    weight_file: Path,
+    n_jobs: int | None = None,
+    data_input_folder: Path | None = None,
+    data_dataset: str | None = None,
+    weights: str = BEST_WEIGHTS,
+) -> TrainedNetwork:
+    """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
+
+    Raises the errors of :func:`common.checkpoint.load_checkpoint`, and WorkError for weights that don't fit the model
+    named in the checkpoint.
+    """
+    checkpoint = load_checkpoint(weight_file)
+    check_task(checkpoint, weight_file)
+    config = from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
+    given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    windows, windowed = pipeline_windows(folder, config)
+    source = f"{weight_file} (valid transform)"
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse}
+    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, **options)
+    device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
+    model = build_architecture(config, pipeline.channels)
+    name, state = chosen_weights(checkpoint, weights)
+    load_weights(model, state, str(weight_file), config.net_model)
+    amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
+    network = RSNANetwork(model, device, amp_dtype)
+    return TrainedNetwork(
+        network,
+        config,
+        pipeline,
+        np.array(checkpoint["prevalences"]),
+        checkpoint["metrics"],
+        checkpoint["iteration"],
+        name,
+    )
+
+
+def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
+    """Raise WorkError where a checkpoint is of another task, or lacks what predicting and evaluating need."""
+    if tuple(checkpoint["class_names"]) != LABELS:
+        names = ", ".join(map(str, checkpoint["class_names"]))
+        raise WorkError(f"{weight_file}: its classes are {names}; {', '.join(LABELS)} are expected, in this order")
+    missing = [
+        what
+        for what, known in (
+            ("the validation transform", "valid" in checkpoint["transforms"]),
+            ("a prevalence for each label", len(checkpoint["prevalences"]) == len(LABELS)),
+            (f"the metric {MONITOR}", MONITOR in checkpoint["metrics"]),
+        )
+        if not known
+    ]
+    if missing:
+        raise WorkError(f"{weight_file}: the checkpoint lacks {', '.join(missing)}; use another one of the run")
+
+
+def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
+    """Return the images (index ``id``) of ``split``: train or valid of the training's fold, test, or holdout."""
+    config = trained.config
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    if split == "test":
+        metadata = read_metadata(folder)
+        rows = metadata[metadata["split"] == "test"]
+        if rows.empty:
+            raise WorkError(f"{folder}: the dataset has no test images")
+        return rows
+    if split == "holdout":
+        return read_holdout(folder, config.data_dataset)
+    fold = read_fold(folder, config.data_dataset, config.data_fold)
+    if config.tr_overfit:  # such a run validates on what it trains on
+        return overfit_rows(select_rows(fold, "train", config.dev_enabled), config.tr_overfit, config.tr_batch_size)
+    return select_rows(fold, split, config.dev_enabled)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Test-time augmentation: the views of each image, and how their predictions are put together (mean or logit)."""
+
+    pipelines: Sequence[FixedView]
+    method: str
+
+
+def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) -> Views | None:
+    """Build the views of --tta, None without it; UsageError where they don't fit the trained network."""
+    if config.tta is None:
+        return None
+    windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
+    options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse}
+    pipeline = load_pipeline(find_transform(config.tta), windows, **options)
+    check_same_scale(trained.pipeline, pipeline)
+    placed = place_transform(pipeline, trained.config, trained.network.device)
+    return Views([FixedView(placed, view) for view in range(config.tta_views)], config.tta_mean)
+
+
+def dataset_folder_of(trained: TrainedNetwork) -> Path:
+    """Return the folder of the dataset that a trained network predicts."""
+    return dataset_folder(trained.config.data_input_folder, trained.config.data_dataset)
+
+
+def predict_rows(trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None) -> pd.DataFrame:
+    """Return probabilities (index ``id``) of ``rows``; with ``views`` put together from those of each view.
+
+    Raises UsageError where a view gives pictures of another size than the network was validated on.
+    """
+    config = trained.config
+    workers = loader_workers(config.n_jobs, trained.network.device)
+
+    def predict(pipeline: Pipeline | DevicePart | FixedView, label: str) -> pd.DataFrame:
+        loader = build_loader(dataset_folder_of(trained), rows, pipeline, config, workers)
+        return prediction_frame(trained.network.predict(tqdm(loader, desc=label, unit="batch", disable=None)))
+
+    if views is None:
+        return predict(place_transform(trained.pipeline, config, trained.network.device), "predict")
+    check_view_size(trained, rows, views.pipelines[0])
+    count = len(views.pipelines)
+    frames = {
+        f"view {number}": predict(pipeline, f"view {number}/{count}")
+        for number, pipeline in enumerate(views.pipelines, start=1)
+    }
+    return combine(frames, [1.0] * count, views.method)
+
+
+def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:
+    """Raise UsageError where a view's pictures have another size than those of the validation."""
+    config = trained.config
+    datasets = [
+        RSNADataset(dataset_folder_of(trained), rows, pipeline, config.data_image_size, config.seed)
+        for pipeline in (trained.pipeline, view)
+    ]
+    view.trial(datasets[1].read(str(rows.index[0])))
+    sizes = [dataset[0].size for dataset in datasets]
+    if sizes[0] != sizes[1]:
+        expected, given = (f"{height} x {width}" for height, width in sizes)
+        raise UsageError(
+            f"--tta: {view.name} gives pictures of {given} pixels, the network was validated on {expected}; use a file "
+            "that gives these"
+        )
+
+
+def sample_submission(trained: TrainedNetwork, split: str) -> Path | None:
+    """Return the competition's sample for the test set, None for other splits and for data of another origin."""
+    path = dataset_folder(trained.config.data_input_folder, trained.config.data_dataset) / SAMPLE_FILE
+    return path if split == "test" and path.is_file() else None
+
+
+def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, path: Path) -> None:
+    """Write probabilities: in the competition's form where there is a sample, else a row for each image.
+
+    The sample submission of the test set rules which rows the former has: an image that has no prediction gets the
+    training prevalences, with a counted warning; one that the sample doesn't ask for is left out.
+    """
+    sample_path = sample_submission(trained, split)
+    if sample_path is None:
+        write_csv(path, frame, index=True)
+        return
+    asked = read_submission(sample_path).index
+    missing = asked.difference(frame.index)
+    if len(missing):
+        logger.warning(
+            "%d of %d test images have no picture and get the training prevalences: %s",
+            len(missing),
+            len(asked),
+            ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else ""),
+        )
+    fill = pd.DataFrame(np.tile(trained.prevalences, (len(missing), 1)), index=missing, columns=list(LABELS))
+    write_submission(pd.concat([frame, fill]).loc[asked], sample_path, path)
+    check_submission(path, sample_path)
+
+
+def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:
+    """Say in one line whether the evaluation gives the value that the training logged for these weights."""
+    logged = trained.metrics[metric_key(MONITOR, trained.weights)]
+    difference = abs(float(table.loc[WEIGHTED_ROW, "log_loss"]) - logged)
+    if difference <= REPRODUCED:
+        return f"reproduces the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}"
+    return (
+        f"differs by {difference:.2g} from the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}: "
+        "another machine, library version, number of threads, or dataset"
+    )
