@@ -6,7 +6,7 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from common.errors import WorkError
 from common.preprocessing.crop import find_head
 from common.preprocessing.isolation import stop_if_unwanted
 from common.preprocessing.pseudonyms import Pseudonyms
-from common.preprocessing.sources import SourceFile, read_source
+from common.preprocessing.sources import SourceFile, announce, read_source
 
 HEADER_HASH_BYTES = 8
+FILES_AHEAD = 2  # that the disk is asked for while one is converted
 FRAME_DIGITS = 4  # at least, of a frame's number in its image id
 SOLID_HU = -500  # what is denser is no air
 
@@ -140,11 +141,16 @@ class Record:
     warnings: int = 0
 
 
-def convert_tasks(tasks: Iterable[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
-    """Convert some files, one after the other; WorkError only where writing fails."""
+def convert_tasks(tasks: Sequence[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
+    """Convert some files, one after the other; WorkError only where writing fails.
+
+    While one is converted the disk reads those that follow.
+    """
     records = []
     with quiet_pydicom() as messages:
-        for task in tasks:
+        for task, coming in zip(tasks, [*tasks[FILES_AHEAD:], *[None] * FILES_AHEAD], strict=False):
+            if coming is not None:
+                announce(coming.source)
             stop_if_unwanted()
             messages.clear()
             records += _convert_file(task, form, pseudonyms, messages)
