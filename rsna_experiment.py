@@ -30,7 +30,6 @@ from common.experiment import (
     create_experiment,
     launched_experiment,
     lock_experiment,
-    tell,
 )
 from common.files import write_csv, write_text
 from common.losses import build_loss
@@ -242,7 +241,7 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
         f"memory about {needed / 1e9:.2f} GB in float32 on {network.device.type}{shared} (weights, gradients, two "
         f"moments, activations), torch {torch.__version__}, timm {timm.__version__}",
     )
-    tell(lines)
+    distributed.tell(lines)
 
 
 def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwork) -> None:
@@ -260,7 +259,7 @@ def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwor
             f"the loss falls fastest at --optim_lr={curve.suggestion:.2g} ({experiment.folder / 'lr_find.svg'}); this "
             f"run trains with {config.optim_lr:g}"
         )
-    tell(lines)
+    distributed.tell(lines)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from common import distributed
 from common.errors import UsageError
-from common.experiment import tell
 from common.hardware import arrange_model
 from common.models.backbone import create_model
 from common.models.freezing import freeze
@@ -31,7 +31,7 @@ def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = 
     )
     if config.net_weight_file is not None and starting_weights:
         notes = load_weights(model, config.net_weight_file, model_name=config.net_model, adapt=config.net_weight_adapt)
-        tell(f"{config.net_weight_file}: {line}" for line in notes)
+        distributed.tell(f"{config.net_weight_file}: {line}" for line in notes)
     freeze(model, config.net_freeze)
     return arrange_model(
         model,

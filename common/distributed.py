@@ -5,10 +5,12 @@ Processes are started by torchrun, which tells each of them its place by environ
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,7 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import UsageError, UserError, WorkError
+from common.experiment import FILE_ONLY
 from common.hashing import stable_hash
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -191,3 +196,10 @@ def share_buffers(model: nn.Module) -> None:
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Print lines, by the main process alone, and log them."""
+    for line in lines if is_main() else ():
+        print(line, file=sys.stderr)
+        logger.info("%s", line, extra={FILE_ONLY: True})

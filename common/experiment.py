@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,6 @@ from typing import Any
 
 import yaml
 
-from common import distributed
 from common.errors import UsageError, UserError, WorkError
 from common.files import write_json, write_text
 
@@ -274,13 +273,6 @@ class LogFile(logging.FileHandler):
             self.failed = True
             reason = f"cannot be written ({error.strerror}), so it has gaps"
             print(f"warning: {self.baseFilename}: {reason}", file=sys.stderr)
-
-
-def tell(lines: Iterable[str]) -> None:
-    """Print lines, by the main process alone, and log them."""
-    for line in lines if distributed.is_main() else ():
-        print(line, file=sys.stderr)
-        logger.info("%s", line, extra={FILE_ONLY: True})
 
 
 def _claim(output_dir: Path, experiment_id: str | None) -> Experiment:
