@@ -360,7 +360,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     del table  # of a million images: 300 MB
     rows = train.join(job.labels).reindex(columns=[*LABELS, "patient_id", "study_id"])  # no labels: no rows either
     for path, part in zip(fold_paths, fold_tables(rows, fold, job.config.pre_folds), strict=False):
-        write_csv(path, part.rename_axis("id").reset_index())
+        write_csv(path, part.rename_axis("id"), index=True)
     copy_sample(job)
     if job.form.crop:
         chosen = choose_images(images)

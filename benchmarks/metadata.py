@@ -1,6 +1,6 @@
 """Tables for many files: journal written and read, metadata sorted and written, folds made. Seconds and peak memory.
 
-python benchmarks/metadata.py [files]
+python benchmarks/metadata.py [files] [folder]
 
 The records are made up in the competition's proportions (34 slices a series, 1.15 studies a patient, 4,000 patients in
 pairs that share a picture, a cut file in every 10,000); the rest is what preprocessing.py runs after all conversions.
@@ -89,7 +89,8 @@ def main() -> None:
     from common.preprocessing.journal import Journal
     from rsna_preprocessing import JOURNAL, journal_options, write_tables
 
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    parent = sys.argv[2] if len(sys.argv) > 2 else None  # none: the system's temporary folder
+    with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = Path(name)
         (folder / "images").mkdir()
         start = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
@@ -98,17 +100,20 @@ def assign_folds(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int, 
     return part_of_group[group]
 
 
-def fold_tables(rows: pd.DataFrame, fold: np.ndarray, folds: int) -> list[pd.DataFrame]:
-    """Return for each fold its rows with a first column ``sample_type``, train or valid.
+def fold_tables(rows: pd.DataFrame, fold: np.ndarray, folds: int) -> Iterator[pd.DataFrame]:
+    """Yield for each fold its rows with a first column ``sample_type``, train or valid.
 
     Rows held out are in none of them, but in one more table, as ``holdout``; where there is but one fold, they are what
-    it validates on.
+    it validates on. One table after another, since a million rows take memory.
     """
     held_out = fold == HELD_OUT
     if folds == 1:
-        return [_typed_rows(rows, np.where(held_out, "valid", "train"))]
-    tables = [_typed_rows(rows[~held_out], np.where(fold[~held_out] == n, "valid", "train")) for n in range(folds)]
-    return tables + [_typed_rows(rows[held_out], "holdout")] * bool(held_out.any())
+        yield _typed_rows(rows, np.where(held_out, "valid", "train"))
+        return
+    for number in range(folds):
+        yield _typed_rows(rows[~held_out], np.where(fold[~held_out] == number, "valid", "train"))
+    if held_out.any():
+        yield _typed_rows(rows[held_out], "holdout")
 
 
 def _typed_rows(rows: pd.DataFrame, sample_type: np.ndarray | str) -> pd.DataFrame:
