@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
@@ -14,6 +15,7 @@ R = TypeVar("R")
 EXIT_WORK = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141  # as a shell says it of one that SIGPIPE ended
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: start again
 
 
@@ -58,13 +60,19 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
 def command(main: Callable[P, R]) -> Callable[P, R]:
     """Wrap an entry point: a :class:`UserError` becomes one line on stderr and its exit code, Ctrl-C becomes 130.
 
-    Everything else keeps its traceback, since it is a fault of ours and not of the user's.
+    Where the reader of stdout is gone (``| head``) the rest is left unsaid. Everything else keeps its traceback, since
+    it is a fault of ours and not of the user's.
     """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            raise SystemExit(EXIT_BROKEN_PIPE) from None
         except UserError as error:
             line = " ".join(str(error).splitlines())  # a file's name may hold a line break
             print(f"{error.prefix}{line}", file=sys.stderr)

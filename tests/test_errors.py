@@ -54,6 +54,17 @@ def test_ctrl_c_is_130_without_a_traceback(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_a_reader_that_stops_early_ends_the_command_without_a_traceback():
+    code = "from common.errors import command\n@command\ndef main():\n    print('x\\n' * 10**6)\nmain()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "x\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
