@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -53,6 +54,7 @@ class Profiler(Callback):
         self.seen += 1
         if self.seen == SKIPPED:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (network.device.type == "cuda")
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own remarks are for torch's developers
             self.profile = profile(activities=activities)
             self.profile.start()
             self.started = time.perf_counter()
