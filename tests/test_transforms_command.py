@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from common.datasets.image_files import encode_image
 from common.transforms import load_pipeline
 from common.transforms.__main__ import main
 
@@ -107,6 +108,20 @@ def test_preview_draws_a_row_for_each_image_and_window(dataset: Path, tmp_path: 
     hu = np.load(dataset / "images" / "ID_000000001.npy").astype(float)
     expected = np.clip(hu / 80, 0, 1)
     assert abs(picture[40 : 20 + 192, :153].mean() / 255 - expected[4:].mean()) < 0.03
+
+
+def test_preview_reads_packed_images_and_fuses_where_asked(dataset: Path, tmp_path: Path) -> None:
+    for path in sorted((dataset / "images").iterdir()):
+        path.with_suffix(".b2nd").write_bytes(b"".join(encode_image(np.load(path), ".b2nd")))
+        path.rename(tmp_path / path.name)
+    flags = [f"--dataset={dataset}", "--images=2", "--views=3"]
+    sheets = []
+    for name, more in (("plain", []), ("fused", ["--fuse"])):
+        main(["preview", "train_intermediate.json", *flags, f"--output={tmp_path / name}.png", *more])
+        sheets.append(cv2.imread(str(tmp_path / f"{name}.png"), cv2.IMREAD_GRAYSCALE).astype(int))
+    difference = np.abs(sheets[0] - sheets[1])
+    assert difference[:, :196].max() == 0  # before
+    assert difference.max() > 3  # interpolated once instead of twice
 
 
 @pytest.mark.parametrize(

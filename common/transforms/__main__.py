@@ -31,6 +31,7 @@ def _parser() -> _Parser:
     preview.add_argument("--images", type=_count, default=4, metavar="N", help="images of the dataset (default: 4)")
     preview.add_argument("--views", type=_count, default=4, metavar="N", help="draws of each image (default: 4)")
     preview.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
+    preview.add_argument("--fuse", action="store_true", help="draw as with --data_transform_fuse=1")
     convert = commands.add_parser("convert", help="write an old file in today's form", allow_abbrev=False)
     convert.add_argument("old", metavar="OLD", help="transform file of albumentations 0.3 to 0.5")
     convert.add_argument("new", type=Path, metavar="NEW", help="file to write, for albumentations 2")
@@ -71,7 +72,9 @@ def _preview(arguments: argparse.Namespace) -> None:
     if not arguments.output.absolute().parent.is_dir():
         raise UsageError(f"--output={arguments.output}: its folder does not exist")
     path = find_transform(arguments.file)
-    sheet = contact_sheet(path, arguments.dataset, arguments.images, arguments.views, arguments.seed)
+    sheet = contact_sheet(
+        path, arguments.dataset, arguments.images, arguments.views, arguments.seed, fuse=arguments.fuse
+    )
     _, content = cv2.imencode(".png", sheet)
     with atomic_path(arguments.output) as temporary:
         temporary.write_bytes(content.tobytes())

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from common.albumentations import DicomWindowShift
+from common.datasets.image_files import SUFFIXES, load_image
 from common.errors import UsageError, WorkError
 from common.transforms.pipeline import Pipeline, load_pipeline
 
@@ -19,17 +20,19 @@ DEFAULT_WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))
 def find_images(dataset: str) -> list[Path]:
     """Return the stored images of a dataset: its folder, or its name below input/datasets; UsageError for none."""
     for folder in (Path(dataset), Path("input/datasets") / dataset):
-        files = sorted((folder / "images").glob("*.npy"))
+        files = sorted(path for suffix in SUFFIXES.values() for path in (folder / "images").glob(f"*{suffix}"))
         if files:
             return files
-    raise UsageError(f"--dataset={dataset}: no images/*.npy there, nor below input/datasets/{dataset}")
+    raise UsageError(
+        f"--dataset={dataset}: no images ({', '.join(SUFFIXES.values())}) there, nor below input/datasets/{dataset}"
+    )
 
 
 def read_image(path: Path) -> np.ndarray:
     """Return a stored image: int16 HU (H, W), or a windowed one (H, W, C) on 0..1; WorkError for what is neither."""
     try:
-        image = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        image = load_image(path)
+    except (ValueError, OSError) as error:
         raise WorkError(f"{path}: the image is cut or damaged") from error
     if image.dtype == np.uint8:
         image = image.astype(np.float32) / np.float32(255)
@@ -38,7 +41,7 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def contact_sheet(file: Path, dataset: str, rows: int, views: int, seed: int) -> np.ndarray:
+def contact_sheet(file: Path, dataset: str, rows: int, views: int, seed: int, *, fuse: bool = False) -> np.ndarray:
     """Return the sheet, uint8: for each of ``rows`` images and each window one row: before, then ``views`` draws.
 
     Images are spread over the dataset. No identifier is drawn on it.
@@ -47,7 +50,7 @@ def contact_sheet(file: Path, dataset: str, rows: int, views: int, seed: int) ->
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, rows + 2).round().astype(int)[1:-1])]
     images = [read_image(path) for path in chosen]
     windowed = images[0].ndim == 3
-    pipeline = load_pipeline(file, None if windowed else DEFAULT_WINDOWS, windowed=windowed)
+    pipeline = load_pipeline(file, None if windowed else DEFAULT_WINDOWS, windowed=windowed, fuse=fuse)
     channels = images[0].shape[2] if windowed else pipeline.channels
     window = next((one for one in pipeline.transforms if isinstance(one, DicomWindowShift)), None)
     sheet = [_header(["before", *(f"view {view + 1}" for view in range(views))])]
