@@ -370,6 +370,12 @@ class TrainingOptions:
         "1: compute activations again in the backward pass instead of keeping them: less memory, a third more time; "
         "running statistics of batch norms are then updated twice",
     )
+    tr_report: bool = option(
+        True,
+        "1: write report.html into the experiment's folder and the leaderboard beside it when the run ends, however it "
+        "ends",
+        changeable=True,
+    )
     tr_profile: int = option(
         0,
         "iterations to trace after 3 others: profile.json for a trace viewer and a table in the log; 0: none",
@@ -466,6 +472,18 @@ class TrainedOptions:
         "best",
         "which of the file's weights: raw (as trained), ema or swa (their averages); best: which validated best",
         choices=("best", "raw", "ema", "swa"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(ResultsLocation):
+    """Write the leaderboard of all experiments, and the report of those that are named."""
+
+    experiment_id: tuple[str, ...] = option(
+        (),
+        "experiments whose report.html is written anew, as in 1,2; none: the leaderboard alone",
+        parse=parse_names,
+        form=",".join,
     )
 
 

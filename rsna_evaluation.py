@@ -23,8 +23,10 @@ from common.evaluation.reader import (
     strata_table,
 )
 from common.evaluation.resampling import PatientBootstrap, interval
-from common.files import write_csv, write_json
+from common.files import write_csv, write_json, write_text
 from common.metrics import binary_log_losses, normalized_weights
+from common.reports.evaluation import evaluation_sections
+from common.reports.page import NOTICE, page, paragraph
 from common.statistics import format_table, label_table
 from rsna_dataset import LABEL_WEIGHTS, LABELS, list_some, read_metadata
 
@@ -129,8 +131,11 @@ def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, n
     if described is None:
         return strata
     known = described.loc[rows.index]
-    strata["stored pixels"] = known["pixel_form"].to_numpy()
+    if "pixel_form" in known:  # datasets made by earlier versions lack some columns
+        strata["stored pixels"] = known["pixel_form"].to_numpy()
     for column, title in QUARTERS.items():
+        if column not in known:
+            continue
         values = known[column]
         if values.min() < values.max():
             parts = pd.qcut(values, 4, duplicates="drop").astype(str)
@@ -198,7 +203,11 @@ def interval_texts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, name: str = "evaluation") -> Path:
-    """Write ``<name>.csv``, ``<name>.json`` and ``<name>_worst.csv``; return the first."""
+    """Write ``<name>.csv``, ``<name>.json``, ``<name>_worst.csv`` and ``<name>.html``; return the first."""
+    study, document = evaluation.study, evaluation.document
+    lead = f"{document['images']:,} slices of {document['studies']:,} studies and {document['patients']:,} patients"
+    sections = evaluation_sections(document, study.predictions, study.targets, LABELS)
+    write_text(folder / f"{name}.html", page("Evaluation", lead, [*sections, paragraph(NOTICE)]))
     write_csv(folder / f"{name}_worst.csv", evaluation.worst)
     write_json(folder / f"{name}.json", evaluation.document)
     write_csv(folder / f"{name}.csv", evaluation.table, index=True)

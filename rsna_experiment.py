@@ -38,6 +38,7 @@ from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.optimizers import build_optimizer
+from common.reports.record import RUNNING, results_folder, write_status
 from common.resume import Run, resume_run
 from common.schedulers import Schedule, build_schedule
 from common.trackers.jsonl import JsonlTracker
@@ -52,6 +53,7 @@ from rsna_dataset import (
     read_dataset_info,
 )
 from rsna_network import MONITOR, RSNANetwork, prediction_frame
+from rsna_report import write_leaderboard, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -263,14 +265,19 @@ def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwor
 
 
 @contextmanager
-def open_tracker(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
-    """Start the trackers: metrics.jsonl always, Neptune where asked for; end them with how the run ended."""
+def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
+    """Start the trackers: metrics.jsonl always, Neptune where asked for. However the run ends, its report is written.
+
+    The trackers are told how it ended, which ``status.json`` says too.
+    """
     trackers: list[Tracker] = [JsonlTracker()] if distributed.is_main() else []
     if config.nml_enabled and not config.dev_enabled and distributed.is_main():
         trackers.append(NeptuneTracker())
     group = TrackerGroup(trackers)
     status = "failed"
     try:
+        if distributed.is_main():
+            write_status(experiment.folder, RUNNING)
         group.start(experiment.id, experiment.folder, to_dict(config))
         for name in ("config.yaml", "environment.json"):
             group.log_file(experiment.folder / name)
@@ -280,4 +287,18 @@ def open_tracker(config: TrainConfig, experiment: Experiment) -> Iterator[Tracke
         status = "interrupted"
         raise
     finally:
+        if distributed.is_main():
+            conclude(config, experiment, status, group)
         group.finish(status)
+
+
+def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: Tracker) -> None:
+    """Note how the run ended; write its report and the leaderboard, which never changes how it ended."""
+    try:
+        write_status(experiment.folder, status)
+        if config.tr_report:
+            tracker.log_file(write_report(experiment.folder, status))
+            write_leaderboard(results_folder(experiment.folder))
+    except Exception as error:  # a report is no reason to lose a run, nor may it hide why one failed
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("%s: no report (%s); python report.py writes it later", experiment.folder, reason)

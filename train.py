@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         check_interrupted,
         claim_experiment,
         find_run,
-        open_tracker,
+        observed,
         report_start,
         run_finders,
     )
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))
         if distributed.is_main():
             stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))
-        tracker = stack.enter_context(open_tracker(config, experiment))
+        tracker = stack.enter_context(observed(config, experiment))
         network = build_network(config, experiment, data, model, device, amp_dtype, tracker)
         seed_process(config.seed, distributed.rank())
         if distributed.is_main():

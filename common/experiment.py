@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -49,7 +49,9 @@ PACKAGES = (
 )
 GIT_TIMEOUT_S = 10.0
 LOCK_FILE = ".lock"
+LOCK_ATTEMPTS = 5
 ENVIRONMENT = "environment.json"
+CONFIG = "config.yaml"
 FILE_ONLY = "file_only"  # marks a log record that the console gets in another way
 
 
@@ -85,7 +87,7 @@ def create_experiment(
         experiment = _claim(output_dir, experiment_id)
         try:
             config_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-            write_text(experiment.folder / "config.yaml", config_text)
+            write_text(experiment.folder / CONFIG, config_text)
             write_json(experiment.folder / ENVIRONMENT, {**environment(command), "launch": launch})
         except BaseException:
             shutil.rmtree(experiment.folder, ignore_errors=True)
@@ -109,15 +111,34 @@ def lock_experiment(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _folder_error(folder, error) from error
     with file:
+        _take(file, folder)
+        yield
+
+
+def _take(file: IO[str], folder: Path) -> None:
+    for attempt in range(LOCK_ATTEMPTS):  # who asks whether it is held holds it for a moment
+        time.sleep(0.1 if attempt else 0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
-            raise WorkError(
-                f"{folder}: the experiment is in progress in another process; wait for it or stop it"
-            ) from None
+            pass
         except OSError as error:  # a file system without locks
             logger.warning("%s: can't be locked (%s); don't start this experiment twice", folder, error.strerror)
-        yield
+            return
+    raise WorkError(f"{folder}: the experiment is in progress in another process; wait for it or stop it")
+
+
+def is_in_progress(folder: Path) -> bool:
+    """Return whether a process holds the experiment's lock."""
+    try:
+        with (folder / LOCK_FILE).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock file, or a file system without locks
+        return False
+    return False
 
 
 def add_to_history(folder: Path, command: Sequence[str], iteration: int) -> None:

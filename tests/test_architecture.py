@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-ENTRY_SCRIPTS = {"train", "predict", "evaluate", "ensemble", "preprocessing", "rsna_phantom"}
+ENTRY_SCRIPTS = {"train", "predict", "evaluate", "ensemble", "preprocessing", "report", "rsna_phantom"}
 MODULES = sorted(
     ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
     for path in [*PROJECT.glob("*.py"), *PROJECT.glob("common/**/*.py")]
@@ -18,7 +18,8 @@ MODULES = sorted(
 RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_dataset", "rsna_phantom"},
     {"rsna_data", "rsna_model", "rsna_network", "rsna_evaluation", "rsna_preprocessing", "rsna_checks"},
-    {"rsna_experiment", "rsna_prediction"},
+    {"rsna_report", "rsna_prediction"},
+    {"rsna_experiment"},
 )
 FIRST_PARTY = {name.split(".")[0] for name in MODULES}
 

@@ -12,7 +12,13 @@ import pandas as pd
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-QUICK = ["--net_model=resnet10t", "--data_image_size=32", "--tr_iteration_num=4", "--tr_iteration_valid=4"]
+QUICK = [
+    "--net_model=resnet10t",
+    "--data_image_size=32",
+    "--tr_iteration_num=4",
+    "--tr_iteration_valid=4",
+    "--tr_report=0",
+]
 
 
 def bash(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

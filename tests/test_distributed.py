@@ -31,6 +31,7 @@ OPTIONS = [
     "--net_model=test_convnext",  # without batch norm, whose statistics are those of each process
     "--data_image_size=32",
     "--tr_iteration_num=8",
+    "--tr_report=0",
     "--tr_iteration_valid=4",
     "--tr_iteration_log=2",
     "--tr_accumulation_step=2",

@@ -1,4 +1,4 @@
-"""common/preprocessing/page.py: HTML that stands alone and says in words what it draws."""
+"""common/reports/page.py: HTML that stands alone and says in words what it draws."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from common.preprocessing import page
+from common.reports import page
 
 VOID = {"meta", "img", "br"}
 
@@ -82,3 +85,38 @@ def test_pairs_show_their_numbers_and_leave_out_what_is_unknown() -> None:
     assert re.findall(r">([\d.]+%)<", html) == ["10.00%", "40.00%", "20.00%"]
     assert "upper: here" in html
     assert "lower: there" in html
+
+
+def chart_points(html: str, number: int) -> np.ndarray:
+    path = re.findall(r'<polyline points="([^"]+)" style="stroke: var\(--\w+\)" stroke-dasharray="[^"]*"><title>', html)
+    return np.array([[float(value) for value in pair.split(",")] for pair in path[number].split()])
+
+
+def test_a_lines_points_lie_where_their_numbers_say_in_the_given_ranges() -> None:
+    html = page.lines("L", [page.Line("a", [0, 5, 10], [0, 1, 0.5])], ("x", "y"), "", (0, 10), (0, 1))
+    check(html)
+    points = chart_points(html, 0)
+    share = (points - points[0]) / (np.array([points[2, 0], points[1, 1]]) - points[0])
+    np.testing.assert_allclose(share, [[0, 0], [0.5, 1], [1, 0.5]], atol=1e-3)
+
+
+def test_lines_leave_out_what_is_not_finite_and_tell_lines_apart_by_more_than_colour() -> None:
+    series = [page.Line("one", [0, 1, 2], [1, np.nan, 3]), page.Line("<b>", [0, 2], [2, 2]), page.Line("none", [], [])]
+    html = page.lines("L", series, ("iteration", "loss"), "in words")
+    check(html)
+    assert len(chart_points(html, 0)) == 2
+    dashes = re.findall(r'stroke-dasharray="([^"]*)"><title>', html)
+    assert len(set(dashes)) == 2
+    assert 'aria-label="L: one, &lt;b&gt;; loss over iteration. in words"' in html
+
+
+@pytest.mark.parametrize("values", [[], [np.nan], [3.0], [2.0, 2.0]])
+def test_a_chart_of_no_value_or_of_one_is_no_error(values) -> None:
+    check(page.lines("L", [page.Line("a", range(len(values)), values)], ("x", "y")))
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_round_and_inside_their_span(low, width) -> None:
+    ticks = page._ticks(low, low + width)
+    assert 1 <= len(ticks) <= 7
+    assert all(low - 1e-6 * width <= tick <= low + width * (1 + 1e-6) for tick in ticks)

@@ -32,6 +32,7 @@ OPTIONS = [
     "--data_image_size=32",
     "--tr_batch_size=4",
     "--tr_iteration_num=14",
+    "--tr_report=0",
     "--tr_iteration_valid=6",
     "--tr_iteration_log=4",
     "--tr_accumulation_step=2",
@@ -120,6 +121,7 @@ LONG = [
     "--tr_batch_size=48",  # 6 iterations are an epoch
     "--tr_accumulation_step=3",
     "--tr_iteration_num=21",
+    "--tr_report=0",
     "--tr_iteration_valid=3",
     "--tr_iteration_log=2",
     "--tr_ema=1",
@@ -226,6 +228,7 @@ FREE = {
     "tr_profile": "5",
     "tr_nonfinite": "skip",
     "tr_nonfinite_limit": "11",
+    "tr_report": "0",
     "tr_iteration_num": "1000",
     "tr_iteration_log": "7",
     "tr_checkpoint_minutes": "3.5",

@@ -35,6 +35,7 @@ SMALL = [
     "--data_image_size=32",
     "--tr_batch_size=8",
     "--tr_iteration_num=12",
+    "--tr_report=0",
     "--tr_iteration_valid=4",
     "--tr_iteration_log=2",
     "--n_jobs=1",

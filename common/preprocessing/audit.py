@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.image_files import load_image
-from common.preprocessing import page
 from common.preprocessing.folds import picture_keys
+from common.reports import page
 
 SAMPLED_IMAGES = 400
 HU_EDGES = np.arange(-1050, 2001, 50)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 import cv2
@@ -12,11 +14,17 @@ import pandas as pd
 
 WIDTH, HEIGHT, AXIS = 560, 170, 34
 MAX_TICKS = 6
+CHART_HEIGHT = 260
+NOTICE = "Not a medical device; not for diagnosis."
+COLOURS = ("one", "two", "three", "four", "five", "six", "seven")  # after Okabe and Ito, told apart by the colour-blind
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 5", "12 4")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #595959; --line: #d0d0d0; --page: #ffffff; --card: #f5f6f8;
-  --one: #0072b2; --two: #d55e00; --warn: #a04000; --good: #005f47; }
+  --one: #0072b2; --two: #d55e00; --warn: #a04000; --good: #005f47; --three: #009e73; --four: #a2528a; --five: #7a6a00;
+  --six: #2f2f8f; --seven: #555555; }
 @media (prefers-color-scheme: dark) { :root { --ink: #ececec; --soft: #b3b3b3; --line: #4a4a4a; --page: #16181c;
-  --card: #21242a; --one: #56b4e9; --two: #e69f00; --warn: #f0a860; --good: #5fd3ac; } }
+  --card: #21242a; --one: #56b4e9; --two: #e69f00; --warn: #f0a860; --good: #5fd3ac; --three: #2fc79a; --four: #e79cc7;
+  --five: #f0e442; --six: #a9b1ff; --seven: #c8c8c8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 74rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
@@ -24,6 +32,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.2
 p { margin: .4rem 0; max-width: 60rem; } .soft { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 31rem), 1fr)); gap: 1rem; }
 figure, .card { margin: 0; padding: .8rem 1rem; background: var(--card); border-radius: 6px; overflow-x: auto; }
+section > figure + figure { margin-top: 1rem; }
 figcaption { font-weight: 600; margin-bottom: .3rem; } figure p { font-size: .85rem; color: var(--soft); }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .7rem .15rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -32,12 +41,30 @@ ul.findings { list-style: none; padding: 0; margin: .5rem 0; } ul.findings li { 
   text-indent: -5.2rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 .mark { display: inline-block; width: 5.2rem; text-indent: 0; font-weight: 700; } .look { color: var(--warn); }
 .fine { color: var(--good); }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
+svg { display: block; width: 100%; max-width: 44rem; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 .one { fill: var(--one); } .two { fill: var(--two); } .line { stroke: var(--line); }
+polyline { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--one); }
+input, select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line);
+  padding: .1rem .4rem; }
+a { color: var(--one); } caption { text-align: left; caption-side: top; }
+details { margin: .6rem 0; } summary { cursor: pointer; } code, pre { font-size: .85rem;
+  overflow-wrap: anywhere; white-space: pre-wrap; }
+.big { font-size: 1.5rem; font-weight: 700; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem; }
 .tiles figure { padding: .4rem; } .tiles img { width: 100%; display: block; border-radius: 3px; }
 .tiles p { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; }
 """
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart: ``x`` and ``y`` (N,), not finite where it is interrupted; ``dots`` mark its points."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    dots: bool = False
 
 
 def page(title: str, lead: str, body: Sequence[str]) -> str:
@@ -106,6 +133,110 @@ def histogram(title: str, counts: np.ndarray, edges: np.ndarray, note: str) -> s
     base = f'<line class="line" x1="{AXIS}" x2="{WIDTH}" y1="{HEIGHT - 20}" y2="{HEIGHT - 20}"/>'
     peak = f'<text x="0" y="12">{top:,.4g}</text>'
     return _figure(title, _svg(f"{title}. {note}", HEIGHT, [*bars, base, *labels, peak]), note)
+
+
+def lines(
+    title: str,
+    series: Sequence[Line],
+    axes: tuple[str, str],
+    note: str = "",
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """Draw lines over two named axes; they differ by colour and by dashes, and the legend shows both.
+
+    Ranges are those of the data where none is given. Nothing to draw gives a figure that says so.
+    """
+    known = [(line, *_finite(line)) for line in series]
+    known = [(line, x, y) for line, x, y in known if len(x)]
+    if not known:
+        return _figure(title, "<p>No values.</p>", note)
+    left, bottom, top = 52, 38, 10
+    spans = [
+        _widened(given or (min(float(v.min()) for v in values), max(float(v.max()) for v in values)))
+        for given, values in ((x_range, [x for _, x, _ in known]), (y_range, [y for _, _, y in known]))
+    ]
+
+    def place(values: np.ndarray, axis: int) -> np.ndarray:
+        low, high = spans[axis]
+        share = (np.clip(values, low, high) - low) / (high - low)
+        return (
+            left + share * (WIDTH - left - 12)
+            if axis == 0
+            else CHART_HEIGHT - bottom - share * (CHART_HEIGHT - bottom - top)
+        )
+
+    parts = []
+    for axis in (0, 1):
+        for tick in _ticks(*spans[axis]):
+            at = float(place(np.array([tick]), axis)[0])
+            ends = (at, at, top, CHART_HEIGHT - bottom) if axis == 0 else (left, WIDTH - 12, at, at)
+            x1, x2, y1, y2 = (f"{end:.1f}" for end in ends)
+            parts.append(f'<line class="line" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>')
+            spot = (at, CHART_HEIGHT - bottom + 16, "middle") if axis == 0 else (left - 6, at + 4, "end")
+            parts.append(f'<text x="{spot[0]:.1f}" y="{spot[1]:.1f}" text-anchor="{spot[2]}">{tick:.6g}</text>')
+    keys = []
+    for number, (line, x, y) in enumerate(known):
+        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        points = list(zip(place(x, 0).tolist(), place(y, 1).tolist(), strict=True))
+        look = f'style="stroke: var(--{colour})" stroke-dasharray="{dash}"'
+        path = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
+        parts.append(f'<polyline points="{path}" {look}><title>{escape(line.name)}</title></polyline>')
+        for (across, down), one, other in zip(points if line.dots else (), x.tolist(), y.tolist(), strict=False):
+            tip = f"<title>{escape(line.name)}: {one:.6g}, {other:.6g}</title>"
+            parts.append(
+                f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3" style="fill: var(--{colour})">{tip}</circle>'
+            )
+        keys.append(
+            f'<span style="white-space: nowrap"><svg viewBox="0 0 28 8" style="display: inline; width: 28px">'
+            f'<polyline points="0,4 28,4" {look}/></svg> {escape(line.name)}</span>'
+        )
+    legend = f"<p>{' &nbsp; '.join(keys)}</p>" if len(known) > 1 else ""
+    parts.append(
+        f'<text x="{(WIDTH + left) / 2:.0f}" y="{CHART_HEIGHT - 6}" text-anchor="middle">{escape(axes[0])}</text>'
+    )
+    parts.append(
+        f'<text x="12" y="{(CHART_HEIGHT - bottom) / 2:.0f}" text-anchor="middle" '
+        f'transform="rotate(-90 12 {(CHART_HEIGHT - bottom) / 2:.0f})">{escape(axes[1])}</text>'
+    )
+    label = f"{title}: {', '.join(line.name for line, _, _ in known)}; {axes[1]} over {axes[0]}. {note}"
+    return _figure(title, legend + _svg(label, CHART_HEIGHT, parts), note)
+
+
+def _finite(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
+    kept = np.isfinite(x) & np.isfinite(y)
+    return x[kept], y[kept]
+
+
+def _widened(span: tuple[float, float]) -> tuple[float, float]:
+    """Return a span that is more than a point."""
+    low, high = span
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return the round numbers (1, 2 or 5 times a power of ten) within a span, at most about six."""
+    rough = (high - low) / MAX_TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def details(title: str, *parts: str) -> str:
+    """Return parts that a click on their title shows."""
+    return f"<details><summary>{escape(title)}</summary>\n" + "\n".join(parts) + "\n</details>"
+
+
+def preformatted(text: str) -> str:
+    """Return text as it stands, such as a command."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def headline(figure: str, text: str) -> str:
+    """Return a card of one figure that everybody should see first, and what it means."""
+    return f'<div class="card"><p class="big">{escape(figure)}</p><p>{escape(text)}</p></div>'
 
 
 def pairs(title: str, rows: pd.DataFrame, note: str, form: str = ".2%") -> str:

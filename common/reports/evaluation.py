@@ -1,0 +1,203 @@
+"""An evaluation as parts of an HTML page: tables with intervals, ROC, precision and recall, calibration, decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from common.reports import page
+from common.reports.page import Line
+
+Array = npt.NDArray[np.float64]
+
+CURVE_POINTS = 200
+UNIT = (0.0, 1.0)
+METRICS = {  # what they are called, and their digits
+    "log_loss": ("log loss", 4),
+    "brier": ("Brier", 4),
+    "auroc": ("AUROC", 3),
+    "average_precision": ("average precision", 3),
+    "calibration_error": ("calibration error", 3),
+}
+
+
+def evaluation_sections(
+    document: Mapping[str, Any], predictions: Array, targets: Array, names: Sequence[str]
+) -> list[str]:
+    """Return the sections of an evaluation.
+
+    ``document``: what evaluate.py writes as JSON; ``predictions``, ``targets`` (N, C) are the slices' it was made of.
+    """
+    note = f"95 % intervals over {document['patients']} patients, {document['draws']} draws."
+    levels = (("slice_level", "Slices"), ("study_level", "Studies (highest slice)"))
+    tables = [page.table(title, interval_table(document[key]), note) for key, title in levels]
+    curves = (roc_chart(predictions, targets, names), recall_chart(predictions, targets, names))
+    calibrated = calibration_texts(document["calibration"])
+    confusion = confusion_table(document["operating_points"]["slice_level"], predictions, targets, names)
+    return [
+        page.section("Labels", *tables),
+        page.section("Ranking", page.cards(*curves)),
+        page.section(
+            "Calibration",
+            reliability_chart(document["reliability"]),
+            page.table("Before and after a map that was fitted on other patients", calibrated),
+        ),
+        page.section(
+            "Operating points",
+            page.table(
+                "Slices at 90 % sensitivity and at 90 % specificity",
+                confusion,
+                "A slice counts as positive at or above the threshold, which these same slices set. TP, FP, FN, TN: "
+                "true and false positives, false and true negatives.",
+            ),
+            decision_chart(document["decision_curve"]),
+        ),
+        *strata_section(document["strata"]),
+    ]
+
+
+def interval_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return texts ``value [low, high]``: a row for each label, a column for each metric."""
+    table = {
+        row["label"]: ({"positives": f"{row['positives']:,} of {row['images']:,}"} if "positives" in row else {})
+        | {
+            title: _interval(row[metric], row.get(f"{metric}_low"), row.get(f"{metric}_high"), digits)
+            for metric, (title, digits) in METRICS.items()
+        }
+        for row in rows
+    }
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("label")
+
+
+def _interval(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
+    if value is None:
+        return "-"
+    said = f"{value:.{digits}f}"
+    return said if low is None or high is None else f"{said} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def roc_chart(predictions: Array, targets: Array, names: Sequence[str]) -> str:
+    """Draw each label's ROC curve; labels with one class only have none."""
+    curves = []
+    for scores, truth, name in _with_both_classes(predictions, targets, names):
+        false, true, _ = roc_curve(truth, scores)
+        curves.append(Line(name, *_thinned(false, true)))
+    return page.lines("ROC", curves, ("1 − specificity", "sensitivity"), "", UNIT, UNIT)
+
+
+def recall_chart(predictions: Array, targets: Array, names: Sequence[str]) -> str:
+    """Draw each label's precision over its recall."""
+    curves = []
+    for scores, truth, name in _with_both_classes(predictions, targets, names):
+        precision, recall, _ = precision_recall_curve(truth, scores)
+        curves.append(Line(name, *_thinned(recall[::-1], precision[::-1])))
+    return page.lines("Precision and recall", curves, ("recall (sensitivity)", "precision"), "", UNIT, UNIT)
+
+
+def _with_both_classes(predictions: Array, targets: Array, names: Sequence[str]) -> list[tuple[Array, Array, str]]:
+    columns = zip(predictions.T, targets.T, names, strict=True)
+    return [(scores, truth, name) for scores, truth, name in columns if 0 < truth.sum() < len(truth)]
+
+
+def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return at most :data:`CURVE_POINTS` points of a curve, evenly spread along both axes, its ends among them."""
+    if len(x) <= CURVE_POINTS:
+        return x, y
+    length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
+    places = np.unique(np.searchsorted(length, np.linspace(0, length[-1], CURVE_POINTS)).clip(max=len(x) - 1))
+    return x[places], y[places]
+
+
+def reliability_chart(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Draw the observed share of positives over the predicted one, by label and for the perfect model."""
+    curves = [
+        Line(name, [row["predicted"] for row in rows], [row["observed"] for row in rows], dots=True)
+        for name, rows in tables.items()
+    ]
+    perfect = Line("perfect", UNIT, UNIT)
+    note = "15 bins of equal width; bins with few images scatter."
+    return page.lines("Reliability", [*curves, perfect], ("predicted", "observed"), note, UNIT, UNIT)
+
+
+def calibration_texts(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return log loss and calibration error before and after temperature and isotonic maps, as texts."""
+    columns = {
+        "log loss": "log_loss",
+        "by temperature": "log_loss_temperature",
+        "isotonic": "log_loss_isotonic",
+        "calibration error": "calibration_error",
+        "by temperature ": "calibration_error_temperature",
+        "isotonic ": "calibration_error_isotonic",
+    }
+    table = {row["label"]: {title: f"{row[key]:.4f}" for title, key in columns.items()} for row in rows}
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("label")
+
+
+def confusion_table(
+    points: Sequence[Mapping[str, Any]], predictions: Array, targets: Array, names: Sequence[str]
+) -> pd.DataFrame:
+    """Return true and false positives and negatives of each label at its operating points."""
+    rows = []
+    for point in points:
+        if point["at"] != 0.9:
+            continue
+        column = names.index(point["label"])
+        flagged, truth = predictions[:, column] >= point["threshold"], targets[:, column] == 1
+        other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
+        rows.append(
+            {
+                "label": point["label"],
+                "held": f"{point['fixed']} {point['at']:.0%}",
+                "threshold": f"{point['threshold']:.4f}",
+                other: _interval(point["value"], point["low"], point["high"], 3),
+                "TP": int((flagged & truth).sum()),
+                "FP": int((flagged & ~truth).sum()),
+                "FN": int((~flagged & truth).sum()),
+                "TN": int((~flagged & ~truth).sum()),
+            }
+        )
+    order = ["held", "threshold", "sensitivity", "specificity", "TP", "FP", "FN"]
+    table = pd.DataFrame(rows, columns=["label", *order, "TN"]).fillna("as held")
+    return table.sort_values("held", kind="stable", ascending=False).set_index("label")
+
+
+def decision_chart(rows: Sequence[Mapping[str, Any]], label: str = "any") -> str:
+    """Draw the net benefit of acting on the model, on everyone and on nobody, for one label."""
+    known = [row for row in rows if row["label"] == label]
+    at = [row["threshold"] for row in known]
+    curves = [
+        Line("model", at, [row["model"] for row in known], dots=True),
+        Line("everyone", at, [row["everyone"] for row in known]),
+        Line("nobody", at, [0.0] * len(at)),
+    ]
+    top = max([row["model"] for row in known], default=0.1)
+    note = "True positives minus false positives weighted by the threshold's odds, a slice (Vickers and Elkin 2006)."
+    axes = ("threshold of risk", "net benefit")
+    return page.lines(
+        f"Decision curve of {label}", curves, axes, note, None, (min(-0.02, -top / 5), max(top * 1.1, 0.02))
+    )
+
+
+def strata_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a section with a table for the parts of the images, none where there are no parts."""
+    if not rows:
+        return []
+    table = pd.DataFrame(rows)
+    known = table[table["images"] > 0].copy()
+    texts = {
+        "part": known["part"],
+        "images": known["images"].map("{:,}".format),
+        "log loss": [
+            _interval(*values) for values in known[["log_loss", "low", "high"]].itertuples(index=False, name=None)
+        ],
+    }
+    return [
+        page.section(
+            "Parts of the images", page.table("", pd.DataFrame(texts).set_axis(known["stratum"]).rename_axis("by"))
+        )
+    ]

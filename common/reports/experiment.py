@@ -1,0 +1,200 @@
+"""The report of an experiment as one HTML page: how it went, what it reached, with what, and how to do it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.evaluation.resampling import Array
+from common.reports import page
+from common.reports.evaluation import evaluation_sections
+from common.reports.page import Line
+from common.reports.record import Record
+
+FINISHED = "finished"
+SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that say nothing of the result
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation's predictions and what they were evaluated to; see :func:`evaluation_sections`.
+
+    ``pictures``: by title, grey pictures with the text below each.
+    """
+
+    document: Mapping[str, Any]
+    predictions: Array
+    targets: Array
+    names: Sequence[str]
+    pictures: Mapping[str, Sequence[tuple[np.ndarray, str]]] = field(default_factory=dict)
+
+
+def experiment_page(
+    record: Record,
+    rivals: Sequence[Record],
+    metric: str,
+    defaults: Mapping[str, Any],
+    constant: float | None,
+    evaluated: Evaluated | None,
+    missing: str = "",
+) -> str:
+    """Return the report of ``record`` as one HTML document.
+
+    ``rivals`` are other experiments on the same data; ``metric`` is what they are ranked by (lower is better),
+    ``constant`` what the constant predictor scores; ``missing`` says why there is no evaluation.
+    """
+    sections = [
+        page.section("Verdict", page.cards(*_verdict(record, rivals, metric, constant))),
+        page.section("Curves", page.cards(*_curves(record, metric, constant))),
+    ]
+    if evaluated is None:
+        sections.append(page.section("Evaluation", page.paragraph(missing or "There are no predictions.")))
+    else:
+        sections += evaluation_sections(evaluated.document, evaluated.predictions, evaluated.targets, evaluated.names)
+        for title, pictures in evaluated.pictures.items():
+            sections.append(page.section(title, page.tiles(pictures)))
+    sections += [
+        page.section("Time", page.table("", _times(record))),
+        page.section("Configuration", *_configuration(record, rivals, metric, defaults)),
+        page.section("Environment", page.table("", _environment(record))),
+        page.section("Do it again", page.preformatted(_command(record))),
+        page.paragraph(page.NOTICE),
+    ]
+    lead = f"{record.status}; started {record.started:%Y-%m-%d %H:%M} UTC" if record.started else record.status
+    return page.page(f"Experiment {record.name}", lead, sections)
+
+
+def best_of(records: Sequence[Record], metric: str) -> Record | None:
+    """Return the experiment with the lowest value of a metric; None where there is none."""
+    known = [(record.best(metric)[0], record.name, record) for record in records if record.best(metric)]
+    return min(known, key=lambda item: item[:2])[2] if known else None
+
+
+def _verdict(record: Record, rivals: Sequence[Record], metric: str, constant: float | None) -> list[str]:
+    best = record.best(metric)
+    title = metric.replace("_", " ")
+    if best is None:
+        return [page.headline(record.status, "It was never validated, so there is nothing to judge yet.")]
+    value, iteration, weights = best
+    average = "" if weights == "raw" else f" by the {weights} weights"
+    last = record.series(f"valid/{metric}")
+    place = f"Lowest {title} of the validation set, at iteration {iteration}{average}"
+    if last[0] and last[0][-1] == iteration:
+        place += ": the last one, so longer training may go on falling"
+    found = [page.headline(f"{value:.4f}", place + ".")]
+    if constant:
+        better = value < constant
+        said = f"The constant predictor scores {constant:.4f}: "
+        said += f"this is {value / constant:.2f} of it." if better else "nothing has been learnt yet."
+        found.append(page.headline(f"{value / constant:.2f} ×" if better else "no better", said))
+    rival = best_of([other for other in rivals if other.name != record.name], metric)
+    if rival is None:
+        found.append(page.headline("first", "No other experiment on this data has been validated."))
+    else:
+        other = rival.best(metric)[0]
+        where = "the best so far" if value < other else f"behind experiment {rival.name}"
+        found.append(
+            page.headline(
+                f"{value - other:+.4f}", f"{where.capitalize()}: the best other one, {rival.name}, has {other:.4f}."
+            )
+        )
+    if record.status != FINISHED:
+        found.append(page.headline(record.status, "What follows is of what there is."))
+    return found
+
+
+def _curves(record: Record, metric: str, constant: float | None) -> list[str]:
+    validated = [key for key in record.keys if key.endswith(f"/{metric}") and key.startswith("valid")]
+    training = [key for key in ("train/loss",) if key in record.keys]
+    losses = [Line(key, *record.series(key), dots=key in validated) for key in (*training, *validated)]
+    ends = [at for line in losses for at in line.x]
+    if constant and ends:
+        losses.append(Line("constant predictor", [min(ends), max(ends)], [constant] * 2))
+    by_label = [
+        Line(key.rpartition("/")[2], *record.series(key), dots=True)
+        for key in record.keys if key.startswith("valid/log_loss/")
+    ]  # fmt: skip
+    charts = [
+        page.lines("Loss", losses, ("iteration", "loss")),
+        page.lines("Validation by label", by_label, ("iteration", "log loss")),
+    ]
+    for key, title, unit in (
+        ("train/learning_rate", "Learning rate", "rate"),
+        ("train/gradient_norm", "Norm of the gradient", "norm"),
+        ("perf/images_per_second", "Speed", "images a second"),
+        ("perf/data_wait_share", "Waiting for data", "share of the time"),
+    ):
+        if key in record.keys:
+            charts.append(page.lines(title, [Line(key, *record.series(key))], ("iteration", unit)))
+    return charts
+
+
+def _times(record: Record) -> pd.DataFrame:
+    rows = {"from the first start to the last point": duration(record.seconds)}
+    for key, title, form in (
+        ("perf/images_per_second", "images a second, median", "{:.1f}"),
+        ("perf/data_wait_share", "share of the time spent waiting for data, median", "{:.1%}"),
+        ("perf/host_memory_gb", "host memory, GB at most", "{:.2f}"),
+        ("perf/gpu_memory_gb", "GPU memory, GB at most", "{:.2f}"),
+    ):
+        values = np.array(record.series(key)[1])
+        values = values[np.isfinite(values)]
+        if len(values):
+            rows[title] = form.format(values.max() if key.endswith("_gb") else np.median(values))
+    return pd.DataFrame({"": rows})
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _configuration(record: Record, rivals: Sequence[Record], metric: str, defaults: Mapping[str, Any]) -> list[str]:
+    def differing(other: Mapping[str, Any], title: str) -> pd.DataFrame:
+        names = [name for name, value in record.config.items() if name not in SEEN and other.get(name) != value]
+        return pd.DataFrame(
+            {"here": [_word(record.config[name]) for name in names], title: [_word(other.get(name)) for name in names]},
+            index=pd.Index(names, name="option"),
+        )
+
+    parts = [page.table("What differs from the defaults", differing(defaults, "default"))]
+    rival = best_of([other for other in rivals if other.name != record.name], metric)
+    if rival is not None:
+        parts.append(
+            page.table(f"What differs from {rival.name}, the best other one", differing(rival.config, rival.name))
+        )
+    whole = pd.DataFrame({"value": {name: _word(value) for name, value in record.config.items()}}).rename_axis("option")
+    return [page.cards(*parts), page.details("All options", page.table("", whole))]
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _environment(record: Record) -> pd.DataFrame:
+    known = dict(record.environment)
+    packages = known.pop("packages", {})
+    rows = {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()
+            if name not in ("resumed", "launch", "command")}  # fmt: skip
+    rows["resumed"] = f"{len(known.get('resumed', []))} times"
+    if isinstance(packages, Mapping):
+        rows["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    return pd.DataFrame({"": rows})
+
+
+def _command(record: Record) -> str:
+    commit = record.environment.get("git_commit")
+    lines = [f"git checkout {commit}"] if commit else []
+    if record.environment.get("git_dirty"):
+        lines.append("# the working copy had changes that are in no commit")
+    config = shlex.quote(str(record.folder / "config.yaml"))
+    lines.append(f"python train.py --config={config} --experiment_id={record.folder.name}_again")
+    return "\n".join(lines)

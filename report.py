@@ -1,0 +1,33 @@
+"""Write the leaderboard of all experiments and an experiment's report: python report.py --experiment_id=1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.arguments import parse_args
+from common.errors import command
+from config import ReportConfig
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Write ``report.html`` of each experiment that is named, then the leaderboard; print and return the last path."""
+    config = parse_args(ReportConfig, argv)
+
+    # Here, so that --help and a wrong flag answer at once.
+    from common.errors import UsageError
+    from common.experiment import experiment_folder
+    from rsna_report import write_leaderboard, write_report
+
+    if not config.output_dir.is_dir():
+        raise UsageError(f"--output_dir={config.output_dir}: no such folder; train an experiment first")
+    for experiment_id in config.experiment_id:
+        print(write_report(experiment_folder(config.output_dir, experiment_id)))
+    path = write_leaderboard(config.output_dir)
+    print(path)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""common/reports/leaderboard.py: rebuilt from the folders, whoever writes when; the page works in a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from common.reports.leaderboard import update_leaderboard
+from tests.test_record import METRIC, experiment, point
+
+ROOT = Path(__file__).parent.parent
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def results(folder: Path) -> Path:
+    for name, loss, more in (
+        ("1", 0.31, "optim_lr: 0.001"),
+        ("10", 0.11, "optim_lr: 0.0003"),
+        ("2", None, "optim_lr: 0.001"),
+    ):
+        points = (
+            [] if loss is None else [point(8, **{"valid__weighted_log_loss": loss, "valid__log_loss/any": loss / 2})]
+        )
+        experiment(folder / name, *points, config=f"net_model: resnet18\n{more}\nnote: '</script><b>'\n")
+    return folder
+
+
+def test_the_lowest_metric_comes_first_and_what_was_never_validated_last(tmp_path: Path) -> None:
+    update_leaderboard(results(tmp_path), METRIC)
+    table = pd.read_csv(tmp_path / "leaderboard.csv", dtype={"experiment": str})
+    assert table["experiment"].tolist() == ["10", "1", "2"]
+    assert table[METRIC].tolist()[:2] == [0.11, 0.31]
+    assert table["log_loss/any"].tolist()[:2] == [0.055, 0.155]
+    assert table["optim_lr"].tolist() == [0.0003, 0.001, 0.001]
+
+
+def test_a_deleted_experiment_disappears_and_an_empty_folder_gives_an_empty_table(tmp_path: Path) -> None:
+    update_leaderboard(results(tmp_path), METRIC)
+    shutil.rmtree(tmp_path / "10")
+    update_leaderboard(tmp_path, METRIC)
+    assert "10" not in pd.read_csv(tmp_path / "leaderboard.csv", dtype={"experiment": str})["experiment"].tolist()
+    for name in ("1", "2"):
+        shutil.rmtree(tmp_path / name)
+    update_leaderboard(tmp_path, METRIC)
+    assert pd.read_csv(tmp_path / "leaderboard.csv").empty
+
+
+def test_many_writers_at_once_lose_no_experiment(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3])\n"
+        "from tests.test_record import experiment, point, METRIC\n"
+        "from common.reports.leaderboard import update_leaderboard\n"
+        "for number in range(5):\n"
+        "    experiment(Path(sys.argv[1]) / f'{sys.argv[2]}-{number}', point(1, valid__weighted_log_loss=0.5))\n"
+        "    update_leaderboard(Path(sys.argv[1]), METRIC)\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name, str(ROOT)]) for name in "abc"]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 15
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_no_text_of_an_option_ends_the_pages_script(tmp_path: Path) -> None:
+    page = update_leaderboard(results(tmp_path), METRIC).read_text()
+    assert page.count("</script>") == 2
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here (apt-get install chromium)")
+def test_the_page_sorts_filters_and_compares_in_a_browser(tmp_path: Path) -> None:
+    page = update_leaderboard(results(tmp_path), METRIC)
+
+    def after(script: str) -> str:
+        copy = tmp_path / "copy.html"
+        copy.write_text(page.read_text().replace("</main>", f"<script>{script}</script></main>"))
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        command = [BROWSER, *flags, "--dump-dom", copy.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    def names(html: str) -> list[str]:
+        return re.findall(r'aria-label="compare ([^"]+)"', html)
+
+    assert names(after("")) == ["10", "1", "2"]
+    heads = "[...document.querySelectorAll('#board thead button')]"
+    click = f"{heads}.find(head => head.textContent.startsWith('experiment')).click();"
+    assert names(after(click)) == ["1", "2", "10"]
+    assert names(after(click + click)) == ["10", "2", "1"]
+    assert names(after("filter.value = 'optim_lr=0.001'; draw();")) == ["1", "2"]
+    ticked = after("[...document.querySelectorAll('#board input')].slice(0, 2).forEach(box => box.click());")
+    difference = unescape(ticked[ticked.index('id="difference"') : ticked.index("over an option")])
+    assert re.findall(r'<th scope="row">([^<]+)</th>', difference) == [METRIC, "log_loss/any", "optim_lr"]
+    assert '<circle class="one"' in ticked

@@ -1,0 +1,151 @@
+"""rsna_report.py and report.py: a report of every run, however it ended, with the numbers of its own predictions."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import report
+import train
+from common.reports.record import read_record
+from rsna_dataset import LABELS, read_fold
+from tests.test_page import check
+
+METRIC = "weighted_log_loss"
+SMALL = [
+    "--net_model=resnet10t",
+    "--data_image_size=32",
+    "--tr_batch_size=8",
+    "--tr_iteration_num=4",
+    "--tr_iteration_valid=4",
+    "--tr_iteration_log=2",
+    "--n_jobs=1",
+]
+
+
+@dataclass(frozen=True)
+class Reported:
+    folder: Path
+    flags: list[str]
+    page: str
+
+
+@pytest.fixture(scope="module")
+def reported(small_dataset, tmp_path_factory) -> Reported:
+    flags = [*small_dataset.flags, *SMALL, f"--output_dir={tmp_path_factory.mktemp('results')}"]
+    folder = train.main([*flags, "--optim_lr=0.01"])
+    return Reported(folder, flags, (folder / "report.html").read_text())
+
+
+def test_a_run_leaves_a_page_that_stands_alone_and_is_well_formed(reported: Reported) -> None:
+    check(reported.page)
+    assert not re.search(r"(src|href)=\"(?!data:)", reported.page)
+    assert "<script" not in reported.page
+    assert len(reported.page) < 5_000_000
+    assert reported.page.count("<img") == reported.page.count('<img src="data:image/png;base64,')
+    assert re.findall(r"<h2>([^<]+)", reported.page)[:5] == ["Verdict", "Curves", "Labels", "Ranking", "Calibration"]
+    assert json.loads((reported.folder / "status.json").read_text()) == {"status": "finished"}
+
+
+def test_its_numbers_are_those_of_the_predictions(reported: Reported, small_dataset) -> None:
+    frame = pd.read_csv(reported.folder / "predictions_valid.csv", index_col="id")
+    rows = read_fold(small_dataset.folder, "phantom", 0).loc[frame.index]
+    values, truth = frame.to_numpy(), rows[list(LABELS)].to_numpy()
+    losses = -np.where(truth == 1, np.log(values), np.log1p(-values)).mean(axis=0)
+    text = unescape(reported.page)
+    assert f'<p class="big">{(losses @ [1, 1, 1, 1, 1, 2]) / 7:.4f}</p>' in text
+    assert f">{losses[1]:.4f} [" in text
+    assert f"{truth[:, 5].sum():,} of {len(truth):,}" in text
+
+
+def test_it_says_what_differs_from_the_defaults_and_how_to_do_it_again(reported: Reported) -> None:
+    differing = reported.page[
+        reported.page.index("What differs from the defaults") : reported.page.index("All options")
+    ]
+    assert "optim_lr" in differing
+    assert "data_image_size" in differing
+    assert "net_drop" not in differing
+    assert f"--config={reported.folder / 'config.yaml'}" in unescape(reported.page)
+
+
+def test_no_picture_is_without_a_text_that_says_what_it_shows(reported: Reported) -> None:
+    texts = re.findall(r'<img [^>]*alt="([^"]*)"', reported.page)
+    assert len(texts) >= 10
+    assert all(re.fullmatch(r"ID_\w+: .+; predicted any 0\.\d\d, .+", text) for text in texts)
+    charts = [svg for svg in re.findall(r"<svg [^>]*>", reported.page) if "28 8" not in svg]  # but legends' samples
+    assert len(charts) >= 6
+    assert all('role="img" aria-label="' in svg for svg in charts)
+
+
+def test_a_later_run_is_compared_with_the_best_so_far(reported: Reported) -> None:
+    folder = train.main([*reported.flags, "--optim_lr=1e-9", "--experiment_id=later"])
+    page = (folder / "report.html").read_text()
+    assert f"the best other one, {reported.folder.name}, has" in page
+    assert f"What differs from {reported.folder.name}, the best other one" in page
+    table = pd.read_csv(folder.parent / "leaderboard.csv", dtype={"experiment": str})
+    assert set(table["experiment"]) >= {reported.folder.name, "later"}
+    assert (folder.parent / "leaderboard.html").is_file()
+
+
+def test_a_run_that_fails_is_reported_with_what_there_is(reported: Reported, monkeypatch) -> None:
+    def fail(self, batch):
+        if self.iteration == 3:
+            raise RuntimeError("broken")
+        return prepare(self, batch)
+
+    prepare = train_network().prepare_batch
+    monkeypatch.setattr(train_network(), "prepare_batch", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        train.main([*reported.flags, "--experiment_id=failing"])
+    page = (reported.folder.parent / "failing" / "report.html").read_text()
+    check(page)
+    assert "It was never validated" in page
+    assert read_record(reported.folder.parent / "failing").status == "failed"
+
+
+def train_network() -> type:
+    from rsna_network import RSNANetwork
+
+    return RSNANetwork
+
+
+def test_a_report_that_cant_be_written_costs_a_line_and_not_the_run(reported: Reported, monkeypatch, caplog) -> None:
+    def broken(*_):
+        raise ValueError("no page today")
+
+    monkeypatch.setattr("rsna_experiment.write_report", broken)
+    folder = train.main([*reported.flags, "--experiment_id=unreported"])
+    assert "no report (no page today); python report.py writes it later" in caplog.text
+    assert read_record(folder).status == "finished"
+
+
+def test_without_its_dataset_an_experiment_is_reported_all_the_same(reported: Reported, tmp_path: Path, capsys) -> None:
+    shutil.copytree(reported.folder, tmp_path / "1")
+    config = (tmp_path / "1" / "config.yaml").read_text()
+    (tmp_path / "1" / "config.yaml").write_text(
+        re.sub("data_input_folder: .*", f"data_input_folder: {tmp_path}", config)
+    )
+    report.main([f"--output_dir={tmp_path}", "--experiment_id=1"])
+    page = (tmp_path / "1" / "report.html").read_text()
+    assert "There is no evaluation: " in page
+    assert "Curves" in page
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "1/report.html"), str(tmp_path / "leaderboard.html")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [(["--experiment_id=none"], "none"), (["--output_dir=nowhere"], "--output_dir=nowhere: no such folder")],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(reported: Reported, flags, part, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        report.main([f"--output_dir={reported.folder.parent}", *flags])
+    assert caught.value.code == 2
+    assert part in capsys.readouterr().err
