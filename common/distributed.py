@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -105,6 +106,9 @@ def process_group() -> Iterator[None]:
             f"({text[:100]})"
         ) from error
     finally:
+        # Gloo's threads may need Python's lock to let go of a last result. The group's own end, in torch 2.11, waits
+        # for them while it holds that lock: forever, if they don't get it before.
+        time.sleep(0.1)
         if not (failed and gpus):  # nccl would wait for what the others sent, and its process ends anyway
             dist.destroy_process_group()
 
