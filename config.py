@@ -561,44 +561,75 @@ def parse_weights(text: str) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleConfig:
-    """Average predictions of several models, aligned by ID, and score them where labels are known."""
+class EnsembleConfig(ResultsLocation):
+    """Average predictions of several models, aligned by ID; fit the weights and score them where labels are known."""
 
-    files: tuple[Path, ...] = option(
+    members: tuple[str, ...] = option(
         REQUIRED,
-        "prediction files of the same rows: submissions (ID,Label) or id and a column for each label",
+        "experiments (number or name), of which predictions_oof.csv or else predictions_valid.csv is taken and "
+        "submission.csv where all have one; or CSV files of the same rows: submissions (ID,Label) or id and a column "
+        "for each label",
         positional=True,
+    )
+    experiment_id: str | None = option(
+        None, "name of the ensemble, which is an experiment of its own, and its folder; none: the next free number"
     )
     weights: tuple[float, ...] | None = option(
         None,
-        "a weight for each file, as in 1,2; divided by their sum; none: all the same",
+        "a weight for each member, as in 1,2; divided by their sum; none: all the same",
         parse=parse_weights,
         form=format_numbers,
     )
     ens_method: str = option(
         "mean",
-        "mean of the probabilities; logit: mean of their logits (clipped to 1e-7 from 0 and 1); rank: mean of the "
-        "ranks within a label, scaled to (0, 1], which are not calibrated probabilities and score badly in log loss",
-        choices=("mean", "logit", "rank"),
+        "mean of the probabilities; logit: mean of their logits (clipped to 1e-7 from 0 and 1); power: power mean by "
+        "--ens_power; rank: mean of the ranks within a label, scaled to (0, 1], which are not calibrated probabilities "
+        "and score badly in log loss",
+        choices=("mean", "logit", "power", "rank"),
     )
-    ens_output: Path = option(
-        Path("./output/ensemble.csv"),
-        "file to write (an older one is replaced); a submission where all files are submissions",
+    ens_power: float | None = option(
+        None,
+        "exponent of --ens_method=power: 1 is the mean, a larger one leans to the highest",
+        minimum=0.01,
+        maximum=100,
+    )
+    ens_fit: str = option(
+        "none",
+        "fit the weights to the labels: weights: those with the lowest loss; greedy: greedy selection with "
+        "replacement. The score told is that of other patients than those fitted to (5 outer folds over patients). Members must be "
+        "predictions of images that their models were not trained on",
+        choices=("none", "weights", "greedy"),
     )
     ens_labels: Path | None = option(
-        None, "labels to score against: a dataset's fold CSV or metadata.csv, or the competition's train CSV; none: no"
+        None,
+        "labels to score against: a dataset's fold CSV or metadata.csv, or the competition's train CSV (which names no "
+        "patients); none: of experiments those of the dataset, of files no",
+    )
+    ens_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
+    ens_output: Path | None = option(
+        None,
+        "write the predictions to this file alone (an older one is replaced) and make no experiment; a submission "
+        "where all members are submissions",
     )
 
     def __post_init__(self) -> None:
-        if self.weights is not None and len(self.weights) != len(self.files):
+        if self.weights is not None and len(self.weights) != len(self.members):
             raise UsageError(
-                f"--weights has {len(self.weights)} numbers for {len(self.files)} files; give one for each"
+                f"--weights has {len(self.weights)} numbers for {len(self.members)} members; give one for each"
             )
-        resolved = [file.resolve() for file in self.files]
-        for position, file in enumerate(self.files):
+        if self.weights is not None and self.ens_fit != "none":
+            raise UsageError(f"--weights are given, so that --ens_fit={self.ens_fit} has nothing to fit")
+        if self.ens_fit != "none" and self.ens_method == "rank":
+            raise UsageError(f"--ens_fit={self.ens_fit} needs probabilities, and --ens_method=rank gives none")
+        if (self.ens_method == "power") != (self.ens_power is not None):
+            raise UsageError("--ens_method=power and --ens_power=3 (or another exponent) belong together")
+        if self.ens_output is not None and self.experiment_id is not None:
+            raise UsageError("give either --experiment_id or --ens_output, which makes no experiment")
+        resolved = [Path(member).resolve() for member in self.members]
+        for position, member in enumerate(self.members):
             if resolved[position] in resolved[:position]:
-                raise UsageError(f"{file} is given twice; use --weights to let a file count more")
-        if self.ens_output.resolve() in resolved:
+                raise UsageError(f"{member} is given twice; use --weights to let a member count more")
+        if self.ens_output is not None and self.ens_output.resolve() in resolved:
             raise UsageError(f"--ens_output={self.ens_output} is one of the files to read; give another name")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     """Predict by the experiment's best weights and evaluate that; with --tta the views' table is returned."""
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
-    from rsna_evaluation import compare_views, labelled_rows
+    from rsna_evaluation import PREDICTION_FILES, compare_views, labelled_rows
     from rsna_prediction import (
         compare_with_log,
         dataset_folder_of,
@@ -41,6 +42,8 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     )
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
+    if not (folder / "best.pt").is_file() and (folder / PREDICTION_FILES[0]).is_file():
+        return evaluate_file(written_predictions(config, folder))
     if config.eval_compare is not None:
         read_other(config)  # what is wrong with it should be said before the images are predicted
     weight_file = folder / "best.pt"
@@ -63,6 +66,26 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     evaluation = report(config, augmented, *place, f"{name}_tta")
     print(compare_views(rows, frame, augmented, config.eval_draws))
     return evaluation.table
+
+
+def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
+    """Return the options for an experiment that has no weights of its own: an ensemble, or all folds together."""
+    import yaml
+
+    from rsna_evaluation import experiment_predictions
+
+    options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    dataset = config.data_dataset or options.get("data_dataset")
+    if dataset is None:
+        raise UsageError(f"{folder}: names no dataset; name the one that has the labels by --data_dataset")
+    place = config.data_input_folder or Path(options.get("data_input_folder", TrainConfig.data_input_folder))
+    return replace(
+        config,
+        experiment_id=None,
+        eval_file=experiment_predictions(folder),
+        data_dataset=dataset,
+        data_input_folder=place,
+    )
 
 
 def evaluate_file(config: EvaluateConfig) -> pd.DataFrame:
@@ -126,13 +149,14 @@ def report(
 
 
 def read_other(config: EvaluateConfig) -> pd.DataFrame:
-    """Return the predictions to compare with: of a file, or the validation predictions of an experiment."""
+    """Return the predictions to compare with: of a file, or an experiment's of images it wasn't trained on."""
     from common.experiment import experiment_folder
     from rsna_dataset import read_predictions
+    from rsna_evaluation import experiment_predictions
 
     path = Path(config.eval_compare)
     if path.suffix != ".csv":
-        path = experiment_folder(config.output_dir, config.eval_compare, "--eval_compare") / "predictions_valid.csv"
+        path = experiment_predictions(experiment_folder(config.output_dir, config.eval_compare, "--eval_compare"))
     if not path.is_file():
         raise UsageError(f"--eval_compare={config.eval_compare}: there is no {path}")
     return read_predictions(path)

@@ -40,6 +40,7 @@ SHOWN = {
     "average_precision": "average precision",
     "calibration_error": "calibration error",
 }
+PREDICTION_FILES = ("predictions_oof.csv", "predictions_valid.csv")  # of an experiment, the first that there is
 QUARTERS = {"slice_spacing_mm": "slice spacing, mm", "thickness_mm": "slice thickness, mm"}
 
 
@@ -56,6 +57,14 @@ class Evaluation:
     table: pd.DataFrame
     document: dict[str, Any]
     worst: pd.DataFrame
+
+
+def experiment_predictions(folder: Path) -> Path:
+    """Return an experiment's predictions of images that it wasn't trained on; UsageError where it has none."""
+    for name in PREDICTION_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UsageError(f"{folder}: the experiment has no predictions yet ({' or '.join(PREDICTION_FILES)})")
 
 
 def labelled_rows(folder: Path) -> pd.DataFrame:

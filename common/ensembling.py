@@ -25,40 +25,85 @@ EXAMPLES = 3
 
 
 @dataclass(frozen=True)
+class Link:
+    """A mean of any kind: ``inverse`` of the weighted arithmetic mean of ``forward``.
+
+    ``forward`` maps probabilities (..., images, classes) to what is averaged, ``inverse`` that average to
+    probabilities, and ``slope`` is the derivative of ``inverse``.
+    """
+
+    forward: Callable[[Array], Array]
+    inverse: Callable[[Array], Array]
+    slope: Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
 class EnsembleRow:
-    """One way to put predictions together: (members, images, classes) and weights (members,) that sum to 1."""
+    """A way to put predictions together; ``build`` makes its link from the power (used by the power mean alone)."""
 
     name: str
     summary: str
-    combine: Callable[[Array, Array], Array]
+    build: Callable[[float], Link]
+    has_power: bool = False
 
 
-def mean_of_probabilities(stack: Array, weights: Array) -> Array:
-    """Return the weighted arithmetic mean over the members."""
-    return np.tensordot(weights, stack, axes=1)
+def clipped_logits(values: npt.ArrayLike) -> Array:
+    """Return the logits of probabilities, which are clipped to [1e-7, 1 − 1e-7]."""
+    return logit(np.clip(np.asarray(values, dtype=np.float64), LOGIT_CLIP, 1.0 - LOGIT_CLIP))
 
 
-def mean_of_logits(stack: Array, weights: Array) -> Array:
-    """Return the sigmoid of the weighted mean of the logits, probabilities clipped to [1e-7, 1 − 1e-7] before."""
-    return expit(np.tensordot(weights, logit(np.clip(stack, LOGIT_CLIP, 1.0 - LOGIT_CLIP)), axes=1))
+def _arithmetic(_: float) -> Link:
+    return Link(np.asarray, np.asarray, np.ones_like)
 
 
-def mean_of_ranks(stack: Array, weights: Array) -> Array:
-    """Return the weighted mean of the ranks within each member and class, scaled to (0, 1]; ties share their mean.
+def _logit(_: float) -> Link:
+    return Link(clipped_logits, expit, lambda mean: expit(mean) * expit(-mean))
 
-    These are no probabilities: they suit AUROC, and score badly in log loss until they are calibrated.
-    """
-    return np.tensordot(weights, rankdata(stack, axis=1) / stack.shape[1], axes=1)
+
+def _power(power: float) -> Link:
+    # A mean of 0 stays 0; the slope there would be infinite for a power above 1.
+    return Link(
+        lambda values: values**power,
+        lambda mean: mean ** (1 / power),
+        lambda mean: np.maximum(mean, 1e-300) ** (1 / power - 1) / power,
+    )
+
+
+def _rank(_: float) -> Link:
+    return Link(lambda values: rankdata(values, axis=-2) / values.shape[-2], np.asarray, np.ones_like)
 
 
 METHODS: dict[str, EnsembleRow] = {
     row.name: row
     for row in (
-        EnsembleRow("mean", "mean of the probabilities", mean_of_probabilities),
-        EnsembleRow("logit", "sigmoid of the mean of the logits", mean_of_logits),
-        EnsembleRow("rank", "mean of the ranks within a label, not calibrated probabilities", mean_of_ranks),
+        EnsembleRow("mean", "mean of the probabilities", _arithmetic),
+        EnsembleRow("logit", "sigmoid of the mean of the logits", _logit),
+        EnsembleRow("power", "power mean of the probabilities", _power, has_power=True),
+        EnsembleRow("rank", "mean of the ranks within a label, no calibrated probabilities", _rank),
     )
 }
+
+
+def build_link(method: str, power: float | None = None) -> Link:
+    """Return the link of a name in :data:`METHODS`; UsageError for another, or a power that is missing or unused.
+
+    The power mean is (Σ w p^power)^(1/power), power above 0: 1 is the mean, and the larger, the nearer to the highest.
+    Ranks are taken within each member and class and scaled to (0, 1], ties share their mean. They suit AUROC, and score
+    badly in log loss until they are calibrated.
+    """
+    if method not in METHODS:
+        raise UsageError(f"--ens_method={method}: choose from {', '.join(METHODS)}{nearest(method, METHODS)}")
+    row = METHODS[method]
+    if row.has_power != (power is not None):
+        what = "needs --ens_power, as in 0.5 or 3" if row.has_power else "has no --ens_power; only power has"
+        raise UsageError(f"--ens_method={method} {what}")
+    return row.build(power or 1.0)
+
+
+def weighted_mean(linked: Array, weights: Array, link: Link) -> Array:
+    """Return probabilities (images, classes) of members behind ``link.forward`` (members, images, classes)."""
+    # A sum of weights can be 1 + 2e-16, and a mean of ones then lies above 1.
+    return np.clip(link.inverse(np.tensordot(weights, linked, axes=1)), 0.0, 1.0)
 
 
 def align(frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -75,27 +120,32 @@ def align(frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {name: _align_to(name, frame, first_name, first) for name, frame in frames.items()}
 
 
-def combine(frames: Mapping[str, pd.DataFrame], weights: Sequence[float], method: str) -> pd.DataFrame:
-    """Align ``frames`` and return their weighted average by ``method`` (a name in :data:`METHODS`).
+def stacked(frames: Mapping[str, pd.DataFrame]) -> Array:
+    """Return aligned frames as one array (members, images, classes)."""
+    return np.stack([frame.to_numpy(dtype=np.float64) for frame in frames.values()])
+
+
+def combine(
+    frames: Mapping[str, pd.DataFrame], weights: Sequence[float], method: str, power: float | None = None
+) -> pd.DataFrame:
+    """Align ``frames`` and return their weighted average by ``method`` and ``power`` (see :func:`build_link`).
 
     ``weights`` has one number for each frame and is divided by its sum. Raises UsageError for an unknown method, and
     for weights that are not one for each file, finite, at least 0 and not all 0; WorkError as :func:`align` does.
     """
-    if method not in METHODS:
-        raise UsageError(f"--ens_method={method}: choose from {', '.join(METHODS)}{nearest(method, METHODS)}")
-    scale = _scaled_weights(weights, len(frames))
+    link = build_link(method, power)
+    scale = scaled_weights(weights, len(frames))
     aligned = align(frames)
     first = next(iter(aligned.values()))
-    stack = np.stack([frame.to_numpy(dtype=np.float64) for frame in aligned.values()])
-    # A sum of weights can be 1 + 2e-16, and a mean of ones then lies above 1.
-    values = np.clip(METHODS[method].combine(stack, scale), 0.0, 1.0)
+    values = weighted_mean(link.forward(stacked(aligned)), scale, link)
     return pd.DataFrame(values, index=first.index, columns=first.columns)
 
 
-def _scaled_weights(weights: Sequence[float], count: int) -> Array:
+def scaled_weights(weights: Sequence[float], count: int) -> Array:
+    """Return ``weights`` divided by their sum; UsageError as :func:`combine`."""
     values = np.asarray(weights, dtype=np.float64)
     if values.shape != (count,):
-        raise UsageError(f"--weights: {values.size} given for {count} files; give one for each file")
+        raise UsageError(f"--weights: {values.size} given for {count} members; give one for each member")
     if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
         raise UsageError(f"--weights={','.join(f'{value:g}' for value in values)}: must be at least 0 and not all 0")
     return values / values.sum()

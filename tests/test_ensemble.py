@@ -170,7 +170,7 @@ def test_only_images_with_labels_are_scored(files, tmp_path, capsys, form):
 def test_a_yaml_file_may_name_the_files(files, tmp_path):
     config = tmp_path / "ensemble.yaml"
     listing = "\n".join(f"  - {file}" for file in files)
-    config.write_text(f"files:\n{listing}\nweights: [1, 3]\nens_output: {tmp_path / 'yaml.csv'}\n")
+    config.write_text(f"members:\n{listing}\nweights: [1, 3]\nens_output: {tmp_path / 'yaml.csv'}\n")
     from_yaml = main(["--config", str(config)])
     from_flags = run(files, tmp_path / "flags.csv", "--weights=1,3")
     assert from_yaml.read_bytes() == from_flags.read_bytes()
@@ -215,13 +215,19 @@ def test_a_file_of_another_form_is_refused_by_name(files, tmp_path, capsys, cont
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (["--weights=1"], "--weights has 1 numbers for 2 files"),
-        (["--weights=1,2,3"], "--weights has 3 numbers for 2 files"),
+        (["--weights=1"], "--weights has 1 numbers for 2 members"),
+        (["--weights=1,2,3"], "--weights has 3 numbers for 2 members"),
         (["--weights=1,-2"], "at least 0"),
         (["--weights=0,0"], "not all be 0"),
         (["--weights=1,nan"], "finite"),
         (["--weights=1,x"], "not a list of numbers"),
-        (["--ens_method=median"], "mean, logit, rank"),
+        (["--ens_method=median"], "mean, logit, power, rank"),
+        (["--ens_method=power"], "--ens_power=3 (or another exponent) belong together"),
+        (["--ens_power=3"], "belong together"),
+        (["--ens_fit=weights"], "needs labels: name them by --ens_labels"),
+        (["--ens_fit=greedy", "--weights=1,2"], "has nothing to fit"),
+        (["--ens_fit=greedy", "--ens_method=rank"], "needs probabilities"),
+        (["--experiment_id=e"], "either --experiment_id or --ens_output"),
         (["--ens_methd=mean"], "did you mean '--ens_method'"),
     ],
 )

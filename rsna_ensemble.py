@@ -1,0 +1,398 @@
+"""An ensemble from its members' predictions: weights, honest scores, what each member adds, its own experiment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from common.arguments import to_dict
+from common.ensemble_fitting import FittedEnsemble, fit_nested, logit_correlations, weighted_loss
+from common.ensembling import align, build_link, combine, scaled_weights, stacked, weighted_mean
+from common.errors import UsageError, WorkError
+from common.evaluation.resampling import PatientBootstrap, interval, verdict
+from common.experiment import create_experiment, experiment_folder
+from common.files import check_output, write_csv, write_json
+from common.metrics import binary_log_losses, normalized_weights
+from common.statistics import format_table, label_table, member_table
+from config import EnsembleConfig
+from rsna_dataset import (
+    LABEL_WEIGHTS,
+    LABELS,
+    METADATA_FILE,
+    SUBMISSION_COLUMNS,
+    check_submission,
+    dataset_folder,
+    read_competition_labels,
+    read_dataset_info,
+    read_metadata,
+    read_predictions,
+    write_submission,
+)
+from rsna_evaluation import (
+    PREDICTION_FILES,
+    SEED,
+    Evaluation,
+    describe,
+    evaluate_predictions,
+    experiment_predictions,
+    known_patients,
+    records,
+    write_evaluation,
+)
+
+logger = logging.getLogger(__name__)
+
+ENSEMBLE_ROW = "ensemble"
+EQUAL_ROW = "equal weights"
+NO_PATIENTS = "has no column patient_id, so that weights can't be judged on other patients"
+SCALE = normalized_weights(LABEL_WEIGHTS, len(LABELS))
+
+
+@dataclass(frozen=True)
+class Members:
+    """What an ensemble is made of, by member.
+
+    ``predictions``: frames of the same rows, aligned; ``files``: where each was read. ``labels``: of some of these rows
+    and others, with patient_id and study_id where they are known, from ``label_source``; None where no labels are
+    known. ``described``: the dataset's metadata, for strata. ``submissions``: the members' files for the test set,
+    where all have one.
+    """
+
+    predictions: dict[str, pd.DataFrame]
+    files: dict[str, Path]
+    labels: pd.DataFrame | None
+    label_source: Path | None
+    described: pd.DataFrame | None
+    submissions: dict[str, Path]
+
+    @property
+    def known(self) -> pd.Index:
+        """The predicted images that have labels, in the first member's order."""
+        rows = next(iter(self.predictions.values())).index
+        return rows[:0] if self.labels is None else rows.intersection(self.labels.index, sort=False)
+
+    @property
+    def all_submissions(self) -> bool:
+        """Whether all predictions stand in the competition's form."""
+        return all(is_submission(file) for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What :func:`build_ensemble` found; all but ``weights`` and ``predictions`` are None where no labels are known.
+
+    ``predictions``: of every row; those of images with labels are honest: by weights that never saw their patient,
+    where weights were fitted. ``fitted``: weights, and the outer folds'. ``scores``: log losses by member and ensemble.
+    ``contributions``: by member the ensemble's loss without it. ``correlations`` of the members' logits.
+    """
+
+    weights: np.ndarray
+    predictions: pd.DataFrame
+    correlations: pd.DataFrame
+    fitted: FittedEnsemble | None = None
+    scores: pd.DataFrame | None = None
+    contributions: pd.DataFrame | None = None
+    comparisons: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
+
+
+def read_members(config: EnsembleConfig) -> Members:
+    """Read the members' predictions and the labels; UsageError and WorkError where they don't fit together."""
+    if config.ens_output is not None:
+        check_output("ens_output", config.ens_output)
+    folders = {
+        name: experiment_folder(config.output_dir, name, "member")
+        for name in config.members
+        if not name.endswith(".csv")
+    }
+    files = {name: experiment_predictions(folders[name]) if name in folders else Path(name) for name in config.members}
+    predictions = align({name: read_predictions(file) for name, file in files.items()})
+    labels, source, described = None, config.ens_labels, None
+    if source is not None:
+        labels = read_labels(source)
+    elif folders:
+        source, labels, described = dataset_labels(next(iter(folders.values())))
+    submissions = {name: folder / "submission.csv" for name, folder in folders.items()}
+    missing = [name for name in config.members if name not in folders or not submissions[name].is_file()]
+    if folders and missing:
+        logger.warning("no submission is written: %s has none (predict.py --split=test makes it)", ", ".join(missing))
+    members = Members(predictions, files, labels, source, described, {} if missing else submissions)
+    check_labels(config, members)
+    return members
+
+
+def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
+    """Return the file, the labelled rows, and the whole metadata of the dataset that an experiment was trained on."""
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        dataset = dataset_folder(Path(config["data_input_folder"]), str(config["data_dataset"]))
+        read_dataset_info(dataset)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, UsageError) as error:
+        raise UsageError(f"{path}: its dataset can't be found ({error}); name the labels by --ens_labels") from None
+    described = read_metadata(dataset, described=True)
+    labels = described[described[list(LABELS)].notna().all(axis=1)]
+    return dataset / METADATA_FILE, labels[[*LABELS, "patient_id", "study_id"]], described
+
+
+def check_labels(config: EnsembleConfig, members: Members) -> None:
+    """Raise UsageError where labels are needed or named and there are none that fit."""
+    if members.labels is None:
+        if config.ens_fit != "none":
+            raise UsageError(f"--ens_fit={config.ens_fit} needs labels: name them by --ens_labels")
+        return
+    rows = len(next(iter(members.predictions.values())))
+    if members.known.empty:
+        raise UsageError(f"{members.label_source}: knows none of the {rows} predicted images")
+    if config.ens_fit != "none" and "patient_id" not in members.labels:
+        raise UsageError(
+            f"--ens_fit={config.ens_fit}: {members.label_source} {NO_PATIENTS}; name a fold CSV or metadata.csv"
+        )
+    if config.ens_fit != "none" and len(config.members) < 2:
+        raise UsageError(f"--ens_fit={config.ens_fit} needs at least two members")
+
+
+def is_submission(path: Path) -> bool:
+    """Whether a file that was read as predictions has the competition's long form, told by its header."""
+    with path.open(encoding="utf-8-sig") as file:
+        return [name.strip().strip('"') for name in file.readline().split(",")] == SUBMISSION_COLUMNS
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """Return the known labels of a fold CSV, a metadata.csv or the competition's train CSV: index id, 0 or 1 a label.
+
+    The former two also have patient_id and study_id. Images without labels (the test images of a metadata.csv) are left
+    out. Raises UsageError where the file can't be read or has other columns, WorkError for a label that is not 0 or 1,
+    an image with some labels only, or twice.
+    """
+    try:
+        if is_submission(path):
+            return read_competition_labels(path)
+        header = pd.read_csv(path, nrows=0).columns
+        missing = [name for name in ("id", *LABELS) if name not in header]
+        if missing:
+            raise UsageError(
+                f"--ens_labels={path}: has no column {', '.join(missing)}; give a fold CSV, a metadata.csv "
+                "or the competition's train CSV"
+            )
+        named = [name for name in ("patient_id", "study_id") if name in header]
+        text = pd.read_csv(path, usecols=["id", *LABELS, *named], dtype=str).set_index("id")
+    except OSError as error:
+        raise UsageError(f"--ens_labels={path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # pandas' ParserError and EmptyDataError, and a text that is not UTF-8
+        raise UsageError(f"--ens_labels={path}: not a CSV file ({' '.join(str(error).split())})") from None
+    if text.index.has_duplicates:
+        raise WorkError(f"{path}: image {text.index[text.index.duplicated()][0]} stands there more than once")
+    labelled = text[text[list(LABELS)].notna().any(axis=1)]
+    values = labelled[list(LABELS)]
+    numbers = values.apply(pd.to_numeric, errors="coerce")
+    wrong = np.argwhere(~numbers.isin((0, 1)).to_numpy())
+    if len(wrong):
+        row, column = wrong[0]
+        found = values.iloc[row, column]
+        raise WorkError(
+            f"{path}: image {values.index[row]}, label {values.columns[column]}: "
+            f"{'is empty' if pd.isna(found) else f'{found!r} is not 0 or 1'}"
+        )
+    return numbers.astype("int8").join(labelled[named].fillna(""))
+
+
+def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
+    """Fit or take the weights, combine, and score what has labels."""
+    link = build_link(config.ens_method, config.ens_power)
+    stack = stacked(members.predictions)
+    first = next(iter(members.predictions.values()))
+    names = list(members.predictions)
+    correlations = pd.DataFrame(logit_correlations(stack), names, names).rename_axis("correlation of logits")
+    linked = link.forward(stack)
+    weights = scaled_weights(config.weights or [1.0] * len(names), len(names))
+    if members.labels is None:
+        return Ensemble(weights, _frame(weighted_mean(linked, weights, link), first), correlations)
+
+    known = members.known
+    place = first.index.get_indexer(known)
+    rows = members.labels.loc[known]
+    targets = rows[list(LABELS)].to_numpy(np.float64)
+    patients = known_patients(rows) if "patient_id" in rows else None
+
+    def honest(chosen: Sequence[int]) -> tuple[np.ndarray, FittedEnsemble | None]:
+        """Return predictions (N, 6) of the labelled images by some of the members, fitted without their patients."""
+        if config.ens_fit == "none" or len(chosen) == 1:
+            part = weights[chosen] if weights[chosen].sum() > 0 else np.ones(len(chosen))
+            return weighted_mean(linked[chosen][:, place], part / part.sum(), link), None
+        fitted = fit_nested(linked[np.ix_(chosen, place)], targets, patients, link, SCALE, config.ens_fit)
+        return fitted.predictions, fitted
+
+    everyone = list(range(len(names)))
+    predictions, fitted = honest(everyone)
+    weights = weights if fitted is None else fitted.weights
+    whole = weighted_mean(linked, weights, link)
+    whole[place] = predictions
+    without = [honest([other for other in everyone if other != one])[0] for one in everyone] if len(names) > 1 else []
+    scored = {name: stack[number, place] for number, name in enumerate(names)}
+    if fitted is not None or config.weights is not None:
+        equal = np.full(len(names), 1 / len(names))
+        scored[EQUAL_ROW] = weighted_mean(linked[:, place], equal, link)
+    scored[ENSEMBLE_ROW] = predictions
+    prevalences = _prevalences(members)
+    return Ensemble(
+        weights,
+        _frame(whole, first),
+        correlations,
+        fitted,
+        member_table(scored, targets, LABELS, LABEL_WEIGHTS, prevalences),
+        _contributions(names, weights, predictions, without, targets),
+        () if patients is None else _comparisons(scored, names, targets, patients, config.ens_draws),
+        None if patients is None else evaluate_predictions(
+            _frame(predictions, first.loc[known]), _labelled(rows), prevalences, config.ens_draws, members.described
+        ),
+    )  # fmt: skip
+
+
+def _frame(values: np.ndarray, like: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(values, index=like.index.rename("id"), columns=like.columns)
+
+
+def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with a study for each image: its patient, where the labels name none."""
+    return rows if "study_id" in rows else rows.assign(study_id="")
+
+
+def _prevalences(members: Members) -> np.ndarray:
+    """Return the constant predictor's: of the labelled images that are not predicted; of all where there are none."""
+    others = members.labels.drop(index=members.known)
+    return (others if len(others) else members.labels)[list(LABELS)].mean().to_numpy(np.float64)
+
+
+def _contributions(
+    names: Sequence[str],
+    weights: np.ndarray,
+    predictions: np.ndarray,
+    without: Sequence[np.ndarray],
+    targets: np.ndarray,
+) -> pd.DataFrame:
+    """Return by member: ``weight``, the ensemble's log loss ``without`` it, and what it ``adds`` (above 0: helps)."""
+    whole = weighted_loss(predictions, targets, SCALE)
+    losses = [weighted_loss(values, targets, SCALE) for values in without] or [np.nan]
+    table = pd.DataFrame({"weight": weights, "without": losses}, index=pd.Index(names, name="member"))
+    return table.assign(adds=table["without"] - whole)
+
+
+def _comparisons(
+    scored: Mapping[str, np.ndarray], names: Sequence[str], targets: np.ndarray, patients: np.ndarray, draws: int
+) -> tuple[str, ...]:
+    """Say what the ensemble gains over the best member and over equal weights, with intervals over patients."""
+    losses = {name: binary_log_losses(values, targets) @ SCALE for name, values in scored.items()}
+    best = min(names, key=lambda name: losses[name].mean())
+    bootstrap = PatientBootstrap(patients, draws, SEED)
+    lines = []
+    for other in [best] + [EQUAL_ROW] * (EQUAL_ROW in losses):
+        change = losses[ENSEMBLE_ROW] - losses[other]
+        totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([change, np.ones(len(change))])))
+        low, high = interval(totals[:, 0] / totals[:, 1])
+        said = verdict(low, high, smaller_is_better=True)
+        what = f"the best member ({other})" if other == best else other
+        lines.append(
+            f"against {what}: {change.mean():+.5f}, 95 % interval over patients {low:+.5f} to {high:+.5f}: {said}"
+        )
+    return tuple(lines)
+
+
+def write_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble, command: Sequence[str]) -> Path:
+    """Write the one file of --ens_output, or an experiment; return the file or the experiment's folder."""
+    if config.ens_output is not None:
+        write_one_file(members, ensemble, config.ens_output)
+        return config.ens_output
+    experiment = create_experiment(config.output_dir, config.experiment_id, experiment_config(config, members), command)
+    folder = experiment.folder
+    if len(members.known):
+        write_csv(folder / PREDICTION_FILES[0], ensemble.predictions.loc[members.known], index=True)
+    if members.submissions:
+        frames = {name: read_predictions(file) for name, file in members.submissions.items()}
+        first = next(iter(members.submissions.values()))
+        submission = combine(frames, ensemble.weights.tolist(), config.ens_method, config.ens_power)
+        write_submission(submission, first, folder / "submission.csv")
+    elif len(members.known) < len(ensemble.predictions):
+        name = "submission.csv" if members.all_submissions else "predictions.csv"
+        write_one_file(members, ensemble, folder / name)
+    if ensemble.evaluation is not None:
+        write_evaluation(ensemble.evaluation, folder)
+    write_json(folder / "ensemble.json", ensemble_document(config, members, ensemble))
+    return folder
+
+
+def experiment_config(config: EnsembleConfig, members: Members) -> dict[str, Any]:
+    """Return the options for config.yaml, with the labels' dataset by its options, so that evaluate.py finds it."""
+    options = to_dict(config)
+    folder = members.label_source.parent if members.label_source is not None else None
+    if folder is not None and folder.parent.name == "datasets":
+        options |= {"data_input_folder": str(folder.parent.parent), "data_dataset": folder.name}
+    return options
+
+
+def write_one_file(members: Members, ensemble: Ensemble, path: Path) -> None:
+    """Write a submission with rows and order of the first file where all are submissions, else the wide form."""
+    if members.all_submissions:
+        first = next(iter(members.files.values()))
+        write_submission(ensemble.predictions, first, path)
+        check_submission(path, first)
+    else:
+        write_csv(path, ensemble.predictions, index=True)
+
+
+def ensemble_document(config: EnsembleConfig, members: Members, ensemble: Ensemble) -> dict[str, Any]:
+    """Return ensemble.json: how it was made, weights, scores, contributions, correlations; nothing unknown is there."""
+    names = list(members.predictions)
+    document: dict[str, Any] = {
+        "method": config.ens_method,
+        "power": config.ens_power,
+        "fit": config.ens_fit,
+        "members": [
+            {"name": name, "file": str(members.files[name]), "weight": weight}
+            for name, weight in zip(names, ensemble.weights.tolist(), strict=True)
+        ],
+        "correlations_of_logits": records(ensemble.correlations.reset_index(drop=True)),
+    }
+    if ensemble.scores is not None:
+        document["log_loss"] = records(ensemble.scores.reset_index(names="name"))
+        document["contributions"] = records(ensemble.contributions.reset_index())
+    if ensemble.fitted is not None:
+        document["weights_of_outer_folds"] = ensemble.fitted.fold_weights.tolist()
+    return document
+
+
+def describe_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble) -> str:
+    """Return what was made as text for a console."""
+    lines = []
+    if ensemble.scores is not None:
+        others = len(members.labels) - len(members.known)
+        basis, origin = (others, "other labelled") if others else (len(members.known), "same")
+        lines += [
+            f"{len(members.known)} of {len(ensemble.predictions)} images have labels in {members.label_source}; the "
+            f"constant predictor knows the prevalences of the {basis} {origin} images",
+            "",
+            format_table(ensemble.scores),
+            "",
+            *ensemble.comparisons,
+            format_table(ensemble.contributions),
+            "",
+        ]
+    if len(members.predictions) > 1:
+        lines += [format_table(ensemble.correlations), ""]
+    if ensemble.evaluation is not None:
+        lines += [describe(ensemble.evaluation), ""]
+    elif ensemble.scores is not None:
+        values = ensemble.predictions.loc[members.known].to_numpy()
+        targets = members.labels.loc[members.known, list(LABELS)].to_numpy()
+        table = label_table(values, targets, LABELS, LABEL_WEIGHTS, _prevalences(members))
+        lines += [format_table(table.rename_axis(ENSEMBLE_ROW)), ""]
+    kind = config.ens_method if config.ens_power is None else f"{config.ens_method} {config.ens_power:g}"
+    lines.append(f"{kind} of {len(members.predictions)} members, {len(ensemble.predictions)} rows:")
+    return "\n".join(lines)
