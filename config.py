@@ -596,8 +596,8 @@ class EnsembleConfig(ResultsLocation):
     ens_fit: str = option(
         "none",
         "fit the weights to the labels: weights: those with the lowest loss; greedy: greedy selection with "
-        "replacement. The score told is that of other patients than those fitted to (5 outer folds over patients). Members must be "
-        "predictions of images that their models were not trained on",
+        "replacement. The score told is that of other patients than those fitted to (5 outer folds over patients). "
+        "Members must be predictions of images that their models were not trained on",
         choices=("none", "weights", "greedy"),
     )
     ens_labels: Path | None = option(

@@ -43,7 +43,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
     if not (folder / "best.pt").is_file() and (folder / PREDICTION_FILES[0]).is_file():
-        return evaluate_file(written_predictions(config, folder))
+        return evaluate_file(written_predictions(config, folder), "evaluation")
     if config.eval_compare is not None:
         read_other(config)  # what is wrong with it should be said before the images are predicted
     weight_file = folder / "best.pt"
@@ -88,7 +88,7 @@ def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
     )
 
 
-def evaluate_file(config: EvaluateConfig) -> pd.DataFrame:
+def evaluate_file(config: EvaluateConfig, name: str | None = None) -> pd.DataFrame:
     """Evaluate the predictions of a file; the constant predictor knows the dataset's other labelled images."""
     from rsna_dataset import LABELS, dataset_folder, read_predictions
     from rsna_evaluation import labelled_rows
@@ -102,7 +102,7 @@ def evaluate_file(config: EvaluateConfig) -> pd.DataFrame:
     basis = others if len(others) else rows
     print(f"{len(known)} of {len(frame)} predicted images have labels in {dataset}")
     prevalences = basis[list(LABELS)].mean().to_numpy()
-    name = f"{config.eval_file.stem}_evaluation"
+    name = name or f"{config.eval_file.stem}_evaluation"
     return report(config, frame.loc[known], rows.loc[known], prevalences, dataset, config.eval_file.parent, name).table
 
 

@@ -386,13 +386,13 @@ def describe_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemb
         ]
     if len(members.predictions) > 1:
         lines += [format_table(ensemble.correlations), ""]
-    if ensemble.evaluation is not None:
-        lines += [describe(ensemble.evaluation), ""]
-    elif ensemble.scores is not None:
+    if ensemble.scores is not None:
         values = ensemble.predictions.loc[members.known].to_numpy()
         targets = members.labels.loc[members.known, list(LABELS)].to_numpy()
         table = label_table(values, targets, LABELS, LABEL_WEIGHTS, _prevalences(members))
         lines += [format_table(table.rename_axis(ENSEMBLE_ROW)), ""]
+    if ensemble.evaluation is not None:
+        lines += [describe(ensemble.evaluation), ""]
     kind = config.ens_method if config.ens_power is None else f"{config.ens_method} {config.ens_power:g}"
     lines.append(f"{kind} of {len(members.predictions)} members, {len(ensemble.predictions)} rows:")
     return "\n".join(lines)

@@ -183,10 +183,10 @@ def describe(evaluation: Evaluation) -> str:
     for point in document["operating_points"]["slice_level"]:
         if point["label"] == "any":
             other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
-            lines.append(
-                f"any, slices: {other} {point['value']:.3f} [{point['low']:.3f}, {point['high']:.3f}] at "
-                f"{point['fixed']} {point['at']:.2f} (threshold {point['threshold']:.4f})"
-            )
+            value = interval_text(point["value"], point["low"], point["high"], 3)
+            threshold = point["threshold"]  # none: no score is high enough
+            where = "above all scores" if threshold is None else f"threshold {threshold:.4f}"
+            lines.append(f"any, slices: {other} {value} at {point['fixed']} {point['at']:.2f} ({where})")
     after = next(row for row in document["calibration"] if row["label"] == WEIGHTED)
     lines.append(
         f"calibration, weighted: log loss {after['log_loss']:.5f}, by temperature {after['log_loss_temperature']:.5f}, "
@@ -195,14 +195,19 @@ def describe(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def interval_text(value: float | None, low: float | None, high: float | None, digits: int) -> str:
+    """Return ``value [low, high]``; without the interval, or ``-``, where there is none (None or NaN)."""
+    if pd.isna(value):
+        return "-"
+    return f"{value:.{digits}f}" + ("" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+
 def interval_texts(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of texts ``value [low, high]``, a column for each metric."""
     return pd.DataFrame(
         {
             title: [
-                "-"
-                if np.isnan(row[metric])
-                else f"{row[metric]:.4f} [{row[f'{metric}_low']:.4f}, {row[f'{metric}_high']:.4f}]"
+                interval_text(row[metric], row[f"{metric}_low"], row[f"{metric}_high"], 4)
                 for _, row in table.iterrows()
             ]
             for metric, title in SHOWN.items()

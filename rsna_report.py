@@ -32,7 +32,7 @@ from rsna_dataset import (
     read_metadata,
     read_predictions,
 )
-from rsna_evaluation import evaluate_predictions
+from rsna_evaluation import PREDICTION_FILES, evaluate_predictions
 from rsna_network import MONITOR
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 METRIC = MONITOR.partition("/")[2]
 DRAWS = 200  # evaluate.py makes more; a report should not take minutes
 PICTURES_EACH, TILE = 8, 180
-PREDICTIONS = ("predictions_valid.csv", "predictions_oof.csv")
 
 
 def write_report(folder: Path, status: str | None = None) -> Path:
@@ -82,7 +81,7 @@ def labelled_rows(config: TrainConfig) -> tuple[pd.DataFrame, float]:
 
 def evaluate(folder: Path, config: TrainConfig, rows: pd.DataFrame) -> Evaluated | None:
     """Evaluate the experiment's predictions of the validation images; None where it has none yet."""
-    path = next((folder / name for name in PREDICTIONS if (folder / name).is_file()), None)
+    path = next((folder / name for name in PREDICTION_FILES if (folder / name).is_file()), None)
     if path is None:
         return None
     frame = read_predictions(path)

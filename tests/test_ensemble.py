@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 
+import evaluate
 from ensemble import main
-from rsna_dataset import LABELS
+from rsna_dataset import LABELS, read_metadata
 
 ROOT = Path(__file__).parent.parent
 IDS = [f"ID_{number:09x}" for number in range(20)]
@@ -174,6 +176,128 @@ def test_a_yaml_file_may_name_the_files(files, tmp_path):
     from_yaml = main(["--config", str(config)])
     from_flags = run(files, tmp_path / "flags.csv", "--weights=1,3")
     assert from_yaml.read_bytes() == from_flags.read_bytes()
+
+
+# Experiments and fitted weights
+
+
+def make_experiment(root, name, frame, submission=None, dataset=None):
+    """The folder of an experiment as train.py and predict.py leave it, without its weights."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    write_wide(folder / "predictions_valid.csv", frame)
+    if submission is not None:
+        write_long(folder / "submission.csv", submission)
+    if dataset is not None:
+        (folder / "config.yaml").write_text(
+            f"data_input_folder: {dataset.input_folder}\ndata_dataset: {dataset.folder.name}\n"
+        )
+    return folder
+
+
+@pytest.fixture
+def experiments(tmp_path, small_dataset):
+    """Two experiments of unequal skill on the small phantom's labelled images; their folder and labels."""
+    rows = read_metadata(small_dataset.folder).query("split == 'train'")
+    tests = [f"ID_{number:09x}" for number in range(1000, 1010)]
+    for seed, (name, skill) in enumerate((("good", 4), ("poor", 1))):
+        noise = np.random.default_rng(seed).normal(size=(len(rows), 6))
+        frame = pd.DataFrame(1 / (1 + np.exp(2 - skill * rows[list(LABELS)] - noise)), rows.index, list(LABELS))
+        submission = make_predictions(seed, tests)
+        make_experiment(tmp_path / "results", name, frame.rename_axis("id"), submission, small_dataset)
+    return tmp_path / "results", rows
+
+
+def test_an_ensemble_of_experiments_is_an_experiment_of_its_own(experiments, capsys):
+    results, rows = experiments
+    folder = main(["good", "poor", f"--output_dir={results}", "--ens_method=logit", "--ens_draws=100"])
+    assert folder == results / "1"
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml", "environment.json", "ensemble.json", "predictions_oof.csv", "submission.csv",
+        "evaluation.csv", "evaluation.json", "evaluation.html",
+    }  # fmt: skip
+    members = [pd.read_csv(results / name / "predictions_valid.csv", index_col="id") for name in ("good", "poor")]
+    odds = np.sqrt(members[0] / (1 - members[0]) * members[1] / (1 - members[1]))
+    found = pd.read_csv(folder / "predictions_oof.csv", index_col="id")
+    pd.testing.assert_frame_equal(found, odds / (1 + odds), rtol=1e-9)
+    scores = scores_of(capsys.readouterr().out)
+    assert scores["ensemble"] == pytest.approx(
+        weighted_by_hand(found.to_numpy(), rows[list(LABELS)].to_numpy()), abs=6e-6
+    )
+    document = json.loads((folder / "ensemble.json").read_text())
+    assert [member["weight"] for member in document["members"]] == [0.5, 0.5]
+    contributions = {row["member"]: row for row in document["contributions"]}
+    assert contributions["good"]["without"] == pytest.approx(scores["poor"], abs=6e-6)
+    assert contributions["good"]["adds"] > 0 > contributions["poor"]["adds"]
+    logits = [np.log(member / (1 - member)) for member in members]
+    expected = np.mean([np.corrcoef(logits[0][name], logits[1][name])[0, 1] for name in LABELS])
+    assert document["correlations_of_logits"][0]["poor"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_fitted_weights_mix_the_submissions_too(experiments):
+    results, _ = experiments
+    folder = main(
+        ["good", "poor", f"--output_dir={results}", "--experiment_id=fit", "--ens_fit=weights", "--ens_draws=100"]
+    )
+    document = json.loads((folder / "ensemble.json").read_text())
+    weights = [member["weight"] for member in document["members"]]
+    assert weights[0] > 0.8
+    assert len(document["weights_of_outer_folds"]) == 5
+    parts = [pd.read_csv(results / name / "submission.csv", index_col="ID")["Label"] for name in ("good", "poor")]
+    mixed = pd.read_csv(folder / "submission.csv", index_col="ID")["Label"]
+    np.testing.assert_allclose(mixed, weights[0] * parts[0] + weights[1] * parts[1].loc[mixed.index], rtol=1e-12)
+
+
+@pytest.mark.parametrize("fit", ["weights", "greedy"])
+def test_a_patients_prediction_does_not_depend_on_his_own_labels(experiments, small_dataset, tmp_path, fit):
+    results, rows = experiments
+    patient = rows["patient_id"].iloc[0]
+    own = (rows["patient_id"] == patient).to_numpy()
+    outputs = []
+    for number, labels in enumerate(
+        (rows, rows.assign(**{name: rows[name].where(~own, 1 - rows[name]) for name in LABELS}))
+    ):
+        path = tmp_path / f"labels{number}.csv"
+        labels.astype(dict.fromkeys(LABELS, int)).to_csv(path)
+        flags = [f"--output_dir={results}", f"--ens_fit={fit}", f"--ens_labels={path}", "--ens_draws=100"]
+        output = main(["good", "poor", *flags, f"--ens_output={tmp_path / f'out{number}.csv'}"])
+        outputs.append(pd.read_csv(output, index_col="id"))
+    pd.testing.assert_frame_equal(outputs[0][own], outputs[1][own], rtol=1e-15)
+    assert not outputs[0][~own].equals(outputs[1][~own])
+
+
+def test_an_ensemble_is_evaluated_and_is_a_member_like_any_other_experiment(experiments):
+    results, _ = experiments
+    folder = main(["good", "poor", f"--output_dir={results}", "--experiment_id=both", "--ens_draws=100"])
+    table = evaluate.main(
+        [f"--output_dir={results}", "--experiment_id=both", "--eval_compare=good", "--eval_draws=100"]
+    )
+    written = pd.read_csv(folder / "evaluation.csv", index_col="label")
+    assert table.loc["weighted", "log_loss"] == pytest.approx(written.loc["weighted", "log_loss"], abs=1e-12)
+    assert (folder / "evaluation_compared.csv").is_file()
+    again = main(["both", "good", f"--output_dir={results}", "--weights=1,0", "--ens_draws=100"])
+    assert (again / "predictions_oof.csv").read_bytes() == (folder / "predictions_oof.csv").read_bytes()
+
+
+def test_experiments_of_different_folds_are_refused_with_both_names(experiments, small_dataset, capsys):
+    results, rows = experiments
+    make_experiment(results, "fold1", make_predictions(0, list(rows.index[:7])), dataset=small_dataset)
+    line = fails(capsys, 1, ["good", "fold1", f"--output_dir={results}"])
+    assert "fold1 (7 rows)" in line
+    assert "don't cover the same rows" in line
+    assert sorted(path.name for path in results.iterdir()) == ["fold1", "good", "poor"]
+
+
+def test_members_that_do_not_exist_or_lack_something_are_one_line(experiments, small_dataset, tmp_path, capsys):
+    results, rows = experiments
+    assert "no such experiment" in fails(capsys, 2, ["good", "9", f"--output_dir={results}"])
+    (results / "empty").mkdir()
+    assert "has no predictions yet" in fails(capsys, 2, ["good", "empty", f"--output_dir={results}"])
+    to_long(make_labels(list(rows.index))).to_csv(tmp_path / "train.csv", index=False)
+    flags = [f"--output_dir={results}", "--ens_fit=weights", f"--ens_labels={tmp_path / 'train.csv'}"]
+    assert "has no column patient_id" in fails(capsys, 2, ["good", "poor", *flags])
+    (results / "good" / "config.yaml").write_text("data_dataset: gone\ndata_input_folder: nowhere\n")
+    assert "name the labels by --ens_labels" in fails(capsys, 2, ["good", "poor", f"--output_dir={results}"])
 
 
 # Bad input

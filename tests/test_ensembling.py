@@ -23,8 +23,12 @@ FIRST = frame([[0.1, 0.9], [0.5, 0.2], [0.3, 0.3]])
 SECOND = frame([[0.3, 0.5], [0.7, 0.2], [0.1, 0.9]])
 
 
+def put_together(frames, weights, method):
+    return combine(frames, weights, method, 3.0 if method == "power" else None)
+
+
 def both(method, weights=(1, 1)):
-    return combine({"a.csv": FIRST, "b.csv": SECOND}, weights, method)
+    return put_together({"a.csv": FIRST, "b.csv": SECOND}, weights, method)
 
 
 def test_the_mean_with_weights_worked_out_by_hand():
@@ -63,7 +67,7 @@ def test_every_method_stays_in_range_and_keeps_rows_and_columns(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_of_0_leaves_a_file_out(method):
-    alone = combine({"a.csv": FIRST}, (5,), method)
+    alone = put_together({"a.csv": FIRST}, (5,), method)
     np.testing.assert_allclose(both(method, (2, 0)).to_numpy(), alone.to_numpy(), rtol=1e-14)
 
 
@@ -78,8 +82,9 @@ def test_neither_the_order_of_rows_and_columns_nor_the_scale_of_weights_matters(
     second = frame(1 - first.to_numpy())
     ids = list(second.index)
     order.shuffle(ids)
-    result = combine({"a": first, "b": second}, weights, method)
-    shuffled = combine({"a": first, "b": second.loc[ids, ["y", "x"]]}, [weight * 3 for weight in weights], method)
+    result = put_together({"a": first, "b": second}, weights, method)
+    others = {"a": first, "b": second.loc[ids, ["y", "x"]]}
+    shuffled = put_together(others, [weight * 3 for weight in weights], method)
     pd.testing.assert_frame_equal(result, shuffled, rtol=1e-12, atol=1e-15)
     assert ((result >= 0) & (result <= 1)).all(axis=None)
 
@@ -89,6 +94,24 @@ def test_equal_members_give_themselves():
     np.testing.assert_allclose(combine(twin, (1, 2), "mean"), FIRST, rtol=1e-15)
     np.testing.assert_allclose(combine(twin, (1, 2), "logit"), FIRST, rtol=1e-12)
     np.testing.assert_allclose(combine(twin, (1, 2), "rank"), rankdata(FIRST, axis=0) / 3, rtol=1e-15)
+
+
+def test_the_power_mean_worked_out_by_hand():
+    result = combine({"a": frame([[0.2, 0.0]]), "b": frame([[0.6, 0.5]])}, (1, 3), "power", 2)
+    np.testing.assert_allclose(result, [[np.sqrt((0.04 + 3 * 0.36) / 4), np.sqrt(3 * 0.25 / 4)]], rtol=1e-15)
+
+
+def test_the_power_mean_of_power_1_is_the_mean_and_a_high_power_nears_the_highest():
+    frames = {"a": FIRST, "b": SECOND}
+    np.testing.assert_allclose(combine(frames, (1, 1), "power", 1), both("mean"), rtol=1e-15)
+    highest = np.maximum(FIRST, SECOND)
+    assert (combine(frames, (1, 1), "power", 99) - highest).abs().max(axis=None) < 0.01
+
+
+@pytest.mark.parametrize(("method", "power"), [("power", None), ("mean", 2.0)])
+def test_a_power_belongs_to_the_power_mean_alone(method, power):
+    with pytest.raises(UsageError, match="--ens_power"):
+        combine({"a": FIRST}, (1,), method, power)
 
 
 def test_align_puts_rows_and_columns_into_the_order_of_the_first():
