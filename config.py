@@ -488,6 +488,24 @@ class ReportConfig(ResultsLocation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig(ResultsLocation):
+    """Run several experiments in turn, or one on each GPU. A failed one stops no other."""
+
+    lines: Path | None = option(None, "text file: an experiment on each line, flags of train.py; # begins a comment")
+    grid: Path | None = option(
+        None, "YAML file: every combination of {grid: {option: [values]}} with the options {base: {option: value}}"
+    )
+    data_dataset: str | None = option(None, "dataset of experiments that name none; none: train.py's own default")
+    parallel: int = option(0, "experiments at once; 0: one on each GPU, or one where there is none", minimum=0)
+    evaluate: bool = option(True, "1: evaluate each experiment and predict the test images; 0: train only")
+    dry_run: bool = option(False, "1: say what would run, and run nothing")
+
+    def __post_init__(self) -> None:
+        if (self.lines is None) == (self.grid is None):
+            raise UsageError("give one of --lines and --grid")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TTAOptions:
     """Test-time augmentation."""
 

@@ -3,15 +3,30 @@
 #
 #   bash train.sh                                        one experiment with the defaults
 #   bash train.sh --net_model=resnet34 --seed=1          flags are passed on to train.py
+#   bash train.sh --dry-run                              say what would run, and run nothing
+#   bash train.sh sweep experiments/lr.yaml [flags]      every combination of a grid (sweep.py --help tells its form)
+#   bash train.sh notebook                               Jupyter with the notebooks of notebooks/
 #   bash train.sh --help                                 this text and every flag
 #
 # The first start makes .venv. Competition data under input/ is preprocessed to input/datasets/rsna; where there is
 # none, synthetic head CT (a phantom) is made in input/phantom and preprocessed to input/datasets/phantom. Both happen
-# once. For a sweep, add lines to "Experiments" at the end of this file.
+# once. For a sweep of your own, edit the lines under "Experiments" at the end of this file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh
 
+grid="" flags=() sweep=()
+case ${1:-} in
+sweep)
+  grid=${2:-}
+  [ -n "$grid" ] || stop "bash train.sh sweep FILE.yaml: the file is missing"
+  shift 2
+  ;;
+notebook)
+  set_up requirements.txt requirements-notebook.txt
+  exec "$python" -m jupyter lab "${@:2}" notebooks
+  ;;
+esac
 for argument in "$@"; do
   case $argument in
   -h | --help)
@@ -19,13 +34,15 @@ for argument in "$@"; do
     set_up requirements.txt
     exec "$python" train.py --help
     ;;
+  --dry-run) sweep+=(--dry_run=1) ;;
+  *) flags+=("$argument") ;;
   esac
 done
 
 set_up requirements.txt
 
 # Which dataset to train on, and whether it must be made first; a mistake in the flags ends here.
-plan=$("$python" - "$@" <<'PYTHON'
+plan=$("$python" - ${flags[@]+"${flags[@]}"} <<'PYTHON'
 import sys
 
 from common.arguments import parse_args
@@ -43,13 +60,15 @@ def main() -> None:
 
         source = "competition" if find_competition(folder) else "phantom"
         dataset = default if source == "competition" else "phantom"
-    print(folder, dataset, source, sep="\n")
+    print(folder, dataset, source, config.output_dir, sep="\n")
 
 
 main()
 PYTHON
 )
-{ read -r input_folder; read -r dataset; read -r source; } <<<"$plan"
+{ read -r input_folder; read -r dataset; read -r source; read -r results; } <<<"$plan"
+
+if [[ " ${sweep[*]-} " == *--dry_run* ]]; then source=none; fi
 
 case $source in
 competition) "$python" preprocessing.py --data_input_folder="$input_folder" >/dev/null ;;
@@ -61,19 +80,23 @@ phantom)
   ;;
 esac
 
-# Train, evaluate and predict one experiment; the flags are those of train.py.
-experiment() {
-  local folder submission metric
-  folder=$("$python" train.py --data_dataset="$dataset" "$@" | tail -n 1)
-  "$python" evaluate.py --experiment_id="${folder##*/}" --output_dir="${folder%/*}"
-  submission=$("$python" predict.py --net_weight_file="$folder/best.pt" --split=test | tail -n 1)
-  metric=$(awk -F, '
-    NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i }
-    $1 == "weighted" { printf "%.4f, constant predictor %.4f", $column["log_loss"], $column["constant_log_loss"] }
-  ' "$folder/evaluation.csv")
-  printf '\nexperiment                %s\nvalid weighted log loss   %s\nsubmission                %s\n' "$folder" "$metric" "$submission"
+# An experiment is a line of flags for train.py. All lines are checked, then each is trained, evaluated and predicted, one
+# after another or one on each GPU; one that fails stops no other. With --experiment_id=NAME it is skipped once it is
+# finished, and goes on where it was cut; without, it is a new experiment each time.
+lines=$(mktemp)
+trap 'rm -f "$lines"' EXIT
+experiment() { "$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "$@" >>"$lines"; }
+
+# Experiments, one on each line. Add your own, for instance:
+#   experiment --experiment_id=resnet34 --net_model=resnet34 --optim_lr=5e-4 "$@"
+experiments() {
+  experiment "$@"
 }
 
-# Experiments, one on each line; they run in turn. Add your own, for instance:
-#   experiment --net_model=resnet34 --optim_lr=5e-4 "$@"
-experiment "$@"
+if [ -n "$grid" ]; then
+  sweep+=(--grid="$grid")
+else
+  experiments ${flags[@]+"${flags[@]}"}
+  sweep+=(--lines="$lines")
+fi
+"$python" sweep.py --output_dir="$results" --data_dataset="$dataset" "${sweep[@]}"

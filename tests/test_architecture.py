@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-ENTRY_SCRIPTS = {"train", "predict", "evaluate", "ensemble", "preprocessing", "report", "rsna_phantom"}
+ENTRY_SCRIPTS = {"train", "predict", "evaluate", "ensemble", "preprocessing", "report", "rsna_phantom", "sweep"}
 MODULES = sorted(
     ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
     for path in [*PROJECT.glob("*.py"), *PROJECT.glob("common/**/*.py")]
@@ -19,7 +19,7 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_dataset", "rsna_phantom"},
     {"rsna_data", "rsna_model", "rsna_network", "rsna_evaluation", "rsna_preprocessing", "rsna_checks"},
     {"rsna_report", "rsna_prediction", "rsna_ensemble"},
-    {"rsna_experiment"},
+    {"rsna_experiment", "rsna_sweep"},
 )
 FIRST_PARTY = {name.split(".")[0] for name in MODULES}
 

@@ -1,0 +1,118 @@
+"""What a sweep is to run: experiments as lines of flags, or a grid of options; each named one once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UsageError
+from common.experiment import check_experiment_id
+from common.reports.record import RUNNING, read_record
+
+NAME = "--experiment_id="
+FINISHED = "finished"
+LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One experiment: the flags of train.py. ``name`` is None for one that gets the next free number.
+
+    ``state``: new; resume, where it was cut and goes on; finished or running, where there is nothing to do.
+    """
+
+    flags: tuple[str, ...]
+    name: str | None = None
+    state: str = "new"
+
+    @property
+    def command(self) -> list[str]:
+        """The arguments of train.py."""
+        return [*self.flags, *([f"--tr_resume={self.name}"] if self.state == "resume" else [])]
+
+    def __str__(self) -> str:
+        return shlex.join(["python", "train.py", *self.command])
+
+
+def planned(flags: Sequence[str], results: Path) -> Planned:
+    """Return the experiment of a line of flags, and what is left to do of it below ``results``."""
+    names = [flag.removeprefix(NAME) for flag in flags if flag.startswith(NAME)]
+    if not names:
+        return Planned(tuple(flags))
+    name = names[-1]
+    check_experiment_id(name)
+    folder = results / name
+    if not (folder / "config.yaml").is_file():
+        return Planned(tuple(flags), name)
+    status = read_record(folder).status
+    return Planned(tuple(flags), name, status if status in (FINISHED, RUNNING) else "resume")
+
+
+def read_lines(path: Path) -> list[list[str]]:
+    """Return the experiments of a text file, a line of flags each, quoted as in a shell; # begins a comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UsageError(f"{path}, line {number}: {error}") from None
+        if words:
+            found.append(words)
+    return found
+
+
+def read_grid(path: Path) -> list[list[str]]:
+    """Return the experiments of a grid file: every combination of ``grid``'s values, with the options of ``base``.
+
+    ``{base: {option: value}, grid: {option: [value, ...]}}``, options without dashes. Each is named after the file and
+    its values, so that a second start skips what is finished. Raises UsageError for a file of another form.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(document, Mapping) or set(document) - {"base", "grid"} or not document.get("grid"):
+        raise UsageError(f"{path}: expected 'grid: {{option: [values]}}' and, if needed, 'base: {{option: value}}'")
+    base, grid = document.get("base") or {}, document["grid"]
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{path}: grid, {name}: give a list of values, as in [1, 2]")
+    found = []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        name = name_of(path.stem, chosen)
+        if f"{NAME}{name}" in [flag for flags in found for flag in flags]:
+            raise UsageError(f"{path}: two of its experiments would be called {name}; give the values shorter names")
+        found.append([f"{NAME}{name}", *flags_of({**base, **chosen})])
+    return found
+
+
+def name_of(stem: str, chosen: Mapping[str, Any]) -> str:
+    """Return an experiment's name for the values that it differs by."""
+    words = [stem, *(f"{option.rpartition('_')[2]}-{value}" for option, value in chosen.items())]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(words))[:LONGEST_NAME]
+
+
+def flags_of(options: Mapping[str, Any]) -> list[str]:
+    """Return options, flat and plain, as flags."""
+    return [f"--{name}={word_of(value)}" for name, value in options.items()]
+
+
+def word_of(value: Any) -> str:
+    """Return a value of a YAML file as it is typed on a command line."""
+    if isinstance(value, bool):
+        return str(int(value))
+    return ",".join(map(word_of, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,123 @@
+"""Runs experiments in processes of their own, one after another or one on each GPU; a failed one stops no other."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.sweeps.plan import FINISHED, Planned
+
+INTERRUPTED = 130
+SKIPPED = {FINISHED: "was finished before", "running": "is in progress elsewhere"}
+
+
+@dataclass
+class Outcome:
+    """How an experiment of a sweep ended.
+
+    ``folder``: where it trained to its end; ``code``: the exit code; ``outputs``: the last line that each step which
+    ended well printed, by script; ``said``: what else there is to say.
+    """
+
+    planned: Planned
+    folder: Path | None = None
+    code: int = 0
+    seconds: float = 0.0
+    outputs: dict[str, str] = field(default_factory=dict)
+    said: str = ""
+
+
+@dataclass
+class Runner:
+    """Runs planned experiments on ``slots``: a GPU's number each, or None for wherever torch computes.
+
+    ``root`` holds the scripts. ``steps``: what follows a training that ended well, as commands made from its folder;
+    the first that fails gives the experiment's exit code.
+    """
+
+    root: Path
+    slots: Sequence[int | None]
+    steps: Callable[[Path], list[list[str]]]
+    stopping: threading.Event = field(default_factory=threading.Event)
+    processes: set[subprocess.Popen[str]] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, experiments: Sequence[Planned]) -> list[Outcome]:
+        """Run them all; return how each ended, in their order. Ctrl-C and SIGTERM are passed on and end the sweep."""
+        todo: queue.SimpleQueue[tuple[int, Planned]] = queue.SimpleQueue()
+        for item in enumerate(experiments):
+            todo.put(item)
+        outcomes: dict[int, Outcome] = {}
+        threads = [threading.Thread(target=self._work, args=(slot, todo, outcomes)) for slot in self.slots]
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)  # in pieces, so that signals are heard
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return [outcomes[place] for place in sorted(outcomes)]
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopping.set()
+        with self.lock:
+            for process in self.processes:
+                process.send_signal(signal.SIGTERM)  # each saves its state and says how to go on
+
+    def _work(
+        self, slot: int | None, todo: queue.SimpleQueue[tuple[int, Planned]], outcomes: dict[int, Outcome]
+    ) -> None:
+        while not self.stopping.is_set():
+            try:
+                place, planned = todo.get_nowait()
+            except queue.Empty:
+                return
+            outcomes[place] = self._run(planned, slot)
+
+    def _run(self, planned: Planned, slot: int | None) -> Outcome:
+        if planned.state in SKIPPED:
+            return Outcome(planned, said=SKIPPED[planned.state])
+        began = time.monotonic()
+        code, lines = self._call(["train.py", *planned.command], slot)
+        outcome = Outcome(planned, Path(lines[-1]) if code == 0 and lines else None, code)
+        for step in self.steps(outcome.folder) if outcome.folder is not None else ():
+            outcome.code, lines = self._call(step, slot)
+            if outcome.code:
+                outcome.said = f"trained, but {step[0]} failed"
+                break
+            outcome.outputs[step[0]] = lines[-1] if lines else ""
+            print("\n".join(lines), flush=True)
+        outcome.seconds = time.monotonic() - began
+        return outcome
+
+    def _call(self, command: Sequence[str], slot: int | None) -> tuple[int, list[str]]:
+        """Run one of the project's scripts, its messages on stderr; return its exit code and lines of stdout."""
+        environment = dict(os.environ)
+        if slot is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(slot)
+        with self.lock:
+            if self.stopping.is_set():
+                return INTERRUPTED, []
+            process = subprocess.Popen(
+                [sys.executable, str(self.root / command[0]), *command[1:]],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+            self.processes.add(process)
+        output, _ = process.communicate()
+        with self.lock:
+            self.processes.discard(process)
+        return process.returncode, output.splitlines()

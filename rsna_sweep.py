@@ -1,0 +1,122 @@
+"""Sweeps: many experiments, each trained, evaluated and predicted, and a summary."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from common.arguments import parse_args
+from common.errors import EXIT_RESUMABLE, Interrupted, UsageError, WorkError
+from common.reports.experiment import duration
+from common.reports.leaderboard import REPORT_FILE
+from common.reports.record import read_record
+from common.statistics import WEIGHTED_ROW, format_table
+from common.sweeps.plan import Planned, planned, read_grid, read_lines
+from common.sweeps.runner import Outcome, Runner
+from config import SweepConfig, TrainConfig
+from rsna_report import METRIC, write_leaderboard
+
+ROOT = Path(__file__).resolve().parent
+
+
+def run_experiments(config: SweepConfig) -> Path:
+    """Run the experiments of --lines or --grid; return the leaderboard's path.
+
+    Every line is checked before the first one runs. Raises WorkError, after all have had their turn, where one failed.
+    """
+    lines = read_lines(config.lines) if config.lines is not None else read_grid(config.grid)
+    if not lines:
+        raise UsageError(f"{config.lines or config.grid}: names no experiment")
+    experiments = plan(lines, config)
+    if config.dry_run:
+        for experiment in experiments:
+            print(experiment if experiment.state in ("new", "resume") else f"# {experiment.name} is {experiment.state}")
+        return config.output_dir
+    outcomes = Runner(ROOT, slots(config.parallel), lambda folder: steps(folder, config)).run(experiments)
+    path = write_leaderboard(config.output_dir)
+    print(f"\n{conclusion(outcomes, config.output_dir, path)}")
+    if len(outcomes) < len(experiments) or any(outcome.code == EXIT_RESUMABLE for outcome in outcomes):
+        raise Interrupted("interrupted; the same command goes on: it skips what is finished and has a name")
+    failed = [outcome for outcome in outcomes if outcome.code]
+    if failed:
+        raise WorkError(f"{len(failed)} of {len(outcomes)} experiments failed; their messages stand above")
+    return path
+
+
+def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) -> str:
+    """Return the last lines: where everything is, and for several experiments how each of them ended."""
+    if len(outcomes) != 1 or outcomes[0].code or outcomes[0].folder is None:
+        return f"{format_table(summary(outcomes, results))}\n\nleaderboard               {leaderboard}"
+    folder, outputs = outcomes[0].folder, outcomes[0].outputs
+    rows = {"report": folder / REPORT_FILE, "leaderboard": leaderboard, "experiment": folder}
+    if "evaluate.py" in outputs:
+        weighted = pd.read_csv(folder / "evaluation.csv", index_col="label").loc[WEIGHTED_ROW]
+        value, constant = weighted["log_loss"], weighted["constant_log_loss"]
+        rows["valid weighted log loss"] = f"{value:.4f}, constant predictor {constant:.4f}"
+    if "predict.py" in outputs:
+        rows["submission"] = outputs["predict.py"]
+    return "\n".join(f"{name:24}  {value}" for name, value in rows.items())
+
+
+def plan(lines: Sequence[Sequence[str]], config: SweepConfig) -> list[Planned]:
+    """Return what is to run, each line checked as train.py would; UsageError, naming the line, for what it refuses."""
+    shared = [f"--output_dir={config.output_dir}"]
+    experiments = []
+    for number, line in enumerate(lines, start=1):
+        flags = [*shared, *([] if has(line, "data_dataset") else data_flags(config)), *line]
+        try:
+            parse_args(TrainConfig, flags)
+        except UsageError as error:
+            raise UsageError(f"experiment {number} ({' '.join(line)}): {error}") from None
+        experiments.append(planned(flags, config.output_dir))
+    names = [experiment.name for experiment in experiments if experiment.name is not None]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two experiments are called {twice}; give each a name of its own")
+    return experiments
+
+
+def has(flags: Sequence[str], option: str) -> bool:
+    """Whether an option is among flags."""
+    return any(flag.split("=")[0] == f"--{option}" for flag in flags)
+
+
+def data_flags(config: SweepConfig) -> list[str]:
+    """Return the flag of the dataset for lines that name none."""
+    return [] if config.data_dataset is None else [f"--data_dataset={config.data_dataset}"]
+
+
+def slots(parallel: int) -> list[int | None]:
+    """Return where experiments run at once: a GPU each, or one after another where there is none."""
+    listing = "import torch; print(torch.cuda.device_count())"  # in a process that ends: CUDA's state is not forked
+    found = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=False)
+    gpus = int(found.stdout or 0)
+    if gpus == 0:
+        return [None] * (parallel or 1)
+    return [number % gpus for number in range(parallel or gpus)]
+
+
+def steps(folder: Path, config: SweepConfig) -> list[list[str]]:
+    """Return what follows a training: evaluation, and a prediction of the test images."""
+    if not config.evaluate:
+        return []
+    return [
+        ["evaluate.py", f"--experiment_id={folder.name}", f"--output_dir={folder.parent}"],
+        ["predict.py", f"--net_weight_file={folder / 'best.pt'}", "--split=test"],
+    ]
+
+
+def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:
+    """Return a row for each experiment: the metric, how it ended and how long it took."""
+    rows = {}
+    for outcome in outcomes:
+        name = outcome.folder.name if outcome.folder else outcome.planned.name or str(outcome.planned)
+        folder = results / name
+        best = read_record(folder).best(METRIC) if folder.is_dir() else None
+        ended = outcome.said or ("finished" if outcome.code == 0 else f"failed with exit code {outcome.code}")
+        rows[name] = {METRIC: best[0] if best else float("nan"), "ended": ended, "time": duration(outcome.seconds)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment")

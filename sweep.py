@@ -1,0 +1,25 @@
+"""Run several experiments: python sweep.py --lines=FILE, or --grid=FILE.yaml; --help lists every option."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.arguments import parse_args
+from common.errors import command
+from config import SweepConfig
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Run what the file names and print a summary; return the leaderboard's path."""
+    config = parse_args(SweepConfig, argv)
+
+    # Here, so that --help and a wrong flag answer at once.
+    from rsna_sweep import run_experiments
+
+    return run_experiments(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""common/sweeps, rsna_sweep.py and sweep.py: what is to run, how it ends, what happens to the rest when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import sweep
+from common.arguments import parse_args
+from common.errors import UsageError
+from common.experiment import lock_experiment
+from common.reports.record import read_record, write_status
+from common.sweeps.plan import Planned, planned, read_grid, read_lines
+from common.sweeps.runner import Runner
+from config import TrainConfig
+from tests.test_record import experiment
+
+PROJECT = Path(__file__).parent.parent
+FAKE = """
+import os, signal, sys, time
+from pathlib import Path
+name = next(flag.partition("=")[2] for flag in sys.argv if flag.startswith("--experiment_id="))
+with open("log", "a") as log:
+    log.write(f"{time.monotonic()} start {name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+if name.startswith("wait"):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    Path("waiting").touch()
+    time.sleep(60)
+if name.startswith("slow"):
+    time.sleep(0.5)
+with open("log", "a") as log:
+    log.write(f"{time.monotonic()} end {name}\\n")
+if name.startswith("bad"):
+    sys.exit(1)
+print("some line", f"results/{name}", sep="\\n")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch) -> Path:
+    """A project whose train.py is quick: named bad it fails, named wait it waits for SIGTERM."""
+    (tmp_path / "train.py").write_text(FAKE)
+    (tmp_path / "evaluate.py").write_text(
+        "import sys; print('evaluated', sys.argv[1]); sys.exit('worse' in sys.argv[1])"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def named(*names: str) -> list[Planned]:
+    return [Planned((f"--experiment_id={name}",), name) for name in names]
+
+
+def test_lines_are_read_as_a_shell_reads_them_but_for_comments_and_blanks(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text("# all\n--seed=1 --experiment_id='a'  # first\n\n--net_model=\"x y\"\n")
+    assert read_lines(tmp_path / "lines") == [["--seed=1", "--experiment_id=a"], ["--net_model=x y"]]
+    (tmp_path / "lines").write_text("--seed=1\n--net_model='x\n")
+    with pytest.raises(UsageError, match="lines, line 2: No closing quotation"):
+        read_lines(tmp_path / "lines")
+
+
+def test_a_grid_gives_every_combination_under_a_name_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "lr.yaml"
+    path.write_text(
+        "base: {net_model: resnet34, tr_use_amp: true, data_windows: 40/80}\n"
+        "grid: {optim_lr: [1.0e-3, 3.0e-4], seed: [0, 1]}"
+    )
+    lines = read_grid(path)
+    assert [line[0] for line in lines] == [
+        "--experiment_id=lr_lr-0.001_seed-0",
+        "--experiment_id=lr_lr-0.001_seed-1",
+        "--experiment_id=lr_lr-0.0003_seed-0",
+        "--experiment_id=lr_lr-0.0003_seed-1",
+    ]
+    config = parse_args(TrainConfig, lines[3])
+    assert (config.optim_lr, config.seed, config.net_model, config.tr_use_amp) == (3e-4, 1, "resnet34", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("grid: {seed: 1}", "grid, seed: give a list"),
+        ("base: {seed: 1}", "expected 'grid:"),
+        ("grid: {seed: [1]}\nmore: 1", "expected 'grid:"),
+        ("[", "not YAML"),
+        ("grid: {net_model: [a/b, a+b]}", "two of its experiments would be called g_model-a-b"),
+    ],
+)
+def test_a_grid_of_another_form_is_one_line(tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "g.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_grid(tmp_path / "g.yaml")
+    assert part in str(caught.value)
+
+
+def test_a_named_experiment_is_skipped_when_finished_and_goes_on_when_cut(tmp_path: Path) -> None:
+    flags = ["--seed=1", "--experiment_id=x"]
+    assert planned(["--seed=1"], tmp_path) == Planned(("--seed=1",))
+    assert planned(flags, tmp_path).state == "new"
+    folder = experiment(tmp_path / "x")
+    for status, state in (
+        ("running", "resume"),
+        ("failed", "resume"),
+        ("interrupted", "resume"),
+        ("finished", "finished"),
+    ):
+        write_status(folder, status)
+        assert planned(flags, tmp_path).state == state
+    assert Planned(tuple(flags), "x", "resume").command == [*flags, "--tr_resume=x"]
+    with lock_experiment(folder):
+        assert planned(flags, tmp_path).state == "running"
+
+
+def test_experiments_run_in_turn_and_a_failed_one_stops_no_other(fake: Path) -> None:
+    done = Planned(("--experiment_id=old",), "old", "finished")
+    runner = Runner(fake, [None], lambda folder: [["evaluate.py", folder.name]])
+    outcomes = runner.run([*named("one", "bad", "worse"), done, *named("last")])
+    assert [outcome.code for outcome in outcomes] == [0, 1, 1, 0, 0]
+    assert [outcome.said for outcome in outcomes] == [
+        "",
+        "",
+        "trained, but evaluate.py failed",
+        "was finished before",
+        "",
+    ]
+    assert outcomes[0].folder == Path("results/one")
+    assert outcomes[0].outputs == {"evaluate.py": "evaluated one"}
+    events = [line.split()[1:3] for line in (fake / "log").read_text().splitlines()]
+    assert events == [[what, name] for name in ("one", "bad", "worse", "last") for what in ("start", "end")]
+
+
+def test_each_gpu_has_one_experiment_at_a_time(fake: Path) -> None:
+    outcomes = Runner(fake, [0, 1], lambda folder: []).run(named("slow1", "slow2", "slow3", "slow4"))
+    assert [outcome.code for outcome in outcomes] == [0] * 4
+    running: dict[str, str] = {}
+    for line in sorted((fake / "log").read_text().splitlines(), key=lambda line: float(line.split()[0])):
+        _, what, name, *gpu = line.split()
+        if what == "end":
+            del running[name]
+        else:
+            assert gpu[0] in "01"
+            assert gpu[0] not in running.values()
+            running[name] = gpu[0]
+
+
+def test_ctrl_c_lets_the_running_one_save_its_state_and_starts_no_other(fake: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
+        "from pathlib import Path\n"
+        "from tests.test_sweeps import named\n"
+        "from common.sweeps.runner import Runner\n"
+        "outcomes = Runner(Path.cwd(), [None], lambda folder: []).run(named('wait', 'never'))\n"
+        "print([outcome.code for outcome in outcomes])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=fake, stdout=subprocess.PIPE, text=True)
+    while not (fake / "waiting").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[0] == "[75]\n"
+    assert "never" not in (fake / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "part"),
+    [
+        ("--seed=1\n--optim_lrr=1", "experiment 2 (--optim_lrr=1): unknown option --optim_lrr"),
+        ("--experiment_id=a\n--experiment_id=a", "two experiments are called a"),
+        ("# nothing", "names no experiment"),
+    ],
+)
+def test_a_mistake_in_any_line_ends_the_sweep_before_the_first_one_runs(tmp_path: Path, lines, part, capsys) -> None:
+    (tmp_path / "lines").write_text(lines)
+    with pytest.raises(SystemExit) as caught:
+        sweep.main([f"--lines={tmp_path / 'lines'}", f"--output_dir={tmp_path / 'results'}"])
+    assert caught.value.code == 2
+    assert part in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(tmp_path: Path, capsys) -> None:
+    (tmp_path / "lines").write_text("--seed=1\n--experiment_id=x\n--experiment_id=y\n")
+    write_status(experiment(tmp_path / "results/x"), "finished")
+    write_status(experiment(tmp_path / "results/y"), "interrupted")
+    place = f"--output_dir={tmp_path / 'results'}"
+    sweep.main([f"--lines={tmp_path / 'lines'}", place, "--data_dataset=phantom", "--dry_run=1"])
+    assert capsys.readouterr().out.splitlines() == [
+        f"python train.py {place} --data_dataset=phantom --seed=1",
+        "# x is finished",
+        f"python train.py {place} --data_dataset=phantom --experiment_id=y --tr_resume=y",
+    ]
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_evaluates_and_predicts_and_goes_on_after_a_kill(small_dataset, tmp_path: Path) -> None:
+    more = "--net_model=resnet10t --data_image_size=32 --tr_batch_size=8 --tr_iteration_num=8 --tr_iteration_valid=4"
+    (tmp_path / "lines").write_text(f"--experiment_id=a {more}\n--experiment_id=b {more} --optim_lr=1e30\n{more}\n")
+    lines = [
+        line + f" --data_input_folder={small_dataset.input_folder}"
+        for line in (tmp_path / "lines").read_text().splitlines()
+    ]
+    (tmp_path / "lines").write_text("\n".join(lines))
+    results = tmp_path / "results"
+    command = [
+        sys.executable,
+        "sweep.py",
+        f"--lines={tmp_path / 'lines'}",
+        f"--output_dir={results}",
+        "--data_dataset=phantom",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert first.returncode == 1, first.stderr[-2000:]
+    assert "1 of 3 experiments failed" in first.stderr
+    assert {path.name for path in results.glob("*/submission.csv")} == {"submission.csv"}
+    table = pd.read_csv(results / "leaderboard.csv", dtype={"experiment": str}).set_index("experiment")
+    assert table["status"].to_dict() == {"1": "finished", "a": "finished", "b": "failed"}
+    stamp = (results / "a" / "best.pt").stat().st_mtime_ns
+    second = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert "was finished before" in second.stdout
+    assert (results / "a" / "best.pt").stat().st_mtime_ns == stamp
+    assert read_record(results / "2").status == "finished"  # a line without a name is a new experiment each time
