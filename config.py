@@ -524,9 +524,21 @@ class TTAOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(TTAOptions, TrainedOptions):
-    """Predict a split with trained weights. Model, transforms and image settings come from the weight file."""
+    """Predict a dataset's split, or the studies of any DICOM files (--source), or audit a submission (--audit).
 
-    net_weight_file: Path = option(REQUIRED, "best.pt or last.pt of an experiment")
+    Model, transforms and image settings come from the weight file. Not a medical device; not for diagnosis.
+    """
+
+    net_weight_file: Path | None = option(None, "best.pt or last.pt of an experiment; all but --audit need it")
+    source: Path | None = option(
+        None,
+        "folder or zip archive of DICOM files, of any origin, to predict instead of a dataset: tables of slices and "
+        "studies, JSON and a picture of each series, to --predict_output; none: a dataset",
+    )
+    predict_output: Path | None = option(None, "new folder for what --source gives")
+    calibrate: bool = option(
+        False, "1: probabilities by the temperatures of calibration.json beside the weights, which evaluate.py fits"
+    )
     split: str = option(
         "test",
         "test: submission.csv (predictions_test.csv where the data is not the competition's); train, valid: "
@@ -536,6 +548,14 @@ class PredictConfig(TTAOptions, TrainedOptions):
     )
     data_dataset: str | None = option(None, "dataset to predict; none: the one of the training")
     output_file: Path | None = option(None, "file to write; none: beside the weights")
+
+    def __post_init__(self) -> None:
+        if self.net_weight_file is None:
+            raise UsageError("--net_weight_file is missing: best.pt or last.pt of an experiment")
+        if (self.source is None) != (self.predict_output is None):
+            raise UsageError("--source and --predict_output (a new folder) belong together")
+        if self.calibrate and self.tta is not None:
+            raise UsageError("--calibrate=1 doesn't go with --tta: the temperatures were fitted to predictions without")
 
 
 @dataclass(frozen=True, kw_only=True)

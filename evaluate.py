@@ -33,12 +33,14 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     from common.experiment import experiment_folder
     from rsna_evaluation import PREDICTION_FILES, compare_views, labelled_rows
     from rsna_prediction import (
+        CALIBRATION_FILE,
         compare_with_log,
         dataset_folder_of,
         load_network,
         load_views,
         predict_rows,
         split_rows,
+        write_calibration,
     )
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
@@ -59,6 +61,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     evaluation = report(config, frame, *place, name)
     if not external:
         print(compare_with_log(trained, evaluation.table))
+        write_calibration(trained, frame, rows, folder / CALIBRATION_FILE)
     if views is None:
         return evaluation.table
     augmented = predict_rows(trained, rows, views)

@@ -12,12 +12,35 @@ from config import PredictConfig
 
 @command
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Write ``submission.csv`` or ``predictions_<split>.csv``; print the file's path and return it."""
+    """Write ``submission.csv``, ``predictions_<split>.csv`` or a folder of studies; print the path and return it."""
     config = parse_args(PredictConfig, argv)
+    path = predict_split(config) if config.source is None else predict_studies(config)
+    print(path)
+    return path
+
+
+def predict_studies(config: PredictConfig) -> Path:
+    """Predict the studies of --source."""
+    from rsna_studies import predict_source
+
+    return predict_source(config)
+
+
+def predict_split(config: PredictConfig) -> Path:
+    """Predict a split of a dataset."""
 
     # Here, so that --help and a wrong flag answer at once.
+    from common.evaluation.calibration import calibration_of
     from common.files import check_output
-    from rsna_prediction import load_network, load_views, predict_rows, sample_submission, split_rows, write_predictions
+    from rsna_prediction import (
+        load_calibration,
+        load_network,
+        load_views,
+        predict_rows,
+        sample_submission,
+        split_rows,
+        write_predictions,
+    )
 
     trained = load_network(
         config.net_weight_file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights
@@ -26,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     name = "submission.csv" if sample_submission(trained, config.split) else f"predictions_{config.split}.csv"
     path = config.output_file or config.net_weight_file.parent / name
     check_output("output_file", path)
+    calibration = load_calibration(config, trained)
     frame = predict_rows(trained, rows, load_views(trained, config))
+    if calibration is not None:
+        frame = calibration_of(frame, calibration)
     write_predictions(trained, frame, config.split, path)
-    print(path)
     return path
 
 

@@ -486,6 +486,14 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
     return info
 
 
+IMAGE_OPTIONS = ("pre_size", "pre_window", "pre_type", "pre_crop")  # of preprocessing, that the pictures depend on
+
+
+def image_settings(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the preprocessing options that a dataset's pictures depend on, in plain types; ``info``: dataset.json."""
+    return {name: value for name, value in info.get("options", {}).items() if name in IMAGE_OPTIONS}
+
+
 def is_labelled(info: dict[str, Any]) -> bool:
     """Whether images of a dataset have labels; ``info`` as :func:`read_dataset_info` returns it."""
     return info.get("labelled", 1) > 0

@@ -50,6 +50,7 @@ from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
     dataset_folder,
+    image_settings,
     read_dataset_info,
 )
 from rsna_network import MONITOR, RSNANetwork, prediction_frame
@@ -197,6 +198,7 @@ def build_callbacks(
         "class_names": list(LABELS),
         "prevalences": data.prevalences.tolist(),
         "data_hash": data.hash,
+        "images": image_settings(read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))),
     }
     telemetry = Telemetry()
     metric_logger = MetricLogger(tracker, config.tr_iteration_log, telemetry)

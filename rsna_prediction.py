@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ from common.arguments import from_dict
 from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.files import write_csv
+from common.evaluation.calibration import fit_temperatures
+from common.files import write_csv, write_json
 from common.hardware import loader_workers, select_amp_dtype, select_device
 from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
@@ -42,6 +44,7 @@ from rsna_network import MONITOR, RSNANetwork, prediction_frame
 logger = logging.getLogger(__name__)
 
 REPRODUCED = 1e-9
+CALIBRATION_FILE = "calibration.json"  # beside the weights
 
 
 @dataclass(frozen=True)
@@ -152,18 +155,54 @@ def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) 
     return Views([FixedView(placed, view) for view in range(config.tta_views)], config.tta_mean)
 
 
+def write_calibration(trained: TrainedNetwork, frame: pd.DataFrame, rows: pd.DataFrame, path: Path) -> None:
+    """Fit a temperature for each label to predictions of the validation images, and write which weights it is for."""
+    temperatures = fit_temperatures(frame[list(LABELS)], rows[list(LABELS)])
+    write_json(path, {"weights": trained.weights, "iteration": trained.iteration, "temperatures": temperatures})
+
+
+def load_calibration(config: PredictConfig, trained: TrainedNetwork) -> dict[str, float] | None:
+    """Return the temperatures of ``calibration.json`` beside the weights; None without --calibrate.
+
+    Raises UsageError where there are none, or they belong to other weights.
+    """
+    if not config.calibrate:
+        return None
+    path = config.net_weight_file.parent / CALIBRATION_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        temperatures = {name: float(document["temperatures"][name]) for name in LABELS}
+        made_for = (document["weights"], document["iteration"])
+        if not all(0 < value < float("inf") for value in temperatures.values()):
+            raise ValueError("a temperature is not positive")
+    except OSError:
+        raise UsageError(f"--calibrate=1: there is no {path}; python evaluate.py --experiment_id=… makes it") from None
+    except (ValueError, TypeError, KeyError):
+        raise WorkError(f"{path}: damaged; evaluate the experiment again") from None
+    if made_for != (trained.weights, trained.iteration):
+        raise UsageError(
+            f"--calibrate=1: {path} belongs to the weights {made_for[0]} of iteration {made_for[1]}, not to "
+            f"{trained.weights} of iteration {trained.iteration}; evaluate these"
+        )
+    return temperatures
+
+
 def dataset_folder_of(trained: TrainedNetwork) -> Path:
     """Return the folder of the dataset that a trained network predicts."""
     return dataset_folder(trained.config.data_input_folder, trained.config.data_dataset)
 
 
-def predict_rows(trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None) -> pd.DataFrame:
+def predict_rows(
+    trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None, workers: int | None = None
+) -> pd.DataFrame:
     """Return probabilities (index ``id``) of ``rows``; with ``views`` put together from those of each view.
 
-    Raises UsageError where a view gives pictures of another size than the network was validated on.
+    ``workers`` load the images, 0: this process; None: as many as there are cores for. Raises UsageError
+    where a view gives pictures of another size than the network was validated on.
     """
     config = trained.config
-    workers = loader_workers(config.n_jobs, trained.network.device)
+    if workers is None:
+        workers = loader_workers(config.n_jobs, trained.network.device)
 
     def predict(pipeline: Pipeline | DevicePart | FixedView, label: str) -> pd.DataFrame:
         loader = build_loader(dataset_folder_of(trained), rows, pipeline, config, workers)

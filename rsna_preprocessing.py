@@ -272,11 +272,15 @@ def pending_tasks(job: Job, journal: Journal) -> list[Task]:
 
 def tasks_of(job: Job, files: pd.DataFrame) -> list[Task]:
     """Return what converts these rows of the job's files."""
+    return file_tasks(job.source.tree, files, job.folder / "images")
+
+
+def file_tasks(tree: Tree, files: pd.DataFrame, folder: Path) -> list[Task]:
+    """Return what converts these rows of :func:`list_source` to images in ``folder``."""
     return [
-        Task(row.file_id, row.Index, row.split, row.bytes, row.mtime_ns, job.source.tree.file_at(row),
-             job.folder / "images")
+        Task(row.file_id, row.Index, row.split, row.bytes, row.mtime_ns, tree.file_at(row), folder)
         for row in files.itertuples()
-    ]  # fmt: skip
+    ]
 
 
 def warn_of_other_source(job: Job) -> None:

@@ -37,7 +37,20 @@ REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
     "averages": dict,  # name (ema, swa) -> its state, with the averaged state_dict under "model"; none: {}
     "best_weights": str,  # raw, or the average's name, whose metric was the best
 }
-OPTIONAL_KEYS = ("data_hash", "optimizer", "scheduler", "scaler", "guard", "loop", "sampler", "callbacks", "rng")
+# What best.pt also has: how the training's images were stored, so that others can be brought to the same form.
+DESCRIPTIVE_KEYS = (*REQUIRED_KEYS, "images")
+OPTIONAL_KEYS = (
+    "images",
+    "data_hash",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "guard",
+    "loop",
+    "sampler",
+    "callbacks",
+    "rng",
+)
 
 PLAIN_TYPES = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter)
 DICT_TYPES = (dict, OrderedDict, Counter)

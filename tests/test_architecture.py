@@ -19,7 +19,7 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_dataset", "rsna_phantom"},
     {"rsna_data", "rsna_model", "rsna_network", "rsna_evaluation", "rsna_preprocessing", "rsna_checks"},
     {"rsna_report", "rsna_prediction", "rsna_ensemble"},
-    {"rsna_experiment", "rsna_sweep"},
+    {"rsna_experiment", "rsna_sweep", "rsna_studies"},
 )
 FIRST_PARTY = {name.split(".")[0] for name in MODULES}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import distributed
 from common.callbacks.callback import Callback
-from common.checkpoint import BEST, LAST, PREVIOUS, RAW, REQUIRED_KEYS, metric_key, save_checkpoint
+from common.checkpoint import BEST, DESCRIPTIVE_KEYS, LAST, PREVIOUS, RAW, metric_key, save_checkpoint
 from common.files import keep_copy
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ModelCheckpoint(Callback):
         contents = self._contents(network)
         if improved and distributed.is_main():
             self.on_best(network.valid_predictions[weights])
-            best = {key: value for key, value in contents.items() if key in REQUIRED_KEYS}
+            best = {key: value for key, value in contents.items() if key in DESCRIPTIVE_KEYS}
             save_checkpoint(self.folder / BEST, best)
             logger.info("iteration %d: %s written", network.iteration, BEST)
         self._save_last(network, contents)

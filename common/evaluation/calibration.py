@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +87,23 @@ def isotonic_map(predictions: Array, targets: Array) -> Map:
 
 
 MAPS: dict[str, Callable[[Array, Array], Map]] = {"temperature": temperature_map, "isotonic": isotonic_map}
+
+
+def fit_temperatures(predictions: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:
+    """Return the temperature of each column that has both classes (see :func:`fit_temperature`); 1 for the others."""
+    both = targets.max() > targets.min()
+    return {
+        str(name): fit_temperature(predictions[name], targets[name]) if both[name] else 1.0
+        for name in predictions.columns
+    }
+
+
+def calibration_of(predictions: pd.DataFrame, temperatures: Mapping[str, float]) -> pd.DataFrame:
+    """Return probabilities with each column's logits divided by its temperature."""
+    return pd.DataFrame(
+        {name: expit(logits_of(column) / temperatures[str(name)]) for name, column in predictions.items()},
+        index=predictions.index,
+    )
 
 
 def calibrated(

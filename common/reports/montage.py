@@ -1,0 +1,157 @@
+"""A picture of a series: a strip of probabilities over its slices, the highest slices with heat, a montage of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import WorkError
+from common.files import atomic_path
+
+Picture = npt.NDArray[np.uint8]  # BGR (H, W, 3)
+
+TILE, COLUMNS, SHOWN_SLICES = 128, 10, 60
+WIDTH, MARGIN = TILE * COLUMNS, 10
+NAMES_WIDTH, ROW_HEIGHT, LINE_HEIGHT = 150, 17, 24
+LARGE, LARGE_TILES = 312, 4
+HEAT_SHARE = 0.45  # of the colour where the heat is highest
+BACKGROUND, TEXT, FAINT, MARKED = (24, 24, 24), (235, 235, 235), (150, 150, 150), (60, 150, 255)
+COLOURS = cv2.COLORMAP_INFERNO
+
+
+@dataclass(frozen=True)
+class Highlight:
+    """A slice to show large: its place among the slices, heat (h, w) of any scale or None, and a line of text."""
+
+    place: int
+    heat: npt.NDArray[np.float32] | None
+    text: str
+
+
+def draw_series(
+    title: str,
+    lines: Sequence[str],
+    slices: Sequence[npt.NDArray[np.uint8]],
+    probabilities: npt.NDArray[np.float64],
+    names: Sequence[str],
+    highlights: Sequence[Highlight],
+    notice: str,
+) -> Picture:
+    """Draw a series: ``slices`` grey (H, W), in order; ``probabilities`` (N, C) of ``names``, the last one the overall.
+
+    A slice stands at 0.. in the strip and in the montage, which shows at most 60 of them, evenly spread, and those of
+    ``highlights``. A frame marks slices whose overall probability is 0.5 or more.
+    """
+    parts = [_text_block([title, *lines]), draw_strip(probabilities, names)]
+    if highlights:
+        large = [_large_tile(slices[item.place], item) for item in highlights[:LARGE_TILES]]
+        parts.append(_grid(large, LARGE_TILES))
+    places = shown_places(len(slices), [item.place for item in highlights])
+    if len(places) < len(slices):
+        parts.append(_text_block([f"{len(places)} of {len(slices)} slices"]))
+    parts.append(_grid([_tile(slices[place], place, probabilities[place, -1]) for place in places], COLUMNS))
+    return np.vstack([*parts, _text_block([notice])])
+
+
+def shown_places(count: int, marked: Sequence[int]) -> list[int]:
+    """Return which of ``count`` slices to show: all, or at most 60 evenly spread ones and those ``marked``."""
+    evenly = np.linspace(0, count - 1, min(count, SHOWN_SLICES)).round().astype(int).tolist()
+    return sorted({*evenly, *marked})
+
+
+def draw_strip(probabilities: npt.NDArray[np.float64], names: Sequence[str]) -> Picture:
+    """Draw a row of cells for each name, a cell for each slice, dark at 0 and bright at 1, with slice numbers below."""
+    count, classes = probabilities.shape
+    picture = _blank(ROW_HEIGHT * (classes + 1) + MARGIN)
+    edges = np.linspace(NAMES_WIDTH, WIDTH - MARGIN, count + 1).round().astype(int)
+    levels = np.rint(np.clip(probabilities, 0, 1) * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(levels, COLOURS)  # (N, C, 3)
+    for row, name in enumerate(names):
+        top = row * ROW_HEIGHT
+        _write(picture, name, MARGIN, top + 12, 0.42)
+        for place in range(count):
+            gap = 1 if count <= 200 else 0
+            picture[top : top + ROW_HEIGHT - 2, edges[place] : max(edges[place] + 1, edges[place + 1] - gap)] = colours[
+                place, row
+            ]
+    for place in range(0, count, max(1, -(-count // 20))):
+        _write(picture, str(place), int(edges[place]), ROW_HEIGHT * classes + 12, 0.36, FAINT)
+    return picture
+
+
+def overlay(grey: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> Picture:
+    """Return a grey picture (H, W) with heat (h, w) over it, scaled to its highest value; without any, as it is."""
+    base = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+    if heat.max() <= 0:
+        return base
+    share = cv2.resize(heat / heat.max(), grey.shape[::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)
+    colour = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_JET).astype(np.float32)
+    alpha = (HEAT_SHARE * share)[..., None]
+    return np.rint(base * (1 - alpha) + colour * alpha).astype(np.uint8)
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    done, content = cv2.imencode(".png", picture)
+    if not done:
+        raise WorkError(f"{path}: the picture can't be encoded")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.tobytes())
+
+
+def fit(grey: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Return a grey picture (H, W) as a square of ``size`` pixels, its proportions kept, black beside it."""
+    scale = size / max(grey.shape)
+    height, width = (max(1, round(side * scale)) for side in grey.shape)
+    rule = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    square = np.zeros((size, size), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = cv2.resize(grey, (width, height), interpolation=rule)
+    return square
+
+
+def _tile(grey: npt.NDArray[np.uint8], place: int, probability: float) -> Picture:
+    tile = cv2.cvtColor(fit(grey, TILE), cv2.COLOR_GRAY2BGR)
+    _write(tile, str(place), 4, 13, 0.4)
+    _write(tile, f"{probability:.2f}", TILE - 34, 13, 0.4, MARKED if probability >= 0.5 else FAINT)
+    if probability >= 0.5:
+        cv2.rectangle(tile, (0, 0), (TILE - 1, TILE - 1), MARKED, 1)
+    return tile
+
+
+def _large_tile(grey: npt.NDArray[np.uint8], item: Highlight) -> Picture:
+    square = fit(grey, LARGE)
+    tile = cv2.cvtColor(square, cv2.COLOR_GRAY2BGR) if item.heat is None else overlay(square, item.heat)
+    framed = np.full((LARGE + LINE_HEIGHT, WIDTH // LARGE_TILES, 3), BACKGROUND, np.uint8)
+    left = (framed.shape[1] - LARGE) // 2
+    framed[:LARGE, left : left + LARGE] = tile
+    _write(framed, item.text, left, LARGE + 16, 0.42)
+    return framed
+
+
+def _grid(tiles: Sequence[Picture], columns: int) -> Picture:
+    empty = np.full_like(tiles[0], BACKGROUND)
+    filled = [*tiles, *[empty] * (-len(tiles) % columns)]
+    return np.vstack([np.hstack(filled[start : start + columns]) for start in range(0, len(filled), columns)])
+
+
+def _text_block(lines: Sequence[str]) -> Picture:
+    picture = _blank(LINE_HEIGHT * len(lines) + MARGIN)
+    for number, line in enumerate(lines):
+        _write(picture, line, MARGIN, LINE_HEIGHT * number + 20, 0.5)
+    return picture
+
+
+def _blank(height: int) -> Picture:
+    return np.full((height, WIDTH, 3), BACKGROUND, np.uint8)
+
+
+def _write(
+    picture: Picture, text: str, left: int, baseline: int, scale: float, colour: tuple[int, int, int] = TEXT
+) -> None:
+    cv2.putText(picture, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
