@@ -559,6 +559,26 @@ class PredictConfig(TTAOptions, TrainedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig(TrainedOptions):
+    """Export a trained network for other programs: windowed, normalized pictures in, six logits out.
+
+    The file is run on images of the dataset and must give what torch gives. Not a medical device; not for diagnosis.
+    """
+
+    net_weight_file: Path = option(REQUIRED, "best.pt or last.pt of an experiment")
+    export_format: str = option(
+        "onnx",
+        "onnx: for ONNX Runtime and others (pip install onnx onnxscript onnxruntime); torch_export: for "
+        "torch.export.load",
+        choices=("onnx", "torch_export"),
+    )
+    export_file: Path | None = option(None, "file to write; none: beside the weights, as best.onnx or best.pt2")
+    data_dataset: str | None = option(
+        None, "dataset whose images the file is checked on; none: the one of the training"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
     """Evaluate an experiment on its validation fold, or any predictions, beside the constant predictor.
 

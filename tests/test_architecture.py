@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-ENTRY_SCRIPTS = {"train", "predict", "evaluate", "ensemble", "preprocessing", "report", "rsna_phantom", "sweep"}
+ENTRY_SCRIPTS = {
+    "train",
+    "predict",
+    "evaluate",
+    "ensemble",
+    "preprocessing",
+    "report",
+    "rsna_phantom",
+    "sweep",
+    "export",
+}
 MODULES = sorted(
     ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
     for path in [*PROJECT.glob("*.py"), *PROJECT.glob("common/**/*.py")]
@@ -19,7 +29,7 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_dataset", "rsna_phantom"},
     {"rsna_data", "rsna_model", "rsna_network", "rsna_evaluation", "rsna_preprocessing", "rsna_checks"},
     {"rsna_report", "rsna_prediction", "rsna_ensemble"},
-    {"rsna_experiment", "rsna_sweep", "rsna_studies"},
+    {"rsna_experiment", "rsna_sweep", "rsna_studies", "rsna_export"},
 )
 FIRST_PARTY = {name.split(".")[0] for name in MODULES}
 

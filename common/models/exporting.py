@@ -1,0 +1,167 @@
+"""A model as a file for other programs: ONNX, or torch.export's own form; whole, checked, or not written at all."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UsageError, WorkError
+from common.files import atomic_path
+from common.models.backbone import one_line
+
+TOLERANCE = 1e-4
+METADATA = "metadata.json"  # its name within the file
+Shapes = Mapping[str, Mapping[int, str]]  # of each input the dimensions that may have any size, by name
+Runner = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """A form of file: ``packages`` that must be installed, how it is written, and how it is opened to run."""
+
+    name: str
+    suffix: str
+    summary: str
+    packages: tuple[str, ...]
+    write: Callable[[torch.export.ExportedProgram, Path, Shapes, str], None]
+    open: Callable[[Path], Runner]
+
+
+def export_model(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    path: Path,
+    file_format: str,
+    metadata: Mapping[str, Any],
+    free: Shapes | None = None,
+) -> float:
+    """Write ``model`` (inputs → one tensor) and return the largest difference of the file's outputs from torch's.
+
+    ``inputs``: by name, in the order of the model's arguments, real ones and at least two rows. ``free``: which
+    dimensions of each input may have another size, by name; none: the first of all, ``batch``. The file is read back,
+    run on the inputs and on their first row alone, and only then put in its place. ``metadata``, in JSON's types,
+    stands in it as ``metadata.json``.
+
+    Raises UsageError for packages that are missing and a model that can't be exported, WorkError where an output
+    differs by more than 1e-4.
+    """
+    row = FORMATS[file_format]
+    missing = [name for name in row.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"--export_format={file_format} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    plain = copy.deepcopy(model).cpu().float().eval()
+    tensors = tuple(tensor.cpu() for tensor in inputs.values())
+    shapes = free or {key: {0: "batch"} for key in inputs}
+    dimensions = {name: torch.export.Dim(name, min=1) for places in shapes.values() for name in places.values()}
+    dynamic = tuple({place: dimensions[name] for place, name in shapes[key].items()} for key in inputs)
+    with _quiet(), _default_precision(), torch.no_grad():
+        try:
+            program = torch.export.export(plain, tensors, dynamic_shapes=dynamic)
+        except Exception as error:  # whatever the tracer meets in a model
+            raise UsageError(f"{type(model).__name__}: torch.export can't export it ({one_line(error)})") from error
+        for node in program.graph.nodes:  # paths of this machine
+            node.meta.pop("stack_trace", None)
+        with atomic_path(path) as temporary:
+            row.write(program, temporary, shapes, json.dumps(metadata))
+            difference = _difference(plain, row.open(temporary), tensors)
+            if not difference <= TOLERANCE:  # also where it is no number
+                raise WorkError(
+                    f"{path}: not written: its outputs differ from torch's by {difference:.3g}, more than {TOLERANCE:g}"
+                )
+    return difference
+
+
+def _difference(model: nn.Module, run: Runner, tensors: Sequence[Tensor]) -> float:
+    parts = (tensors, [tensor[:1] for tensor in tensors])
+    return max(float((run(part) - model(*part)).abs().max()) for part in parts)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporters remark on their own workings off the console."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _default_precision() -> Iterator[None]:
+    """Put TF32's settings where they are by default: torch.export asks for them in an older way that knows no others.
+
+    They are a GPU's, and the export computes on the CPU.
+    """
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    set_before = [place.fp32_precision for place in places]
+    for place, precision in zip(places, ("ieee", "tf32"), strict=True):
+        place.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for place, precision in zip(places, set_before, strict=True):
+            place.fp32_precision = precision
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, shapes: Shapes, metadata: str) -> None:
+    made = torch.onnx.export(program, input_names=list(shapes), output_names=["logits"], dynamo=True, verbose=False)
+    graph = made.model.graph
+    symbols = {
+        str(value.shape[place]): name
+        for value, places in zip(graph.inputs, shapes.values(), strict=True)
+        for place, name in places.items()
+    }
+    for value in (*graph.inputs, *graph.outputs):
+        for place, size in enumerate(value.shape):
+            if str(size) in symbols:
+                value.shape[place] = symbols[str(size)]
+    made.model.metadata_props[METADATA] = metadata
+    made.save(str(path))
+
+
+def _open_onnx(path: Path) -> Runner:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_inputs()]
+
+    def run(tensors: Sequence[Tensor]) -> Tensor:
+        given = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return run
+
+
+def _write_program(program: torch.export.ExportedProgram, path: Path, _: Shapes, metadata: str) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={METADATA: metadata})
+
+
+def _open_program(path: Path) -> Runner:
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+    return lambda tensors: module(*tensors)
+
+
+FORMATS: dict[str, FormatRow] = {
+    row.name: row
+    for row in (
+        FormatRow("onnx", ".onnx", "ONNX", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _open_onnx),
+        FormatRow("torch_export", ".pt2", "torch.export's program", (), _write_program, _open_program),
+    )
+}

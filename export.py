@@ -1,0 +1,27 @@
+"""Export a trained network for other programs: python export.py --net_weight_file=output/results/1/best.pt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.arguments import parse_args
+from common.errors import command
+from config import ExportConfig
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Write the network as a file, say how near it is to torch, print the file's path and return it."""
+    config = parse_args(ExportConfig, argv)
+
+    # Here, so that --help and a wrong flag answer at once.
+    from rsna_export import export_network
+
+    path = export_network(config)
+    print(path)
+    return path
+
+
+if __name__ == "__main__":
+    main()
