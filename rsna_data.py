@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from rsna_dataset import (
     read_dataset_info,
     read_fold,
     read_metadata,
+    rows_hash,
 )
 
 logger = logging.getLogger(__name__)
@@ -110,10 +110,8 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
     constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
     documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
-    fold_hash = rows_hash(train_rows, valid_rows)
-    return TrainingData(
-        train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels, fold_hash
-    )
+    hashed = rows_hash(train_rows, valid_rows)
+    return TrainingData(train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels, hashed)
 
 
 def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.device) -> Pipeline | DevicePart:
@@ -133,15 +131,6 @@ def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.devic
 def transforms_on_device(config: TrainConfig, device: torch.device) -> bool:
     """Say whether transforms are computed in whole batches where the model computes."""
     return device.type == "cuda" and config.data_transform_device != "cpu"
-
-
-def rows_hash(*parts: pd.DataFrame) -> str:
-    """Return a hash of the images (index) and labels of several tables, in their order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for rows in parts:
-        digest.update("\n".join(rows.index).encode() + b"\0")
-        digest.update(np.ascontiguousarray(rows[list(LABELS)].to_numpy(dtype=np.float32)).tobytes())
-    return digest.hexdigest()
 
 
 def trial_indices(folder: Path, rows: pd.DataFrame, config: TrainConfig) -> Sequence[int]:

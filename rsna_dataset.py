@@ -549,13 +549,30 @@ def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
         )
     path = fold_path(folder, dataset, fold)
     if not path.is_file():
-        pattern = re.compile(rf"dataset_{re.escape(dataset)}_fold_(\d+)\.csv")
-        matches = [pattern.fullmatch(file.name) for file in folder.iterdir()]
-        folds = sorted(int(match[1]) for match in matches if match)
-        raise UsageError(
-            f"--data_fold={fold}: {folder} has no such fold; there are {', '.join(map(str, folds)) or 'none'}"
-        )
+        known = ", ".join(map(str, fold_numbers(folder, dataset))) or "none"
+        raise UsageError(f"--data_fold={fold}: {folder} has no such fold; there are {known}")
     return _read_fold_table(path, ("train", "valid"))
+
+
+def fold_numbers(folder: Path, dataset: str) -> tuple[int, ...]:
+    """Return the numbers of the folds that a dataset has, in order."""
+    pattern = re.compile(rf"dataset_{re.escape(dataset)}_fold_(\d+)\.csv")
+    matches = [pattern.fullmatch(file.name) for file in folder.iterdir()]
+    return tuple(sorted(int(match[1]) for match in matches if match))
+
+
+def rows_hash(*parts: pd.DataFrame) -> str:
+    """Return a hash of the images (index) and labels of several tables, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for rows in parts:
+        digest.update("\n".join(rows.index).encode() + b"\0")
+        digest.update(np.ascontiguousarray(rows[list(LABELS)].to_numpy(dtype=np.float32)).tobytes())
+    return digest.hexdigest()
+
+
+def fold_hash(rows: pd.DataFrame) -> str:
+    """Return the hash of a fold as read by :func:`read_fold`: that of the runs which trained on it."""
+    return rows_hash(*(rows[rows["sample_type"] == kind] for kind in ("train", "valid")))
 
 
 def read_holdout(folder: Path, dataset: str) -> pd.DataFrame:

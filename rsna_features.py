@@ -1,0 +1,176 @@
+"""Slice embeddings on disk: what each model of a cross-validation says of images that it was not trained on.
+
+A folder of features has ``features.npy`` float16 (N, F), ``logits.npy`` float32 (N, 6), ``rows.csv`` (id, fold; N rows
+in the arrays' order, fold -1 where no fold has the image) and ``features.json``, which is written last. Models of a
+second stage take these alone: embeddings of images that the network was trained on promise a certainty that it hasn't
+on others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from common.errors import UsageError, WorkError
+from common.files import atomic_path, write_csv, write_json
+from rsna_dataset import LABELS, fold_hash, fold_path, list_some, read_dataset_info, read_fold
+
+FORMAT_VERSION = 1
+OUT_OF_FOLD, TEST = "out_of_fold", "test"
+NO_FOLD = -1
+FEATURES_FILE, LOGITS_FILE, ROWS_FILE, INFO_FILE = "features.npy", "logits.npy", "rows.csv", "features.json"
+HOW = "python predict.py --net_weight_file=<a cross-validation's folder> --features=1 makes them"
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features as read: ``rows`` has index ``id`` and column ``fold``, in the order of the arrays' rows.
+
+    ``features`` (N, F) float16 and ``logits`` (N, 6) float32 stay on disk (memory maps). ``document``: features.json.
+    """
+
+    rows: pd.DataFrame
+    features: npt.NDArray[np.float16]
+    logits: npt.NDArray[np.float32]
+    document: Mapping[str, Any]
+
+    @property
+    def num_features(self) -> int:
+        """Width of an embedding."""
+        return self.features.shape[1]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Features of some images: ``ids`` (n), ``features`` (n, F), ``logits`` (n, 6), and the fold that holds them."""
+
+    ids: list[str]
+    features: np.ndarray
+    logits: np.ndarray
+    fold: int
+
+
+def write_features(
+    folder: Path, blocks: Iterable[Block], count: int, num_features: int, document: Mapping[str, Any]
+) -> Path:
+    """Write ``count`` rows that come in blocks, whole or not at all, never holding more than one; return the folder.
+
+    ``document`` is features.json without its format and size. Raises WorkError for another number of rows, an image
+    twice, or values that float16 can't hold.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INFO_FILE).unlink(missing_ok=True)  # without it what a killed writer leaves is not read
+    ids: list[str] = []
+    folds: list[int] = []
+    with ExitStack() as stack:
+        # Plain writes, since a memory map on a full disk ends the process.
+        paths = [stack.enter_context(atomic_path(folder / name)) for name in (FEATURES_FILE, LOGITS_FILE)]
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for file, dtype, width in zip(files, (np.float16, np.float32), (num_features, len(LABELS)), strict=True):
+            _write_header(file, dtype, (count, width))
+        for block in blocks:
+            with np.errstate(over="ignore"):
+                features = np.asarray(block.features).astype(np.float16)
+            if features.shape != (len(block.ids), num_features) or block.logits.shape != (len(block.ids), len(LABELS)):
+                raise WorkError(f"{folder}: {features.shape[1]} features for an image where {num_features} are due")
+            wrong = ~np.isfinite(features).all(axis=1)
+            if wrong.any():
+                raise WorkError(f"{folder}: the features of image {block.ids[int(np.argmax(wrong))]} exceed float16")
+            files[0].write(features.tobytes())
+            files[1].write(np.ascontiguousarray(block.logits, dtype=np.float32).tobytes())
+            ids += block.ids
+            folds += [block.fold] * len(block.ids)
+        if len(ids) != count or len(set(ids)) != count:
+            raise WorkError(f"{folder}: {len(set(ids))} different images came where {count} were due")
+    write_csv(folder / ROWS_FILE, pd.DataFrame({"id": ids, "fold": folds}))
+    write_json(
+        folder / INFO_FILE,
+        {"format_version": FORMAT_VERSION, **document, "images": count, "num_features": num_features},
+    )
+    return folder
+
+
+def _write_header(file: IO[bytes], dtype: Any, shape: tuple[int, int]) -> None:
+    description = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)
+
+
+def read_features(folder: Path, dataset: Path, kind: str = OUT_OF_FOLD) -> FeatureSet:
+    """Read and check a folder of features of the dataset in the folder ``dataset``.
+
+    Raises UsageError where there are none, they are of another kind (features of images that a model was trained on
+    are never taken) or another dataset, the folds changed since, or images of the folds are missing; WorkError for
+    damaged files.
+    """
+    document = _read_document(folder)
+    if document["kind"] != kind:
+        raise UsageError(f"{folder}: features of the kind {document['kind']!r} where {kind!r} ones are needed; {HOW}")
+    found, made_for = read_dataset_info(dataset).get("hash"), document["dataset_hash"]
+    if found != made_for:
+        raise UsageError(f"{folder}: made from {document['dataset']}, another dataset or an earlier state of {dataset}")
+    try:
+        rows = pd.read_csv(folder / ROWS_FILE, dtype={"id": str, "fold": np.int64}, keep_default_na=False)
+        rows = rows.set_index("id")[["fold"]]
+        if not rows.index.is_unique:
+            raise ValueError("an image stands there twice")
+        features, logits = (
+            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (FEATURES_FILE, LOGITS_FILE)
+        )
+        forms = {
+            "features": ((len(rows), document["num_features"]), np.float16),
+            "logits": ((len(rows), 6), np.float32),
+        }
+        for array, (shape, dtype) in zip((features, logits), forms.values(), strict=True):
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"{array.dtype} {array.shape} where {np.dtype(dtype)} {shape} is due")
+    except (OSError, ValueError, KeyError) as error:
+        raise WorkError(f"{folder}: damaged ({' '.join(str(error).split())}); {HOW}") from None
+    if kind == OUT_OF_FOLD:
+        _check_folds(folder, dataset, rows, document["folds"])
+    return FeatureSet(rows, features, logits, document)
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    path = folder / INFO_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        known = {name: document[name] for name in ("kind", "dataset", "dataset_hash", "num_features", "folds")}
+        {int(fold): str(facts["hash"]) for fold, facts in known["folds"].items()}
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: has no features; {HOW}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise WorkError(f"{path}: damaged; {HOW}") from None
+    if document.get("format_version") != FORMAT_VERSION:
+        version = document.get("format_version")
+        raise UsageError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {HOW}")
+    return document
+
+
+def _check_folds(folder: Path, dataset: Path, rows: pd.DataFrame, folds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UsageError unless ``rows`` are exactly the images that the present folds hold out, each in its own."""
+    for fold, facts in folds.items():
+        table = read_fold(dataset, dataset.name, int(fold))
+        path = fold_path(dataset, dataset.name, int(fold))
+        if fold_hash(table) != facts["hash"]:
+            raise UsageError(
+                f"{folder}: {path} changed since fold {fold} was trained, so that its features may be of images that "
+                "the model saw; cross-validate anew"
+            )
+        due = table.index[table["sample_type"] == "valid"]
+        missing = due.difference(rows.index[rows["fold"] == int(fold)])
+        if len(missing):
+            raise UsageError(
+                f"{folder}: has no features for {len(missing)} of {len(due)} images of fold {fold} "
+                f"({list_some(missing)}); {HOW}"
+            )
+    others = rows.index[~rows["fold"].isin([int(fold) for fold in folds])]
+    if len(others):
+        raise UsageError(f"{folder}: has features of images that are in none of its folds ({list_some(others)}); {HOW}")
