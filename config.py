@@ -150,6 +150,13 @@ class DataOptions(DataLocation):
     data_image_size: int = option(
         96, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
     )
+    data_context: int = option(
+        0,
+        "neighbouring slices on each side, by position in the series, whose windows become channels too (2.5-D): 1 "
+        "with 3 windows gives 9 channels",
+        minimum=0,
+        maximum=10,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     if config.data_transform_device == "cuda" and device.type != "cuda":
         raise UsageError("--data_transform_device=cuda needs a GPU and there is none here; use auto or cpu")
     windows, windowed = pipeline_windows(folder, config)
-    options = {"windowed": windowed, "fuse": config.data_transform_fuse}
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
     train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows, **options)
     valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows, **options)
     check_same_scale(train_pipeline, valid_pipeline)
@@ -88,7 +88,9 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     train_pipeline, valid_pipeline = (
         place_transform(pipeline, config, device) for pipeline in (train_pipeline, valid_pipeline)
     )
-    train_set = RSNADataset(folder, train_rows, train_pipeline, config.data_image_size, config.seed)
+    train_set = RSNADataset(
+        folder, train_rows, train_pipeline, config.data_image_size, config.seed, config.data_context
+    )
     images = TrainingImages(
         train_set.image_ids,
         train_set.targets,
@@ -150,7 +152,7 @@ def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) 
     found: dict[tuple[int, ...], str] = {}
     for index in indices:
         image_id = str(dataset.image_ids[index])
-        dataset.pipeline.trial(dataset.read(image_id))
+        dataset.pipeline.trial(dataset.stored(index))
         picture = finished_picture(dataset, index)
         if not picture.isfinite().all():
             raise UsageError(f"{flag}: {dataset.pipeline.name} gives values that are not finite")
@@ -208,7 +210,7 @@ def build_loader(
     folder: Path, rows: pd.DataFrame, pipeline: Pipeline | DevicePart | FixedView, config: TrainConfig, workers: int
 ) -> DataLoader:
     """Build a loader that gives every row once, in order."""
-    dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed)
+    dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
     dataset.check_files()
     sampler = SequentialSampler(len(dataset), config.seed)
     return make_loader(dataset, sampler, config.tr_batch_size, workers, drop_last=False, seed=config.seed)

@@ -13,14 +13,16 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from common.datasets.context import find_neighbours, slice_places
 from common.datasets.image_files import SUFFIXES
-from common.datasets.images import ImageDataset, Transform
+from common.datasets.images import ImageDataset, Neighbours, Transform
 from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
 from common.preprocessing.series import NORMAL
@@ -666,13 +668,49 @@ def _table_fault(path: Path, types: dict[str, Any]) -> str:
     return f"{path}: damaged"
 
 
+def read_neighbours(folder: Path, ids: pd.Index, context: int) -> Neighbours:
+    """Return the slices around images of a dataset, ``context`` on each side.
+
+    They are found by position along the series among all images of the dataset, also those of no fold: a series is of
+    one patient. Raises UsageError where neighbours don't show the same part of the head.
+    """
+    if read_dataset_info(folder).get("options", {}).get("pre_crop", "none") != "none":
+        raise UsageError(
+            f"--data_context: each slice of {folder} was cropped to a box of its own, so that neighbours don't lie on "
+            "each other; use a dataset of --pre_crop=none"
+        )
+    path = folder / METADATA_FILE
+    names, rows = _all_neighbours(path, (path.stat().st_mtime_ns, path.stat().st_size), context)
+    places = pd.Index(names).get_indexer(ids)
+    if (places < 0).any():
+        raise WorkError(f"{path}: has no row for {list_some(ids[places < 0])}; run python preprocessing.py again")
+    return Neighbours(names, rows[places])
+
+
+@lru_cache(maxsize=1)  # the images of several parts of one dataset: reading a million rows takes seconds
+def _all_neighbours(path: Path, stamp: tuple[int, int], context: int) -> tuple[np.ndarray, np.ndarray]:
+    metadata = read_metadata(path.parent)
+    series, _ = pd.factorize(metadata["series_id"])
+    slice_index = metadata["slice_index"].to_numpy()
+    places = slice_places(series, metadata["position_mm"].to_numpy(), slice_index)
+    return metadata.index.to_numpy(dtype=np.str_), find_neighbours(series, places, slice_index, context)
+
+
 class RSNADataset(ImageDataset):
     """Images of a preprocessed dataset with their six labels."""
 
-    def __init__(self, folder: Path, rows: pd.DataFrame, pipeline: Transform, image_size: int, seed: int) -> None:
-        """``rows``: of a fold or of the metadata: index ``id``, columns :data:`LABELS` where the labels are known."""
+    def __init__(
+        self, folder: Path, rows: pd.DataFrame, pipeline: Transform, image_size: int, seed: int, context: int = 0
+    ) -> None:
+        """``rows``: of a fold or of the metadata: index ``id``, columns :data:`LABELS` where the labels are known.
+
+        ``context``: neighbouring slices on each side that stand beside each image.
+        """
         labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
         targets = rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None
         info = read_dataset_info(folder)
         form, suffix = info["image_form"], SUFFIXES[info["format"]]
-        super().__init__(folder / "images", rows.index.to_numpy(), targets, pipeline, image_size, seed, form, suffix)
+        around = read_neighbours(folder, rows.index, context) if context else None
+        super().__init__(
+            folder / "images", rows.index.to_numpy(), targets, pipeline, image_size, seed, form, suffix, around
+        )

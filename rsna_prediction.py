@@ -80,7 +80,7 @@ def load_network(
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     windows, windowed = pipeline_windows(folder, config)
     source = f"{weight_file} (valid transform)"
-    options = {"windowed": windowed, "fuse": config.data_transform_fuse}
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
     pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, **options)
     device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
     model = build_architecture(config, pipeline.channels)
@@ -148,7 +148,8 @@ def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) 
     if config.tta is None:
         return None
     windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
-    options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse}
+    slices = 2 * trained.config.data_context + 1
+    options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse, "slices": slices}
     pipeline = load_pipeline(find_transform(config.tta), windows, **options)
     check_same_scale(trained.pipeline, pipeline)
     placed = place_transform(pipeline, trained.config, trained.network.device)
@@ -223,10 +224,12 @@ def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView
     """Raise UsageError where a view's pictures have another size than those of the validation."""
     config = trained.config
     datasets = [
-        RSNADataset(dataset_folder_of(trained), rows, pipeline, config.data_image_size, config.seed)
+        RSNADataset(
+            dataset_folder_of(trained), rows, pipeline, config.data_image_size, config.seed, config.data_context
+        )
         for pipeline in (trained.pipeline, view)
     ]
-    view.trial(datasets[1].read(str(rows.index[0])))
+    view.trial(datasets[1].stored(0))
     sizes = [dataset[0].size for dataset in datasets]
     if sizes[0] != sizes[1]:
         expected, given = (f"{height} x {width}" for height, width in sizes)

@@ -240,8 +240,9 @@ def predict_study(
 
 def draw_one_series(trained: TrainedNetwork, study_id: str, which: str, series: pd.DataFrame, path: Path) -> None:
     """Draw a series to a PNG file."""
+    config = trained.config
     dataset = RSNADataset(
-        dataset_folder_of(trained), series, trained.pipeline, trained.config.data_image_size, trained.config.seed
+        dataset_folder_of(trained), series, trained.pipeline, config.data_image_size, config.seed, config.data_context
     )
     probabilities = series[list(LABELS)].to_numpy(np.float64)
     order = np.argsort(-probabilities[:, OVERALL], kind="stable")[:CAM_SLICES]
@@ -291,7 +292,8 @@ def grey_slices(trained: TrainedNetwork, dataset: RSNADataset) -> Iterator[np.nd
     """
     for index, image_id in enumerate(dataset.image_ids.tolist()):
         if moves_pixels(trained):
-            shown = dataset[index].image[0]
+            picture = dataset[index].image  # the slice itself stands in the middle of its neighbours
+            shown = picture[trained.config.data_context * len(picture) // (2 * trained.config.data_context + 1)]
             low, high = float(shown.min()), float(shown.max())
             shown = (shown - low) / max(high - low, 1e-6)
         elif dataset.image_form == "hu":

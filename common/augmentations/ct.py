@@ -150,8 +150,8 @@ class SliceThickness(_HounsfieldTransform):
         """Average along the slices."""
         if image_hu.ndim != 3 or image_hu.shape[2] < 2:
             raise UsageError(
-                f"SliceThickness takes neighbouring slices, (H, W, K), K above 1; got {image_hu.shape}: where images "
-                "come one slice at a time take it out of the file"
+                f"SliceThickness takes neighbouring slices, (H, W, K), K above 1; got {image_hu.shape}: give "
+                "--data_context=1 or more, or take it out of the file"
             )
         share = np.float32((slices - 1) / (2 * slices))
         before = np.concatenate([image_hu[..., :1], image_hu[..., :-1]], axis=-1)

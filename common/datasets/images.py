@@ -42,6 +42,24 @@ class Sample:
     steps: tuple[Step, ...] | None = None
 
 
+class Neighbours:
+    """The names of the slices around each of N images, in memory that loading processes share."""
+
+    def __init__(self, names: np.ndarray, rows: np.ndarray) -> None:
+        """``rows`` int (N, slices): places in ``names``, text; the middle one is the image itself."""
+        used, places = np.unique(rows, return_inverse=True)
+        self._names = SharedArray(np.char.encode(np.asarray(names, dtype=np.str_)[used], "utf-8"))
+        self._rows = SharedArray(places.reshape(rows.shape).astype(np.int32))
+
+    def names(self, index: int) -> list[str]:
+        """Return the names of an image's slices, in order."""
+        return [name.decode() for name in self._names.array[self._rows.array[index]].tolist()]
+
+    def image_ids(self) -> np.ndarray:
+        """Return all names once, as an array of text."""
+        return np.char.decode(self._names.array, "utf-8")
+
+
 class ImageDataset:
     """Reads ``<image_folder>/<id><suffix>``: int16 Hounsfield units (H, W), or pictures windowed already (H, W, C).
 
@@ -59,10 +77,12 @@ class ImageDataset:
         seed: int,
         image_form: str,
         suffix: str = ".npy",
+        neighbours: Neighbours | None = None,
     ) -> None:
         """``targets`` (N, K); ``image_size`` pixels of the longer side, 0: as stored; ``image_form`` hu or window;
 
-        ``suffix`` of the files, one of :data:`common.datasets.image_files.SUFFIXES`.
+        ``suffix`` of the files, one of :data:`common.datasets.image_files.SUFFIXES`; ``neighbours``: the slices whose
+        pictures stand side by side, None: an image alone.
         """
         self.image_folder = image_folder
         self._ids = SharedArray(np.char.encode(np.asarray(image_ids, dtype=np.str_), "utf-8"))
@@ -72,6 +92,7 @@ class ImageDataset:
         self.seed = seed
         self.image_form = image_form
         self.suffix = suffix
+        self.neighbours = neighbours
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -92,10 +113,11 @@ class ImageDataset:
         One look at the folder before the work, instead of an end in the middle of it.
         """
         found = {path.name for path in self.image_folder.iterdir()} if self.image_folder.is_dir() else set()
-        missing = [image_id for image_id in self.image_ids.tolist() if f"{image_id}{self.suffix}" not in found]
+        wanted = self.image_ids if self.neighbours is None else self.neighbours.image_ids()
+        missing = [image_id for image_id in wanted.tolist() if f"{image_id}{self.suffix}" not in found]
         if missing:
             raise WorkError(
-                f"{self.image_folder / missing[0]}{self.suffix}: the image is missing ({len(missing)} of {len(self)} "
+                f"{self.image_folder / missing[0]}{self.suffix}: the image is missing ({len(missing)} of {len(wanted)} "
                 "images are); run python preprocessing.py again"
             )
 
@@ -106,13 +128,32 @@ class ImageDataset:
         """
         index, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
         image_id = self._ids.array[index].decode()
-        image = self.read(image_id)
+        image = self.stored(index)
         self.pipeline.set_random_seed(stable_hash("augmentation", self.seed, epoch, image_id, occurrence))
         result = self.pipeline(image=image)
         picture = result["image"] if result["image"].ndim == 3 else result["image"][..., np.newaxis]
         target = None if self.targets is None else self.targets[index]
         size = result.get("size", picture.shape[:2])
         return Sample(np.ascontiguousarray(picture.transpose(2, 0, 1)), target, image_id, size, result.get("steps"))
+
+    def stored(self, index: int) -> np.ndarray:
+        """Return what the transform gets of an image: itself, or (H, W, slices · C) with its neighbours, in order.
+
+        Raises WorkError, naming two, where neighbours have different sizes.
+        """
+        image_id = self._ids.array[index].decode()
+        if self.neighbours is None:
+            return self.read(image_id)
+        names = self.neighbours.names(index)
+        read = {name: self.read(name) for name in dict.fromkeys(names)}
+        for name, image in read.items():
+            if image.shape != read[image_id].shape:
+                raise WorkError(
+                    f"images {image_id} and {name} are neighbours of different sizes, {read[image_id].shape} and "
+                    f"{image.shape}; give --data_image_size"
+                )
+        images = [read[name] for name in names]
+        return np.stack(images, axis=-1) if self.image_form == "hu" else np.concatenate(images, axis=-1)
 
     def read(self, image_id: str) -> np.ndarray:
         """Return the stored image, reduced to the dataset's size: int16 HU, or float32 in 0..1 where it is windowed."""

@@ -161,25 +161,38 @@ class FixedView:
 
 
 def load_pipeline(
-    path: Path | str, windows: Windows | None = None, *, windowed: bool = False, fuse: bool = False
+    path: Path | str,
+    windows: Windows | None = None,
+    *,
+    windowed: bool = False,
+    fuse: bool = False,
+    slices: int = 1,
 ) -> Pipeline:
     """Build the pipeline of a JSON file that ``albumentations.save`` wrote, of 2.x or 0.3 to 0.5.
 
     See :func:`pipeline_from_dict`.
     """
-    return pipeline_from_dict(read_document(Path(path)), str(path), windows, windowed=windowed, fuse=fuse)
+    document = read_document(Path(path))
+    return pipeline_from_dict(document, str(path), windows, windowed=windowed, fuse=fuse, slices=slices)
 
 
 def pipeline_from_dict(
-    document: Any, name: str, windows: Windows | None = None, *, windowed: bool = False, fuse: bool = False
+    document: Any,
+    name: str,
+    windows: Windows | None = None,
+    *,
+    windowed: bool = False,
+    fuse: bool = False,
+    slices: int = 1,
 ) -> Pipeline:
     """Build a pipeline from a JSON document; ``name`` is its file.
 
     ``windows`` (centre, width in HU) go in where the file has no ``DicomWindowShift``: in front, or behind the last
     transform that takes Hounsfield units. None: a file without one gets pictures on 0..1. ``windowed``: the pictures
     come windowed by ``windows`` already, and a ``DicomWindowShift`` is refused. ``Normalize`` with ``max_pixel_value``
-    255 means its mean and std on 0..1 here. ``fuse``: one warp for all steps that move pixels. Raises UsageError, one
-    line with ``name``, for everything that can't be meant.
+    255 means its mean and std on 0..1 here. ``fuse``: one warp for all steps that move pixels. ``slices`` neighbours
+    come side by side, each with all windows: a ``Normalize`` with a value for each window holds for each slice. Raises
+    UsageError, one line with ``name``, for everything that can't be meant.
     """
     today = todays_document(document, name)
     transforms = build_transforms(today, name)
@@ -189,7 +202,21 @@ def pipeline_from_dict(
     has_window = any(isinstance(transform, DicomWindowShift) for transform in transforms)
     check_order(transforms, name, windowed=windowed or not has_window)
     channels = own[0].channels if own else None if windows is None else len(windows)
+    if slices > 1 and channels is not None:
+        transforms = [_for_slices(transform, channels, slices) for transform in transforms]
+        channels *= slices
     return Pipeline(name, today, transforms, channels, fuse=fuse)
+
+
+def _for_slices(transform: Any, windows: int, slices: int) -> Any:
+    """Return a transform for so many slices side by side: a Normalize gets its values for each of them."""
+    if not isinstance(transform, A.Normalize) or transform.normalization != "standard":
+        return transform
+    mean, std = (
+        tuple(np.tile(values, slices).tolist()) if np.size(values) == windows > 1 else values
+        for values in (transform.mean, transform.std)
+    )
+    return A.Normalize(mean, std, transform.max_pixel_value, transform.normalization, p=transform.p)
 
 
 def check_same_scale(first: Pipeline, second: Pipeline) -> None:
