@@ -553,10 +553,37 @@ class PredictConfig(TTAOptions, TrainedOptions):
         "of all folds",
         choices=("train", "valid", "test", "holdout"),
     )
-    data_dataset: str | None = option(None, "dataset to predict; none: the one of the training")
-    output_file: Path | None = option(None, "file to write; none: beside the weights")
+    data_dataset: str | None = option(
+        None,
+        "dataset to predict; none: the one of the training. For --audit the one with the sample submission; none: rsna",
+    )
+    output_file: Path | None = option(None, "file to write; none: beside the weights, or beside the audited file")
+    audit: Path | None = option(
+        None,
+        "submission to audit instead of predicting: rows, duplicates, range, consistency of labels, distribution; exit "
+        "code 1 where it is not valid",
+    )
+    audit_sample: Path | None = option(
+        None, "sample submission that says which rows --audit expects; none: the dataset's, where it has one"
+    )
+    audit_fill: str | None = option(
+        None,
+        "write the audited submission, in the sample's order, with a value for rows that are missing: half: 0.5; "
+        "prevalence: the label's; none: no",
+        choices=("half", "prevalence"),
+    )
 
     def __post_init__(self) -> None:
+        if self.audit is None and (self.audit_sample is not None or self.audit_fill is not None):
+            raise UsageError("--audit_sample and --audit_fill need --audit, the submission to look at")
+        if self.audit is not None:
+            if self.net_weight_file is not None or self.source is not None:
+                raise UsageError("--audit predicts nothing: leave out --net_weight_file and --source")
+            if self.output_file is not None and self.audit_fill is None:
+                raise UsageError("--output_file needs --audit_fill here: an audit alone writes nothing")
+            if self.output_file is not None and self.output_file.resolve() == self.audit.resolve():
+                raise UsageError(f"--output_file={self.output_file} is the file to audit; give another name")
+            return
         if self.net_weight_file is None:
             raise UsageError("--net_weight_file is missing: best.pt or last.pt of an experiment")
         if (self.source is None) != (self.predict_output is None):

@@ -12,11 +12,26 @@ from config import PredictConfig
 
 @command
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Write ``submission.csv``, ``predictions_<split>.csv`` or a folder of studies; print the path and return it."""
+    """Write ``submission.csv``, ``predictions_<split>.csv`` or a folder of studies; print the path and return it.
+
+    With --audit the path is the submission that was looked at, or the filled one.
+    """
     config = parse_args(PredictConfig, argv)
-    path = predict_split(config) if config.source is None else predict_studies(config)
+    if config.audit is not None:
+        path = audit_file(config)
+    elif config.source is not None:
+        path = predict_studies(config)
+    else:
+        path = predict_split(config)
     print(path)
     return path
+
+
+def audit_file(config: PredictConfig) -> Path:
+    """Look at the submission of --audit."""
+    from rsna_submission import audit_submission
+
+    return audit_submission(config)
 
 
 def predict_studies(config: PredictConfig) -> Path:

@@ -23,6 +23,7 @@ from config import PreprocessingConfig, parse_windows
 from rsna_dataset import (
     FAILED_FILE,
     LABELS,
+    PUBLISHED,
     content_hash,
     dataset_folder,
     is_labelled,
@@ -35,14 +36,6 @@ from rsna_dataset import (
 
 AUDIT_FILE = "audit.html"
 FAULTS_FILE = "verify_failed.csv"
-PUBLISHED = {  # among stage 1's 674,258 training images (Flanders et al. 2020, doi 10.1148/ryai.2020190211)
-    "epidural": 2_761 / 674_258,
-    "intraparenchymal": 32_564 / 674_258,
-    "intraventricular": 23_766 / 674_258,
-    "subarachnoid": 32_122 / 674_258,
-    "subdural": 42_496 / 674_258,
-    "any": 97_103 / 674_258,
-}
 
 
 def leaves_dataset_alone(config: PreprocessingConfig) -> bool:

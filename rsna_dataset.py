@@ -32,6 +32,14 @@ logger = logging.getLogger(__name__)
 
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 LABEL_WEIGHTS = (1, 1, 1, 1, 1, 2)
+PUBLISHED = {  # prevalences among stage 1's 674,258 training images (Flanders et al. 2020, doi 10.1148/ryai.2020190211)
+    "epidural": 2_761 / 674_258,
+    "intraparenchymal": 32_564 / 674_258,
+    "intraventricular": 23_766 / 674_258,
+    "subarachnoid": 32_122 / 674_258,
+    "subdural": 42_496 / 674_258,
+    "any": 97_103 / 674_258,
+}
 
 SUBMISSION_COLUMNS = ["ID", "Label"]
 LABEL_KEYS = ("path", "file", "id", "sopinstanceuid", "studyinstanceuid")  # in any case of letters
@@ -90,6 +98,14 @@ def read_submission(path: SourceFile) -> pd.DataFrame:
         _, row = _first(wrong, frame.rows)
         raise WorkError(f"{path}: row {row}: {frame.numbers[wrong][0]:g} is no probability (0 to 1)")
     return _to_wide(path, frame, repeats_allowed=False)
+
+
+def read_submission_texts(path: SourceFile) -> pd.DataFrame:
+    """Read the columns ID and Label as they stand there; the index is the row's number in the file.
+
+    Raises UsageError where the file can't be read, WorkError where it lacks a column.
+    """
+    return _read_texts(path, SUBMISSION_COLUMNS)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
