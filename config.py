@@ -329,8 +329,8 @@ class WatchOptions:
     )
     list: str | None = option(
         None,
-        "print what there is, and end: optim, sched, sampler, loss, pool, transform, or model[:pattern] (a part of the "
-        "name or a pattern with *); none",
+        "print what there is, and end: optim, sched, sampler, loss, pool, tracker, transform, or model[:pattern] (a "
+        "part of the name or a pattern with *); none",
         changeable=True,
     )
     tr_lr_find: bool = option(
@@ -431,19 +431,37 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeptuneOptions:
-    """Neptune."""
+class TrackerOptions:
+    """Trackers."""
 
-    nml_enabled: bool = option(
-        False,
-        "1: log to Neptune: offline files in the experiment's folder, or the server that NEPTUNE_API_TOKEN names",
+    trackers: tuple[str, ...] = option(
+        (),
+        "where metrics go beside metrics.jsonl, several with commas: neptune, trackio, tensorboard, mlflow",
+        parse=parse_names,
+        form=",".join,
         changeable=True,
     )
+    nml_enabled: bool = option(False, "1: neptune is among the trackers", changeable=True)
+    nml_project: str | None = option(
+        None, "project on a Neptune server, as in workspace/name; none: NEPTUNE_PROJECT", changeable=True
+    )
+    nml_mode: str = option(
+        "auto",
+        "offline: files in the experiment's folder; async: the server that NEPTUNE_API_TOKEN names, or files where it "
+        "doesn't answer; auto: async where there is such a token",
+        choices=("auto", "offline", "async"),
+        changeable=True,
+    )
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """All trackers that are asked for, each once."""
+        return tuple(dict.fromkeys((*self.trackers, *("neptune",) * self.nml_enabled)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    NeptuneOptions,
+    TrackerOptions,
     WatchOptions,
     AveragingOptions,
     LossOptions,

@@ -42,7 +42,7 @@ from common.reports.record import RUNNING, results_folder, write_status
 from common.resume import Run, resume_run
 from common.schedulers import Schedule, build_schedule
 from common.trackers.jsonl import JsonlTracker
-from common.trackers.neptune import NeptuneTracker
+from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import Tracker, TrackerGroup
 from config import TrainConfig
 from rsna_data import TrainingData
@@ -73,6 +73,7 @@ def check_choices(config: TrainConfig, model: nn.Module) -> None:
         raise UsageError("--tr_batch_find=1 needs a GPU: without one the system ends a run that takes too much")
     if config.tr_batch_find and distributed.world_size() > 1:
         raise UsageError("--tr_batch_find=1: look for the size with one process, without torchrun")
+    check_trackers(config.tracker_names)
     if config.tr_sync_bn:
         distributed.check_synchronized_norms(model)
     build_optimization(config, model)
@@ -268,13 +269,14 @@ def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwor
 
 @contextmanager
 def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
-    """Start the trackers: metrics.jsonl always, Neptune where asked for. However the run ends, its report is written.
+    """Start the trackers: metrics.jsonl always, others where asked for. However the run ends, its report is written.
 
     The trackers are told how it ended, which ``status.json`` says too.
     """
     trackers: list[Tracker] = [JsonlTracker()] if distributed.is_main() else []
-    if config.nml_enabled and not config.dev_enabled and distributed.is_main():
-        trackers.append(NeptuneTracker())
+    if distributed.is_main() and not config.dev_enabled:
+        neptune = {"project": config.nml_project, "mode": config.nml_mode}
+        trackers += build_trackers(config.tracker_names, {"neptune": neptune})
     group = TrackerGroup(trackers)
     status = "failed"
     try:

@@ -5,6 +5,7 @@
 #   bash train.sh --net_model=resnet34 --seed=1          flags are passed on to train.py
 #   bash train.sh --dry-run                              say what would run, and run nothing
 #   bash train.sh sweep experiments/lr.yaml [flags]      every combination of a grid (sweep.py --help tells its form)
+#   bash train.sh dashboard [output/results]             live curves of runs with --trackers=trackio (Ctrl-C ends it)
 #   bash train.sh notebook                               Jupyter with the notebooks of notebooks/
 #   bash train.sh --help                                 this text and every flag
 #
@@ -21,6 +22,13 @@ sweep)
   grid=${2:-}
   [ -n "$grid" ] || stop "bash train.sh sweep FILE.yaml: the file is missing"
   shift 2
+  ;;
+dashboard)
+  set_up requirements.txt requirements-trackers.txt
+  results=${2:-output/results}
+  [ -d "$results" ] || stop "$results: no such folder; train with --trackers=trackio first"
+  export TRACKIO_DIR=${TRACKIO_DIR:-$(cd "$results" && pwd)/.trackio}
+  exec "$python" -m trackio.cli show --project "$(basename "$(cd "$results" && pwd)")" "${@:3}"
   ;;
 notebook)
   set_up requirements.txt requirements-notebook.txt

@@ -15,6 +15,7 @@ TABLES = {
     "sched": "common.schedulers.SCHEDULES",
     "sampler": "common.datasets.samplers.SAMPLERS",
     "loss": "common.losses.LOSSES",
+    "tracker": "common.trackers.table.TRACKERS",
     "pool": "common.models.pooling.POOLS",
 }
 

@@ -223,7 +223,10 @@ FREE = {
     "output_dir": None,  # where the run is found
     "experiment_id": "other",
     "net_in_chans": "3",
+    "trackers": "tensorboard",
     "nml_enabled": "1",
+    "nml_project": "a/b",
+    "nml_mode": "offline",
     "list": "optim",
     "tr_profile": "5",
     "tr_nonfinite": "skip",

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,8 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UsageError, WorkError
+from common.trackers.bounded import within
 from common.trackers.jsonl import JsonlTracker, read_metrics
-from common.trackers.neptune import FILE_LIMIT_BYTES, NeptuneTracker, probe, server_address, within
+from common.trackers.neptune import FILE_LIMIT_BYTES, NeptuneTracker, probe, server_address
+from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import TrackerGroup
 
 ROOT = Path(__file__).parent.parent
@@ -349,6 +352,7 @@ from pathlib import Path
 from common.experiment import create_experiment, setup_logging
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
+from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import TrackerGroup
 home = Path.home()
 config = {"output_dir": "results", "data_input_folder": f"{home}/input", "net_weight_file": "/mnt/canaryuser/best.pt"}
@@ -584,3 +588,86 @@ def test_bounded_work_returns_raises_or_is_left_with_its_late_result_discarded()
         within(0.05, late, discard=lambda result: discarded.set() if result == "late" else None)
     release.set()
     assert discarded.wait(BOUND_S)
+
+
+def test_an_unknown_tracker_or_one_that_is_not_installed_is_one_line(monkeypatch) -> None:
+    with pytest.raises(UsageError, match=r"--trackers=tensorbord: unknown; .*did you mean 'tensorboard'"):
+        check_trackers(["tensorbord"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="--trackers=mlflow: its package is not installed; pip install mlflow-skinny"):
+        check_trackers(["mlflow"])
+
+
+def test_each_tracker_is_built_once_with_its_own_options() -> None:
+    (tracker,) = build_trackers(["neptune", "neptune"], {"neptune": {"project": "a/b", "mode": "offline"}})
+    assert (tracker.project, tracker.mode) == ("a/b", "offline")
+
+
+def reported_by(tracker, folder: Path) -> None:
+    """Some points of a run, one of them not a number."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 1\n")
+    tracker.start("7", folder, {"optim_lr": 0.1, "output_dir": str(Path.home() / "results")})
+    for iteration, loss in ((10, 0.5), (20, math.nan), (30, 0.125)):
+        tracker.log({"train/loss": loss, "valid/weighted_log_loss": 0.25}, iteration, iteration // 2)
+    tracker.log_file(folder / "config.yaml")
+    tracker.finish("finished")
+
+
+def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from common.trackers.tensorboard import TensorBoardTracker
+
+    reported_by(TensorBoardTracker(), tmp_path / "results" / "7")
+    events = EventAccumulator(str(tmp_path / "results" / "7" / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 0.5), (30, 0.125)]
+    assert [event.value for event in events.Scalars("step")] == [5, 10, 15]
+    content = b"".join(path.read_bytes() for path in (tmp_path / "results" / "7" / "tensorboard").iterdir())
+    assert str(Path.home()).encode() not in content
+
+
+def in_a_process(tracker: str, folder: Path, after: str) -> str:
+    """Report by a tracker in a process of its own: these libraries read the environment when they are imported."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from common.trackers.table import build_trackers\n"
+        "from tests.test_trackers import reported_by\n"
+        f"reported_by(build_trackers([{tracker!r}], {{}})[0], Path({str(folder)!r}))\n" + after
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKIO", "MLFLOW"))}
+    result = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+def test_trackio_keeps_what_was_logged_beside_the_experiments_and_prints_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    assert in_a_process("trackio", tmp_path / "results" / "7", "print('reported')\n") == "reported\n"
+    (database,) = (tmp_path / "results" / ".trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    logged = [(name, step, json.loads(metrics)) for name, step, metrics in rows]
+    assert [(name, step, values.get("train/loss")) for name, step, values in logged] == [
+        ("7", 10, 0.5),
+        ("7", 20, None),
+        ("7", 30, 0.125),
+    ]
+
+
+def test_mlflow_has_what_was_logged_and_how_the_run_ended(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    after = (
+        "from mlflow.tracking import MlflowClient\n"
+        f"client = MlflowClient(Path({str(tmp_path)!r}).joinpath('results', 'mlruns').as_uri())\n"
+        "group = client.get_experiment_by_name('results')\n"
+        "(run,) = client.search_runs([group.experiment_id])\n"
+        "history = client.get_metric_history(run.info.run_id, 'train/loss')\n"
+        "values = sorted((metric.step, metric.value) for metric in history)\n"
+        "print(run.info.run_name, run.info.status, values, run.data.params['optim_lr'])\n"
+        "print([item.path for item in client.list_artifacts(run.info.run_id)])\n"
+    )
+    said = in_a_process("mlflow", tmp_path / "results" / "7", after)
+    assert said.splitlines() == ["7 FINISHED [(10, 0.5), (30, 0.125)] 0.1", "['config.yaml']"]

@@ -7,23 +7,20 @@ import json
 import logging
 import math
 import os
-import queue
 import random
 import sys
-import threading
 import time
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from common.experiment import FILE_ONLY, anonymous
-
-R = TypeVar("R")
+from common.trackers.bounded import shareable, within
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +39,8 @@ TEXT_SUFFIXES = (".yaml", ".json", ".log", ".txt")
 class NeptuneTracker:
     """Writes a run under ``<experiment>/.neptune``, or sends it where NEPTUNE_API_TOKEN names a server that answers.
 
-    The token comes from the environment only, the project on the server from NEPTUNE_PROJECT. Nothing but the options,
+    ``mode``: offline asks no server; async asks it; auto asks it where there is a token. The token comes from the
+    environment only, the project on the server from ``project`` or NEPTUNE_PROJECT. Nothing but the options,
     metrics and files handed over is written: no host name, source code, git state, console output or hardware, and
     paths are freed of home folder and user name. Starting waits 5 s at most for a server, finishing 5 s for sending.
 
@@ -50,7 +48,9 @@ class NeptuneTracker:
     worker processes by ``forkserver`` or ``spawn``, as common/datasets does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, project: str | None = None, mode: str = "auto") -> None:
+        self.project = project
+        self.mode = mode
         self.run: Any = None
         self.offline = True
         self.cleanup = ExitStack()
@@ -59,13 +59,15 @@ class NeptuneTracker:
         data_folder = folder.resolve() / ".neptune"
         # Else neptune makes .neptune in the current folder. It holds until the end, since a late answer reads it too.
         self.cleanup.enter_context(_environment_variable(DATA_VARIABLE, str(data_folder)))
+        if self.project is not None:
+            self.cleanup.enter_context(_environment_variable(PROJECT_VARIABLE, self.project))
         with _no_side_effects():
             neptune = _import_neptune()
             self.run = self._online_run(neptune, experiment_id, data_folder)
             self.offline = self.run is None
             if self.run is None:
                 self.run = _init_run(neptune, experiment_id, "offline")
-        self.run["config"] = {name: _shareable(value) for name, value in config.items()}
+        self.run["config"] = {name: shareable(value) for name, value in config.items()}
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         """Append each finite value to the series of its name, at ``iteration``. Neptune has no NaN: it is left out."""
@@ -110,10 +112,12 @@ class NeptuneTracker:
     def _online_run(self, neptune: ModuleType, experiment_id: str, data_folder: Path) -> Any:
         """Return a run on the token's server, or None: without a token silently, else with one line of warning."""
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
-        if not token:
+        if self.mode == "offline" or (self.mode == "auto" and not token):
             return None
         end = time.monotonic() + START_S
         try:
+            if not token:
+                raise ValueError(f"{TOKEN_VARIABLE} is not set")
             if not os.environ.get(PROJECT_VARIABLE):
                 raise ValueError(f"{PROJECT_VARIABLE} is not set")
             probe(server_address(token), PROBE_S)
@@ -161,35 +165,6 @@ def probe(address: str, seconds: float) -> None:
         json.loads(document)
     except ValueError:
         raise ValueError("the server's answer is not a swagger file") from None
-
-
-def within(seconds: float, work: Callable[[], R], discard: Callable[[R], object] | None = None) -> R:
-    """Return ``work()`` if it takes at most ``seconds``, else raise TimeoutError and leave it to end on its own.
-
-    ``discard`` gets the result that comes too late. What ``work`` raises is raised here.
-    """
-    results: queue.SimpleQueue[tuple[R | None, Exception | None]] = queue.SimpleQueue()
-
-    def attempt() -> None:
-        try:
-            results.put((work(), None))
-        except Exception as error:
-            results.put((None, error))
-
-    def wait_and_discard() -> None:
-        result, error = results.get()
-        if error is None and discard is not None:
-            discard(result)
-
-    threading.Thread(target=attempt, daemon=True, name="neptune-bounded").start()
-    try:
-        result, error = results.get(timeout=max(seconds, 0.0))
-    except queue.Empty:
-        threading.Thread(target=wait_and_discard, daemon=True, name="neptune-discard").start()
-        raise TimeoutError(f"no answer within {seconds:.1f} s") from None
-    if error is not None:
-        raise error
-    return result
 
 
 def _init_run(neptune: ModuleType, experiment_id: str, mode: str) -> Any:
@@ -250,10 +225,3 @@ def _environment_variable(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def _shareable(value: object) -> bool | int | float | str:
-    """Return an option's value as Neptune takes it: a finite number, or text without the user's folders and name."""
-    if isinstance(value, (bool, int, float)) and math.isfinite(value):
-        return value
-    return anonymous(str(value))

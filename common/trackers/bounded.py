@@ -1,0 +1,49 @@
+"""What trackers share: work that may take so long and no longer, and options as they may leave the machine."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from common.experiment import anonymous
+
+R = TypeVar("R")
+
+
+def within(seconds: float, work: Callable[[], R], discard: Callable[[R], object] | None = None) -> R:
+    """Return ``work()`` if it takes at most ``seconds``, else raise TimeoutError and leave it to end on its own.
+
+    ``discard`` gets the result that comes too late. What ``work`` raises is raised here.
+    """
+    results: queue.SimpleQueue[tuple[R | None, Exception | None]] = queue.SimpleQueue()
+
+    def attempt() -> None:
+        try:
+            results.put((work(), None))
+        except Exception as error:
+            results.put((None, error))
+
+    def wait_and_discard() -> None:
+        result, error = results.get()
+        if error is None and discard is not None:
+            discard(result)
+
+    threading.Thread(target=attempt, daemon=True, name="tracker-bounded").start()
+    try:
+        result, error = results.get(timeout=max(seconds, 0.0))
+    except queue.Empty:
+        threading.Thread(target=wait_and_discard, daemon=True, name="tracker-discard").start()
+        raise TimeoutError(f"no answer within {seconds:.1f} s") from None
+    if error is not None:
+        raise error
+    return result
+
+
+def shareable(value: object) -> bool | int | float | str:
+    """Return an option's value as a tracker takes it: a finite number, or text without the user's folders and name."""
+    if isinstance(value, (bool, int, float)) and math.isfinite(value):
+        return value
+    return anonymous(str(value))
