@@ -453,11 +453,6 @@ class TrackerOptions:
         changeable=True,
     )
 
-    @property
-    def tracker_names(self) -> tuple[str, ...]:
-        """All trackers that are asked for, each once."""
-        return tuple(dict.fromkeys((*self.trackers, *("neptune",) * self.nml_enabled)))
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(

@@ -73,7 +73,7 @@ def check_choices(config: TrainConfig, model: nn.Module) -> None:
         raise UsageError("--tr_batch_find=1 needs a GPU: without one the system ends a run that takes too much")
     if config.tr_batch_find and distributed.world_size() > 1:
         raise UsageError("--tr_batch_find=1: look for the size with one process, without torchrun")
-    check_trackers(config.tracker_names)
+    check_trackers(tracker_names(config))
     if config.tr_sync_bn:
         distributed.check_synchronized_norms(model)
     build_optimization(config, model)
@@ -267,6 +267,11 @@ def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwor
     distributed.tell(lines)
 
 
+def tracker_names(config: TrainConfig) -> list[str]:
+    """Return the trackers that are asked for."""
+    return [*config.trackers, *["neptune"] * config.nml_enabled]
+
+
 @contextmanager
 def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
     """Start the trackers: metrics.jsonl always, others where asked for. However the run ends, its report is written.
@@ -276,7 +281,7 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
     trackers: list[Tracker] = [JsonlTracker()] if distributed.is_main() else []
     if distributed.is_main() and not config.dev_enabled:
         neptune = {"project": config.nml_project, "mode": config.nml_mode}
-        trackers += build_trackers(config.tracker_names, {"neptune": neptune})
+        trackers += build_trackers(tracker_names(config), {"neptune": neptune})
     group = TrackerGroup(trackers)
     status = "failed"
     try:

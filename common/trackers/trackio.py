@@ -46,7 +46,8 @@ class TrackioTracker:
         logger.info("trackio: the dashboard is opened by: bash train.sh dashboard %s", folder.parent)
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
-        finite = {name: value for name, value in {**metrics, "step": step}.items() if math.isfinite(value)}
+        values = {**metrics, "train/optimizer_step": step}  # "step" is trackio's own word
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.run.log(finite, step=iteration)
 
     def log_file(self, path: Path) -> None:
