@@ -671,3 +671,19 @@ def test_mlflow_has_what_was_logged_and_how_the_run_ended(tmp_path: Path) -> Non
     )
     said = in_a_process("mlflow", tmp_path / "results" / "7", after)
     assert said.splitlines() == ["7 FINISHED [(10, 0.5), (30, 0.125)] 0.1", "['config.yaml']"]
+
+
+def test_an_mlflow_server_that_refuses_costs_a_warning_and_not_the_run(tmp_path: Path, monkeypatch, caplog) -> None:
+    pytest.importorskip("mlflow")
+    from common.trackers.mlflow import MlflowTracker
+
+    with socket.socket() as probed:
+        probed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probed.getsockname()[1]}")
+    group = TrackerGroup([MlflowTracker()])
+    began = time.monotonic()
+    group.start("7", tmp_path, {})
+    group.log({"train/loss": 1.0}, 1, 1)
+    group.finish("finished")
+    assert "MlflowTracker failed in start and is left out" in caplog.text
+    assert time.monotonic() - began < BOUND_S

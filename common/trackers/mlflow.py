@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,22 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MlflowTracker:
-    """Logs in a thread of MLflow's own, so that a slow server never delays an iteration."""
+    """Logs in a thread of its own, so that a slow server never delays an iteration.
+
+    MLflow's asynchronous logging has several threads, which in a folder stumble over each other.
+    """
 
     def __init__(self) -> None:
         self.client: Any = None
         self.run = ""
-        self.pending: list[Any] = []
+        self.thread = ThreadPoolExecutor(1, "mlflow")
+        self.pending: list[Future[Any]] = []
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         os.environ.update(QUIET)
         for name, value in BOUNDS.items():
             os.environ.setdefault(name, value)
+        from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
         place = os.environ.get("MLFLOW_TRACKING_URI") or (folder.parent.resolve() / FOLDER).as_uri()
@@ -42,35 +49,40 @@ class MlflowTracker:
         group = known.experiment_id if known is not None else client.create_experiment(name)
         self.run = client.create_run(group, run_name=experiment_id).info.run_id
         self.client = client
-        self.pending = [
-            client.log_param(self.run, name, shareable(value), synchronous=False) for name, value in config.items()
-        ]
+        params = [Param(option, str(shareable(value))) for option, value in config.items()]
+        self._soon(lambda: client.log_batch(self.run, params=params))
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
-        self.pending = [operation for operation in self.pending if not _is_done(operation)]
-        for name, value in {**metrics, "step": step}.items():
-            if math.isfinite(value):
-                self.pending.append(self.client.log_metric(self.run, name, value, step=iteration, synchronous=False))
+        from mlflow.entities import Metric
+
+        now, client = int(time.time() * 1000), self.client
+        values = [
+            Metric(name, float(value), now, iteration)
+            for name, value in {**metrics, "step": step}.items()
+            if math.isfinite(value)
+        ]
+        self._soon(lambda: client.log_batch(self.run, metrics=values))
 
     def log_file(self, path: Path) -> None:
-        self.client.log_artifact(self.run, str(path))
+        client = self.client
+        self._soon(lambda: client.log_artifact(self.run, str(path)))
 
     def finish(self, status: str) -> None:
         """Wait up to 5 s for what is on its way, and note the status."""
         client, self.client = self.client, None
         if client is None:
             return
-
-        def stop() -> None:
-            for operation in self.pending:
-                operation.wait()
-            client.set_terminated(self.run, STATUS.get(status, "FAILED"))
-
+        self._soon(lambda: client.set_terminated(self.run, STATUS.get(status, "FAILED")))
         try:
-            within(STOP_S, stop)
+            within(STOP_S, lambda: [future.result() for future in self.pending])
         except TimeoutError:
             logger.warning("MLflow: the server did not take all within %g s; metrics.jsonl has everything", STOP_S)
+        finally:
+            self.thread.shutdown(wait=False, cancel_futures=True)
 
-
-def _is_done(operation: Any) -> bool:
-    return all(future.done() for future in operation._operation_futures)
+    def _soon(self, work: Callable[[], Any]) -> None:
+        """Do it in the thread; what went wrong there before is raised here."""
+        done = [future for future in self.pending if future.done()]
+        self.pending = [future for future in self.pending if not future.done()] + [self.thread.submit(work)]
+        for future in done:
+            future.result()
