@@ -41,6 +41,9 @@ OPTIMIZERS = (
     "muon",
 )
 
+SEQUENCE = "sequence"
+OF_ANY_KIND = {"net_kind", "data_input_folder", "data_dataset", "data_fold"}
+
 _WINDOW = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
 
@@ -179,6 +182,11 @@ class SamplerOptions:
 class NetworkOptions:
     """Network."""
 
+    net_kind: str = option(
+        "slice",
+        "slice: a network for slices; sequence: a model over the slices of a series, on features of slice networks",
+        choices=("slice", SEQUENCE),
+    )
     net_model: str = option("resnet10t", "name of a timm model; the default is small enough for a laptop")
     net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (from the network or the hub's cache)")
     net_weight_file: Path | None = option(
@@ -203,6 +211,40 @@ class NetworkOptions:
     net_freeze: str = option(
         "none", "what is not trained: norms, backbone (all but the head), or how many layers from the stem on; none"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceOptions:
+    """Sequence models (--net_kind=sequence). Where an option says "none", the model's own value holds."""
+
+    seq_features: str | None = option(
+        None,
+        "experiment (id or folder) of a cross-validation, whose out-of-fold features the model is trained on",
+        changeable=True,
+    )
+    seq_model: str = option(
+        "gru",
+        "kind of sequence model; --list=seq tells of each with the options that it knows",
+        choices=("gru", "lstm", "transformer", "conv"),
+    )
+    seq_inputs: str | None = option(
+        None,
+        "what it sees of a slice beside its place: features, logits or both",
+        choices=("both", "features", "logits"),
+    )
+    seq_width: int | None = option(None, "width of its layers", minimum=1, maximum=8192)
+    seq_layers: int | None = option(None, "number of its layers", minimum=1, maximum=64)
+    seq_heads: int | None = option(None, "transformer: attention heads", minimum=1, maximum=64)
+    seq_kernel: int | None = option(None, "conv: slices that a convolution spans, odd", minimum=1, maximum=99)
+    seq_drop: float | None = option(None, "dropout", minimum=0, maximum=0.99)
+    seq_reverse: float | None = option(None, "chance that a training series comes reversed", minimum=0, maximum=1)
+    seq_study: str | None = option(
+        None,
+        "logit of the study: max of the slices'; noisy_or: that any slice is positive; learned: max plus a layer on "
+        "slices weighted by attention",
+        choices=("max", "noisy_or", "learned"),
+    )
+    seq_study_weight: float | None = option(None, "weight of the studies' loss beside the slices'", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,8 +371,8 @@ class WatchOptions:
     )
     list: str | None = option(
         None,
-        "print what there is, and end: optim, sched, sampler, loss, pool, tracker, transform, or model[:pattern] (a "
-        "part of the name or a pattern with *); none",
+        "print what there is, and end: optim, sched, sampler, loss, pool, tracker, seq, transform, or model[:pattern] "
+        "(a part of the name or a pattern with *); none",
         changeable=True,
     )
     tr_lr_find: bool = option(
@@ -463,6 +505,7 @@ class TrainConfig(
     TrainingOptions,
     ScheduleOptions,
     OptimizerOptions,
+    SequenceOptions,
     NetworkOptions,
     SamplerOptions,
     DataOptions,
@@ -478,6 +521,19 @@ class TrainConfig(
             )
         if self.tr_early_stop_delta is not None and not self.tr_early_stop:
             raise UsageError("--tr_early_stop_delta needs --tr_early_stop")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Refuse options that mean nothing to the kind of network."""
+        groups = (DataOptions, SamplerOptions, NetworkOptions) if self.net_kind == SEQUENCE else (SequenceOptions,)
+        names = {name for group in groups for name in group.__dataclass_fields__} - OF_ANY_KIND
+        if self.net_kind == SEQUENCE:
+            names |= {"tr_channels_last", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit"}
+        for name, field in self.__dataclass_fields__.items():
+            if name in names and getattr(self, name) != field.default:
+                raise UsageError(f"--{name} means nothing to --net_kind={self.net_kind}; leave it out")
+        if self.net_kind == SEQUENCE and self.seq_features is None:
+            raise UsageError("--net_kind=sequence needs --seq_features, the experiment of a cross-validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -488,6 +544,9 @@ class TrainedOptions:
         None, "CPU cores to use; 0: all there are; none: as the training", minimum=0, maximum=4096
     )
     data_input_folder: Path | None = option(None, "folder that holds datasets/; none: the one of the training")
+    seq_features: str | None = option(
+        None, "sequence models: experiment (id or folder) that has the features; none: the one of the training"
+    )
     net_weights: str = option(
         "best",
         "which of the file's weights: raw (as trained), ema or swa (their averages); best: which validated best",

@@ -50,7 +50,13 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         read_other(config)  # what is wrong with it should be said before the images are predicted
     weight_file = folder / "best.pt"
     trained = load_network(
-        weight_file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights
+        weight_file,
+        config.n_jobs,
+        config.data_input_folder,
+        config.data_dataset,
+        config.net_weights,
+        sequences=True,
+        seq_features=config.seq_features,
     )
     views = load_views(trained, config)
     external = config.data_dataset is not None

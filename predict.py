@@ -55,10 +55,17 @@ def predict_split(config: PredictConfig) -> Path:
         sample_submission,
         split_rows,
         write_predictions,
+        write_studies,
     )
 
     trained = load_network(
-        config.net_weight_file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights
+        config.net_weight_file,
+        config.n_jobs,
+        config.data_input_folder,
+        config.data_dataset,
+        config.net_weights,
+        sequences=True,
+        seq_features=config.seq_features,
     )
     rows = split_rows(trained, config.split)
     name = "submission.csv" if sample_submission(trained, config.split) else f"predictions_{config.split}.csv"
@@ -69,6 +76,9 @@ def predict_split(config: PredictConfig) -> Path:
     if calibration is not None:
         frame = calibration_of(frame, calibration)
     write_predictions(trained, frame, config.split, path)
+    studies = write_studies(trained, rows, path)
+    if studies is not None:
+        print(studies)
     return path
 
 

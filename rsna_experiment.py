@@ -34,6 +34,7 @@ from common.experiment import (
 from common.files import write_csv, write_text
 from common.losses import build_loss
 from common.models.facts import measure_model
+from common.models.sequence import sequence_settings
 from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
@@ -44,8 +45,8 @@ from common.schedulers import Schedule, build_schedule
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import Tracker, TrackerGroup
-from config import TrainConfig
-from rsna_data import TrainingData
+from config import SEQUENCE, TrainConfig
+from rsna_data import TrainingData, build_data
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
@@ -53,10 +54,16 @@ from rsna_dataset import (
     image_settings,
     read_dataset_info,
 )
-from rsna_network import MONITOR, RSNANetwork, prediction_frame
+from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, prediction_frame, sequence_inputs
 from rsna_report import write_leaderboard, write_report
+from rsna_sequence import build_sequences, sequence_options
 
 logger = logging.getLogger(__name__)
+
+
+def build_training_data(config: TrainConfig, device: torch.device) -> TrainingData:
+    """Build the data that the configured kind of network is trained on; see the two functions."""
+    return build_sequences(config) if config.net_kind == SEQUENCE else build_data(config, device)
 
 
 def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
@@ -170,7 +177,11 @@ def build_network(
         nonfinite_limit=config.tr_nonfinite_limit,
         averages=build_weight_averages(config, model),
     )
-    return RSNANetwork(model, device, amp_dtype, training, build_training_loss(config))
+    loss = build_training_loss(config)
+    if config.net_kind == SEQUENCE:
+        weight = sequence_settings(config.seq_model, sequence_options(config))["seq_study_weight"]
+        return RSNASequenceNetwork(model, device, amp_dtype, training, loss, weight)
+    return RSNANetwork(model, device, amp_dtype, training, loss)
 
 
 def build_training_loss(config: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
@@ -224,9 +235,12 @@ def build_callbacks(
 
 def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) -> None:
     """Print and log what is about to run: model, data, steps, a memory estimate, seed, versions."""
-    batch = data.train_loader.collate_fn([data.train_loader.dataset[0]])
-    image = network.prepare_batch(batch).inputs["image"]
-    facts = measure_model(network.model, image)
+    batch = network.prepare_batch(data.train_loader.collate_fn([data.train_loader.dataset[0]]))
+    sequences = config.net_kind == SEQUENCE
+    inputs = sequence_inputs(batch) if sequences else (batch.inputs["image"],)
+    facts = measure_model(network.model, *inputs)
+    name, what = (config.seq_model, "series") if sequences else (config.net_model, "images")
+    one = f"a series of {len(batch)} slices x" if sequences else "an image"
     training = network.training
     averages = config.tr_ema + config.tr_swa
     images = (len(data.train_loader.dataset), len(data.valid_loader.dataset))
@@ -236,11 +250,11 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
     info = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))
     needed = facts.training_bytes(config.tr_batch_size, moments=2, copies=averages)
     lines = (
-        f"model {config.net_model}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M trained, "
-        f"{facts.flops / 1e9:.2f} GFLOPs for an image {'x'.join(map(str, image.shape[1:]))}",
-        f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} validation images, "
+        f"model {name}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M trained, "
+        f"{facts.flops / 1e9:.2f} GFLOPs for {one} {'x'.join(map(str, inputs[0].shape[2 if sequences else 1 :]))}",
+        f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} validation {what}, "
         f"dataset {info.get('hash', 'without a hash')}",
-        f"{training.iteration_num} iterations of {config.tr_batch_size} images{shared} = {training.step_num} steps of "
+        f"{training.iteration_num} iterations of {config.tr_batch_size} {what}{shared} = {training.step_num} steps of "
         f"{effective} = {training.iteration_num / training.iterations_per_epoch:.2f} epochs, {config.optim}, "
         f"{config.sched}, seed {config.seed}",
         f"memory about {needed / 1e9:.2f} GB in float32 on {network.device.type}{shared} (weights, gradients, two "

@@ -1,16 +1,18 @@
-"""From a configuration to a model: timm's networks with six logits."""
+"""From a configuration to a model: timm's networks with six logits, or a sequence model over what they give."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from common import distributed
+from common.arguments import given_options
 from common.errors import UsageError
 from common.hardware import arrange_model
 from common.models.backbone import create_model
 from common.models.freezing import freeze
+from common.models.sequence import build_sequence_model
 from common.models.weights import load_weights
-from config import TrainConfig
+from config import SEQUENCE, TrainConfig
 from rsna_dataset import LABELS
 
 
@@ -19,6 +21,8 @@ def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = 
 
     What is not trained is frozen.
     """
+    if config.net_kind == SEQUENCE:
+        return build_architecture(config, channels)
     if config.net_in_chans not in (None, channels):
         raise UsageError(
             f"--net_in_chans={config.net_in_chans}: the pictures have {channels} channels; change the windows "
@@ -42,7 +46,10 @@ def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = 
 
 
 def build_architecture(config: TrainConfig, channels: int, pretrained: bool = False) -> nn.Module:
-    """Build the timm model of a configuration."""
+    """Build the timm model of a configuration for so many channels, or its sequence model for so many features."""
+    if config.net_kind == SEQUENCE:
+        given = given_options(config, "seq_", "seq_model", "seq_features")
+        return build_sequence_model(config.seq_model, given, channels, len(LABELS))
     return create_model(
         config.net_model,
         len(LABELS),

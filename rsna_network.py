@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from common.datasets.batch import Batch
 from common.metrics import probabilities
 from common.networks.classifier import ClassifierNetwork
-from common.networks.network import Predictions, Training
+from common.networks.network import Predictions, StepOutput, Training, evaluation_mode
 from rsna_dataset import LABEL_WEIGHTS, LABELS
 
 MONITOR = "valid/weighted_log_loss"
@@ -29,6 +31,52 @@ class RSNANetwork(ClassifierNetwork):
     ) -> None:
         """See :class:`AbstractNetwork`; ``model`` gives six logits in the order of ``rsna_dataset.LABELS``."""
         super().__init__(model, device, LABELS, LABEL_WEIGHTS, amp_dtype, training, loss)
+
+
+class RSNASequenceNetwork(RSNANetwork):
+    """The same over series of slices: each slice's logits, and one of the study beside them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        amp_dtype: torch.dtype | None = None,
+        training: Training | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        study_weight: float = 0.0,
+    ) -> None:
+        """``model``: :class:`common.models.sequence_layers.SequenceModel`; ``study_weight`` of the studies' loss."""
+        super().__init__(model, device, amp_dtype, training, loss)
+        self.study_weight = study_weight
+
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the loss of the batch's slices plus that of its series, whose labels are their slices' highest."""
+        output, mask = model(*sequence_inputs(batch)), batch.inputs["mask"]
+        logits = output.slices[mask]
+        with torch.autocast(self.device.type, enabled=False):
+            loss = self.loss(logits.float(), batch.target)
+            if self.study_weight:
+                targets = batch.target.new_zeros(output.slices.shape)
+                targets[mask] = batch.target
+                loss = loss + self.study_weight * self.loss(output.study.float(), targets.amax(dim=1))
+        return StepOutput(loss, logits, batch.target, batch.image_id)
+
+    def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits (N, 6) of the batch's slices, series after series."""
+        return model(*sequence_inputs(batch)).slices[batch.inputs["mask"]]
+
+    def predict_studies(self, batches: Iterable[Batch]) -> np.ndarray:
+        """Return the logits (S, 6) of all series in evaluation mode."""
+        parts = []
+        with evaluation_mode([self.model]), torch.inference_mode(), self.autocast():
+            for batch in batches:
+                parts.append(self.model(*sequence_inputs(self.prepare_batch(batch))).study.float().cpu())
+        return torch.cat(parts).numpy()
+
+
+def sequence_inputs(batch: Batch) -> tuple[Tensor, ...]:
+    """Return what a sequence model takes of a batch, in its order."""
+    return tuple(batch.inputs[name] for name in ("features", "logits", "position_mm", "mask"))
 
 
 def prediction_frame(predictions: Predictions) -> pd.DataFrame:

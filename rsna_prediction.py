@@ -24,7 +24,7 @@ from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from common.transforms.device import DevicePart
-from config import EvaluateConfig, PredictConfig, TrainConfig
+from config import SEQUENCE, EvaluateConfig, PredictConfig, TrainConfig
 from rsna_data import build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna_dataset import (
     LABELS,
@@ -39,7 +39,8 @@ from rsna_dataset import (
     write_submission,
 )
 from rsna_model import build_architecture
-from rsna_network import MONITOR, RSNANetwork, prediction_frame
+from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, prediction_frame
+from rsna_sequence import predict_slices, predict_studies
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +50,14 @@ CALIBRATION_FILE = "calibration.json"  # beside the weights
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average."""
+    """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average.
+
+    ``pipeline`` is None for a sequence model.
+    """
 
     network: RSNANetwork
     config: TrainConfig
-    pipeline: Pipeline
+    pipeline: Pipeline | None
     prevalences: np.ndarray
     metrics: dict[str, float]
     iteration: int
@@ -66,28 +70,36 @@ def load_network(
     data_input_folder: Path | None = None,
     data_dataset: str | None = None,
     weights: str = BEST_WEIGHTS,
+    *,
+    sequences: bool = False,
+    seq_features: str | None = None,
 ) -> TrainedNetwork:
     """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
 
-    Raises the errors of :func:`common.checkpoint.load_checkpoint`, and WorkError for weights that don't fit the model
-    named in the checkpoint.
+    Raises the errors of :func:`common.checkpoint.load_checkpoint`, WorkError for weights that don't fit the model named
+    in the checkpoint, and UsageError for a sequence model unless ``sequences`` allows one.
     """
     checkpoint = load_checkpoint(weight_file)
     check_task(checkpoint, weight_file)
     config = from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
     given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
+    given |= {"seq_features": seq_features}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
-    folder = dataset_folder(config.data_input_folder, config.data_dataset)
-    windows, windowed = pipeline_windows(folder, config)
-    source = f"{weight_file} (valid transform)"
-    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
-    pipeline = pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, **options)
     device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
-    model = build_architecture(config, pipeline.channels)
     name, state = chosen_weights(checkpoint, weights)
+    pipeline = None
+    if config.net_kind == SEQUENCE:
+        if not sequences:
+            raise UsageError(
+                f"{weight_file}: a sequence model, which sees features and no pictures; use the slice network's file"
+            )
+        model = build_architecture(config, feature_width(state, weight_file))
+    else:
+        pipeline = checkpoint_pipeline(checkpoint, config, weight_file)
+        model = build_architecture(config, pipeline.channels)
     load_weights(model, state, str(weight_file), config.net_model)
     amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
-    network = RSNANetwork(model, device, amp_dtype)
+    network = (RSNASequenceNetwork if config.net_kind == SEQUENCE else RSNANetwork)(model, device, amp_dtype)
     return TrainedNetwork(
         network,
         config,
@@ -99,6 +111,23 @@ def load_network(
     )
 
 
+def checkpoint_pipeline(checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline:
+    """Return the validation transform of a slice network's checkpoint."""
+    windows, windowed = pipeline_windows(dataset_folder(config.data_input_folder, config.data_dataset), config)
+    source = f"{weight_file} (valid transform)"
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
+    return pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, **options)
+
+
+def feature_width(state: Mapping[str, Any], weight_file: Path) -> int:
+    """Return the number of features that a sequence model's weights are for; it doesn't matter where it sees none."""
+    if "norm.weight" in state:
+        return len(state["norm.weight"])
+    if "project_logits.weight" in state:
+        return 0
+    raise WorkError(f"{weight_file}: holds weights of another model than its configuration names")
+
+
 def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
     """Raise WorkError where a checkpoint is of another task, or lacks what predicting and evaluating need."""
     if tuple(checkpoint["class_names"]) != LABELS:
@@ -107,7 +136,7 @@ def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
     missing = [
         what
         for what, known in (
-            ("the validation transform", "valid" in checkpoint["transforms"]),
+            ("the validation transform", {"valid", "features"} & set(checkpoint["transforms"])),
             ("a prevalence for each label", len(checkpoint["prevalences"]) == len(LABELS)),
             (f"the metric {MONITOR}", MONITOR in checkpoint["metrics"]),
         )
@@ -147,6 +176,8 @@ def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) 
     """Build the views of --tta, None without it; UsageError where they don't fit the trained network."""
     if config.tta is None:
         return None
+    if trained.pipeline is None:
+        raise UsageError("--tta: a sequence model sees features and no pictures, so that there are no other views")
     windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
     slices = 2 * trained.config.data_context + 1
     options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse, "slices": slices}
@@ -202,6 +233,8 @@ def predict_rows(
     where a view gives pictures of another size than the network was validated on.
     """
     config = trained.config
+    if config.net_kind == SEQUENCE:
+        return predict_slices(trained.network, config, rows)
     if workers is None:
         workers = loader_workers(config.n_jobs, trained.network.device)
 
@@ -267,6 +300,18 @@ def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, 
     fill = pd.DataFrame(np.tile(trained.prevalences, (len(missing), 1)), index=missing, columns=list(LABELS))
     write_submission(pd.concat([frame, fill]).loc[asked], sample_path, path)
     check_submission(path, sample_path)
+
+
+def write_studies(trained: TrainedNetwork, rows: pd.DataFrame, path: Path) -> Path | None:
+    """Write a sequence model's probabilities of whole studies beside those of their slices in ``path``.
+
+    Returns None for a slice network, which says nothing of studies.
+    """
+    if trained.config.net_kind != SEQUENCE:
+        return None
+    path = path.with_name(f"{path.stem}_studies.csv")
+    write_csv(path, predict_studies(trained.network, trained.config, rows), index=True)
+    return path
 
 
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:

@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     from common.interruption import interruptible
     from common.memory import out_of_memory_advice
     from common.reproducibility import seed_everything, seed_process
-    from rsna_data import build_data
     from rsna_experiment import (
         build_network,
+        build_training_data,
         check_choices,
         check_interrupted,
         claim_experiment,
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         seed_everything(config.seed)
         device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
         amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
-        data = build_data(config, device)
+        data = build_training_data(config, device)
         model = build_model(config, data.channels, starting_weights=run.checkpoint is None)
         check_choices(config, model)
         experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))

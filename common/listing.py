@@ -17,6 +17,7 @@ TABLES = {
     "loss": "common.losses.LOSSES",
     "tracker": "common.trackers.table.TRACKERS",
     "pool": "common.models.pooling.POOLS",
+    "seq": "common.models.sequence.SEQUENCE_MODELS",
 }
 
 

@@ -59,7 +59,7 @@ class Run(Generic[ConfigT]):
             name
             for name, same in (
                 ("the fold's images or labels", self.checkpoint["data_hash"] == data_hash),
-                ("the transform files", self.checkpoint["transforms"] == transforms or bool(self.changed)),
+                ("the transform files or features", self.checkpoint["transforms"] == transforms or bool(self.changed)),
             )
             if not same
         ]

@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from common import checkpoint
 from common.errors import WorkError
 from common.networks.classifier import ClassifierNetwork
 from common.networks.network import AbstractNetwork
+from rsna_network import RSNASequenceNetwork
 
 
 def send(request: dict[str, Any], network: AbstractNetwork) -> None:
@@ -64,13 +66,18 @@ def arm(request: dict[str, Any]) -> None:
         checkpoint.torch.save = half
         return
     name = {"iteration": "training_step", "validation": "prediction_step"}[place]
-    step = getattr(ClassifierNetwork, name)
+    for network in (ClassifierNetwork, RSNASequenceNetwork):
+        setattr(network, name, signalling(getattr(network, name), request))
 
-    def signalling(self: Any, *arguments: Any) -> Any:
+
+def signalling(step: Callable[..., Any], request: dict[str, Any]) -> Callable[..., Any]:
+    """Return a network's step that first sends the signal where it was asked for."""
+
+    def stepping(self: Any, *arguments: Any) -> Any:
         send(request, self)
         return step(self, *arguments)
 
-    setattr(ClassifierNetwork, name, signalling)
+    return stepping
 
 
 def child(request: dict[str, Any], output: Any) -> None:

@@ -29,6 +29,7 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_dataset", "rsna_phantom"},
     {"rsna_features"},
     {"rsna_data", "rsna_model", "rsna_network", "rsna_evaluation", "rsna_preprocessing", "rsna_checks"},
+    {"rsna_sequence"},
     {"rsna_report", "rsna_prediction", "rsna_ensemble", "rsna_submission"},
     {"rsna_experiment", "rsna_sweep", "rsna_studies", "rsna_export"},
 )

@@ -14,13 +14,20 @@ from common.arguments import from_dict, parse_args, to_dict
 from common.datasets.samplers import SAMPLERS
 from common.errors import UsageError
 from common.losses import LOSSES
+from common.models.sequence import SEQUENCE_MODELS
 from common.networks.averages import AVERAGES
 from common.optimizers import OPTIMIZERS
 from common.schedulers import SCHEDULES
 from common.tables import Row
 from config import TrainConfig, format_windows, parse_windows
 
-TABLES = {"optim": OPTIMIZERS, "sched": SCHEDULES, "data_sampler": SAMPLERS, "loss": LOSSES}
+TABLES = {
+    "optim": OPTIMIZERS,
+    "sched": SCHEDULES,
+    "data_sampler": SAMPLERS,
+    "loss": LOSSES,
+    "seq_model": SEQUENCE_MODELS,
+}
 PROJECT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "predict.py", "evaluate.py", "ensemble.py", "preprocessing.py", "rsna_phantom.py")
 
@@ -37,7 +44,8 @@ def test_every_parameter_of_a_choice_is_an_option_without_a_default_of_its_own(o
     for name, default in row.parameters.items():
         assert TrainConfig.__dataclass_fields__[name].default is None
         text = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        assert getattr(from_dict(TrainConfig, {name: text}), name) == default
+        kind = {"net_kind": "sequence", "seq_features": "1"} if option == "seq_model" else {}
+        assert getattr(from_dict(TrainConfig, {**kind, name: text}), name) == default
 
 
 def test_every_option_of_the_training_is_read_somewhere() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from common import distributed
-from common.datasets.batch import collate
-from common.datasets.images import ImageDataset
+from common.datasets.batch import Batch, collate
 from common.datasets.samplers import EpochSampler
 from common.datasets.shards import ShardedSampler
 from common.interruption import ignore_signals
@@ -22,9 +23,18 @@ PRELOADED = ["torch", "cv2", "albumentations"]
 
 
 def make_loader(
-    dataset: ImageDataset, sampler: EpochSampler, batch_size: int, workers: int, *, drop_last: bool, seed: int
+    dataset: Dataset,
+    sampler: EpochSampler,
+    batch_size: int,
+    workers: int,
+    *,
+    drop_last: bool,
+    seed: int,
+    collate: Callable[[Sequence[Any]], Batch] = collate,
 ) -> DataLoader:
     """Return a loader of :class:`Batch`; ``workers`` processes load, 0: the calling one. Under torchrun: of this rank.
+
+    ``collate`` makes a batch of the dataset's samples.
 
     Workers come from a fork server that has the heavy packages loaded: a plain fork would copy the threads' locks and
     the buffers of trackers. They live as long as the loader.

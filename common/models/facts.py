@@ -30,8 +30,8 @@ class ModelFacts:
         return round(own + batch_size * self.activation_bytes)
 
 
-def measure_model(model: nn.Module, image: Tensor) -> ModelFacts:
-    """Measure ``model`` by one forward pass of ``image`` (1, C, H, W); weights and random numbers stay as they are."""
+def measure_model(model: nn.Module, *inputs: Tensor) -> ModelFacts:
+    """Measure ``model`` by one forward pass of one sample, as (1, C, H, W); weights and random numbers stay as is."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # no dropout draws a number, no norm takes statistics
     kept: dict[int, int] = {}
@@ -47,7 +47,7 @@ def measure_model(model: nn.Module, image: Tensor) -> ModelFacts:
     try:
         # The output is held until the count is done, so that no storage is freed and its address used again.
         with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = model.forward(image)  # a compiled model would first be compiled for this one picture
+            output = model.forward(*inputs)  # a compiled model would first be compiled for this one picture
         del output
     finally:
         for module, training in modes:

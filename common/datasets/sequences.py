@@ -1,0 +1,152 @@
+"""Series of slices for a sequence model: features in geometric order, batches of like lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from common.datasets.batch import Batch
+from common.datasets.context import series_spacing, slice_places
+from common.datasets.samplers import EpochSampler, SampleKey
+from common.hashing import stable_hash
+
+UNKNOWN_SPACING_MM = 5.0  # of a series whose slices have no position: what head CT mostly has
+POOL = 100  # batches among which like lengths are put together
+
+
+@dataclass(frozen=True)
+class SequenceSample:
+    """One series: ``features`` float32 (L, F), ``logits`` (L, C), ``position_mm`` (L,), ``target`` (L, C) or None."""
+
+    features: Tensor
+    logits: Tensor
+    position_mm: Tensor
+    target: Tensor | None
+    image_ids: list[str]
+
+
+class SequenceDataset:
+    """Each series of some images as one sample; what is read of the features lies on disk until it is asked for."""
+
+    def __init__(
+        self,
+        image_ids: Sequence[str],
+        series_ids: Sequence[str],
+        positions_mm: np.ndarray,
+        slice_index: np.ndarray,
+        targets: np.ndarray | None,
+        rows: np.ndarray,
+        features: np.ndarray,
+        logits: np.ndarray,
+        reverse: float,
+        seed: int,
+    ) -> None:
+        """All of N images but ``features`` (M, F) and ``logits`` (M, C), in which ``rows`` (N,) are the images' places.
+
+        ``reverse``: the chance that a series comes from its other end.
+        """
+        series = np.unique(np.asarray(series_ids, dtype=np.str_), return_inverse=True)[1].reshape(-1)
+        places = known_places(series, np.asarray(positions_mm, dtype=np.float64), np.asarray(slice_index))
+        self.order = np.lexsort((slice_index, places, series))
+        self.starts = np.flatnonzero(np.diff(series[self.order], prepend=-1))
+        self.lengths = np.diff(self.starts, append=len(series))
+        self.image_ids = np.asarray(image_ids, dtype=np.str_)
+        self.places = places
+        self.targets = None if targets is None else np.asarray(targets, dtype=np.float32)
+        self.rows = rows
+        self.features = features
+        self.logits = logits
+        self.reverse = reverse
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def images_of(self, index: int) -> np.ndarray:
+        """Return which images make up a series, in geometric order."""
+        return self.order[self.starts[index] : self.starts[index] + self.lengths[index]]
+
+    def __getitem__(self, key: SampleKey | int) -> SequenceSample:
+        """Return a series; whether it is reversed depends on (seed, epoch, series, occurrence) alone."""
+        index, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
+        images = self.images_of(index)
+        places = self.places[images] - self.places[images].mean()
+        if self.reverse:
+            name = str(self.image_ids[images[0]])
+            draw = np.random.default_rng(stable_hash("reverse", self.seed, epoch, name, occurrence)).random()
+            if draw < self.reverse:
+                images, places = images[::-1], -places[::-1]
+        rows = self.rows[images]
+        return SequenceSample(
+            torch.from_numpy(self.features[rows].astype(np.float32)),
+            torch.from_numpy(self.logits[rows].astype(np.float32)),
+            torch.from_numpy(places.astype(np.float32)),
+            None if self.targets is None else torch.from_numpy(self.targets[images]),
+            self.image_ids[images].tolist(),
+        )
+
+
+def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
+    """Return a place in mm for each slice (N,), also where it has none.
+
+    Slices without a position stand behind the others of their series, one spacing from each other; a series without
+    any goes by ``slice_index``, 5 mm apart.
+    """
+    places = slice_places(series, positions_mm, slice_index)
+    found = np.isfinite(positions_mm)
+    unplaced = np.bincount(series, weights=found, minlength=series.max(initial=-1) + 1) == 0
+    places = np.where(unplaced[series], places * UNKNOWN_SPACING_MM, places)
+    missing = np.flatnonzero(~np.isfinite(places))
+    if len(missing) == 0:
+        return places
+    order = np.lexsort((places, series))
+    order = order[np.isfinite(places[order])]
+    spacing = series_spacing(series[order], places[order])
+    last = np.full(len(spacing), -np.inf)
+    np.maximum.at(last, series[order], places[order])
+    for row in missing[np.lexsort((slice_index[missing], series[missing]))]:
+        last[series[row]] += spacing[series[row]]
+        places[row] = last[series[row]]
+    return places
+
+
+class LengthSampler(EpochSampler):
+    """Each series once in an epoch, in random order, but so that batches hold series of like lengths."""
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        """``lengths`` (S,) of the series."""
+        super().__init__(len(lengths), seed)
+        self.lengths = lengths
+        self.batch_size = batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return whole batches in random order, and at the end the random few that fill none."""
+        random = self.random("lengths", epoch)
+        drawn = random.permutation(self.length)
+        whole = self.length - self.length % self.batch_size
+        pool = POOL * self.batch_size
+        parts = [drawn[start : min(start + pool, whole)] for start in range(0, whole, pool)]
+        parts = [part[np.argsort(self.lengths[part], kind="stable")] for part in parts]
+        batches = np.concatenate([*parts, drawn[:0]]).reshape(-1, self.batch_size)
+        return np.concatenate([batches[random.permutation(len(batches))].ravel(), drawn[whole:]])
+
+
+def collate_sequences(samples: Sequence[SequenceSample]) -> Batch:
+    """Pad series to the longest: ``features`` (B, L, F), ``logits``, ``position_mm``, ``mask``; targets of N slices.
+
+    ``target`` (N, C) and ``image_id`` (N) are of the slices alone, series after series.
+    """
+    inputs = {
+        name: pad_sequence([getattr(sample, name) for sample in samples], batch_first=True)
+        for name in ("features", "logits", "position_mm")
+    }
+    lengths = torch.tensor([len(sample.image_ids) for sample in samples])
+    inputs["mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+    targets = [sample.target for sample in samples if sample.target is not None]
+    image_ids = [image_id for sample in samples for image_id in sample.image_ids]
+    return Batch(inputs, torch.cat(targets) if targets else None, image_ids)

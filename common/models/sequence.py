@@ -1,0 +1,98 @@
+"""Models over a series of slices: from embeddings and logits of each slice to better logits, and to one of the study.
+
+A model takes slices in geometric order and never sees padding: what stands behind a sequence's end changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UsageError
+from common.tables import Row, choose, settings, table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# (values of the options) -> a module that maps x (B, L, width) and mask (B, L) to (B, L, width)
+EncoderBuilder = Callable[[Mapping[str, Any]], "nn.Module"]
+
+
+@dataclass(frozen=True)
+class SequenceRow(Row):
+    """One kind of sequence model, and how its encoder is built from the options that it knows."""
+
+    build: EncoderBuilder
+
+
+def build_gru(values: Mapping[str, Any]) -> nn.Module:
+    """Bidirectional GRU."""
+    from common.models.sequence_layers import Recurrent
+
+    return Recurrent("GRU", values["seq_width"], values["seq_layers"], values["seq_drop"])
+
+
+def build_lstm(values: Mapping[str, Any]) -> nn.Module:
+    """Bidirectional LSTM."""
+    from common.models.sequence_layers import Recurrent
+
+    return Recurrent("LSTM", values["seq_width"], values["seq_layers"], values["seq_drop"])
+
+
+def build_transformer(values: Mapping[str, Any]) -> nn.Module:
+    """Transformer encoder; UsageError where the heads don't divide the width."""
+    from common.models.sequence_layers import Attention
+
+    if values["seq_width"] % values["seq_heads"]:
+        raise UsageError(f"--seq_width={values['seq_width']} is not a multiple of --seq_heads={values['seq_heads']}")
+    return Attention(values["seq_width"], values["seq_layers"], values["seq_heads"], values["seq_drop"])
+
+
+def build_conv(values: Mapping[str, Any]) -> nn.Module:
+    """Residual 1-D convolutions; UsageError for an even kernel, which has no middle."""
+    from common.models.sequence_layers import Convolutions
+
+    if values["seq_kernel"] % 2 == 0:
+        raise UsageError(f"--seq_kernel={values['seq_kernel']} must be odd")
+    return Convolutions(values["seq_width"], values["seq_layers"], values["seq_kernel"], values["seq_drop"])
+
+
+COMMON = {
+    "seq_inputs": "both",
+    "seq_width": 128,
+    "seq_layers": 2,
+    "seq_drop": 0.2,
+    "seq_reverse": 0.5,
+    "seq_study": "max",
+    "seq_study_weight": 0.1,
+}
+
+SEQUENCE_MODELS: dict[str, SequenceRow] = table(
+    (
+        SequenceRow("gru", "bidirectional GRU", build_gru, parameters=COMMON),
+        SequenceRow("lstm", "bidirectional LSTM", build_lstm, parameters=COMMON),
+        SequenceRow(
+            "transformer", "transformer encoder, norms first", build_transformer, parameters=COMMON | {"seq_heads": 4}
+        ),
+        SequenceRow("conv", "residual 1-D convolutions", build_conv, parameters=COMMON | {"seq_kernel": 5}),
+    )
+)
+
+
+def sequence_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the sequence model called ``name``; UsageError for one that it doesn't know."""
+    return settings("seq_model", choose("seq_model", name, SEQUENCE_MODELS), given)
+
+
+def build_sequence_model(name: str, given: Mapping[str, Any], num_features: int, num_classes: int) -> nn.Module:
+    """Build the sequence model called ``name`` for embeddings of ``num_features`` and ``num_classes`` logits.
+
+    ``given`` are the ``seq_…`` options, None where not given. Raises UsageError as :func:`sequence_settings`.
+    """
+    from common.models.sequence_layers import SequenceModel
+
+    values = sequence_settings(name, given)
+    encoder = SEQUENCE_MODELS[name].build(values)
+    width, drop = values["seq_width"], values["seq_drop"]
+    return SequenceModel(encoder, num_features, num_classes, width, drop, values["seq_inputs"], values["seq_study"])

@@ -1,0 +1,149 @@
+"""The layers of sequence models; ``mask`` (B, L) is true for slices and false for padding, which stands at the end."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WAVELENGTHS_MM = (4.0, 400.0)  # from neighbouring thin slices to more than a head
+WAVES = 8
+
+
+class SequenceOutput(NamedTuple):
+    """``slices`` (B, L, C): a logit for each slice and class, of no meaning in padding; ``study`` (B, C)."""
+
+    slices: Tensor
+    study: Tensor
+
+
+class SequenceModel(nn.Module):
+    """Embeddings, logits and places of slices to logits of slices and of the whole sequence.
+
+    What it adds to the logits that come in starts at 0: before training it says of each slice what the slice's own
+    network said.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, num_features: int, num_classes: int, width: int, drop: float, inputs: str, study: str
+    ) -> None:
+        """``inputs``: both, features or logits of the slices are looked at; ``study``: max, noisy_or or learned."""
+        super().__init__()
+        self.num_features = num_features
+        self.inputs = inputs
+        self.study = study
+        if inputs != "logits":
+            self.norm = nn.LayerNorm(num_features)
+            self.project = nn.Linear(num_features, width)
+        if inputs != "features":
+            self.project_logits = nn.Linear(num_classes, width)
+        self.project_place = nn.Linear(2 * WAVES, width)
+        self.dropout = nn.Dropout(drop)
+        self.encoder = encoder
+        self.head = zeroed(nn.Linear(width, num_classes))
+        if study == "learned":
+            self.attention = nn.Linear(width, 1)
+            self.study_head = zeroed(nn.Linear(width, num_classes))
+
+    def forward(self, features: Tensor, logits: Tensor, position_mm: Tensor, mask: Tensor) -> SequenceOutput:
+        """``features`` (B, L, F), ``logits`` (B, L, C), ``position_mm`` (B, L), ``mask`` bool (B, L)."""
+        x = self.project_place(place_waves(position_mm).to(self.project_place.weight.dtype))
+        if self.inputs != "logits":
+            x = x + self.project(self.dropout(self.norm(features)))
+        if self.inputs != "features":
+            x = x + self.project_logits(logits.clamp(-20, 20) / 5)
+        x = self.encoder(self.dropout(functional.gelu(x)) * mask[..., None], mask)
+        slices = logits + self.head(x)
+        return SequenceOutput(slices, self._study(slices, x, mask))
+
+    def get_classifier(self) -> list[nn.Module]:
+        """Return the layers that give logits, as timm's models do."""
+        return [self.head, *([self.study_head] if self.study == "learned" else [])]
+
+    def _study(self, slices: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        if self.study == "noisy_or":
+            return noisy_or(slices, mask)
+        highest = slices.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
+        if self.study == "max":
+            return highest
+        scores = self.attention(x).squeeze(-1).masked_fill(~mask, -torch.inf)
+        return highest + self.study_head(torch.einsum("bl,blw->bw", scores.softmax(dim=1), x))
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """Return a layer that gives 0 until it is trained."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def place_waves(position_mm: Tensor) -> Tensor:
+    """Return sines and cosines (B, L, 2 · waves) of places in mm, at wavelengths from 4 to 400 mm."""
+    low, high = (math.log(length) for length in WAVELENGTHS_MM)
+    lengths = torch.linspace(low, high, WAVES, device=position_mm.device).exp()
+    angles = position_mm.float()[..., None] * (2 * math.pi / lengths)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def noisy_or(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the logit (B, C) of 1 − Π (1 − pᵢ), pᵢ being the probabilities of ``logits`` (B, L, C)."""
+    total = functional.softplus(logits.float()).masked_fill(~mask[..., None], 0).sum(dim=1)  # −log Π (1 − pᵢ)
+    return total + torch.log(-torch.expm1(-total.clamp_min(1e-30)))
+
+
+class Recurrent(nn.Module):
+    """A bidirectional GRU or LSTM beside a direct way, which is what is normed and added to."""
+
+    def __init__(self, kind: str, width: int, layers: int, drop: float) -> None:
+        """``kind``: GRU or LSTM."""
+        super().__init__()
+        cell = getattr(nn, kind)
+        between = drop if layers > 1 else 0.0
+        self.cell = cell(width, width, layers, batch_first=True, bidirectional=True, dropout=between)
+        self.out = nn.Linear(2 * width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Run over each sequence's own length."""
+        lengths = mask.sum(dim=1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0], batch_first=True, total_length=x.shape[1])
+        return self.norm(x + self.out(states))
+
+
+class Attention(nn.Module):
+    """A transformer encoder, norms first, that never looks at padding."""
+
+    def __init__(self, width: int, layers: int, heads: int, drop: float) -> None:
+        """``heads`` divide ``width``."""
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, drop, functional.gelu, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Attend to the slices."""
+        return self.layers(x, src_key_padding_mask=~mask)
+
+
+class Convolutions(nn.Module):
+    """Residual blocks of a norm, a convolution along the slices and a mixing of channels."""
+
+    def __init__(self, width: int, layers: int, kernel: int, drop: float) -> None:
+        """``kernel`` slices, odd."""
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.along = nn.ModuleList(nn.Conv1d(width, width, kernel, padding=kernel // 2) for _ in range(layers))
+        self.across = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.dropout = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Convolve; beyond a sequence's end there are zeros, whatever stands in the padding."""
+        for norm, along, across in zip(self.norms, self.along, self.across, strict=True):
+            inside = norm(x) * mask[..., None]
+            x = x + self.dropout(across(functional.gelu(along(inside.transpose(1, 2)).transpose(1, 2))))
+        return x

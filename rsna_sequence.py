@@ -1,0 +1,163 @@
+"""Sequence models on out-of-fold features: from a configuration to the series of a fold, and what a model predicts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch.utils.data import DataLoader
+
+from common import distributed
+from common.arguments import given_options
+from common.datasets.loaders import make_loader
+from common.datasets.samplers import SequentialSampler
+from common.datasets.sequences import LengthSampler, SequenceDataset, collate_sequences
+from common.errors import UsageError, WorkError
+from common.experiment import experiment_folder
+from common.metrics import constant_predictor, probabilities
+from common.models.sequence import sequence_settings
+from config import TrainConfig
+from rsna_data import TrainingData, select_rows
+from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, list_some, read_fold, read_metadata, rows_hash
+from rsna_features import INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_features
+from rsna_network import RSNASequenceNetwork, prediction_frame
+
+FOLDERS = {OUT_OF_FOLD: "features/train", TEST: "features/test"}
+
+
+def build_sequences(config: TrainConfig) -> TrainingData:
+    """Read fold and out-of-fold features and build the loaders of series; UsageError where they don't fit.
+
+    The model learns from images of the other folds by features that their own folds' networks gave, and is validated
+    on the fold's images by those of its network. No image is seen through a network that was trained on it; what
+    remains of a leak is that networks of other folds have learnt from the labels of this one, as in all stacking.
+    """
+    if distributed.world_size() > 1:
+        raise UsageError("--net_kind=sequence: one process is enough and all it uses; start it without torchrun")
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    rows = read_fold(folder, config.data_dataset, config.data_fold)
+    features = open_features(config, OUT_OF_FOLD)
+    if str(config.data_fold) not in features.document["folds"]:
+        known = ", ".join(features.document["folds"])
+        raise UsageError(f"--data_fold={config.data_fold}: {feature_folder(config, OUT_OF_FOLD)} is of folds {known}")
+    known_rows = rows[rows.index.isin(features.rows.index)]  # a cross-validation may be of some folds only
+    train_rows, valid_rows = (select_rows(known_rows, split, config.dev_enabled) for split in ("train", "valid"))
+    values = sequence_settings(config.seq_model, sequence_options(config))
+    train_set = sequence_dataset(config, train_rows, features, values["seq_reverse"])
+    if len(train_set) < config.tr_batch_size:
+        raise UsageError(
+            f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_set)} training series of fold "
+            f"{config.data_fold}: with --net_kind=sequence a batch is of series"
+        )
+    sampler = LengthSampler(train_set.lengths, config.tr_batch_size, config.seed)
+    train_loader = make_loader(
+        train_set, sampler, config.tr_batch_size, 0, drop_last=True, seed=config.seed, collate=collate_sequences
+    )
+    prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    return TrainingData(
+        train_loader,
+        sequence_loader(config, valid_rows, features),
+        prevalences,
+        constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS),
+        {"features": {"sha256": features_hash(feature_folder(config, OUT_OF_FOLD))}},
+        features.num_features,
+        rows_hash(train_rows, valid_rows),
+    )
+
+
+def sequence_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the ``seq_…`` options of the model itself, None where not given."""
+    return given_options(config, "seq_", "seq_model", "seq_features")
+
+
+def feature_folder(config: TrainConfig, kind: str) -> Path:
+    """Return the folder of features of a kind that ``--seq_features`` means: an experiment's id, or its folder."""
+    named, path = config.output_dir / config.seq_features, Path(config.seq_features)
+    if not named.is_dir() and not path.is_dir():
+        experiment_folder(config.output_dir, config.seq_features, "--seq_features")  # says which there are
+    return (named if named.is_dir() else path) / FOLDERS[kind]
+
+
+def open_features(config: TrainConfig, kind: str) -> FeatureSet:
+    """Read features of a kind, checked against the dataset; errors as :func:`rsna_features.read_features`."""
+    dataset = dataset_folder(config.data_input_folder, config.data_dataset)
+    return read_features(feature_folder(config, kind), dataset, kind)
+
+
+def features_hash(folder: Path) -> str:
+    """Return the hash of what describes a folder of features."""
+    return hashlib.sha256((folder / INFO_FILE).read_bytes()).hexdigest()
+
+
+def sequence_dataset(
+    config: TrainConfig, rows: pd.DataFrame, features: FeatureSet, reverse: float = 0.0
+) -> SequenceDataset:
+    """Return the series of ``rows`` (index ``id``); UsageError where images of them have no features."""
+    places = features.rows.index.get_indexer(rows.index)
+    if (places < 0).any():
+        missing = rows.index[places < 0]
+        raise UsageError(
+            f"--seq_features={config.seq_features}: has no features of {len(missing)} of {len(rows)} images "
+            f"({list_some(missing)})"
+        )
+    metadata = read_metadata(dataset_folder(config.data_input_folder, config.data_dataset)).reindex(rows.index)
+    if metadata["series_id"].isna().any():
+        raise WorkError(
+            f"{config.data_dataset}: metadata.csv lacks images of the fold; run python preprocessing.py again"
+        )
+    labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
+    return SequenceDataset(
+        rows.index.to_numpy(dtype=np.str_),
+        metadata["series_id"].to_numpy(dtype=np.str_),
+        metadata["position_mm"].to_numpy(),
+        metadata["slice_index"].to_numpy(dtype=np.int64),
+        rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None,
+        places,
+        features.features,
+        features.logits,
+        reverse,
+        config.seed,
+    )
+
+
+def sequence_loader(config: TrainConfig, rows: pd.DataFrame, features: FeatureSet) -> DataLoader:
+    """Build a loader that gives every series of ``rows`` once, in one order."""
+    dataset = sequence_dataset(config, rows, features)
+    sampler = SequentialSampler(len(dataset), config.seed)
+    batch = config.tr_batch_size
+    return make_loader(dataset, sampler, batch, 0, drop_last=False, seed=config.seed, collate=collate_sequences)
+
+
+def predict_slices(network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return probabilities (index ``id``, in the order of ``rows``), each slice seen beside its series' others."""
+    predictions = network.predict(prediction_loader(network, config, rows))
+    return prediction_frame(predictions).loc[rows.index]
+
+
+def predict_studies(network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return probabilities of whole studies (index ``study_id``); of several series the highest of each label."""
+    loader = prediction_loader(network, config, rows)
+    series = pd.DataFrame(probabilities(network.predict_studies(loader)), columns=list(LABELS))
+    data = loader.dataset
+    study_ids = rows.loc[data.image_ids[data.order[data.starts]], "study_id"].to_numpy(dtype=str)
+    return series.groupby(study_ids).max().rename_axis("study_id")
+
+
+def prediction_loader(network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame) -> DataLoader:
+    """Return the series of ``rows``: of the test split by test features, of any other by out-of-fold ones."""
+    of_test = "split" in rows and bool((rows["split"] == "test").all())
+    loader = sequence_loader(config, rows, open_features(config, TEST if of_test else OUT_OF_FOLD))
+    check_width(network, config, loader.dataset)
+    return loader
+
+
+def check_width(network: RSNASequenceNetwork, config: TrainConfig, dataset: SequenceDataset) -> None:
+    """Raise UsageError where the features are of another width than the model was trained on."""
+    found, wanted = dataset.features.shape[1], network.model.num_features
+    if found != wanted and network.model.inputs != "logits":
+        raise UsageError(
+            f"--seq_features={config.seq_features}: {found} features of each image where the model takes {wanted}"
+        )

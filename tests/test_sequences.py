@@ -1,0 +1,174 @@
+"""common/models/sequence*.py and common/datasets/sequences.py: padding, orders, places, study outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.datasets.sequences import LengthSampler, SequenceDataset, collate_sequences, known_places
+from common.errors import UsageError
+from common.models.sequence import SEQUENCE_MODELS, build_sequence_model, sequence_settings
+from common.models.sequence_layers import noisy_or
+
+FEATURES, CLASSES = 7, 6
+SMALL = {"seq_width": 16, "seq_layers": 2}
+
+
+def model(name: str, **options):
+    torch.manual_seed(0)
+    built = build_sequence_model(name, {**SMALL, **options}, FEATURES, CLASSES).eval()
+    for parameter in built.parameters():  # also those that start at 0
+        torch.nn.init.normal_(parameter, std=0.2)
+    return built
+
+
+def dataset(lengths: list[int], reverse: float = 0.0, positions: np.ndarray | None = None) -> SequenceDataset:
+    """Series of these lengths; images, and rows of the features, in an order of their own."""
+    generator = np.random.default_rng(0)
+    count = sum(lengths)
+    series = np.repeat([f"series_{number}" for number in range(len(lengths))], lengths)
+    index = np.concatenate([np.arange(length) for length in lengths])
+    shuffled = generator.permutation(count)
+    place = 2.5 * index if positions is None else positions
+    ids = np.array([f"{name}_{number:03d}" for name, number in zip(series, index, strict=True)])
+    targets = generator.integers(0, 2, (count, CLASSES))
+    features = generator.normal(size=(count, FEATURES)).astype(np.float16)
+    logits = generator.normal(size=(count, CLASSES)).astype(np.float32)
+    rows = generator.permutation(count)
+    return SequenceDataset(
+        ids[shuffled], series[shuffled], place[shuffled], index[shuffled], targets[shuffled], rows, features, logits,
+        reverse, 3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("study", ["max", "noisy_or", "learned"])
+@pytest.mark.parametrize("name", SEQUENCE_MODELS)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), more=st.integers(0, 20), garbage=st.floats(-9, 9))
+@settings(max_examples=10)
+def test_padding_changes_nothing_whatever_stands_in_it(name, study, lengths, more, garbage) -> None:
+    built, data = model(name, seq_study=study), dataset(lengths)
+    batch = collate_sequences([data[index] for index in range(len(lengths))]).inputs
+    mask = torch.nn.functional.pad(batch["mask"], (0, more))
+    padded = {}
+    for key in ("features", "logits", "position_mm"):
+        shape = (len(lengths), mask.shape[1], *batch[key].shape[2:])
+        padded[key] = torch.full(shape, garbage)
+        padded[key][:, : batch[key].shape[1]][batch["mask"]] = batch[key][batch["mask"]]
+    with torch.inference_mode():
+        together = built(padded["features"], padded["logits"], padded["position_mm"], mask)
+        for index, length in enumerate(lengths):
+            one = collate_sequences([data[index]]).inputs
+            alone = built(one["features"], one["logits"], one["position_mm"], one["mask"])
+            torch.testing.assert_close(together.slices[index, :length], alone.slices[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(together.study[index], alone.study[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SEQUENCE_MODELS)
+@pytest.mark.parametrize("length", [1, 400])
+def test_a_series_of_one_slice_and_one_of_400_have_finite_logits_and_gradients(name: str, length: int) -> None:
+    built = model(name, seq_study="learned").train()
+    batch = collate_sequences([dataset([length])[0]]).inputs
+    output = built(batch["features"], batch["logits"], batch["position_mm"], batch["mask"])
+    (output.slices.sum() + output.study.sum()).backward()
+    assert output.slices.shape == (1, length, CLASSES)
+    assert all(parameter.grad.isfinite().all() for parameter in built.parameters())
+
+
+@pytest.mark.parametrize("inputs", ["both", "features", "logits"])
+def test_an_untrained_model_says_what_the_slices_own_network_said(inputs: str) -> None:
+    built = build_sequence_model("gru", {**SMALL, "seq_inputs": inputs, "seq_study": "learned"}, FEATURES, CLASSES)
+    batch = collate_sequences([dataset([5, 9])[index] for index in range(2)]).inputs
+    output = built.eval()(batch["features"], batch["logits"], batch["position_mm"], batch["mask"])
+    torch.testing.assert_close(output.slices, batch["logits"])
+    torch.testing.assert_close(output.study[0], batch["logits"][0, :5].amax(dim=0))
+
+
+@pytest.mark.parametrize("name", SEQUENCE_MODELS)
+def test_every_slice_hears_of_its_neighbours_and_of_nothing_in_other_series(name: str) -> None:
+    built, data = model(name), dataset([12, 8])
+    batch = collate_sequences([data[0], data[1]]).inputs
+    changed = batch["features"].clone()
+    changed[0, 6] *= -1
+    first, second = (
+        built(features, batch["logits"], batch["position_mm"], batch["mask"]).slices
+        for features in (batch["features"], changed)
+    )
+    assert not torch.allclose(first[0, 5], second[0, 5])
+    assert not torch.allclose(first[0, 7], second[0, 7])
+    torch.testing.assert_close(first[1, :8], second[1, :8])
+
+
+@given(st.lists(st.floats(-30, 30), min_size=1, max_size=60))
+def test_noisy_or_is_one_minus_the_product_of_what_is_left(values: list[float]) -> None:
+    logits = torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1)
+    found = noisy_or(torch.cat([logits, logits + 1e3], dim=1), torch.arange(2 * len(values))[None] < len(values))
+    left = -np.logaddexp(0, np.array(values, dtype=np.float32).astype(np.float64)).sum()
+    expected = np.log(-np.expm1(left)) - left
+    np.testing.assert_allclose(float(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_series_are_in_geometric_order_with_their_own_rows_targets_and_centred_places() -> None:
+    data = dataset([3, 5])
+    for index, length in enumerate((3, 5)):
+        sample = data[index]
+        assert sample.image_ids == [f"series_{index}_{number:03d}" for number in range(length)]
+        np.testing.assert_allclose(sample.position_mm, 2.5 * (np.arange(length) - (length - 1) / 2))
+        for place, name in enumerate(sample.image_ids):
+            image = data.image_ids.tolist().index(name)
+            np.testing.assert_array_equal(sample.features[place], data.features[data.rows[image]].astype(np.float32))
+            np.testing.assert_array_equal(sample.logits[place], data.logits[data.rows[image]])
+            np.testing.assert_array_equal(sample.target[place], data.targets[image])
+
+
+def test_a_reversed_series_has_everything_reversed_and_depends_on_epoch_and_series_alone() -> None:
+    plain, reversed_ = dataset([6])[0], dataset([6], reverse=1.0)[0]
+    assert reversed_.image_ids == plain.image_ids[::-1]
+    for name in ("features", "logits", "target"):
+        torch.testing.assert_close(getattr(reversed_, name), getattr(plain, name).flip(0))
+    torch.testing.assert_close(reversed_.position_mm, -plain.position_mm.flip(0))
+    data = dataset([2] * 40, reverse=0.5)
+    drawn = [[data[(index, epoch, 0)].image_ids[0].endswith("001") for index in range(40)] for epoch in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert 8 < sum(drawn[0]) < 32
+
+
+def test_slices_without_a_position_stand_behind_the_others_and_a_series_without_any_is_5_mm_apart() -> None:
+    series, index = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])
+    places = known_places(series, np.array([10.0, 13.0, np.nan, np.nan, np.nan]), index)
+    np.testing.assert_array_equal(places, [10, 13, 16, 0, 5])
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 3))
+def test_an_epoch_has_each_series_once_and_can_be_entered_anywhere(lengths, batch_size, epoch) -> None:
+    sampler = LengthSampler(np.array(lengths), batch_size, 1)
+    order = sampler.order(epoch)
+    assert sorted(order) == list(range(len(lengths)))
+    np.testing.assert_array_equal(order, sampler.order(epoch))
+    sampler.seek(epoch, 1)
+    assert [key.index for key in sampler] == order[1:].tolist()
+
+
+def test_batches_hold_like_lengths_and_their_order_is_random() -> None:
+    lengths = np.random.default_rng(0).integers(1, 400, 200)
+    sampler = LengthSampler(lengths, 8, 0)
+    batches = lengths[sampler.order(0)].reshape(-1, 8)
+    assert batches.sum() / (batches.max(axis=1) * 8).sum() > 0.9  # share that is no padding; in random order 0.57
+    assert np.any(np.diff(batches[:, 0]) < 0)
+    assert not np.array_equal(sampler.order(0), sampler.order(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "part"),
+    [
+        ("gru", {"seq_heads": 4}, "--seq_heads: --seq_model=gru doesn't know it"),
+        ("transformer", {"seq_width": 30, "seq_heads": 4}, "--seq_width=30 is not a multiple of --seq_heads=4"),
+        ("conv", {"seq_kernel": 4}, "--seq_kernel=4 must be odd"),
+    ],
+)
+def test_options_that_a_model_cannot_have_are_refused(name: str, given: dict, part: str) -> None:
+    with pytest.raises(UsageError, match=part):
+        build_sequence_model(name, given, FEATURES, CLASSES)
+    assert sequence_settings("conv", {})["seq_kernel"] == 5
