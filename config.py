@@ -705,6 +705,11 @@ class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
     eval_compare: str | None = option(
         None, "experiment, or CSV of predictions, of the same images: paired differences from it, with intervals"
     )
+    eval_truth: Path | None = option(
+        None,
+        "a phantom's phantom_truth.csv, for strata by blood volume, look-alikes and the file's form; none: the one in "
+        "<data_input_folder>/phantom, where the dataset was made from it",
+    )
     eval_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
 
     def __post_init__(self) -> None:

@@ -127,18 +127,18 @@ def report(
     """Evaluate, write files ``<name>…`` to ``folder``, print what was found and the comparison that is asked for."""
     from common.files import write_csv
     from common.statistics import format_table
-    from rsna_dataset import read_metadata
     from rsna_evaluation import (
         compare,
         describe,
         describe_comparison,
+        described_images,
         evaluate_predictions,
         matching_predictions,
         write_evaluation,
     )
 
     other = None if config.eval_compare is None else read_other(config)
-    described = read_metadata(dataset, described=True)
+    described = described_images(dataset, config.eval_truth)
     evaluation = evaluate_predictions(frame, rows, prevalences, config.eval_draws, described)
     path = write_evaluation(evaluation, folder, name)
     columns = ["log_loss", "constant_log_loss", "auroc", "average_precision", "positives", "images"]

@@ -31,7 +31,6 @@ from rsna_dataset import (
     dataset_folder,
     read_competition_labels,
     read_dataset_info,
-    read_metadata,
     read_predictions,
     write_submission,
 )
@@ -40,6 +39,7 @@ from rsna_evaluation import (
     SEED,
     Evaluation,
     describe,
+    described_images,
     evaluate_predictions,
     experiment_predictions,
     known_patients,
@@ -137,7 +137,7 @@ def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
         read_dataset_info(dataset)
     except (OSError, yaml.YAMLError, KeyError, TypeError, UsageError) as error:
         raise UsageError(f"{path}: its dataset can't be found ({error}); name the labels by --ens_labels") from None
-    described = read_metadata(dataset, described=True)
+    described = described_images(dataset)
     labels = described[described[list(LABELS)].notna().all(axis=1)]
     return dataset / METADATA_FILE, labels[[*LABELS, "patient_id", "study_id"]], described
 

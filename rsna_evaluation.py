@@ -28,7 +28,7 @@ from common.metrics import binary_log_losses, normalized_weights
 from common.reports.evaluation import evaluation_sections
 from common.reports.page import NOTICE, page, paragraph
 from common.statistics import format_table, label_table
-from rsna_dataset import LABEL_WEIGHTS, LABELS, list_some, read_metadata
+from rsna_dataset import LABEL_WEIGHTS, LABELS, TRUTH_FILE, list_some, read_dataset_info, read_metadata
 
 SEED = 0
 WORST = 50
@@ -40,6 +40,7 @@ SHOWN = {
     "average_precision": "average precision",
     "calibration_error": "calibration error",
 }
+BLOOD = "blood_mm3"  # of a phantom, in the slice
 PREDICTION_FILES = ("predictions_oof.csv", "predictions_valid.csv")  # of an experiment, the first that there is
 QUARTERS = {"slice_spacing_mm": "slice spacing, mm", "thickness_mm": "slice thickness, mm"}
 
@@ -149,6 +150,53 @@ def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, n
         if values.min() < values.max():
             parts = pd.qcut(values, 4, duplicates="drop").astype(str)
             strata[title] = parts.where(values.notna(), "unknown").to_numpy(dtype=str)
+    if BLOOD in known:
+        strata |= phantom_strata(known)
+    return strata
+
+
+def described_images(folder: Path, truth: Path | None = None) -> pd.DataFrame:
+    """Return a dataset's metadata for the strata, with what a phantom's truth file knows of its images.
+
+    ``truth`` None: of a dataset that was made from a phantom the file in the input folder's ``phantom/``, where there
+    is one that has these images. Raises UsageError for a ``truth`` that can't be read or knows none of the images.
+    """
+    described = read_metadata(folder, described=True)
+    path = truth
+    if truth is None:
+        if read_dataset_info(folder).get("source", {}).get("kind") != "phantom":
+            return described
+        path = folder.parent.parent / "phantom" / TRUTH_FILE
+    try:
+        table = pd.read_csv(path, dtype={"id": str}, keep_default_na=False).set_index("id")
+        blood = table[[f"{name}_mm3" for name in LABELS if name != "any"]].astype(float).sum(axis=1)
+        known = pd.DataFrame({BLOOD: blood, "mimics": table["mimics"], "quirks": table["quirks"]})
+        known = known[~known.index.duplicated()].reindex(described.index)
+    except (OSError, ValueError, KeyError) as error:
+        if truth is None:
+            return described
+        raise UsageError(f"--eval_truth={truth}: not a phantom's truth file ({' '.join(str(error).split())})") from None
+    if truth is not None and known[BLOOD].isna().all():
+        raise UsageError(f"--eval_truth={truth}: knows none of the images of {folder}")
+    if known[BLOOD].isna().any():  # another phantom's
+        return described if truth is None else described.join(known)
+    return described.join(known)
+
+
+def phantom_strata(known: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the parts that only a phantom's truth file can tell: the images' blood, look-alikes and file's quirks."""
+    blood = known[BLOOD]
+    parts = pd.Series("none", known.index, dtype=object)
+    parts[blood.isna()] = "unknown"
+    bleeding = blood[blood > 0]
+    if bleeding.nunique() > 2:
+        parts[bleeding.index] = pd.qcut(bleeding, 3, duplicates="drop").astype(str)
+    else:
+        parts[bleeding.index] = "some"
+    strata = {"blood in the slice, mm3": parts.to_numpy(dtype=str)}
+    for column, title in (("mimics", "look-alikes of blood"), ("quirks", "what is unusual about the file")):
+        texts = known[column].fillna("unknown").replace("", "none")
+        strata[title] = texts.where(~texts.str.contains(";"), "several").to_numpy(dtype=str)
     return strata
 
 

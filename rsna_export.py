@@ -42,7 +42,8 @@ def real_pictures(trained: TrainedNetwork) -> torch.Tensor:
     folder = dataset_folder_of(trained)
     rows = read_metadata(folder)
     chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).round().astype(int)]
-    dataset = RSNADataset(folder, chosen, trained.pipeline, trained.config.data_image_size, trained.config.seed)
+    config = trained.config
+    dataset = RSNADataset(folder, chosen, trained.pipeline, config.data_image_size, config.seed, config.data_context)
     return torch.from_numpy(np.stack([dataset[index].image for index in range(len(dataset))]))
 
 
@@ -56,6 +57,7 @@ def export_metadata(trained: TrainedNetwork, shape: tuple[int, ...]) -> dict[str
         "input": list(shape),
         "image_size": options["data_image_size"],
         "windows": options["data_windows"],
+        "neighbours_each_side": options["data_context"],
         "transform": trained.pipeline.document,
         "model": options["net_model"],
         "weights": trained.weights,

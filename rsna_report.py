@@ -29,10 +29,9 @@ from rsna_dataset import (
     dataset_folder,
     read_dataset_info,
     read_fold,
-    read_metadata,
     read_predictions,
 )
-from rsna_evaluation import PREDICTION_FILES, evaluate_predictions
+from rsna_evaluation import PREDICTION_FILES, described_images, evaluate_predictions
 from rsna_network import MONITOR
 
 logger = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ def evaluate(folder: Path, config: TrainConfig, rows: pd.DataFrame) -> Evaluated
     frame = frame.loc[known.index]
     data = dataset_folder(config.data_input_folder, config.data_dataset)
     train = select_rows(rows, "train", config.dev_enabled)[list(LABELS)].to_numpy(dtype=np.float64)
-    found = evaluate_predictions(frame, known, train.mean(axis=0), DRAWS, read_metadata(data))
+    found = evaluate_predictions(frame, known, train.mean(axis=0), DRAWS, described_images(data))
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), known[list(LABELS)].to_numpy(np.float64)
     return Evaluated(found.document, predictions, targets, LABELS, pictures(data, config, frame, predictions, targets))
 

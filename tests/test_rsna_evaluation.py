@@ -122,3 +122,44 @@ def test_a_comparison_with_nothing_is_refused_before_the_work(small_dataset, lab
     code, text = refusal(capsys, *flags, "--eval_compare=77")
     assert (code, "--eval_compare=77: no such experiment" in text) == (2, True)
     assert not (tmp_path / "all_evaluation.csv").exists()
+
+
+def test_strata_of_a_phantom_come_from_its_truth_file(small_dataset, labelled, tmp_path, capsys) -> None:
+    make_up(labelled, 3, tmp_path / "mine.csv")
+    run(small_dataset, f"--eval_file={tmp_path / 'mine.csv'}")
+    truth = pd.read_csv(small_dataset.source / "phantom_truth.csv", index_col="id", keep_default_na=False)
+    truth = truth.loc[labelled.index]
+    strata = pd.DataFrame(json.loads((tmp_path / "mine_evaluation.json").read_text())["strata"])
+    blood = strata[strata["stratum"] == "blood in the slice, mm3"].set_index("part")["images"]
+    volume = truth[[f"{name}_mm3" for name in LABELS[:-1]]].astype(float).sum(axis=1)
+    assert blood["none"] == (volume == 0).sum()
+    assert blood.drop("none").sum() == (volume > 0).sum()
+    assert len(blood) == 4
+    mimics = strata[strata["stratum"] == "look-alikes of blood"].set_index("part")["images"]
+    assert mimics["none"] == (truth["mimics"] == "").sum()
+    assert "what is unusual about the file" in set(strata["stratum"])
+
+
+def test_a_truth_file_that_is_none_or_of_other_images_is_refused(small_dataset, labelled, tmp_path, capsys) -> None:
+    make_up(labelled, 3, tmp_path / "mine.csv")
+    flags = [*small_dataset.flags, f"--eval_file={tmp_path / 'mine.csv'}"]
+    code, text = refusal(capsys, *flags, f"--eval_truth={tmp_path / 'mine.csv'}")
+    assert (code, "not a phantom's truth file" in text) == (2, True)
+    other = pd.read_csv(small_dataset.source / "phantom_truth.csv").assign(id="ID_f")
+    other.to_csv(tmp_path / "other.csv", index=False)
+    code, text = refusal(capsys, *flags, f"--eval_truth={tmp_path / 'other.csv'}")
+    assert (code, "knows none of the images" in text) == (2, True)
+
+
+def test_a_label_that_no_threshold_separates_is_reported_all_the_same(small_dataset, labelled, tmp_path) -> None:
+    """The highest score is a false positive: at 90 % specificity of a handful of negatives no threshold is left."""
+    few = pd.concat([labelled[labelled["any"] == 0].head(3), labelled[labelled["any"] == 1].head(5)])
+    frame = make_up(few, 3, tmp_path / "few.csv")
+    frame["any"] = np.where(few["any"] == 1, 0.2, 0.9)
+    frame.to_csv(tmp_path / "few.csv")
+    run(small_dataset, f"--eval_file={tmp_path / 'few.csv'}")
+    document = json.loads((tmp_path / "few_evaluation.json").read_text())
+    points = [row for row in document["operating_points"]["slice_level"] if row["label"] == "any"]
+    assert points[0]["threshold"] is None
+    assert points[0]["value"] == 0
+    assert (tmp_path / "few_evaluation.html").is_file()

@@ -51,6 +51,13 @@ def test_onnx_runtime_predicts_what_predict_does_from_the_metadata_alone(small_d
         np.testing.assert_allclose(expit(logits[0]), predictions.loc[image_id], atol=1e-4)
 
 
+def test_a_network_of_neighbouring_slices_is_exported_with_all_its_channels(small_dataset, tmp_path):
+    flags = [*small_dataset.flags, *SMALL, "--data_context=1", f"--output_dir={tmp_path}"]
+    path = export.main([f"--net_weight_file={train.main(flags) / 'best.pt'}", "--n_jobs=1"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 9, 32, 32]
+
+
 def test_the_file_stands_beside_the_weights_and_the_dataset_must_be_there(weights, tmp_path, capsys):
     path = export.main([f"--net_weight_file={weights}", "--export_format=torch_export", "--n_jobs=1"])
     assert path == weights.with_suffix(".pt2")

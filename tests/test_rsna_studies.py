@@ -33,9 +33,9 @@ FILES = {"failed.csv", "slices.csv", "studies.csv", "predictions.json"}
 
 @pytest.fixture(scope="module")
 def weights(small_dataset, tmp_path_factory) -> Path:
-    """A weight file alone in its folder: no dataset, no configuration beside it."""
+    """A weight file, of slices with their neighbours, alone in its folder: no dataset, no configuration beside it."""
     results = tmp_path_factory.mktemp("results")
-    folder = train.main([*small_dataset.flags, *SMALL, f"--output_dir={results}"])
+    folder = train.main([*small_dataset.flags, *SMALL, "--data_context=1", f"--output_dir={results}"])
     return Path(shutil.copy(folder / "best.pt", tmp_path_factory.mktemp("weights") / "model.pt"))
 
 

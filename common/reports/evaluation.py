@@ -147,13 +147,14 @@ def confusion_table(
         if point["at"] != 0.9:
             continue
         column = names.index(point["label"])
-        flagged, truth = predictions[:, column] >= point["threshold"], targets[:, column] == 1
+        threshold = np.inf if point["threshold"] is None else point["threshold"]  # none: no score is high enough
+        flagged, truth = predictions[:, column] >= threshold, targets[:, column] == 1
         other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
         rows.append(
             {
                 "label": point["label"],
                 "held": f"{point['fixed']} {point['at']:.0%}",
-                "threshold": f"{point['threshold']:.4f}",
+                "threshold": f"{threshold:.4f}",
                 other: _interval(point["value"], point["low"], point["high"], 3),
                 "TP": int((flagged & truth).sum()),
                 "FP": int((flagged & ~truth).sum()),
