@@ -574,14 +574,21 @@ class SweepConfig(ResultsLocation):
     grid: Path | None = option(
         None, "YAML file: every combination of {grid: {option: [values]}} with the options {base: {option: value}}"
     )
+    space: Path | None = option(
+        None,
+        "YAML file: search {space: {option: [choices] or {low:, high:, log:, step:}}} with {base: {option: value}} by "
+        "Optuna; any number of processes started with the same file share the search",
+    )
+    trials: int = option(20, "trials of --space that end it, all processes together", minimum=1)
+    seed: int = option(0, "seed of the search", minimum=0, maximum=2**31 - 1)
     data_dataset: str | None = option(None, "dataset of experiments that name none; none: train.py's own default")
     parallel: int = option(0, "experiments at once; 0: one on each GPU, or one where there is none", minimum=0)
     evaluate: bool = option(True, "1: evaluate each experiment and predict the test images; 0: train only")
     dry_run: bool = option(False, "1: say what would run, and run nothing")
 
     def __post_init__(self) -> None:
-        if (self.lines is None) == (self.grid is None):
-            raise UsageError("give one of --lines and --grid")
+        if sum(given is not None for given in (self.lines, self.grid, self.space)) != 1:
+            raise UsageError("give one of --lines, --grid and --space")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from common.reports.record import read_record
 from common.statistics import WEIGHTED_ROW, format_table
 from common.sweeps.plan import Planned, planned, read_grid, read_lines
 from common.sweeps.runner import Outcome, Runner
+from common.sweeps.search import BEST_FILE, Search, read_space
 from config import SweepConfig, TrainConfig
 from rsna_report import METRIC, write_leaderboard
 
@@ -45,6 +46,24 @@ def run_experiments(config: SweepConfig) -> Path:
     if failed:
         raise WorkError(f"{len(failed)} of {len(outcomes)} experiments failed; their messages stand above")
     return path
+
+
+def run_search(config: SweepConfig) -> Path:
+    """Search the options of --space; return the page that shows the search. Ctrl-C saves the running trial."""
+    space = read_space(config.space)
+    flags = [] if "data_dataset" in space.base else data_flags(config)
+    folder = config.output_dir / space.name
+    try:
+        path = Search(space, folder, METRIC, ROOT, flags, check_flags).run(config.trials, config.seed)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command goes on with the search") from None
+    print(f"best options   {folder / BEST_FILE}\nsearch         {path}")
+    return path
+
+
+def check_flags(flags: Sequence[str]) -> None:
+    """Raise UsageError for flags that train.py would refuse."""
+    parse_args(TrainConfig, flags)
 
 
 def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) -> str:

@@ -1,4 +1,4 @@
-"""Run several experiments: python sweep.py --lines=FILE, or --grid=FILE.yaml; --help lists every option."""
+"""Run several experiments: python sweep.py --lines=FILE, or --grid or --space=FILE.yaml; --help lists every option."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from config import SweepConfig
 
 @command
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Run what the file names and print a summary; return the leaderboard's path."""
+    """Run what the file names and print a summary; return the path of the leaderboard or of the search's page."""
     config = parse_args(SweepConfig, argv)
 
     # Here, so that --help and a wrong flag answer at once.
-    from rsna_sweep import run_experiments
+    from rsna_sweep import run_experiments, run_search
 
+    if config.space is not None:
+        return run_search(config)
     return run_experiments(config)
 
 

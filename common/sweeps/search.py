@@ -1,0 +1,262 @@
+"""A search for the best options by Optuna: trials are experiments, shared by any number of processes through one file.
+
+The study lies in a journal beside the trials, so that processes and machines that see the folder share it, one that is
+killed loses nothing, and a later start goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+
+from common.errors import UsageError, WorkError
+from common.experiment import is_in_progress
+from common.files import write_text
+from common.reports import page
+from common.reports.record import read_record
+from common.sweeps.plan import FINISHED, flags_of, planned, word_of
+
+if TYPE_CHECKING:
+    import optuna
+
+JOURNAL = "study.journal"
+BEST_FILE = "best.yaml"
+PAGE_FILE = "search.html"
+POLL_S = 0.5
+FAILURES = 3  # one after the other, before any trial ended well, that end the search
+RANGE = {"low", "high", "log", "step"}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched: ``base`` options of every trial, and by option a list of choices or {low, high, log, step}."""
+
+    name: str
+    base: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Return the trial's options."""
+        return {**self.base, **{name: _suggest(trial, name, values) for name, values in self.options.items()}}
+
+
+def _suggest(trial: optuna.Trial, name: str, values: Any) -> Any:
+    if isinstance(values, list):
+        return trial.suggest_categorical(name, [word_of(value) for value in values])
+    low, high = values["low"], values["high"]
+    if isinstance(low, int) and isinstance(high, int):
+        return trial.suggest_int(name, low, high, step=values.get("step", 1), log=values.get("log", False))
+    return trial.suggest_float(name, low, high, step=values.get("step"), log=values.get("log", False))
+
+
+def read_space(path: Path) -> Space:
+    """Read ``{base: {option: value}, space: {option: [choices] or {low:, high:, log:, step:}}}``.
+
+    Raises UsageError for another form.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(document, Mapping) or set(document) - {"base", "space"} or not document.get("space"):
+        raise UsageError(f"{path}: expected 'space: {{option: ...}}' and, if needed, 'base: {{option: value}}'")
+    for name, values in document["space"].items():
+        if isinstance(values, list) and values:
+            continue
+        if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= RANGE:
+            raise UsageError(f"{path}: space, {name}: give a list of choices, or low and high (and log: true, or step)")
+        ends = [values["low"], values["high"]]
+        if not all(isinstance(end, (int, float)) for end in ends) or ends[0] >= ends[1]:
+            raise UsageError(
+                f"{path}: space, {name}: low and high must be numbers, low below high (write 1.0e-3, not 1e-3)"
+            )
+    return Space(path.stem, document.get("base") or {}, document["space"])
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search in ``folder``, which holds the study and the trials' experiments.
+
+    ``metric``: what is made small, a name of the validation metrics. ``root`` holds the scripts. ``flags`` are those of
+    every trial. ``check`` raises UsageError for flags that train.py would refuse.
+    """
+
+    space: Space
+    folder: Path
+    metric: str
+    root: Path
+    flags: Sequence[str]
+    check: Callable[[Sequence[str]], None]
+
+    def run(self, trials: int, seed: int) -> Path:
+        """Run trials until the study has ``trials`` that ended; return the page that shows it.
+
+        Raises WorkError where the first trials all fail.
+        """
+        study = open_study(self.folder, seed)
+        failures = 0
+        while True:
+            retry_dead(study)
+            ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
+            if len(ended) >= trials:
+                return self.write_results(study)
+            failures = 0 if self.run_trial(study) else failures + 1
+            if failures >= FAILURES and not ended:
+                raise WorkError(f"{failures} trials failed one after the other; their messages stand above")
+            self.write_results(study)
+
+    def run_trial(self, study: optuna.Study) -> bool:
+        """Train one trial, pruned where its validations lag behind; return whether it ended well."""
+        from optuna.trial import TrialState
+
+        trial = study.ask()
+        name = trial.user_attrs.get("experiment", f"trial_{trial.number:04d}")
+        trial.set_user_attr("experiment", name)
+        trial.set_user_attr("owner", {"host": _host(), "pid": os.getpid(), "started": psutil.Process().create_time()})
+        line = [
+            *self.flags,
+            f"--output_dir={self.folder}",
+            f"--experiment_id={name}",
+            *flags_of(self.space.suggest(trial)),
+        ]
+        self.check(line)
+        while is_in_progress(self.folder / name):  # its search was killed, and it trains on by itself
+            time.sleep(POLL_S)
+        experiment = planned(line, self.folder)
+        code, pruned = (0, False) if experiment.state == FINISHED else self._train(trial, name, experiment.command)
+        best = read_record(self.folder / name).best(self.metric)
+        if pruned and code:
+            study.tell(trial, state=TrialState.PRUNED)
+        elif code or best is None:
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, best[0])
+        return pruned or not code
+
+    def _train(self, trial: optuna.Trial, name: str, arguments: Sequence[str]) -> tuple[int, bool]:
+        """Run train.py; return its exit code, and whether it was told to stop because others did better."""
+        # A session of its own: Ctrl-C reaches it through us, once.
+        process = subprocess.Popen(
+            [sys.executable, str(self.root / "train.py"), *arguments],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        pruned, seen = False, 0
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_S)
+                iterations, values = read_record(self.folder / name).series(f"valid/{self.metric}")
+                for at, value in list(zip(iterations, values, strict=True))[seen:]:
+                    seen += 1
+                    trial.report(value, int(at))
+                if not pruned and seen and trial.should_prune():
+                    pruned = True
+                    process.send_signal(signal.SIGTERM)
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        return process.returncode, pruned
+
+    def write_results(self, study: optuna.Study) -> Path:
+        """Write ``best.yaml``, for train.py's --config, and ``search.html``; return the second."""
+        import optuna
+        import pandas as pd
+
+        complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+        parts = []
+        if complete:
+            best = min(complete, key=lambda trial: trial.value)
+            write_text(self.folder / BEST_FILE, yaml.safe_dump({**self.space.base, **best.params}, sort_keys=False))
+            said = (
+                f"Best: {best.user_attrs['experiment']}, {self.metric} {best.value:.5f}; {BEST_FILE} has its options."
+            )
+            parts.append(page.paragraph(said))
+            lowest = pd.Series([trial.value for trial in complete]).cummin()
+            numbers = [trial.number for trial in complete]
+            history = [
+                page.Line("trials", numbers, [trial.value for trial in complete], dots=True),
+                page.Line("lowest so far", numbers, lowest),
+            ]
+            parts.append(page.lines("History", history, ("trial", self.metric)))
+        if len(complete) >= 4 and len({trial.value for trial in complete}) > 1:
+            shares = optuna.importance.get_param_importances(study)
+            parts.append(
+                page.pairs(
+                    "Importance of the options",
+                    pd.DataFrame({"share": shares}),
+                    "Share of the variance that an option explains (fANOVA).",
+                )
+            )
+        rows = {
+            trial.user_attrs.get("experiment", str(trial.number)): {
+                "state": trial.state.name.lower(),
+                self.metric: "-" if trial.value is None else f"{trial.value:.5f}",
+                **trial.params,
+            }
+            for trial in study.trials
+        }
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment").sort_values(self.metric)
+        parts.append(page.table("Trials", table))
+        path = self.folder / PAGE_FILE
+        write_text(
+            path,
+            page.page(f"Search {study.study_name}", f"{len(complete)} of {len(study.trials)} trials complete", parts),
+        )
+        return path
+
+
+def open_study(folder: Path, seed: int) -> optuna.Study:
+    """Open or make the study of a folder."""
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    except ImportError:
+        raise UsageError("--space: optuna is not installed; pip install optuna") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = str(folder / JOURNAL)
+    storage = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+    # Each process draws other points: the same seed in all of them would try the same.
+    sampler = optuna.samplers.TPESampler(seed=(seed + os.getpid()) % 2**31, constant_liar=True)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
+    return optuna.create_study(
+        study_name=folder.name, storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True
+    )
+
+
+def retry_dead(study: optuna.Study) -> None:
+    """Queue again, with the same options and experiment, the trials of this machine whose process is gone."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        owner = trial.user_attrs.get("owner")
+        if owner is None or owner["host"] != _host() or _is_alive(owner):
+            continue
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params, user_attrs={"experiment": trial.user_attrs["experiment"]})
+
+
+def _host() -> str:
+    return str(uuid.getnode())  # tells machines apart and names none
+
+
+def _is_alive(owner: Mapping[str, Any]) -> bool:
+    try:
+        return psutil.Process(owner["pid"]).create_time() == owner["started"]
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,124 @@
+"""common/sweeps/search.py: trials of a quick stand-in for train.py; a killed process loses none."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UsageError, WorkError
+
+pytest.importorskip("optuna")
+
+from common.reports.record import read_records
+from common.sweeps.search import BEST_FILE, Search, Space, open_study, read_space
+
+PROJECT = Path(__file__).parent.parent
+SPACE = {"optim_lr": {"low": 1e-4, "high": 1e-1, "log": True}, "optim": ["adamw", "sgd"]}
+FAKE = """
+import json, math, signal, sys, time
+from pathlib import Path
+flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+folder = Path(flags["output_dir"]) / flags["experiment_id"]
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "config.yaml").write_text("x: 1")
+loss = abs(math.log10(float(flags["optim_lr"])) + 2) + (flags["optim"] == "sgd")
+for iteration in (1, 2, 3):
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"iteration": iteration, "valid/weighted_log_loss": loss + 1 / iteration}) + chr(10))
+    time.sleep(60 if loss > 1.5 and "lags" in flags else float(flags.get("slow", 0)))
+if flags.get("fail") == "1":
+    sys.exit(1)
+(folder / "status.json").write_text('{"status": "finished"}')
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "train.py").write_text(FAKE)
+    return tmp_path
+
+
+def make_search(root: Path, **base) -> Search:
+    return Search(Space("s", base, SPACE), root / "s", "weighted_log_loss", root, [], lambda flags: None)
+
+
+def test_the_best_options_are_found_written_and_shown(root: Path) -> None:
+    page = make_search(root).run(6, seed=1)
+    study = open_study(root / "s", 1)
+    complete = {trial.number: trial for trial in study.trials if trial.state.name == "COMPLETE"}
+    best = min(complete.values(), key=lambda trial: trial.value)
+    assert len([trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]) == 6
+    assert yaml.safe_load((root / "s" / BEST_FILE).read_text()) == best.params
+    values = {record.name: record.best("weighted_log_loss")[0] for record in read_records(root / "s")}
+    assert best.value == min(values.values())
+    assert best.user_attrs["experiment"] in page.read_text()
+    assert make_search(root).run(6, seed=1) == page  # nothing is left to do
+    assert len(open_study(root / "s", 1).trials) == len(study.trials)
+
+
+def test_a_trial_that_lags_behind_is_pruned(root: Path) -> None:
+    search = Search(
+        Space("s", {"lags": 1}, {**SPACE, "optim": ["adamw"]}),
+        root / "s",
+        "weighted_log_loss",
+        root,
+        [],
+        lambda f: None,
+    )
+    study = open_study(root / "s", 0)
+    for rate in (0.01, 0.011, 0.009, 0.0101, 1e-4):
+        study.enqueue_trial({"optim_lr": rate, "optim": "adamw"})
+    search.run(5, seed=0)
+    states = [trial.state.name for trial in open_study(root / "s", 0).trials]
+    assert states == ["COMPLETE"] * 4 + ["PRUNED"]
+
+
+def test_two_processes_share_a_search_and_the_trial_of_a_killed_one_is_tried_again(root: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
+        "from pathlib import Path\n"
+        "from tests.test_search import make_search\n"
+        f"make_search(Path({str(root)!r}), slow=0.3).run(5, seed=3)\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    while not (root / "s" / "trial_0000" / "metrics.jsonl").exists() or not (root / "s" / "trial_0001").exists():
+        time.sleep(0.05)
+        assert processes[0].poll() is None
+    processes[0].send_signal(signal.SIGKILL)
+    processes[0].wait()
+    assert processes[1].wait() == 0
+    trials = open_study(root / "s", 3).trials
+    ended = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
+    assert len(ended) == 5
+    (lost,) = [trial for trial in trials if trial.state.name == "FAIL"]
+    again = [trial for trial in ended if trial.user_attrs["experiment"] == lost.user_attrs["experiment"]]
+    assert [trial.params for trial in again] == [lost.params]
+
+
+def test_trials_that_all_fail_end_the_search(root: Path) -> None:
+    with pytest.raises(WorkError, match="3 trials failed one after the other"):
+        make_search(root, fail=1).run(5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("space: {}", "expected 'space:"),
+        ("space: {optim_lr: 1}", "space, optim_lr: give a list"),
+        ("space: {optim_lr: {low: 1, high: 0}}", "low below high"),
+        ("space: {optim_lr: {low: 1e-4, high: 1e-2}}", "write 1.0e-3, not 1e-3"),
+        ("space: {optim_lr: {low: 0.1, high: 1, hig: 2}}", "space, optim_lr: give a list"),
+    ],
+)
+def test_a_space_of_another_form_is_one_line(tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_space(tmp_path / "s.yaml")
+    assert part in str(caught.value)
