@@ -42,7 +42,7 @@ OPTIMIZERS = (
 )
 
 SEQUENCE = "sequence"
-OF_ANY_KIND = {"net_kind", "data_input_folder", "data_dataset", "data_fold"}
+OF_ANY_KIND = {"net_kind", "data_input_folder", "data_dataset", "data_fold", "cv_run"}
 
 _WINDOW = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
@@ -77,6 +77,26 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     if not all(0 <= number < float("inf") for number in numbers):
         raise ValueError(f"{text!r}: the numbers must be finite and at least 0")
     return numbers
+
+
+def parse_folds(text: str) -> int | tuple[int, ...]:
+    """Read a fold's number, several (``0,1,2``) as a tuple, or ``all`` as an empty one; ValueError for others."""
+    if text.strip().lower() == "all":
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d{1,4}", part) for part in parts):
+        raise ValueError(f"{text!r} is not a fold's number, numbers such as 0,1,2, or all")
+    folds = tuple(int(part) for part in parts)
+    if len(set(folds)) < len(folds):
+        raise ValueError(f"{text!r} names a fold twice")
+    return folds[0] if len(folds) == 1 else folds
+
+
+def format_folds(folds: int | tuple[int, ...]) -> str:
+    """Write folds in the form that :func:`parse_folds` reads."""
+    if isinstance(folds, int):
+        return str(folds)
+    return ",".join(map(str, folds)) or "all"
 
 
 def format_numbers(numbers: tuple[float, ...] | None) -> str:
@@ -125,7 +145,21 @@ class ExperimentOptions(ResultsLocation, GeneralOptions):
 class DataOptions(DataLocation):
     """Data."""
 
-    data_fold: int = option(0, "fold that is held out for validation", minimum=0)
+    data_fold: int | tuple[int, ...] = option(
+        0,
+        "fold that is held out for validation; all, or several as in 0,1,2: cross-validation, a run for each in one "
+        "experiment",
+        parse=parse_folds,
+        form=format_folds,
+        metavar="N|N,N|all",
+    )
+    cv_run: int | None = option(
+        None,
+        "of a cross-validation train this fold only, in the experiment that --experiment_id names, which is made or "
+        "joined: for the jobs of a cluster; the last to finish puts the folds together. none: all here",
+        minimum=0,
+        changeable=True,
+    )
     data_train_transform: str = option(
         "train_demo.json", "albumentations JSON for training images; a bare name is looked up in transforms/"
     )
@@ -521,6 +555,10 @@ class TrainConfig(
             )
         if self.tr_early_stop_delta is not None and not self.tr_early_stop:
             raise UsageError("--tr_early_stop_delta needs --tr_early_stop")
+        if not self.is_cross_validation and self.cv_run is not None and self.tr_resume is None:
+            raise UsageError("--cv_run needs a cross-validation: --data_fold=all or several folds")
+        if self.is_cross_validation and self.tr_overfit:
+            raise UsageError("--tr_overfit validates on what it trains on, which is no cross-validation; name one fold")
         self._check_kind()
 
     def _check_kind(self) -> None:
@@ -534,6 +572,11 @@ class TrainConfig(
                 raise UsageError(f"--{name} means nothing to --net_kind={self.net_kind}; leave it out")
         if self.net_kind == SEQUENCE and self.seq_features is None:
             raise UsageError("--net_kind=sequence needs --seq_features, the experiment of a cross-validation")
+
+    @property
+    def is_cross_validation(self) -> bool:
+        """Whether several folds are trained, each in a run of its own."""
+        return not isinstance(self.data_fold, int)
 
 
 @dataclass(frozen=True, kw_only=True)

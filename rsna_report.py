@@ -14,7 +14,7 @@ from common.arguments import from_dict, to_dict
 from common.datasets.image_files import SUFFIXES
 from common.datasets.images import read_image
 from common.dicom.pictures import window
-from common.errors import UserError
+from common.errors import UsageError, UserError
 from common.evaluation.resampling import Array
 from common.files import write_text
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
@@ -70,6 +70,8 @@ def same_data(one: Record, other: Record) -> bool:
 
 def labelled_rows(config: TrainConfig) -> tuple[pd.DataFrame, float]:
     """Return the fold's rows, and the weighted log loss of the constant predictor on its validation images."""
+    if config.is_cross_validation:
+        raise UsageError("each fold has a report of its own; evaluate.py evaluates them together")
     rows = read_fold(
         dataset_folder(config.data_input_folder, config.data_dataset), config.data_dataset, config.data_fold
     )

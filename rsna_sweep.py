@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from common.reports.leaderboard import REPORT_FILE
 from common.reports.record import read_record
 from common.statistics import WEIGHTED_ROW, format_table
 from common.sweeps.plan import Planned, planned, read_grid, read_lines
-from common.sweeps.runner import Outcome, Runner
+from common.sweeps.runner import Outcome, Runner, slots
 from common.sweeps.search import BEST_FILE, Search, read_space
 from config import SweepConfig, TrainConfig
 from rsna_report import METRIC, write_leaderboard
@@ -109,23 +107,14 @@ def data_flags(config: SweepConfig) -> list[str]:
     return [] if config.data_dataset is None else [f"--data_dataset={config.data_dataset}"]
 
 
-def slots(parallel: int) -> list[int | None]:
-    """Return where experiments run at once: a GPU each, or one after another where there is none."""
-    listing = "import torch; print(torch.cuda.device_count())"  # in a process that ends: CUDA's state is not forked
-    found = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=False)
-    gpus = int(found.stdout or 0)
-    if gpus == 0:
-        return [None] * (parallel or 1)
-    return [number % gpus for number in range(parallel or gpus)]
-
-
 def steps(folder: Path, config: SweepConfig) -> list[list[str]]:
     """Return what follows a training: evaluation, and a prediction of the test images."""
     if not config.evaluate:
         return []
+    weights = folder / "best.pt"  # a cross-validation has some in each fold, and is predicted by all
     return [
         ["evaluate.py", f"--experiment_id={folder.name}", f"--output_dir={folder.parent}"],
-        ["predict.py", f"--net_weight_file={folder / 'best.pt'}", "--split=test"],
+        ["predict.py", f"--net_weight_file={weights if weights.is_file() else folder}", "--split=test"],
     ]
 
 

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     from common.interruption import interruptible
     from common.memory import out_of_memory_advice
     from common.reproducibility import seed_everything, seed_process
+    from rsna_crossvalidation import asks_for_folds, cross_validate
     from rsna_experiment import (
         build_network,
         build_training_data,
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     )
     from rsna_model import build_model
 
+    if asks_for_folds(config):
+        return cross_validate(config, arguments)
     with ExitStack() as stack:
         stack.enter_context(distributed.process_group())
         run = stack.enter_context(find_run(config, arguments))

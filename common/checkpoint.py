@@ -37,8 +37,9 @@ REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
     "averages": dict,  # name (ema, swa) -> its state, with the averaged state_dict under "model"; none: {}
     "best_weights": str,  # raw, or the average's name, whose metric was the best
 }
-# What best.pt also has: how the training's images were stored, so that others can be brought to the same form.
-DESCRIPTIVE_KEYS = (*REQUIRED_KEYS, "images")
+# What best.pt also has: how the training's images were stored, so that others can be brought to the same form, and the
+# hash of the images and labels that it was trained and validated on.
+DESCRIPTIVE_KEYS = (*REQUIRED_KEYS, "images", "data_hash")
 OPTIONAL_KEYS = (
     "images",
     "data_hash",

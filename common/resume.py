@@ -99,10 +99,10 @@ def resume_run(
                 f"--tr_resume={file}: has weights only, which a run can't go on with; give last.pt, or start a new "
                 f"experiment from --net_weight_file={file}"
             )
-        saved = _read_options(folder) if checkpoint is None else checkpoint["config"]
+        saved = read_options(folder) if checkpoint is None else checkpoint["config"]
         before = parse_args(config_class, [], saved)
         config = parse_args(config_class, arguments, saved)
-        changed = _changed_options(before, config, changes)
+        changed = changed_options(before, config, changes)
         yield Run(config, folder, changed, checkpoint)
 
 
@@ -124,7 +124,8 @@ def _find(resume: str, output_dir: Path) -> tuple[Path, Path | None]:
     return folder, None
 
 
-def _read_options(folder: Path) -> dict[str, Any]:
+def read_options(folder: Path) -> dict[str, Any]:
+    """Return the options of an experiment's config.yaml, as texts; WorkError where it can't be read."""
     try:
         document = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -134,7 +135,7 @@ def _read_options(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _changed_options(before: Any, config: Any, changes: Sequence[str]) -> tuple[str, ...]:
+def changed_options(before: Any, config: Any, changes: Sequence[str]) -> tuple[str, ...]:
     """Return the options that differ and change the result; UsageError for those that ``changes`` does not name."""
     old, new = to_dict(before), to_dict(config)
     unknown = [name for name in changes if name not in new]

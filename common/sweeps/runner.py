@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import signal
@@ -17,6 +18,25 @@ from common.sweeps.plan import FINISHED, Planned
 
 INTERRUPTED = 130
 SKIPPED = {FINISHED: "was finished before", "running": "is in progress elsewhere"}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+
+
+def end_with_parent() -> None:
+    """Have this process told by SIGTERM, which saves its state, when the runner is killed; nothing where not Linux."""
+    if PRCTL is not None:
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def slots(parallel: int) -> list[int | None]:
+    """Return where experiments run at once: a GPU each, or one after another where there is none."""
+    listing = "import torch; print(torch.cuda.device_count())"  # in a process that ends: CUDA's state is not forked
+    found = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=False)
+    gpus = int(found.stdout or 0)
+    if gpus == 0:
+        return [None] * (parallel or 1)
+    return [number % gpus for number in range(parallel or gpus)]
 
 
 @dataclass
@@ -40,24 +60,25 @@ class Runner:
     """Runs planned experiments on ``slots``: a GPU's number each, or None for wherever torch computes.
 
     ``root`` holds the scripts. ``steps``: what follows a training that ended well, as commands made from its folder;
-    the first that fails gives the experiment's exit code.
+    the first that fails gives the experiment's exit code. ``stop_on_failure``: one that fails is the last that starts.
     """
 
     root: Path
     slots: Sequence[int | None]
     steps: Callable[[Path], list[list[str]]]
+    stop_on_failure: bool = False
     stopping: threading.Event = field(default_factory=threading.Event)
     processes: set[subprocess.Popen[str]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, experiments: Sequence[Planned]) -> list[Outcome]:
-        """Run them all; return how each ended, in their order. Ctrl-C and SIGTERM are passed on and end the sweep."""
+        """Run them all; return how each ended, in their order. Ctrl-C, SIGTERM and SIGUSR1 end them."""
         todo: queue.SimpleQueue[tuple[int, Planned]] = queue.SimpleQueue()
         for item in enumerate(experiments):
             todo.put(item)
         outcomes: dict[int, Outcome] = {}
         threads = [threading.Thread(target=self._work, args=(slot, todo, outcomes)) for slot in self.slots]
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._stop) for number in SIGNALS}
         try:
             for thread in threads:
                 thread.start()
@@ -84,6 +105,8 @@ class Runner:
             except queue.Empty:
                 return
             outcomes[place] = self._run(planned, slot)
+            if outcomes[place].code and self.stop_on_failure:
+                self.stopping.set()
 
     def _run(self, planned: Planned, slot: int | None) -> Outcome:
         if planned.state in SKIPPED:
@@ -115,6 +138,7 @@ class Runner:
                 text=True,
                 env=environment,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
             self.processes.add(process)
         output, _ = process.communicate()
