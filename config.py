@@ -658,7 +658,16 @@ class PredictConfig(TTAOptions, TrainedOptions):
     Model, transforms and image settings come from the weight file. Not a medical device; not for diagnosis.
     """
 
-    net_weight_file: Path | None = option(None, "best.pt or last.pt of an experiment; all but --audit need it")
+    net_weight_file: Path | None = option(
+        None,
+        "best.pt or last.pt of an experiment, or the folder of a cross-validation (the mean of its folds' models); all "
+        "but --audit need it",
+    )
+    features: bool = option(
+        False,
+        "1: of a cross-validation's folder write what the models' heads see of each image: features/train, each image "
+        "by the model that did not see it, and features/test, the mean of all; for --net_kind=sequence",
+    )
     source: Path | None = option(
         None,
         "folder or zip archive of DICOM files, of any origin, to predict instead of a dataset: tables of slices and "
@@ -710,6 +719,8 @@ class PredictConfig(TTAOptions, TrainedOptions):
             raise UsageError("--net_weight_file is missing: best.pt or last.pt of an experiment")
         if (self.source is None) != (self.predict_output is None):
             raise UsageError("--source and --predict_output (a new folder) belong together")
+        if self.features and (self.tta is not None or self.calibrate or self.source or self.output_file):
+            raise UsageError("--features=1 goes with none of --tta, --calibrate, --source and --output_file")
         if self.calibrate and self.tta is not None:
             raise UsageError("--calibrate=1 doesn't go with --tta: the temperatures were fitted to predictions without")
 

@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
         path = audit_file(config)
     elif config.source is not None:
         path = predict_studies(config)
+    elif config.features or config.net_weight_file.is_dir():
+        path = predict_folds(config)
     else:
         path = predict_split(config)
     print(path)
@@ -39,6 +41,13 @@ def predict_studies(config: PredictConfig) -> Path:
     from rsna_studies import predict_source
 
     return predict_source(config)
+
+
+def predict_folds(config: PredictConfig) -> Path:
+    """Predict a split by the models of a cross-validation, or write their embeddings."""
+    from rsna_fold_models import predict_by_folds, write_all_features
+
+    return write_all_features(config) if config.features else predict_by_folds(config)
 
 
 def predict_split(config: PredictConfig) -> Path:

@@ -404,19 +404,19 @@ def describe(document: Mapping[str, Any]) -> str:
     )
 
 
-def fold_weights(folder: Path) -> dict[int, Path]:
-    """Return the weight files of a finished cross-validation by fold; UsageError where it isn't finished."""
+def finished_folds(folder: Path) -> dict[int, dict[str, Any]]:
+    """Return the folds' parts of cross_validation.json by number; UsageError where not all are finished."""
+    path = folder / SUMMARY_FILE
     try:
-        document = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        files = {int(facts["fold"]): folder / facts["weights"] for facts in document["folds"]}
+        document = json.loads(path.read_text(encoding="utf-8"))
+        facts = {int(fact["fold"]): fact for fact in document["folds"]}
+        weights = [folder / fact["weights"] for fact in facts.values()]
     except FileNotFoundError:
         what = "is not finished" if is_cross_validation(folder) else "is no cross-validation's folder"
         raise UsageError(f"{folder}: {what}: it has no {SUMMARY_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise WorkError(
-            f"{folder / SUMMARY_FILE}: damaged; python train.py --tr_resume={folder} writes it again"
-        ) from None
-    missing = [path for path in files.values() if not path.is_file()]
+        raise WorkError(f"{path}: damaged; python train.py --tr_resume={folder} writes it again") from None
+    missing = [file for file in weights if not file.is_file()]
     if missing:
         raise UsageError(f"{missing[0]}: is missing; a cross-validation predicts by the models of all its folds")
-    return files
+    return facts

@@ -50,3 +50,34 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
     )
     preprocessing.main([*dataset.flags, f"--pre_source={dataset.source}", "--n_jobs=1"])
     return dataset
+
+
+TINY = [
+    "--tr_iteration_num=4",
+    "--tr_iteration_valid=2",
+    "--tr_batch_size=4",
+    "--data_image_size=32",
+    "--n_jobs=1",
+    "--tr_report=0",
+]
+
+
+@pytest.fixture(scope="session")
+def finished(small_dataset: SmallDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-validation of folds 0 to 2: each trained here by the flags that the command would give it, then joined.
+
+    Never change it.
+    """
+    import train
+    from common.arguments import parse_args
+    from config import TrainConfig
+    from rsna_crossvalidation import claimed, fold_plan
+
+    results = tmp_path_factory.mktemp("results")
+    flags = [*small_dataset.flags, *TINY, "--data_fold=0,1,2", "--experiment_id=cv", f"--output_dir={results}"]
+    config = parse_args(TrainConfig, flags)
+    with claimed(config, None, flags) as parent:
+        for fold in config.data_fold:
+            train.main(fold_plan(config, parent.folder, fold).command)
+    assert train.main(flags) == results / "cv"  # all folds are finished: nothing but putting together
+    return results / "cv"

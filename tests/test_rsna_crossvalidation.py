@@ -27,32 +27,10 @@ from config import TrainConfig, format_folds, parse_folds
 from rsna_crossvalidation import claimed, fold_plan, is_cross_validation, joined_options, read_folds
 from rsna_dataset import LABELS, fold_path, read_fold, read_predictions
 from rsna_report import write_leaderboard, write_report
-from tests.conftest import SmallDataset
+from tests.conftest import TINY, SmallDataset
 from tests.runs import ENVIRONMENT, PROJECT, assert_same_run
 
-TINY = [
-    "--tr_iteration_num=4",
-    "--tr_iteration_valid=2",
-    "--tr_batch_size=4",
-    "--data_image_size=32",
-    "--data_valid_transform=valid_demo.json",
-    "--n_jobs=1",
-    "--tr_report=0",
-]
 FOLDS = (0, 1, 2)
-
-
-@pytest.fixture(scope="module")
-def finished(small_dataset: SmallDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three folds: each trained here by the flags that the command would give it, then put together."""
-    results = tmp_path_factory.mktemp("results")
-    flags = [*small_dataset.flags, *TINY, "--data_fold=0,1,2", "--experiment_id=cv", f"--output_dir={results}"]
-    config = parse_args(TrainConfig, flags)
-    with claimed(config, None, flags) as parent:
-        for fold in FOLDS:
-            train.main(fold_plan(config, parent.folder, fold).command)
-    assert train.main(flags) == results / "cv"  # all folds are finished: nothing but putting together
-    return results / "cv"
 
 
 @pytest.fixture
