@@ -218,6 +218,7 @@ def test_an_option_that_changes_the_result_must_be_named(runs: Runs) -> None:
 
 
 FREE = {
+    "cv_run": None,
     "n_jobs": "2",
     "data_input_folder": "elsewhere",
     "output_dir": None,  # where the run is found
