@@ -53,11 +53,17 @@ FEWEST_PATIENTS = 10
 Floats = npt.NDArray[np.float32]
 
 
-def load_fold_models(config: PredictConfig) -> dict[int, TrainedNetwork]:
-    """Load the models of all folds; UsageError where the folder is no finished cross-validation."""
+def load_fold_models(config: PredictConfig, **more: Any) -> dict[int, TrainedNetwork]:
+    """Load the models of all folds; UsageError where the folder is no finished cross-validation.
+
+    ``more`` goes to :func:`rsna_prediction.load_network`.
+    """
     options = (config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights)
     folder = config.net_weight_file
-    return {fold: load_network(folder / facts["weights"], *options) for fold, facts in finished_folds(folder).items()}
+    return {
+        fold: load_network(folder / facts["weights"], *options, **more)
+        for fold, facts in finished_folds(folder).items()
+    }
 
 
 def predict_by_folds(config: PredictConfig) -> Path:
@@ -69,7 +75,7 @@ def predict_by_folds(config: PredictConfig) -> Path:
         )
     if config.calibrate:
         raise UsageError("--calibrate=1 needs one model's weights; a cross-validation has several")
-    models = load_fold_models(config)
+    models = load_fold_models(config, sequences=True, seq_features=config.seq_features)
     first = next(iter(models.values()))
     rows = split_rows(first, config.split)
     name = "submission.csv" if sample_submission(first, config.split) else f"predictions_{config.split}.csv"
