@@ -864,6 +864,26 @@ class EnsembleConfig(ResultsLocation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecondLevelConfig(ResultsLocation):
+    """Learn from out-of-fold predictions of a slice and its neighbours: gradient-boosted trees, one model a label."""
+
+    members: tuple[str, ...] = option(
+        REQUIRED, "finished cross-validations (train.py --data_fold=all) over the same folds", positional=True
+    )
+    experiment_id: str | None = option(
+        None, "name of the result, which is an experiment of its own, and its folder; none: the next free number"
+    )
+    seed: int = option(0, "seed of the trees", minimum=0, maximum=2**31 - 1)
+    level_neighbours: int = option(2, "slices on each side along the series whose predictions count", minimum=0)
+    level_trees: int = option(100, "trees of each label's model", minimum=1)
+    level_rate: float = option(0.05, "learning rate: how much each tree counts", minimum=0.0001, maximum=1)
+    level_leaves: int = option(15, "most leaves of a tree", minimum=2)
+    level_leaf_images: int = option(20, "fewest images in a leaf", minimum=1)
+    level_l2: float = option(1.0, "L2 penalty of the leaves' values", minimum=0)
+    level_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreprocessingConfig(GeneralOptions, DataLocation):
     """Convert DICOM files to a dataset: images, tables and folds, in <data_input_folder>/datasets."""
 

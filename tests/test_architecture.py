@@ -20,6 +20,7 @@ ENTRY_SCRIPTS = {
     "rsna_phantom",
     "sweep",
     "export",
+    "second_level",
 }
 MODULES = sorted(
     ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
@@ -32,7 +33,7 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_sequence"},
     {"rsna_report", "rsna_prediction", "rsna_ensemble", "rsna_submission"},
     {"rsna_experiment", "rsna_sweep", "rsna_studies", "rsna_export", "rsna_crossvalidation"},
-    {"rsna_fold_models"},
+    {"rsna_fold_models", "rsna_second_level"},
 )
 FIRST_PARTY = {name.split(".")[0] for name in MODULES}
 

@@ -1,0 +1,162 @@
+"""The second level: gradient boosting over what cross-validated networks say of a slice and its neighbours.
+
+It learns from out-of-fold predictions alone and is cross-validated over the same folds: fold k is predicted by trees
+that saw no patient of it. No model is stored: the trees follow from the members' CSVs, the options and the seed, and
+scikit-learn's own files are pickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from common.arguments import from_dict, to_dict
+from common.ensembling import clipped_logits
+from common.errors import UsageError
+from common.experiment import create_experiment, experiment_folder
+from common.files import write_csv, write_json
+from common.resume import read_options
+from common.statistics import format_table, member_table
+from config import SecondLevelConfig, TrainConfig
+from rsna_crossvalidation import Fold, finished_folds, read_folds
+from rsna_dataset import (
+    LABEL_WEIGHTS,
+    LABELS,
+    check_submission,
+    dataset_folder,
+    read_metadata,
+    read_predictions,
+    write_submission,
+)
+from rsna_evaluation import PREDICTION_FILES, describe, evaluate_predictions, write_evaluation
+
+LEVEL_ROW = "second level"
+
+
+def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
+    """Fit, judge and write; print the scores and the experiment's folder, and return that.
+
+    Raises UsageError where a member is no finished cross-validation, or not of the same folds.
+    """
+    members = {name: experiment_folder(config.output_dir, name, "member") for name in config.members}
+    options, folds = common_folds(members)
+    dataset = dataset_folder(options.data_input_folder, options.data_dataset)
+    metadata = read_metadata(dataset, described=True)
+    frames = {name: read_predictions(folder / PREDICTION_FILES[0]) for name, folder in members.items()}
+    labelled = pd.concat([fold.valid for fold in folds])
+    known = neighbour_table(frames, metadata, labelled.index, config.level_neighbours)
+    parts = [
+        fit_predict(config, known.drop(index=fold.valid.index), labelled, known.loc[fold.valid.index]) for fold in folds
+    ]
+    predictions = pd.concat(parts).loc[labelled.index]
+    written = to_dict(config) | {"data_input_folder": str(options.data_input_folder), "data_dataset": dataset.name}
+    experiment = create_experiment(config.output_dir, config.experiment_id, written, typed)
+    folder = experiment.folder
+    write_csv(folder / PREDICTION_FILES[0], predictions, index=True)
+    submissions = {name: member / "submission.csv" for name, member in members.items()}
+    if all(path.is_file() for path in submissions.values()):
+        write_test(config, submissions, metadata, labelled, known, folder)
+    prevalences = labelled[list(LABELS)].mean().to_numpy(np.float64)
+    targets = labelled[list(LABELS)].to_numpy(np.float64)
+    scored = {name: frame.loc[labelled.index].to_numpy() for name, frame in frames.items()}
+    table = member_table(scored | {LEVEL_ROW: predictions.to_numpy()}, targets, LABELS, LABEL_WEIGHTS, prevalences)
+    evaluation = evaluate_predictions(predictions, labelled, prevalences, config.level_draws, metadata)
+    write_evaluation(evaluation, folder)
+    write_json(
+        folder / "second_level.json",
+        {
+            "members": {name: str(member / PREDICTION_FILES[0]) for name, member in members.items()},
+            "images": len(known),
+        },
+    )
+    print(f"{format_table(table)}\n\n{describe(evaluation)}\n{folder}")
+    return folder
+
+
+def common_folds(members: Mapping[str, Path]) -> tuple[TrainConfig, list[Fold]]:
+    """Return the first member's options and the folds; UsageError where another's, or the dataset's now, differ."""
+    first = next(iter(members.values()))
+    facts = {name: finished_folds(folder) for name, folder in members.items()}
+    options = from_dict(TrainConfig, read_options(first), f"{first} (its configuration)")
+    folds = read_folds(replace(options, cv_run=None))
+    due = {fold.number: fold.hash for fold in folds}
+    for name, found in facts.items():
+        if {number: fact["hash"] for number, fact in found.items()} != due:
+            raise UsageError(
+                f"{members[name]}: its folds are not those of {first} and its dataset; members must be cross-validated "
+                "over the same folds"
+            )
+    return options, folds
+
+
+def neighbour_table(
+    frames: Mapping[str, pd.DataFrame], metadata: pd.DataFrame, ids: pd.Index, reach: int
+) -> pd.DataFrame:
+    """Return what is learnt from, a row for each of ``ids``: logits of the slice and its neighbours in the series.
+
+    Columns ``<member>/<label>/<offset>`` for offsets −reach..reach by order of position (NaN beyond the ends), the
+    relative position in the series (0..1) and the series' number of slices.
+    """
+    rows = metadata.loc[ids, ["series_id", "slice_index"]].sort_values(["series_id", "slice_index"], kind="stable")
+    series = rows["series_id"]
+    columns: dict[str, pd.Series] = {}
+    for member, frame in frames.items():
+        logits = pd.DataFrame(clipped_logits(frame.loc[rows.index]), rows.index, list(LABELS))
+        grouped = logits.groupby(series, sort=False)
+        for offset in range(-reach, reach + 1):
+            moved = grouped.shift(-offset)
+            columns |= {f"{member}/{label}/{offset:+d}": moved[label] for label in LABELS}
+    count = series.groupby(series, sort=False).transform("size")
+    place = rows.groupby("series_id", sort=False).cumcount()
+    columns |= {"position": place / (count - 1).clip(lower=1), "slices": count}
+    return pd.DataFrame(columns, rows.index).loc[ids]
+
+
+def fit_predict(
+    config: SecondLevelConfig, known: pd.DataFrame, labels: pd.DataFrame, asked: pd.DataFrame
+) -> pd.DataFrame:
+    """Return probabilities of ``asked`` by trees fitted to ``known``, one model for each label."""
+    found = {}
+    for label in LABELS:
+        truth = labels.loc[known.index, label].to_numpy()
+        if truth.min() == truth.max():  # nothing to learn: half an image of the other kind
+            found[label] = np.full(len(asked), (truth.sum() + 0.5) / (len(truth) + 1))
+            continue
+        model = HistGradientBoostingClassifier(
+            learning_rate=config.level_rate,
+            max_iter=config.level_trees,
+            max_leaf_nodes=config.level_leaves,
+            min_samples_leaf=config.level_leaf_images,
+            l2_regularization=config.level_l2,
+            early_stopping=False,
+            random_state=config.seed,
+        )
+        found[label] = model.fit(known.to_numpy(), truth).predict_proba(asked.to_numpy())[:, 1]
+    return pd.DataFrame(found, index=asked.index.rename("id"))[list(LABELS)]
+
+
+def write_test(
+    config: SecondLevelConfig,
+    submissions: Mapping[str, Path],
+    metadata: pd.DataFrame,
+    labels: pd.DataFrame,
+    known: pd.DataFrame,
+    folder: Path,
+) -> None:
+    """Write the submission, by trees fitted to all out-of-fold predictions; images without a picture get the mean."""
+    frames = {name: read_predictions(path) for name, path in submissions.items()}
+    first = next(iter(frames.values()))
+    mean = np.mean([clipped_logits(frame.loc[first.index]) for frame in frames.values()], axis=0)
+    result = pd.DataFrame(expit(mean), first.index, list(LABELS))
+    pictured = first.index.intersection(metadata.index, sort=False)
+    asked = neighbour_table(frames, metadata, pictured, config.level_neighbours)
+    result.loc[pictured] = fit_predict(config, known, labels, asked).to_numpy()
+    sample = next(iter(submissions.values()))
+    write_submission(result, sample, folder / "submission.csv")
+    check_submission(folder / "submission.csv", sample)

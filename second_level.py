@@ -1,0 +1,26 @@
+"""Learn from out-of-fold predictions of neighbouring slices: python second_level.py cv1 cv2; --help lists all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.arguments import parse_args
+from common.errors import command
+from config import SecondLevelConfig
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Write the experiment, print its scores and, as the last line, its folder; return that."""
+    config = parse_args(SecondLevelConfig, argv)
+
+    # Here, so that --help and a wrong flag answer at once.
+    from rsna_second_level import second_level
+
+    return second_level(config, sys.argv if argv is None else ["second_level.py", *argv])
+
+
+if __name__ == "__main__":
+    main()
