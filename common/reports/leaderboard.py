@@ -39,6 +39,7 @@ def update_leaderboard(results: Path, metric: str) -> Path:
 
 @contextmanager
 def _alone(results: Path) -> Iterator[None]:
+    results.mkdir(parents=True, exist_ok=True)  # of a sweep whose experiments all failed there is no folder yet
     with (results / LOCK).open("a") as file:
         with suppress(OSError):  # a file system without locks: two writers at once may need a rebuild
             fcntl.flock(file, fcntl.LOCK_EX)
