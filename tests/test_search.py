@@ -111,6 +111,7 @@ def test_trials_that_all_fail_end_the_search(root: Path) -> None:
     ("text", "part"),
     [
         ("space: {}", "expected 'space:"),
+        ("space: {seed: [1]}\nbase: 3", "expected 'space:"),
         ("space: {optim_lr: 1}", "space, optim_lr: give a list"),
         ("space: {optim_lr: {low: 1, high: 0}}", "low below high"),
         ("space: {optim_lr: {low: 1e-4, high: 1e-2}}", "write 1.0e-3, not 1e-3"),

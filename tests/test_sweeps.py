@@ -90,6 +90,7 @@ def test_a_grid_gives_every_combination_under_a_name_of_its_own(tmp_path: Path) 
         ("base: {seed: 1}", "expected 'grid:"),
         ("grid: {seed: [1]}\nmore: 1", "expected 'grid:"),
         ("[", "not YAML"),
+        ("grid: [1]", "expected 'grid:"),
         ("grid: {net_model: [a/b, a+b]}", "two of its experiments would be called g_model-a-b"),
     ],
 )

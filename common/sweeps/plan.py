@@ -72,11 +72,10 @@ def read_lines(path: Path) -> list[list[str]]:
     return found
 
 
-def read_grid(path: Path) -> list[list[str]]:
-    """Return the experiments of a grid file: every combination of ``grid``'s values, with the options of ``base``.
+def read_options(path: Path, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return ``base`` (empty where it is left out) and ``key`` of a YAML file that holds these mappings of options.
 
-    ``{base: {option: value}, grid: {option: [value, ...]}}``, options without dashes. Each is named after the file and
-    its values, so that a second start skips what is finished. Raises UsageError for a file of another form.
+    Raises UsageError for a file that can't be read or has another form.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -84,9 +83,20 @@ def read_grid(path: Path) -> list[list[str]]:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(document, Mapping) or set(document) - {"base", "grid"} or not document.get("grid"):
-        raise UsageError(f"{path}: expected 'grid: {{option: [values]}}' and, if needed, 'base: {{option: value}}'")
-    base, grid = document.get("base") or {}, document["grid"]
+    parts = document if isinstance(document, Mapping) else {}
+    base, options = parts.get("base") or {}, parts.get(key)
+    if set(parts) - {"base", key} or not options or not all(isinstance(part, Mapping) for part in (base, options)):
+        raise UsageError(f"{path}: expected '{key}: {{option: ...}}' and, if needed, 'base: {{option: value}}'")
+    return base, options
+
+
+def read_grid(path: Path) -> list[list[str]]:
+    """Return the experiments of a grid file: every combination of ``grid``'s values, with the options of ``base``.
+
+    ``{base: {option: value}, grid: {option: [value, ...]}}``, options without dashes. Each is named after the file and
+    its values, so that a second start skips what is finished. Raises UsageError for a file of another form.
+    """
+    base, grid = read_options(path, "grid")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"{path}: grid, {name}: give a list of values, as in [1, 2]")

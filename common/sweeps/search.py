@@ -25,7 +25,7 @@ from common.experiment import is_in_progress
 from common.files import write_text
 from common.reports import page
 from common.reports.record import read_record
-from common.sweeps.plan import FINISHED, flags_of, planned, word_of
+from common.sweeps.plan import FINISHED, flags_of, planned, read_options, word_of
 
 if TYPE_CHECKING:
     import optuna
@@ -65,15 +65,8 @@ def read_space(path: Path) -> Space:
 
     Raises UsageError for another form.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(document, Mapping) or set(document) - {"base", "space"} or not document.get("space"):
-        raise UsageError(f"{path}: expected 'space: {{option: ...}}' and, if needed, 'base: {{option: value}}'")
-    for name, values in document["space"].items():
+    base, options = read_options(path, "space")
+    for name, values in options.items():
         if isinstance(values, list) and values:
             continue
         if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= RANGE:
@@ -83,7 +76,7 @@ def read_space(path: Path) -> Space:
             raise UsageError(
                 f"{path}: space, {name}: low and high must be numbers, low below high (write 1.0e-3, not 1e-3)"
             )
-    return Space(path.stem, document.get("base") or {}, document["space"])
+    return Space(path.stem, base, options)
 
 
 @dataclass(frozen=True)
