@@ -93,7 +93,7 @@ esac
 # finished, and goes on where it was cut; without, it is a new experiment each time.
 lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
-experiment() { "$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "$@" >>"$lines"; }
+experiment() { "$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' --output_dir="$results" "$@" >>"$lines"; }
 
 # Experiments, one on each line. Add your own, for instance:
 #   experiment --experiment_id=resnet34 --net_model=resnet34 --optim_lr=5e-4 "$@"

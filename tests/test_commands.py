@@ -92,6 +92,15 @@ def test_a_wrong_flag_ends_train_sh_before_any_data_is_made(tmp_path: Path) -> N
     assert not (tmp_path / "input").exists()
 
 
+def test_train_sh_without_a_flag_has_one_experiment(tmp_path: Path) -> None:
+    project = clone(tmp_path / "clone")
+    (project / ".venv").symlink_to(PROJECT / ".venv")
+    result = bash(project, "train.sh", "--dry-run")
+    assert result.returncode == 0, result.stderr[-2000:]
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("python train.py --output_dir=output/results")
+
+
 def test_train_sh_explains_itself() -> None:
     result = bash(PROJECT, "train.sh", "--help")
     assert result.returncode == 0
