@@ -973,7 +973,10 @@ class PhantomConfig(GeneralOptions):
 
     phantom_folder: Path = option(Path("./input/phantom"), "folder to write; an older phantom in it is replaced")
     phantom_studies: int = option(
-        100, "studies to write, train and test together (about 14 % are test); at least 10", minimum=1, maximum=10**6
+        100, "studies to write, train and test together; at least 9 train ones", minimum=1, maximum=10**6
+    )
+    phantom_test_share: float | None = option(
+        None, "share of the studies that are test studies; none: the data's, about 0.14", minimum=0.001, maximum=0.9
     )
     phantom_slices: int = option(
         0, "slices of every study; 0: spread as in the data (median 33, at most 60)", minimum=0, maximum=60

@@ -39,19 +39,19 @@ SHEET_STUDIES, SHEET_SLICES, SHEET_TILE = 10, 10, 192
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the phantom that the command line asks for; return its folder."""
     config = parse_args(PhantomConfig, argv)
-    from common.phantom.plan import MIN_STUDIES, plan_studies
+    from common.phantom.plan import count_tests
     from common.phantom.study import PhantomSettings
 
-    if config.phantom_studies < MIN_STUDIES:
-        raise UsageError(
-            f"--phantom_studies={config.phantom_studies} is too few: the data's quirks need at least {MIN_STUDIES}"
-        )
+    try:
+        count_tests(config.phantom_studies, config.phantom_test_share)
+    except ValueError as error:
+        raise UsageError(f"--phantom_studies={config.phantom_studies} is too few: {error}") from None
     folder = config.phantom_folder.absolute()
     if config.phantom_only_if_missing and _read_mark(folder) == _mark(config):
         print(f"phantom: {folder} stands already, with the same options")
     else:
         _check_target(folder)
-        plans = plan_studies(config.phantom_studies, config.seed, config.phantom_difficulty, config.phantom_slices)
+        plans = _plans(config)
         settings = PhantomSettings(config.seed, config.phantom_image_size, config.phantom_difficulty)
         _check_space(folder, plans, settings)
         with _new_folder(folder) as partial:
@@ -64,12 +64,25 @@ def main(argv: Sequence[str] | None = None) -> Path:
     return config.phantom_folder
 
 
+def _plans(config: PhantomConfig) -> list[StudyPlan]:
+    from common.phantom.plan import plan_studies
+
+    return plan_studies(
+        config.phantom_studies,
+        config.seed,
+        config.phantom_difficulty,
+        config.phantom_slices,
+        config.phantom_test_share,
+    )
+
+
 def _mark(config: PhantomConfig) -> dict[str, Any]:
     return {
         "phantom": FORMAT_VERSION,
         "studies": config.phantom_studies,
         "slices": config.phantom_slices,
         "image_size": config.phantom_image_size,
+        "test_share": config.phantom_test_share,
         "difficulty": config.phantom_difficulty,
         "seed": config.seed,
     }
@@ -212,11 +225,10 @@ def _write_contact_sheet(folder: Path, config: PhantomConfig, path: Path) -> Non
     import pandas as pd
 
     from common.phantom.bleeding import KINDS
-    from common.phantom.plan import plan_studies
     from common.phantom.study import PhantomSettings, render_study
 
     settings = PhantomSettings(config.seed, config.phantom_image_size, config.phantom_difficulty)
-    plans = plan_studies(config.phantom_studies, config.seed, config.phantom_difficulty, config.phantom_slices)
+    plans = _plans(config)
     truth = pd.read_csv(folder / TRUTH_FILE, keep_default_na=False)
     studies = [rows.reset_index(drop=True) for _, rows in truth.groupby("study_id", sort=False)]
     chosen: list[int] = []

@@ -18,12 +18,12 @@ def main() -> None:
     import cv2
     import numpy as np
 
-    from common.phantom.plan import MIN_STUDIES, plan_studies
+    from common.phantom.plan import MIN_TRAIN_STUDIES, plan_studies
     from common.phantom.study import PhantomSettings, render_study, write_study
 
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     settings = PhantomSettings(seed=0, image_size=512, difficulty="real")
-    plans = plan_studies(max(count + 1, MIN_STUDIES), 0, "real")[: count + 1]
+    plans = plan_studies(max(count + 1, MIN_TRAIN_STUDIES + 1), 0, "real")[: count + 1]
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         for split in ("train", "test"):

@@ -305,6 +305,15 @@ def test_every_form_and_quirk_is_planned_whatever_the_seed(count: int) -> None:
         assert first == list(np.cumsum([0, *(p.slices for p in plan_studies(count, seed, "real"))])[:-1])
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
+def test_the_share_of_test_studies_is_as_asked_and_the_train_ones_hold_every_quirk(share: float) -> None:
+    plans = plan_studies(40, 0, "real", test_share=share)
+    trains = [plan for plan in plans if plan.split == "train"]
+    assert len(plans) - len(trains) == round(40 * share)
+    assert {plan.form for plan in trains} == set(PIXEL_FORMS)
+    assert not {p.patient for p in trains} & {p.patient for p in plans if p.split == "test"}
+
+
 # Labels, prevalence, difficulty
 
 
@@ -511,7 +520,8 @@ def test_old_brains_hold_more_fluid() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--phantom_studies=4"], ["--phantom_studies=4", "10"]),
+        (["--phantom_studies=4"], ["--phantom_studies=4", "9 training studies"]),
+        (["--phantom_studies=12", "--phantom_test_share=0.6"], ["--phantom_studies=12", "9 training studies"]),
         (["--phantom_difficulty=hard"], ["--phantom_difficulty", "demo"]),
         (["--phantom_image_size=8"], ["--phantom_image_size"]),
         (["--phantom_slices=99"], ["--phantom_slices"]),

@@ -18,7 +18,7 @@ TWO_WINDOWS_SHARE = 0.4
 REPEATED_POSITION_SHARE = 0.02
 OTHER_SIZE_SHARE = 0.02  # of all studies; rarer in the data, but a small phantom should hold some
 OTHER_SIZES = ((638, 490), (768, 768), (408, 374), (666, 512))  # rows, columns where the usual is 512 × 512
-MIN_STUDIES = 10  # fewer have no room for every form and quirk
+MIN_TRAIN_STUDIES = 9  # fewer have no room for every form and quirk
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,27 @@ def _slice_count(rng: np.random.Generator) -> int:
     return int(np.clip(round(float(np.exp(rng.normal(np.log(33.5), 0.166)))), 20, 60))
 
 
-def plan_studies(count: int, seed: int, difficulty: str, slices: int = 0) -> list[StudyPlan]:
-    """Plan ``count`` studies (train and test together, at least :data:`MIN_STUDIES`), the same for the same seed.
+def count_tests(count: int, share: float | None = None) -> int:
+    """Return how many of ``count`` studies are test studies; ValueError where the others are too few.
 
-    ``slices``: slices of every study; 0: spread as in the data.
+    ``share`` of all studies, None: the data's.
+    """
+    tests = max(1, round(count * (TEST_SHARE if share is None else share)))
+    if count - tests < MIN_TRAIN_STUDIES:
+        raise ValueError(f"the data's quirks need at least {MIN_TRAIN_STUDIES} training studies")
+    return tests
+
+
+def plan_studies(
+    count: int, seed: int, difficulty: str, slices: int = 0, test_share: float | None = None
+) -> list[StudyPlan]:
+    """Plan ``count`` studies, train and test together, the same for the same arguments.
+
+    ``slices``: slices of every study; 0: spread as in the data. ValueError as :func:`count_tests`.
     """
     rng = np.random.default_rng([seed, 0])
     kinds_rng = np.random.default_rng([seed, 5])  # its own, so that difficulties share all that is not bleeding
-    tests = max(1, round(count * TEST_SHARE))
+    tests = count_tests(count, test_share)
     trains = count - tests
     setting = DIFFICULTIES[difficulty]
     kinds = _with_every_kind(_quota(kinds_rng, trains, setting.studies), kinds_rng)
