@@ -10,23 +10,18 @@ import dataclasses
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from common.checkpoint import load_checkpoint
-from common.datasets.images import read_image
-from common.dicom.pictures import window
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import calibration_of
 from common.files import write_csv, write_json
 from common.hardware import cpu_cores
-from common.models.gradcam import grad_cam
 from common.preprocessing.convert import ImageForm
 from common.preprocessing.failures import count_reasons, failure_table, is_no_ct_image
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
@@ -48,6 +43,7 @@ from rsna_dataset import (
     read_dataset_info,
     read_metadata,
 )
+from rsna_pictures import OVERALL, grey_slices, heat_maps
 from rsna_prediction import (
     TrainedNetwork,
     Views,
@@ -62,9 +58,7 @@ from rsna_preprocessing import KEY_FILE, PUBLIC_ID, Source, file_tasks, image_fo
 logger = logging.getLogger(__name__)
 
 DATASET = "source"
-BRAIN = (40.0, 80.0)  # centre, width in HU
 CAM_SLICES = 4
-OVERALL = LABELS.index("any")  # what frames and heat are about
 
 
 @dataclass(frozen=True)
@@ -283,43 +277,6 @@ def likeliest(probabilities: np.ndarray) -> str:
     """Return the likeliest kind of hemorrhage of a slice (6,) as text."""
     kind = int(np.argmax(probabilities[:OVERALL]))
     return f"{LABELS[kind]} {probabilities[kind]:.2f}"
-
-
-def grey_slices(trained: TrainedNetwork, dataset: RSNADataset) -> Iterator[np.ndarray]:
-    """Yield each slice as grey (H, W): what the network is given, before it is normalized, in the brain window.
-
-    Stored windows are shown by their first channel; where the transform moves pixels, the network's own picture is.
-    """
-    for index, image_id in enumerate(dataset.image_ids.tolist()):
-        if moves_pixels(trained):
-            picture = dataset[index].image  # the slice itself stands in the middle of its neighbours
-            shown = picture[trained.config.data_context * len(picture) // (2 * trained.config.data_context + 1)]
-            low, high = float(shown.min()), float(shown.max())
-            shown = (shown - low) / max(high - low, 1e-6)
-        elif dataset.image_form == "hu":
-            stored = read_image(dataset.image_folder / f"{image_id}{dataset.suffix}", dataset.image_form)
-            shown = window(stored, *BRAIN)
-        else:
-            shown = dataset.read(image_id)[..., 0]
-        yield np.rint(shown * 255).astype(np.uint8)
-
-
-def moves_pixels(trained: TrainedNetwork) -> bool:
-    """Whether a step of the transform changes where things are, so that heat doesn't fit the stored picture."""
-    from albumentations import DualTransform
-
-    return any(isinstance(step, DualTransform) for step in trained.pipeline.transforms)
-
-
-def heat_maps(trained: TrainedNetwork, dataset: RSNADataset, places: np.ndarray) -> np.ndarray | None:
-    """Return Grad-CAM (B, h, w) of ``any`` for some slices; None, with a warning, where the model has none."""
-    network = trained.network
-    pictures = torch.from_numpy(np.stack([dataset[int(place)].image for place in places])).to(network.device)
-    try:
-        return grad_cam(network.model, pictures, OVERALL).cpu().numpy()
-    except UsageError as error:
-        logger.warning("no heat in the pictures: %s", error)
-        return None
 
 
 def describe_study(result: StudyResult) -> str:

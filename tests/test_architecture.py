@@ -31,7 +31,9 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_features"},
     {"rsna_data", "rsna_model", "rsna_network", "rsna_evaluation", "rsna_preprocessing", "rsna_checks"},
     {"rsna_sequence"},
-    {"rsna_report", "rsna_prediction", "rsna_ensemble", "rsna_submission"},
+    {"rsna_prediction", "rsna_ensemble", "rsna_submission"},
+    {"rsna_pictures"},
+    {"rsna_report"},
     {"rsna_experiment", "rsna_sweep", "rsna_studies", "rsna_export", "rsna_crossvalidation"},
     {"rsna_fold_models", "rsna_second_level"},
 )

@@ -24,7 +24,9 @@ def grad_cam(model: nn.Module, pictures: Tensor, class_index: int) -> Tensor:
     if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
         raise UsageError(f"{type(model).__name__}: gives no features to its head that Grad-CAM could look at")
     with _undisturbed(model), torch.enable_grad():
-        features = model.forward_features(pictures).detach().requires_grad_()
+        with torch.no_grad():  # the slopes end at the features: nothing before them needs to be kept
+            features = model.forward_features(pictures)
+        features.requires_grad_()
         logits = model.forward_head(features)
         (slopes,) = torch.autograd.grad(logits[:, class_index].sum(), features)
     feature_map, slope_map = (_channels_first(model, tensor.float()) for tensor in (features.detach(), slopes))
