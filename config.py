@@ -830,6 +830,13 @@ class EnsembleConfig(ResultsLocation):
         "Members must be predictions of images that their models were not trained on",
         choices=("none", "weights", "greedy"),
     )
+    ens_calibrate: str = option(
+        "none",
+        "map the ensemble's probabilities of each label so that a 0.3 comes true three times in ten: temperature, or "
+        "isotonic, which needs many images. Fitted to the labels; the score told is that of other patients than those "
+        "fitted to. One member alone will do",
+        choices=("none", "temperature", "isotonic"),
+    )
     ens_labels: Path | None = option(
         None,
         "labels to score against: a dataset's fold CSV or metadata.csv, or the competition's train CSV (which names no "

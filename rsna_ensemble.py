@@ -16,6 +16,7 @@ from common.arguments import to_dict
 from common.ensemble_fitting import FittedEnsemble, fit_nested, logit_correlations, weighted_loss
 from common.ensembling import align, build_link, combine, scaled_weights, stacked, weighted_mean
 from common.errors import UsageError, WorkError
+from common.evaluation.calibration import MAPS, Map, calibrated
 from common.evaluation.resampling import PatientBootstrap, interval, verdict
 from common.experiment import create_experiment, experiment_folder
 from common.files import check_output, write_csv, write_json
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 ENSEMBLE_ROW = "ensemble"
 EQUAL_ROW = "equal weights"
+CALIBRATED_ROW = "calibrated"
 NO_PATIENTS = "has no column patient_id, so that weights can't be judged on other patients"
 SCALE = normalized_weights(LABEL_WEIGHTS, len(LABELS))
 
@@ -89,7 +91,8 @@ class Ensemble:
     """What :func:`build_ensemble` found; all but ``weights`` and ``predictions`` are None where no labels are known.
 
     ``predictions``: of every row; those of images with labels are honest: by weights that never saw their patient,
-    where weights were fitted. ``fitted``: weights, and the outer folds'. ``scores``: log losses by member and ensemble.
+    where weights or calibration were fitted. ``fitted``: weights, and the outer folds'. ``maps``: each label's
+    calibration for images without labels. ``scores``: log losses by member and ensemble.
     ``contributions``: by member the ensemble's loss without it. ``correlations`` of the members' logits.
     """
 
@@ -97,6 +100,7 @@ class Ensemble:
     predictions: pd.DataFrame
     correlations: pd.DataFrame
     fitted: FittedEnsemble | None = None
+    maps: Mapping[str, Map] | None = None
     scores: pd.DataFrame | None = None
     contributions: pd.DataFrame | None = None
     comparisons: tuple[str, ...] = ()
@@ -144,17 +148,20 @@ def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
 
 def check_labels(config: EnsembleConfig, members: Members) -> None:
     """Raise UsageError where labels are needed or named and there are none that fit."""
+    asked = [
+        f"--{name}={value}"
+        for name, value in (("ens_fit", config.ens_fit), ("ens_calibrate", config.ens_calibrate))
+        if value != "none"
+    ]
     if members.labels is None:
-        if config.ens_fit != "none":
-            raise UsageError(f"--ens_fit={config.ens_fit} needs labels: name them by --ens_labels")
+        if asked:
+            raise UsageError(f"{asked[0]} needs labels: name them by --ens_labels")
         return
     rows = len(next(iter(members.predictions.values())))
     if members.known.empty:
         raise UsageError(f"{members.label_source}: knows none of the {rows} predicted images")
-    if config.ens_fit != "none" and "patient_id" not in members.labels:
-        raise UsageError(
-            f"--ens_fit={config.ens_fit}: {members.label_source} {NO_PATIENTS}; name a fold CSV or metadata.csv"
-        )
+    if asked and "patient_id" not in members.labels:
+        raise UsageError(f"{asked[0]}: {members.label_source} {NO_PATIENTS}; name a fold CSV or metadata.csv")
     if config.ens_fit != "none" and len(config.members) < 2:
         raise UsageError(f"--ens_fit={config.ens_fit} needs at least two members")
 
@@ -234,26 +241,65 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
     predictions, fitted = honest(everyone)
     weights = weights if fitted is None else fitted.weights
     whole = weighted_mean(linked, weights, link)
-    whole[place] = predictions
     without = [honest([other for other in everyone if other != one])[0] for one in everyone] if len(names) > 1 else []
     scored = {name: stack[number, place] for number, name in enumerate(names)}
     if fitted is not None or config.weights is not None:
         equal = np.full(len(names), 1 / len(names))
         scored[EQUAL_ROW] = weighted_mean(linked[:, place], equal, link)
     scored[ENSEMBLE_ROW] = predictions
+    contributions, maps = _contributions(names, weights, predictions, without, targets), None
+    if config.ens_calibrate != "none":
+        maps = calibration_maps(config.ens_calibrate, predictions, targets)
+        whole = mapped(_frame(whole, first), maps).to_numpy()
+        if fitted is None:
+            columns = zip(predictions.T, targets.T, strict=True)
+            predictions = np.column_stack([calibrated(*column, patients, config.ens_calibrate) for column in columns])
+        else:
+            mixed = [weighted_mean(linked[:, place], fold, link) for fold in fitted.fold_weights]
+            predictions = calibrated_by_fold(config.ens_calibrate, mixed, fitted.held, targets)
+        scored[CALIBRATED_ROW] = predictions
+    whole[place] = predictions
     prevalences = _prevalences(members)
     return Ensemble(
         weights,
         _frame(whole, first),
         correlations,
         fitted,
+        maps,
         member_table(scored, targets, LABELS, LABEL_WEIGHTS, prevalences),
-        _contributions(names, weights, predictions, without, targets),
+        contributions,
         () if patients is None else _comparisons(scored, names, targets, patients, config.ens_draws),
         None if patients is None else evaluate_predictions(
             _frame(predictions, first.loc[known]), _labelled(rows), prevalences, config.ens_draws, members.described
         ),
     )  # fmt: skip
+
+
+def calibration_maps(method: str, predictions: np.ndarray, targets: np.ndarray) -> dict[str, Map]:
+    """Return the calibration of each label that has both classes, fitted to ``predictions`` and ``targets`` (N, 6)."""
+    return {
+        label: MAPS[method](predictions[:, column], targets[:, column])
+        for column, label in enumerate(LABELS)
+        if targets[:, column].min() < targets[:, column].max()
+    }
+
+
+def calibrated_by_fold(method: str, mixed: Sequence[np.ndarray], held: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return predictions (N, 6) of which each outer fold's are mapped by what the other images teach.
+
+    ``mixed``: all images' predictions (N, 6) by the weights of each outer fold; ``held`` (N,): the one that each is in.
+    """
+    result = np.empty_like(targets)
+    for fold, predictions in enumerate(mixed):
+        own = held == fold
+        maps = calibration_maps(method, predictions[~own], targets[~own])
+        result[own] = mapped(pd.DataFrame(predictions[own], columns=list(LABELS)), maps)
+    return result
+
+
+def mapped(frame: pd.DataFrame, maps: Mapping[str, Map] | None) -> pd.DataFrame:
+    """Return probabilities with the calibration of each label that has one."""
+    return frame.assign(**{label: change(frame[label].to_numpy()) for label, change in (maps or {}).items()})
 
 
 def _frame(values: np.ndarray, like: pd.DataFrame) -> pd.DataFrame:
@@ -288,17 +334,18 @@ def _contributions(
 def _comparisons(
     scored: Mapping[str, np.ndarray], names: Sequence[str], targets: np.ndarray, patients: np.ndarray, draws: int
 ) -> tuple[str, ...]:
-    """Say what the ensemble gains over the best member and over equal weights, with intervals over patients."""
+    """Say what the ensemble gains over the best member, equal weights and itself uncalibrated, with intervals."""
     losses = {name: binary_log_losses(values, targets) @ SCALE for name, values in scored.items()}
     best = min(names, key=lambda name: losses[name].mean())
+    last = CALIBRATED_ROW if CALIBRATED_ROW in losses else ENSEMBLE_ROW
     bootstrap = PatientBootstrap(patients, draws, SEED)
     lines = []
-    for other in [best] + [EQUAL_ROW] * (EQUAL_ROW in losses):
-        change = losses[ENSEMBLE_ROW] - losses[other]
+    for other in [best, *(row for row in (EQUAL_ROW, ENSEMBLE_ROW) if row in losses and row != last)]:
+        change = losses[last] - losses[other]
         totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([change, np.ones(len(change))])))
         low, high = interval(totals[:, 0] / totals[:, 1])
         said = verdict(low, high, smaller_is_better=True)
-        what = f"the best member ({other})" if other == best else other
+        what = {best: f"the best member ({best})", ENSEMBLE_ROW: "the ensemble uncalibrated"}.get(other, other)
         lines.append(
             f"against {what}: {change.mean():+.5f}, 95 % interval over patients {low:+.5f} to {high:+.5f}: {said}"
         )
@@ -318,7 +365,7 @@ def write_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble,
         frames = {name: read_predictions(file) for name, file in members.submissions.items()}
         first = next(iter(members.submissions.values()))
         submission = combine(frames, ensemble.weights.tolist(), config.ens_method, config.ens_power)
-        write_submission(submission, first, folder / "submission.csv")
+        write_submission(mapped(submission, ensemble.maps), first, folder / "submission.csv")
     elif len(members.known) < len(ensemble.predictions):
         name = "submission.csv" if members.all_submissions else "predictions.csv"
         write_one_file(members, ensemble, folder / name)
@@ -354,6 +401,7 @@ def ensemble_document(config: EnsembleConfig, members: Members, ensemble: Ensemb
         "method": config.ens_method,
         "power": config.ens_power,
         "fit": config.ens_fit,
+        "calibration": config.ens_calibrate,
         "members": [
             {"name": name, "file": str(members.files[name]), "weight": weight}
             for name, weight in zip(names, ensemble.weights.tolist(), strict=True)

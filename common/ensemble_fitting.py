@@ -88,11 +88,12 @@ FITS: dict[str, Fit] = {"weights": fit_weights, "greedy": greedy_weights}
 class FittedEnsemble:
     """Weights (M,) fitted to all images, those of each outer fold (folds, M), and what the latter predict.
 
-    ``predictions`` (N, C): each image by the weights that were fitted without its patient.
+    ``held`` (N,): the outer fold of each image; ``predictions`` (N, C): by the weights that were fitted without that.
     """
 
     weights: Array
     fold_weights: Array
+    held: npt.NDArray[np.int64]
     predictions: Array
 
 
@@ -109,12 +110,13 @@ def fit_nested(
     if count < 2:
         raise WorkError("--ens_fit: all images are of one patient; weights need others to be judged by")
     predictions = np.empty(targets.shape)
-    fold_weights = []
-    for train, test in GroupKFold(count).split(targets, groups=groups):
+    held, fold_weights = np.empty(len(targets), np.int64), []
+    for number, (train, test) in enumerate(GroupKFold(count).split(targets, groups=groups)):
+        held[test] = number
         weights = FITS[method](linked[:, train], targets[train], link, scale)
         predictions[test] = weighted_mean(linked[:, test], weights, link)
         fold_weights.append(weights)
-    return FittedEnsemble(FITS[method](linked, targets, link, scale), np.stack(fold_weights), predictions)
+    return FittedEnsemble(FITS[method](linked, targets, link, scale), np.stack(fold_weights), held, predictions)
 
 
 def logit_correlations(stack: Array) -> Array:

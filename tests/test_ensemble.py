@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
 import evaluate
 from ensemble import main
-from rsna_dataset import LABELS, read_metadata
+from rsna_dataset import LABELS, read_metadata, read_predictions
 
 ROOT = Path(__file__).parent.parent
 IDS = [f"ID_{number:09x}" for number in range(20)]
@@ -248,7 +249,43 @@ def test_fitted_weights_mix_the_submissions_too(experiments):
     np.testing.assert_allclose(mixed, weights[0] * parts[0] + weights[1] * parts[1].loc[mixed.index], rtol=1e-12)
 
 
-@pytest.mark.parametrize("fit", ["weights", "greedy"])
+def test_a_calibrated_ensemble_maps_each_patient_by_others_and_its_submission_by_all(experiments, capsys):
+    results, rows = experiments
+    folder = main(["poor", f"--output_dir={results}", "--ens_calibrate=temperature", "--ens_draws=100"])
+    labels = rows[list(LABELS)].to_numpy(float)
+    before = pd.read_csv(results / "poor" / "predictions_valid.csv", index_col="id")[list(LABELS)]
+    found = pd.read_csv(folder / "predictions_oof.csv", index_col="id")[list(LABELS)]
+    scores = scores_of(capsys.readouterr().out)
+    assert scores["calibrated"] == pytest.approx(weighted_by_hand(found.to_numpy(), labels), abs=6e-6)
+    assert scores["ensemble"] == pytest.approx(weighted_by_hand(before.to_numpy(), labels), abs=6e-6)
+    logits = np.log(before / (1 - before))
+    ratios = np.log(found / (1 - found)) / logits
+    spread = ratios.groupby(rows["patient_id"]).std().max().max()
+    assert spread < 1e-6  # one temperature for each patient's images
+    assert np.ptp(ratios["any"]) > 1e-3
+    test = read_predictions(results / "poor" / "submission.csv")
+    mapped = read_predictions(folder / "submission.csv").loc[test.index]
+    for column, name in enumerate(LABELS):
+        inverse = 1 / np.array([0.05, 20.0])
+
+        def loss(factor, name=name, column=column):
+            scaled = logits[name] * factor
+            return np.mean(np.logaddexp(0, scaled) - labels[:, column] * scaled)
+
+        best = minimize_scalar(loss, bounds=(inverse[1], inverse[0]), method="bounded", options={"xatol": 1e-8}).x
+        expected = best * np.log(test[name] / (1 - test[name]))
+        np.testing.assert_allclose(np.log(mapped[name] / (1 - mapped[name])), expected, rtol=1e-3)
+
+
+def test_calibration_without_labels_or_patients_is_refused(files, tmp_path, capsys):
+    line = fails(capsys, 2, [*files, f"--ens_output={tmp_path / 'out.csv'}", "--ens_calibrate=isotonic"])
+    assert "--ens_calibrate=isotonic needs labels" in line
+    to_long(make_labels(IDS)).to_csv(tmp_path / "train.csv", index=False)
+    flags = [f"--ens_output={tmp_path / 'out.csv'}", "--ens_calibrate=isotonic"]
+    assert "has no column patient_id" in fails(capsys, 2, [*files, *flags, f"--ens_labels={tmp_path / 'train.csv'}"])
+
+
+@pytest.mark.parametrize("fit", ["weights", "greedy", "none"])
 def test_a_patients_prediction_does_not_depend_on_his_own_labels(experiments, small_dataset, tmp_path, fit):
     results, rows = experiments
     patient = rows["patient_id"].iloc[0]
@@ -260,6 +297,7 @@ def test_a_patients_prediction_does_not_depend_on_his_own_labels(experiments, sm
         path = tmp_path / f"labels{number}.csv"
         labels.astype(dict.fromkeys(LABELS, int)).to_csv(path)
         flags = [f"--output_dir={results}", f"--ens_fit={fit}", f"--ens_labels={path}", "--ens_draws=100"]
+        flags += ["--ens_calibrate=isotonic"] * (fit != "weights")
         output = main(["good", "poor", *flags, f"--ens_output={tmp_path / f'out{number}.csv'}"])
         outputs.append(pd.read_csv(output, index_col="id"))
     pd.testing.assert_frame_equal(outputs[0][own], outputs[1][own], rtol=1e-15)
