@@ -36,13 +36,12 @@ from common.experiment import (
     setup_logging,
 )
 from common.files import write_csv, write_json
-from common.metrics import WeightedLogLoss, constant_predictor
-from common.reports.record import RUNNING, read_record, write_status
+from common.metrics import constant_predictor
+from common.reports.record import FINISHED, RUNNING, read_record, write_status, write_value
 from common.resume import changed_options, read_options
 from common.statistics import format_table
-from common.sweeps.plan import FINISHED, Planned, flags_of, planned
+from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
-from common.trackers.jsonl import FILE_NAME, JsonlTracker
 from config import TrainConfig, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
@@ -57,14 +56,13 @@ from rsna_dataset import (
     read_predictions,
     rows_hash,
 )
-from rsna_evaluation import PREDICTION_FILES
+from rsna_evaluation import PREDICTION_FILES, pooled_metrics
 from rsna_network import MONITOR
-from rsna_report import write_leaderboard
+from rsna_report import CROSS_VALIDATION_FILE, write_result
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent
-SUMMARY_FILE = "cross_validation.json"
 FORMAT_VERSION = 1
 OWN_OPTIONS = ("data_fold", "experiment_id", "output_dir", "cv_run", "tr_resume", "tr_resume_change")
 ORPHAN_S = 60  # for which the last steps of a killed cross-validation's fold are waited for
@@ -129,11 +127,14 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str]) -> Path:
     if config.cv_run is not None and config.cv_run not in [fold.number for fold in folds]:
         known = ", ".join(str(fold.number) for fold in folds)
         raise UsageError(f"--cv_run={config.cv_run}: the cross-validation has the folds {known}")
-    with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
-        config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
-        finished = run_folds(config, folds, experiment)
-    if finished and config.tr_report:
-        write_leaderboard(config.output_dir)  # outside the lock, which says that an experiment is in progress
+    experiment = None
+    try:
+        with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
+            config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
+            run_folds(config, folds, experiment)
+    finally:  # outside the lock, which says that an experiment is in progress
+        if config.tr_report and experiment is not None and experiment.folder.is_dir():
+            write_result(experiment.folder)
     print(experiment.folder)
     return experiment.folder
 
@@ -250,8 +251,8 @@ def claimed(config: TrainConfig, folder: Path | None, typed: Sequence[str]) -> I
         yield experiment
 
 
-def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment) -> bool:
-    """Train what is left; return whether all folds are finished and were put together.
+def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment) -> None:
+    """Train what is left, and put the folds together where all are finished.
 
     A first fold that couldn't begin leaves no experiment behind.
     """
@@ -272,7 +273,6 @@ def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment
         print(f"not finished yet: fold {', '.join(map(str, missing))}; the job that ends last puts the folds together")
     else:
         print(conclude(config, folds, folder))
-    return not missing
 
 
 def is_finished(folder: Path) -> bool:
@@ -334,7 +334,7 @@ def conclude(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
         facts.append({"fold": fold.number, "experiment": own.name, **found})
     together = pd.concat(frames)
     targets = pd.concat([fold.valid for fold in folds])[list(LABELS)]
-    pooled = metrics(together, targets)
+    pooled = pooled_metrics(together, targets)
     losses = [fact["weighted_log_loss"] for fact in facts]
     info = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))
     constant = float(np.average([fact["constant_log_loss"] for fact in facts], weights=[f["images"] for f in facts]))
@@ -350,13 +350,8 @@ def conclude(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
         "folds": facts,
     }
     write_csv(folder / PREDICTION_FILES[0], together, index=True)
-    (folder / FILE_NAME).unlink(missing_ok=True)
-    tracker = JsonlTracker()  # so that the leaderboard knows the value
-    tracker.start(folder.name, folder, {})
-    tracker.log({f"valid/{name}": value for name, value in pooled.items()}, max(f["iteration"] for f in facts), 0)
-    tracker.finish(FINISHED)
-    write_json(folder / SUMMARY_FILE, document)
-    write_status(folder, FINISHED)
+    write_json(folder / CROSS_VALIDATION_FILE, document)
+    write_value(folder, pooled, max(fact["iteration"] for fact in facts))  # for report and leaderboard
     return describe(document)
 
 
@@ -380,15 +375,8 @@ def fold_result(folder: Path, fold: Fold) -> tuple[pd.DataFrame, dict[str, Any]]
         "images": len(frame),
         "patients": int(fold.valid["patient_id"].nunique()),
         "constant_log_loss": constant_predictor(prevalences, targets.to_numpy(), LABEL_WEIGHTS),
-        **metrics(frame, targets),
+        **pooled_metrics(frame, targets),
     }
-
-
-def metrics(frame: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:
-    """Return the metrics of predictions, rows as in ``targets``."""
-    metric = WeightedLogLoss(LABELS, LABEL_WEIGHTS)
-    metric.update(frame[list(LABELS)].to_numpy(), targets.to_numpy(), list(frame.index))
-    return metric.compute()
 
 
 def describe(document: Mapping[str, Any]) -> str:
@@ -406,14 +394,14 @@ def describe(document: Mapping[str, Any]) -> str:
 
 def finished_folds(folder: Path) -> dict[int, dict[str, Any]]:
     """Return the folds' parts of cross_validation.json by number; UsageError where not all are finished."""
-    path = folder / SUMMARY_FILE
+    path = folder / CROSS_VALIDATION_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         facts = {int(fact["fold"]): fact for fact in document["folds"]}
         weights = [folder / fact["weights"] for fact in facts.values()]
     except FileNotFoundError:
         what = "is not finished" if is_cross_validation(folder) else "is no cross-validation's folder"
-        raise UsageError(f"{folder}: {what}: it has no {SUMMARY_FILE}") from None
+        raise UsageError(f"{folder}: {what}: it has no {CROSS_VALIDATION_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise WorkError(f"{path}: damaged; python train.py --tr_resume={folder} writes it again") from None
     missing = [file for file in weights if not file.is_file()]

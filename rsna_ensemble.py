@@ -21,6 +21,7 @@ from common.evaluation.resampling import PatientBootstrap, interval, verdict
 from common.experiment import create_experiment, experiment_folder
 from common.files import check_output, write_csv, write_json
 from common.metrics import binary_log_losses, normalized_weights
+from common.reports.record import FINISHED, write_status, write_value
 from common.statistics import format_table, label_table, member_table
 from config import EnsembleConfig
 from rsna_dataset import (
@@ -44,6 +45,7 @@ from rsna_evaluation import (
     evaluate_predictions,
     experiment_predictions,
     known_patients,
+    pooled_metrics,
     records,
     write_evaluation,
 )
@@ -360,7 +362,9 @@ def write_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble,
     experiment = create_experiment(config.output_dir, config.experiment_id, experiment_config(config, members), command)
     folder = experiment.folder
     if len(members.known):
-        write_csv(folder / PREDICTION_FILES[0], ensemble.predictions.loc[members.known], index=True)
+        known = ensemble.predictions.loc[members.known]
+        write_csv(folder / PREDICTION_FILES[0], known, index=True)
+        write_value(folder, pooled_metrics(known, members.labels.loc[members.known]))
     if members.submissions:
         frames = {name: read_predictions(file) for name, file in members.submissions.items()}
         first = next(iter(members.submissions.values()))
@@ -372,6 +376,7 @@ def write_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble,
     if ensemble.evaluation is not None:
         write_evaluation(ensemble.evaluation, folder)
     write_json(folder / "ensemble.json", ensemble_document(config, members, ensemble))
+    write_status(folder, FINISHED)
     return folder
 
 

@@ -24,7 +24,7 @@ from common.evaluation.reader import (
 )
 from common.evaluation.resampling import PatientBootstrap, interval
 from common.files import write_csv, write_json, write_text
-from common.metrics import binary_log_losses, normalized_weights
+from common.metrics import WeightedLogLoss, binary_log_losses, normalized_weights
 from common.reports.evaluation import evaluation_sections
 from common.reports.page import NOTICE, page, paragraph
 from common.statistics import format_table, label_table
@@ -80,6 +80,13 @@ def labelled_rows(folder: Path) -> pd.DataFrame:
 def evaluation_table(frame: pd.DataFrame, rows: pd.DataFrame, prevalences: np.ndarray) -> pd.DataFrame:
     """Return the metrics of predictions of labelled ``rows`` by label, beside the constant predictor's."""
     return label_table(frame.to_numpy(), rows[list(LABELS)].to_numpy(), LABELS, LABEL_WEIGHTS, prevalences)
+
+
+def pooled_metrics(frame: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:
+    """Return the training's metrics of predictions, rows as in ``targets``."""
+    metric = WeightedLogLoss(LABELS, LABEL_WEIGHTS)
+    metric.update(frame[list(LABELS)].to_numpy(), targets[list(LABELS)].to_numpy(), list(frame.index))
+    return metric.compute()
 
 
 def evaluate_predictions(

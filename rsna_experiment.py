@@ -55,7 +55,7 @@ from rsna_dataset import (
     read_dataset_info,
 )
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, prediction_frame, sequence_inputs
-from rsna_report import write_leaderboard, write_report
+from rsna_report import no_reason_to_fail, write_leaderboard, write_report
 from rsna_sequence import build_sequences, sequence_options
 
 logger = logging.getLogger(__name__)
@@ -317,11 +317,8 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
 
 def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: Tracker) -> None:
     """Note how the run ended; write its report and the leaderboard, which never changes how it ended."""
-    try:
+    with no_reason_to_fail(experiment.folder):
         write_status(experiment.folder, status)
         if config.tr_report:
             tracker.log_file(write_report(experiment.folder, status))
             write_leaderboard(results_folder(experiment.folder))
-    except Exception as error:  # a report is no reason to lose a run, nor may it hide why one failed
-        reason = " ".join(str(error).split()) or type(error).__name__
-        logger.warning("%s: no report (%s); python report.py writes it later", experiment.folder, reason)

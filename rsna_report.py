@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from common.arguments import from_dict, to_dict
+from common.arguments import from_dict, parse_args, to_dict
 from common.datasets.image_files import SUFFIXES
 from common.datasets.images import read_image
 from common.dicom.pictures import window
 from common.errors import UsageError, UserError
 from common.evaluation.resampling import Array
+from common.experiment import CONFIG
 from common.files import write_text
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
-from common.reports.experiment import Evaluated, experiment_page
+from common.reports.experiment import Evaluated, Together, experiment_page
 from common.reports.leaderboard import REPORT_FILE, update_leaderboard
 from common.reports.record import Record, read_record, read_records, results_folder
-from config import TrainConfig, Windows
+from common.reports.together import folds_sections, members_section
+from config import EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
@@ -32,11 +38,13 @@ from rsna_dataset import (
     read_predictions,
 )
 from rsna_evaluation import PREDICTION_FILES, described_images, evaluate_predictions
+from rsna_evaluation import labelled_rows as dataset_labels
 from rsna_network import MONITOR
 
 logger = logging.getLogger(__name__)
 
 METRIC = MONITOR.partition("/")[2]
+CROSS_VALIDATION_FILE = "cross_validation.json"  # what rsna_crossvalidation.py writes
 DRAWS = 200  # evaluate.py makes more; a report should not take minutes
 PICTURES_EACH, TILE = 8, 180
 
@@ -44,17 +52,122 @@ PICTURES_EACH, TILE = 8, 180
 def write_report(folder: Path, status: str | None = None) -> Path:
     """Write ``report.html`` into an experiment's folder, of what there is, and return its path."""
     record = read_record(folder, status)
-    rivals = [other for other in read_records(results_folder(folder)) if same_data(other, record)]
-    constant, evaluated, missing = None, None, ""
-    try:
-        config = from_dict(TrainConfig, record.config, str(folder / "config.yaml"))
-        rows, constant = labelled_rows(config)
-        evaluated = evaluate(folder, config, rows)
-    except UserError as error:
-        missing = f"There is no evaluation: {error}"
-    page = experiment_page(record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing)
+    others = read_records(results_folder(folder))
+    if "members" in record.config:
+        page = members_report(record, others)
+    elif (folds := [other for other in others if other.folder.parent == record.folder]) or is_of_folds(record):
+        page = folds_report(record, others, folds)
+    else:
+        page = run_report(record, others)
     write_text(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
+
+
+def write_result(folder: Path) -> None:
+    """Write report and leaderboard of what was put together of others' predictions; only warn where that fails."""
+    with no_reason_to_fail(folder):
+        write_report(folder)
+        write_leaderboard(results_folder(folder))
+
+
+@contextmanager
+def no_reason_to_fail(folder: Path) -> Iterator[None]:
+    """Make a warning of what prevents a report: it is no reason to lose a run, nor may it hide why one failed."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("%s: no report (%s); python report.py writes it later", folder, reason)
+
+
+def run_report(record: Record, others: Sequence[Record]) -> str:
+    """Return the report of one run."""
+    rivals = [other for other in others if same_data(other, record)]
+    constant, evaluated, missing = None, None, ""
+    try:
+        config = from_dict(TrainConfig, record.config, str(record.folder / CONFIG))
+        rows, constant = labelled_rows(config)
+        evaluated = evaluate(record.folder, config, rows)
+    except UserError as error:
+        missing = f"There is no evaluation: {error}"
+    return experiment_page(record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing)
+
+
+def is_of_folds(record: Record) -> bool:
+    """Whether an experiment is a cross-validation, though none of its folds may have begun."""
+    try:
+        return not isinstance(parse_folds(str(record.config.get("data_fold", 0))), int)
+    except ValueError:
+        return False
+
+
+def folds_report(record: Record, others: Sequence[Record], folds: Sequence[Record]) -> str:
+    """Return the report of a cross-validation: its folds, and all their predictions of what they held out."""
+    rivals = [other for other in others if same_data(other, record)]
+    summary = read_json(record.folder / CROSS_VALIDATION_FILE)
+    facts = {str(fact.get("experiment")): fact for fact in summary.get("folds", ())}
+    evaluated, missing = None, ""
+    try:
+        config = from_dict(TrainConfig, record.config, str(record.folder / CONFIG))
+        evaluated = evaluate_together(record, config)
+    except UserError as error:
+        missing = f"There is no evaluation: {error}"
+    together = Together(
+        "all folds' predictions of the images that they held out, together",
+        folds_sections(folds, facts, METRIC),
+    )
+    constant = summary.get("constant_log_loss")
+    return experiment_page(record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing, together)
+
+
+def members_report(record: Record, others: Sequence[Record]) -> str:
+    """Return the report of an ensemble or a second level; its rivals are its members."""
+    names = [str(name) for name in record.config["members"]]
+    members = {other.name: other for other in others if other.name in names}
+    evaluated, missing = None, ""
+    try:
+        if record.config.get("data_dataset") is None:
+            raise UsageError("the experiment names no dataset that has labels")
+        place = {name: str(record.config[name]) for name in ("data_dataset", "data_input_folder")}
+        evaluated = evaluate_together(record, parse_args(TrainConfig, [], place))
+    except UserError as error:
+        missing = f"There is no evaluation: {error}"
+    document = read_json(record.folder / "ensemble.json")
+    tables = {
+        "weight": {row["name"]: row["weight"] for row in document.get("members", ())},
+        "ensemble without it": {row["member"]: row["without"] for row in document.get("contributions", ())},
+    }
+    kind = EnsembleConfig if "ens_method" in record.config else SecondLevelConfig
+    together = Together(
+        "all images that the members were not trained on",
+        [members_section(names, members, METRIC, tables)],
+        again(record),
+    )
+    return experiment_page(
+        record,
+        list(members.values()),
+        METRIC,
+        to_dict(kind(members=tuple(names))),
+        None if evaluated is None else evaluated.constant,
+        evaluated,
+        missing,
+        together,
+    )
+
+
+def again(record: Record) -> str:
+    """Return the command that made an experiment, with another name for the new one."""
+    typed = [word for word in shlex.split(str(record.environment.get("command", ""))) if "--experiment_id" not in word]
+    return shlex.join(["python", *typed, f"--experiment_id={record.folder.name}_again"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object; an empty one where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_leaderboard(results: Path) -> Path:
@@ -71,7 +184,7 @@ def same_data(one: Record, other: Record) -> bool:
 def labelled_rows(config: TrainConfig) -> tuple[pd.DataFrame, float]:
     """Return the fold's rows, and the weighted log loss of the constant predictor on its validation images."""
     if config.is_cross_validation:
-        raise UsageError("each fold has a report of its own; evaluate.py evaluates them together")
+        raise UsageError("a cross-validation: name one of its folds, which are experiments of their own")
     rows = read_fold(
         dataset_folder(config.data_input_folder, config.data_dataset), config.data_dataset, config.data_fold
     )
@@ -82,17 +195,51 @@ def labelled_rows(config: TrainConfig) -> tuple[pd.DataFrame, float]:
 
 def evaluate(folder: Path, config: TrainConfig, rows: pd.DataFrame) -> Evaluated | None:
     """Evaluate the experiment's predictions of the validation images; None where it has none yet."""
-    path = next((folder / name for name in PREDICTION_FILES if (folder / name).is_file()), None)
+    path = predictions_path(folder)
     if path is None:
         return None
     frame = read_predictions(path)
     known = rows.loc[rows.index.intersection(frame.index)]
-    frame = frame.loc[known.index]
-    data = dataset_folder(config.data_input_folder, config.data_dataset)
     train = select_rows(rows, "train", config.dev_enabled)[list(LABELS)].to_numpy(dtype=np.float64)
-    found = evaluate_predictions(frame, known, train.mean(axis=0), DRAWS, described_images(data))
-    predictions, targets = frame[list(LABELS)].to_numpy(np.float64), known[list(LABELS)].to_numpy(np.float64)
-    return Evaluated(found.document, predictions, targets, LABELS, pictures(data, config, frame, predictions, targets))
+    return judge(config, frame.loc[known.index], known, train.mean(axis=0))
+
+
+def evaluate_together(record: Record, config: TrainConfig) -> Evaluated | None:
+    """Evaluate out-of-fold predictions; None where there are none yet.
+
+    The constant predictor knows the dataset's other labelled images; where there are none, all.
+    """
+    path = predictions_path(record.folder)
+    if path is None:
+        return None
+    frame = read_predictions(path)
+    rows = dataset_labels(dataset_folder(config.data_input_folder, config.data_dataset))
+    known = rows.loc[rows.index.intersection(frame.index)]
+    if known.empty:
+        raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
+    others = rows.drop(index=known.index)
+    prevalences = (others if len(others) else rows)[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    return judge(config, frame.loc[known.index], known, prevalences)
+
+
+def predictions_path(folder: Path) -> Path | None:
+    """Return an experiment's predictions of images that it wasn't trained on; None where it has none."""
+    return next((folder / name for name in PREDICTION_FILES if (folder / name).is_file()), None)
+
+
+def judge(config: TrainConfig, frame: pd.DataFrame, rows: pd.DataFrame, prevalences: Array) -> Evaluated:
+    """Evaluate predictions of labelled ``rows`` (the same ids in the same order), with pictures of some of them."""
+    data = dataset_folder(config.data_input_folder, config.data_dataset)
+    found = evaluate_predictions(frame, rows, prevalences, DRAWS, described_images(data))
+    predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
+    return Evaluated(
+        found.document,
+        predictions,
+        targets,
+        LABELS,
+        constant_predictor(prevalences, targets, LABEL_WEIGHTS),
+        pictures(data, config, frame, predictions, targets),
+    )
 
 
 def pictures(

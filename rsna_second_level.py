@@ -21,6 +21,7 @@ from common.ensembling import clipped_logits
 from common.errors import UsageError
 from common.experiment import create_experiment, experiment_folder
 from common.files import write_csv, write_json
+from common.reports.record import write_value
 from common.resume import read_options
 from common.statistics import format_table, member_table
 from config import SecondLevelConfig, TrainConfig
@@ -34,7 +35,8 @@ from rsna_dataset import (
     read_predictions,
     write_submission,
 )
-from rsna_evaluation import PREDICTION_FILES, describe, evaluate_predictions, write_evaluation
+from rsna_evaluation import PREDICTION_FILES, describe, evaluate_predictions, pooled_metrics, write_evaluation
+from rsna_report import write_result
 
 LEVEL_ROW = "second level"
 
@@ -75,6 +77,8 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
             "images": len(known),
         },
     )
+    write_value(folder, pooled_metrics(predictions, labelled))
+    write_result(folder)
     print(f"{format_table(table)}\n\n{describe(evaluation)}\n{folder}")
     return folder
 

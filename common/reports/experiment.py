@@ -15,9 +15,9 @@ from common.evaluation.resampling import Array
 from common.reports import page
 from common.reports.evaluation import evaluation_sections
 from common.reports.page import Line
-from common.reports.record import Record
+from common.reports.record import FINISHED, Record
+from common.statistics import WEIGHTED_ROW
 
-FINISHED = "finished"
 SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that say nothing of the result
 
 
@@ -25,14 +25,28 @@ SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that say nothing of 
 class Evaluated:
     """The validation's predictions and what they were evaluated to; see :func:`evaluation_sections`.
 
-    ``pictures``: by title, grey pictures with the text below each.
+    ``constant``: what the constant predictor scores on them. ``pictures``: by title, pictures with the text below each.
     """
 
     document: Mapping[str, Any]
     predictions: Array
     targets: Array
     names: Sequence[str]
+    constant: float
     pictures: Mapping[str, Sequence[tuple[np.ndarray, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Together:
+    """What an experiment that was put together of others has in place of a run's curves and times.
+
+    ``what``: which predictions it is judged by. ``sections``: HTML. ``command``: what makes it
+    again; none: train.py with its options.
+    """
+
+    what: str
+    sections: Sequence[str]
+    command: str | None = None
 
 
 def experiment_page(
@@ -43,27 +57,32 @@ def experiment_page(
     constant: float | None,
     evaluated: Evaluated | None,
     missing: str = "",
+    together: Together | None = None,
 ) -> str:
     """Return the report of ``record`` as one HTML document.
 
     ``rivals`` are other experiments on the same data; ``metric`` is what they are ranked by (lower is better),
-    ``constant`` what the constant predictor scores; ``missing`` says why there is no evaluation.
+    ``constant`` what the constant predictor scores; ``missing`` says why there is no evaluation; ``together`` is given
+    for what has no run of its own.
     """
-    sections = [
-        page.section("Verdict", page.cards(*_verdict(record, rivals, metric, constant))),
-        page.section("Curves", page.cards(*_curves(record, metric, constant))),
-    ]
+    judged = _judged(record, metric, evaluated, together)
+    sections = [page.section("Verdict", page.cards(*_verdict(record, rivals, metric, constant, judged)))]
+    if together is None:
+        sections.append(page.section("Curves", page.cards(*_curves(record, metric, constant))))
+    else:
+        sections += together.sections
     if evaluated is None:
         sections.append(page.section("Evaluation", page.paragraph(missing or "There are no predictions.")))
     else:
         sections += evaluation_sections(evaluated.document, evaluated.predictions, evaluated.targets, evaluated.names)
         for title, pictures in evaluated.pictures.items():
             sections.append(page.section(title, page.tiles(pictures)))
+    if together is None:
+        sections.append(page.section("Time", page.table("", _times(record))))
     sections += [
-        page.section("Time", page.table("", _times(record))),
         page.section("Configuration", *_configuration(record, rivals, metric, defaults)),
         page.section("Environment", page.table("", _environment(record))),
-        page.section("Do it again", page.preformatted(_command(record))),
+        page.section("Do it again", page.preformatted(_command(record, together))),
         page.paragraph(page.NOTICE),
     ]
     lead = f"{record.status}; started {record.started:%Y-%m-%d %H:%M} UTC" if record.started else record.status
@@ -76,18 +95,35 @@ def best_of(records: Sequence[Record], metric: str) -> Record | None:
     return min(known, key=lambda item: item[:2])[2] if known else None
 
 
-def _verdict(record: Record, rivals: Sequence[Record], metric: str, constant: float | None) -> list[str]:
-    best = record.best(metric)
+def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: Together | None) -> str:
+    """Say in a sentence what the value in the verdict is of, with its interval where there is one."""
     title = metric.replace("_", " ")
+    best = record.best(metric)
     if best is None:
-        return [page.headline(record.status, "It was never validated, so there is nothing to judge yet.")]
-    value, iteration, weights = best
-    average = "" if weights == "raw" else f" by the {weights} weights"
-    last = record.series(f"valid/{metric}")
-    place = f"Lowest {title} of the validation set, at iteration {iteration}{average}"
-    if last[0] and last[0][-1] == iteration:
-        place += ": the last one, so longer training may go on falling"
-    found = [page.headline(f"{value:.4f}", place + ".")]
+        return "It was never validated, so there is nothing to judge yet."
+    _, iteration, weights = best
+    if together is not None:
+        said = f"{title.capitalize()} of {together.what}"
+    else:
+        average = "" if weights == "raw" else f" by the {weights} weights"
+        said = f"Lowest {title} of the validation set, at iteration {iteration}{average}"
+        if (last := record.series(f"valid/{metric}")[0]) and last[-1] == iteration:
+            said += ": the last one, so longer training may go on falling"
+    if evaluated is None:
+        return said + "."
+    row = next(row for row in evaluated.document["slice_level"] if row["label"] == WEIGHTED_ROW)
+    low, high = row.get("log_loss_low"), row.get("log_loss_high")
+    if low is None or high is None:
+        return said + "."
+    return f"{said}. 95 % interval over {evaluated.document['patients']} patients: {low:.4f} to {high:.4f}."
+
+
+def _verdict(record: Record, rivals: Sequence[Record], metric: str, constant: float | None, judged: str) -> list[str]:
+    best = record.best(metric)
+    if best is None:
+        return [page.headline(record.status, judged)]
+    value = best[0]
+    found = [page.headline(f"{value:.4f}", judged)]
     if constant:
         better = value < constant
         said = f"The constant predictor scores {constant:.4f}: "
@@ -190,11 +226,12 @@ def _environment(record: Record) -> pd.DataFrame:
     return pd.DataFrame({"": rows})
 
 
-def _command(record: Record) -> str:
+def _command(record: Record, together: Together | None) -> str:
     commit = record.environment.get("git_commit")
     lines = [f"git checkout {commit}"] if commit else []
     if record.environment.get("git_dirty"):
         lines.append("# the working copy had changes that are in no commit")
     config = shlex.quote(str(record.folder / "config.yaml"))
-    lines.append(f"python train.py --config={config} --experiment_id={record.folder.name}_again")
+    run = f"python train.py --config={config} --experiment_id={record.folder.name}_again"
+    lines.append(run if together is None or together.command is None else together.command)
     return "\n".join(lines)

@@ -14,13 +14,12 @@ import pandas as pd
 
 from common.files import write_csv, write_text
 from common.reports import page
-from common.reports.record import Record, read_records
+from common.reports.record import REPORT_FILE, Record, read_records
 
 CSV_FILE = "leaderboard.csv"
 HTML_FILE = "leaderboard.html"
 LOCK = ".leaderboard.lock"
 SCRIPT = Path(__file__).with_name("leaderboard.js")
-REPORT_FILE = "report.html"
 LEFT_OUT = ("experiment_id", "output_dir", "n_jobs")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -100,16 +100,23 @@ def findings(rows: Sequence[tuple[bool, str]]) -> str:
     return '<ul class="findings">' + "".join(items) + "</ul>"
 
 
-def table(title: str, frame: pd.DataFrame, note: str = "") -> str:
-    """Return a table with its index as first column; cells are written as they are."""
+def table(title: str, frame: pd.DataFrame, note: str = "", links: Mapping[str, str] | None = None) -> str:
+    """Return a table with its index as first column; cells are written as they are.
+
+    ``links``: addresses by the index's texts.
+    """
     head = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in [frame.index.name or "", *frame.columns])
     rows = "".join(
-        f"<tr><th scope='row'>{escape(str(index))}</th>"
+        f"<tr><th scope='row'>{_linked(str(index), links or {})}</th>"
         + "".join(f"<td>{escape(str(cell))}</td>" for cell in row)
         + "</tr>"
         for index, row in zip(frame.index, frame.itertuples(index=False), strict=True)
     )
     return _figure(title, f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", note)
+
+
+def _linked(text: str, links: Mapping[str, str]) -> str:
+    return f'<a href="{escape(links[text], quote=True)}">{escape(text)}</a>' if text in links else escape(text)
 
 
 def histogram(title: str, counts: np.ndarray, edges: np.ndarray, note: str) -> str:
@@ -177,7 +184,8 @@ def lines(
             parts.append(f'<text x="{spot[0]:.1f}" y="{spot[1]:.1f}" text-anchor="{spot[2]}">{tick:.6g}</text>')
     keys = []
     for number, (line, x, y) in enumerate(known):
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        colour = COLOURS[number % len(COLOURS)]
+        dash = DASHES[(number + number // len(COLOURS)) % len(DASHES)]  # with which the colours come again
         points = list(zip(place(x, 0).tolist(), place(y, 1).tolist(), strict=True))
         look = f'style="stroke: var(--{colour})" stroke-dasharray="{dash}"'
         path = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)

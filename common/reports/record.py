@@ -15,10 +15,12 @@ import yaml
 from common.errors import UserError
 from common.experiment import CONFIG, ENVIRONMENT, is_in_progress
 from common.files import write_json
-from common.trackers.jsonl import FILE_NAME, read_metrics
+from common.trackers.jsonl import FILE_NAME, JsonlTracker, read_metrics
 
 STATUS_FILE = "status.json"
+REPORT_FILE = "report.html"
 RUNNING = "running"
+FINISHED = "finished"
 KILLED = "killed"
 UNKNOWN = "unknown"  # of a run by a version that did not note it
 
@@ -83,6 +85,16 @@ class Record:
 def write_status(folder: Path, status: str) -> None:
     """Note in the experiment's folder how it goes or ended."""
     write_json(folder / STATUS_FILE, {"status": status})
+
+
+def write_value(folder: Path, metrics: Mapping[str, float], iteration: int = 0) -> None:
+    """Log validation metrics as the only ones of an experiment that was put together of others, in place of earlier."""
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    tracker = JsonlTracker()
+    tracker.start(folder.name, folder, {})
+    tracker.log({f"valid/{name}": value for name, value in metrics.items()}, iteration, 0)
+    tracker.finish(FINISHED)
+    write_status(folder, FINISHED)
 
 
 def results_folder(folder: Path) -> Path:

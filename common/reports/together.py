@@ -1,0 +1,107 @@
+"""What an experiment was put together of: a cross-validation's folds, an ensemble's members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.reports import page
+from common.reports.page import Line
+from common.reports.record import REPORT_FILE, Record
+
+SPREAD_ROW = "mean ± sd"
+NOTHING = "–"
+
+
+def folds_sections(folds: Sequence[Record], facts: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+    """Return tables of a cross-validation's folds, with their mean and standard deviation, and curves of all.
+
+    ``facts``: by a fold's folder's name ``images``, ``patients`` and ``constant_log_loss`` that it was judged by.
+    """
+    if not folds:
+        return [page.section("Folds", page.paragraph("None has begun."))]
+    names = [fold.folder.name for fold in folds]
+    links = {fold.folder.name: f"{fold.folder.name}/{REPORT_FILE}" for fold in folds if _has_report(fold)}
+    best = [fold.best(metric) for fold in folds]
+    values = [np.nan if found is None else found[0] for found in best]
+    known = [facts.get(name, {}) for name in names]
+    table = pd.DataFrame(
+        {
+            "status": [fold.status for fold in folds],
+            metric.replace("_", " "): [_number(value) for value in values],
+            "constant predictor": [_number(fact.get("constant_log_loss")) for fact in known],
+            "iteration": [NOTHING if found is None else str(found[1]) for found in best],
+            "weights": [NOTHING if found is None else found[2] for found in best],
+            "images": [f"{fact['images']:,}" if "images" in fact else NOTHING for fact in known],
+            "patients": [f"{fact['patients']:,}" if "patients" in fact else NOTHING for fact in known],
+            "hours": [f"{fold.seconds / 3600:.2f}" for fold in folds],
+        },
+        index=pd.Index(names, name="fold"),
+    )
+    table.loc[SPREAD_ROW] = ["", spread(values), spread([f.get("constant_log_loss", np.nan) for f in known]), *[""] * 5]
+    curves = [Line(name, *fold.series(f"valid/{metric}"), dots=True) for name, fold in zip(names, folds, strict=True)]
+    losses = [Line(name, *fold.series("train/loss")) for name, fold in zip(names, folds, strict=True)]
+    return [
+        page.section(
+            "Folds",
+            page.table("", table, "The standard deviation is that between the folds.", links),
+            page.table("Log loss by label", label_losses(folds, metric)),
+        ),
+        page.section(
+            "Curves",
+            page.cards(
+                page.lines("Validation", curves, ("iteration", metric.replace("_", " "))),
+                page.lines("Training", losses, ("iteration", "loss")),
+            ),
+        ),
+    ]
+
+
+def label_losses(folds: Sequence[Record], metric: str) -> pd.DataFrame:
+    """Return each label's log loss where the fold's ``metric`` was lowest, as texts, with mean and deviation."""
+    columns: dict[str, list[float]] = {}
+    for place, fold in enumerate(folds):
+        best = fold.best(metric)
+        if best is None:
+            continue
+        prefix = "valid/log_loss/" if best[2] == "raw" else f"valid_{best[2]}/log_loss/"
+        for key in fold.keys:
+            if key.startswith(prefix):
+                values = columns.setdefault(key.removeprefix(prefix), [np.nan] * len(folds))
+                values[place] = dict(zip(*fold.series(key), strict=True))[best[1]]
+    names = [*(fold.folder.name for fold in folds), SPREAD_ROW]
+    texts = {label: [*map(_number, values), spread(values)] for label, values in columns.items()}
+    return pd.DataFrame(texts, index=pd.Index(names, name="fold"))
+
+
+def members_section(
+    names: Sequence[str], members: Mapping[str, Record], metric: str, columns: Mapping[str, Mapping[str, float]]
+) -> str:
+    """Return a table of members: what each scores alone, and ``columns``' values by title and name."""
+    best = [members[name].best(metric) if name in members else None for name in names]
+    table = pd.DataFrame(
+        {f"{metric.replace('_', ' ')} alone": [NOTHING if found is None else _number(found[0]) for found in best]}
+        | {title: [_number(values.get(name)) for name in names] for title, values in columns.items() if values},
+        index=pd.Index(names, name="member"),
+    )
+    links = {name: f"../{name}/{REPORT_FILE}" for name, record in members.items() if _has_report(record)}
+    return page.section("Members", page.table("", table, links=links))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation (n − 1) of the known values as text."""
+    known = np.array([value for value in values if value is not None and np.isfinite(value)])
+    if len(known) == 0:
+        return NOTHING
+    return f"{known.mean():.4f}" if len(known) == 1 else f"{known.mean():.4f} ± {known.std(ddof=1):.4f}"
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def _has_report(record: Record) -> bool:
+    return (record.folder / REPORT_FILE).is_file()
