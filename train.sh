@@ -28,6 +28,7 @@ dashboard)
   results=${2:-output/results}
   [ -d "$results" ] || stop "$results: no such folder; train with --trackers=trackio first"
   export TRACKIO_DIR=${TRACKIO_DIR:-$(cd "$results" && pwd)/.trackio}
+  export TRACKIO_PLOT_ORDER=${TRACKIO_PLOT_ORDER:-valid/weighted_log_loss,valid/*,train/loss}
   exec "$python" -m trackio.cli show --project "$(basename "$(cd "$results" && pwd)")" "${@:3}"
   ;;
 notebook)
