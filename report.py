@@ -12,18 +12,21 @@ from config import ReportConfig
 
 @command
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Write ``report.html`` of each experiment that is named, then the leaderboard; print and return the last path."""
+    """Write ``report.html`` of each experiment that is named, and of its folds, then the leaderboard.
+
+    Print their paths and return the last one.
+    """
     config = parse_args(ReportConfig, argv)
 
     # Here, so that --help and a wrong flag answer at once.
     from common.errors import UsageError
     from common.experiment import experiment_folder
-    from rsna_report import write_leaderboard, write_report
+    from rsna_report import rewrite_reports, write_leaderboard
 
     if not config.output_dir.is_dir():
         raise UsageError(f"--output_dir={config.output_dir}: no such folder; train an experiment first")
     for experiment_id in config.experiment_id:
-        print(write_report(experiment_folder(config.output_dir, experiment_id)))
+        print(rewrite_reports(experiment_folder(config.output_dir, experiment_id)))
     path = write_leaderboard(config.output_dir)
     print(path)
     return path

@@ -13,8 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 
 from common.arguments import from_dict, parse_args, to_dict
+from common.checkpoint import BEST
 from common.datasets.image_files import SUFFIXES
 from common.datasets.images import read_image
 from common.dicom.pictures import window
@@ -25,6 +27,7 @@ from common.files import write_text
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.reports.experiment import Evaluated, Together, experiment_page
 from common.reports.leaderboard import REPORT_FILE, update_leaderboard
+from common.reports.montage import fit, overlay
 from common.reports.record import Record, read_record, read_records, results_folder
 from common.reports.together import folds_sections, members_section
 from config import EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, parse_folds
@@ -32,6 +35,7 @@ from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
+    RSNADataset,
     dataset_folder,
     read_dataset_info,
     read_fold,
@@ -40,13 +44,15 @@ from rsna_dataset import (
 from rsna_evaluation import PREDICTION_FILES, described_images, evaluate_predictions
 from rsna_evaluation import labelled_rows as dataset_labels
 from rsna_network import MONITOR
+from rsna_pictures import grey_slices, heat_maps
+from rsna_prediction import dataset_folder_of, load_network
 
 logger = logging.getLogger(__name__)
 
 METRIC = MONITOR.partition("/")[2]
 CROSS_VALIDATION_FILE = "cross_validation.json"  # what rsna_crossvalidation.py writes
 DRAWS = 200  # evaluate.py makes more; a report should not take minutes
-PICTURES_EACH, TILE = 8, 180
+PICTURES_EACH, TILE = 9, 180
 
 
 def write_report(folder: Path, status: str | None = None) -> Path:
@@ -61,6 +67,13 @@ def write_report(folder: Path, status: str | None = None) -> Path:
         page = run_report(record, others)
     write_text(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
+
+
+def rewrite_reports(folder: Path) -> Path:
+    """Write an experiment's report, of a cross-validation those of its folds before it; return the first's path."""
+    for path in sorted(folder.glob(f"*/{CONFIG}")):
+        write_report(path.parent)
+    return write_report(folder)
 
 
 def write_result(folder: Path) -> None:
@@ -109,7 +122,7 @@ def folds_report(record: Record, others: Sequence[Record], folds: Sequence[Recor
     evaluated, missing = None, ""
     try:
         config = from_dict(TrainConfig, record.config, str(record.folder / CONFIG))
-        evaluated = evaluate_together(record, config)
+        evaluated = evaluate_together(record, config, [fold.folder for fold in folds])
     except UserError as error:
         missing = f"There is no evaluation: {error}"
     together = Together(
@@ -129,7 +142,7 @@ def members_report(record: Record, others: Sequence[Record]) -> str:
         if record.config.get("data_dataset") is None:
             raise UsageError("the experiment names no dataset that has labels")
         place = {name: str(record.config[name]) for name in ("data_dataset", "data_input_folder")}
-        evaluated = evaluate_together(record, parse_args(TrainConfig, [], place))
+        evaluated = evaluate_together(record, parse_args(TrainConfig, [], place), [])
     except UserError as error:
         missing = f"There is no evaluation: {error}"
     document = read_json(record.folder / "ensemble.json")
@@ -201,11 +214,11 @@ def evaluate(folder: Path, config: TrainConfig, rows: pd.DataFrame) -> Evaluated
     frame = read_predictions(path)
     known = rows.loc[rows.index.intersection(frame.index)]
     train = select_rows(rows, "train", config.dev_enabled)[list(LABELS)].to_numpy(dtype=np.float64)
-    return judge(config, frame.loc[known.index], known, train.mean(axis=0))
+    return judge(config, frame.loc[known.index], known, train.mean(axis=0), [folder])
 
 
-def evaluate_together(record: Record, config: TrainConfig) -> Evaluated | None:
-    """Evaluate out-of-fold predictions; None where there are none yet.
+def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence[Path]) -> Evaluated | None:
+    """Evaluate out-of-fold predictions; None where there are none yet. For ``experiments`` see :func:`judge`.
 
     The constant predictor knows the dataset's other labelled images; where there are none, all.
     """
@@ -219,7 +232,7 @@ def evaluate_together(record: Record, config: TrainConfig) -> Evaluated | None:
         raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
     others = rows.drop(index=known.index)
     prevalences = (others if len(others) else rows)[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
-    return judge(config, frame.loc[known.index], known, prevalences)
+    return judge(config, frame.loc[known.index], known, prevalences, experiments)
 
 
 def predictions_path(folder: Path) -> Path | None:
@@ -227,54 +240,101 @@ def predictions_path(folder: Path) -> Path | None:
     return next((folder / name for name in PREDICTION_FILES if (folder / name).is_file()), None)
 
 
-def judge(config: TrainConfig, frame: pd.DataFrame, rows: pd.DataFrame, prevalences: Array) -> Evaluated:
-    """Evaluate predictions of labelled ``rows`` (the same ids in the same order), with pictures of some of them."""
+def judge(
+    config: TrainConfig, frame: pd.DataFrame, rows: pd.DataFrame, prevalences: Array, experiments: Sequence[Path]
+) -> Evaluated:
+    """Evaluate predictions of labelled ``rows`` (the same ids in the same order), with pictures of some of them.
+
+    ``experiments``: folders of those whose best.pt predicted the images, each those in its predictions_valid.csv.
+    """
     data = dataset_folder(config.data_input_folder, config.data_dataset)
     found = evaluate_predictions(frame, rows, prevalences, DRAWS, described_images(data))
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
-    return Evaluated(
-        found.document,
-        predictions,
-        targets,
-        LABELS,
-        constant_predictor(prevalences, targets, LABEL_WEIGHTS),
-        pictures(data, config, frame, predictions, targets),
-    )
+    chosen = {title: order[:PICTURES_EACH] for title, order in worth_a_look(predictions, targets).items()}
+    places = np.unique(np.concatenate(list(chosen.values())))
+    heat, note = heat_pictures(config, rows.iloc[places], experiments)
+    info = read_dataset_info(data)
+    pictures: dict[str, Sequence[tuple[np.ndarray, str]]] = {title: [] for title in chosen}
+    for title, order in chosen.items():
+        for place in order:
+            image_id = str(frame.index[place])
+            image = read_image(data / "images" / f"{image_id}{SUFFIXES[info['format']]}", info["image_form"])
+            picture = beside(windowed(image, config.data_windows), heat.get(image_id))
+            pictures[title].append((picture, described(image_id, predictions[place], targets[place])))
+    constant = constant_predictor(prevalences, targets, LABEL_WEIGHTS)
+    return Evaluated(found.document, predictions, targets, LABELS, constant, pictures, note)
 
 
-def pictures(
-    data: Path, config: TrainConfig, frame: pd.DataFrame, predictions: Array, targets: Array
-) -> dict[str, Sequence[tuple[np.ndarray, str]]]:
-    """Return slices worth a look: the worst, those found best, and those that the model was least sure of."""
+def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:
+    """Return by title the places of slices, most interesting first: worst, best and least sure."""
     losses = binary_log_losses(predictions, targets) @ normalized_weights(LABEL_WEIGHTS, len(LABELS))
     bleeding = np.flatnonzero(targets[:, -1] == 1)
     doubt = np.abs(predictions[:, -1] - 0.5)
-    chosen = {
+    return {
         "Worst slices: the highest log loss": np.argsort(-losses, kind="stable"),
         "Best slices with hemorrhage: the lowest log loss": bleeding[np.argsort(losses[bleeding], kind="stable")],
         "Most uncertain slices: any nearest to 0.5": np.argsort(doubt, kind="stable"),
     }
-    info = read_dataset_info(data)
-    found: dict[str, Sequence[tuple[np.ndarray, str]]] = {}
-    for title, order in chosen.items():
-        found[title] = []
-        for place in order[:PICTURES_EACH]:
-            image_id = str(frame.index[place])
-            image = read_image(data / "images" / f"{image_id}{SUFFIXES[info['format']]}", info["image_form"])
-            text = described(image_id, predictions[place], targets[place])
-            found[title].append((shown(image, config.data_windows), text))
-    return found
 
 
-def shown(image: np.ndarray, windows: Windows) -> np.ndarray:
-    """Return an image, HU (H, W) or windowed (H, W, C), in its first two windows side by side, uint8."""
+def heat_pictures(
+    config: TrainConfig, rows: pd.DataFrame, experiments: Sequence[Path]
+) -> tuple[dict[str, np.ndarray], str]:
+    """Return pictures (TILE, TILE, 3) with Grad-CAM of ``any`` by image id, and what they show or why there are none.
+
+    Each image by the network that predicted it.
+    """
+    found: dict[str, np.ndarray] = {}
+    cells = ""
+    if not experiments:
+        return found, "No heat beside the windows: the experiment has no network of its own."
+    try:
+        for folder in experiments:
+            own = pd.read_csv(folder / PREDICTION_FILES[1], usecols=["id"], dtype=str)["id"]
+            asked = rows.loc[rows.index.intersection(own)]
+            if asked.empty:
+                continue
+            trained = load_network(
+                folder / BEST, data_input_folder=config.data_input_folder, data_dataset=config.data_dataset
+            )
+            options = trained.config
+            dataset = RSNADataset(
+                dataset_folder_of(trained),
+                asked,
+                trained.pipeline,
+                options.data_image_size,
+                options.seed,
+                options.data_context,
+            )
+            for place, grey in enumerate(grey_slices(trained, dataset)):
+                heat = heat_maps(trained, dataset, np.array([place]))
+                if heat is None:
+                    return {}, f"No heat beside the windows: {options.net_model} has no Grad-CAM."
+                cells = " × ".join(map(str, heat.shape[1:]))
+                found[str(asked.index[place])] = overlay(fit(grey, TILE), heat[0])
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        return {}, f"No heat beside the windows: {' '.join(str(error).split())}"
+    return found, (
+        f"Left two windows, right heat: Grad-CAM of any ({cells} cells, each slice to its own highest), where the "
+        "network's last feature map raised any; no colour: nowhere. It outlines nothing."
+    )
+
+
+def windowed(image: np.ndarray, windows: Windows) -> list[np.ndarray]:
+    """Return an image, HU (H, W) or windowed (H, W, C), in its first two windows, uint8 (TILE, TILE) each."""
     if image.ndim == 2:
-        image = np.stack([window(image, center, width) for center, width in windows], axis=-1)
+        image = np.stack([window(image, center, width) for center, width in windows[:2]], axis=-1)
     elif image.dtype == np.uint8:
         image = image.astype(np.float32) / np.float32(255)
-    size = (TILE, TILE * image.shape[0] // image.shape[1])
-    parts = [cv2.resize(image[..., c], size, interpolation=cv2.INTER_AREA) for c in range(min(2, image.shape[2]))]
-    return (np.clip(np.hstack(parts), 0, 1) * 255).round().astype(np.uint8)
+    levels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    return [fit(levels[..., channel], TILE) for channel in range(min(2, image.shape[2]))]
+
+
+def beside(greys: Sequence[np.ndarray], coloured: np.ndarray | None) -> np.ndarray:
+    """Return square pictures side by side: grey (H, W), or BGR (H, W, 3) where there is a coloured one."""
+    if coloured is None:
+        return np.hstack(list(greys))
+    return np.hstack([*(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) for grey in greys), coloured])
 
 
 def described(image_id: str, predictions: Array, targets: Array) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -9,14 +10,18 @@ from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import report
 import train
+from common.reports.page import tiles
 from common.reports.record import read_record
 from rsna_dataset import LABELS, read_fold
+from rsna_report import PICTURES_EACH, TILE
 from tests.test_page import check
 
 METRIC = "weighted_log_loss"
@@ -50,7 +55,7 @@ def test_a_run_leaves_a_page_that_stands_alone_and_is_well_formed(reported: Repo
     assert not re.search(r"(src|href)=\"(?!data:)", reported.page)
     assert "<script" not in reported.page
     assert len(reported.page) < 5_000_000
-    assert reported.page.count("<img") == reported.page.count('<img src="data:image/png;base64,')
+    assert reported.page.count("<img") == len(re.findall(r'<img src="data:image/(?:png|jpeg);base64,', reported.page))
     assert re.findall(r"<h2>([^<]+)", reported.page)[:5] == ["Verdict", "Curves", "Labels", "Ranking", "Calibration"]
     assert json.loads((reported.folder / "status.json").read_text()) == {"status": "finished"}
 
@@ -83,6 +88,64 @@ def test_no_picture_is_without_a_text_that_says_what_it_shows(reported: Reported
     charts = [svg for svg in re.findall(r"<svg [^>]*>", reported.page) if "28 8" not in svg]  # but legends' samples
     assert len(charts) >= 6
     assert all('role="img" aria-label="' in svg for svg in charts)
+
+
+def test_heat_of_the_best_weights_stands_beside_the_windows(reported: Reported, tmp_path: Path) -> None:
+    def raise_any(path: Path) -> None:  # features after ReLU are never negative: each slice has heat
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["model"]["fc.weight"][LABELS.index("any")] = 1
+        torch.save(checkpoint, path)
+
+    assert "right heat: Grad-CAM of any (1 × 1 cells" in reported.page
+    page = changed(reported.folder, tmp_path / "1", raise_any)
+    sources = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(sources) == page.count("<img") >= 10
+    for source in sources:
+        picture = cv2.imdecode(np.frombuffer(base64.b64decode(source), np.uint8), cv2.IMREAD_COLOR)
+        assert picture.shape == (TILE, 3 * TILE, 3)
+        coloured = np.ptp(picture.astype(int), axis=2) > 40
+        assert not coloured[:, : 2 * TILE - 8].any()
+        assert coloured[:, 2 * TILE + 8 :].mean() > 0.9
+
+
+def changed(folder: Path, target: Path, change) -> str:
+    """The report of a copy whose checkpoint was changed."""
+    shutil.copytree(folder, target)
+    change(target / "best.pt")
+    report.main([f"--output_dir={target.parent}", f"--experiment_id={target.name}"])
+    page = (target / "report.html").read_text()
+    check(page)
+    return page
+
+
+def without(folder: Path, target: Path, change) -> str:
+    """The same where the change leaves no heat."""
+    page = changed(folder, target, change)
+    assert "jpeg" not in page
+    assert page.count('<img src="data:image/png') >= 10
+    return unescape(page)
+
+
+def test_unreadable_or_missing_weights_leave_the_pictures_without_heat(reported: Reported, tmp_path: Path) -> None:
+    page = without(reported.folder, tmp_path / "cut", lambda path: path.write_bytes(path.read_bytes()[:1000]))
+    assert f"No heat beside the windows: {tmp_path / 'cut' / 'best.pt'}" in page
+    page = without(reported.folder, tmp_path / "gone", lambda path: path.unlink())
+    assert f"No heat beside the windows: {tmp_path / 'gone' / 'best.pt'}" in page
+
+
+def test_a_sequence_model_has_pictures_without_heat(reported: Reported, tmp_path: Path) -> None:
+    def change(path: Path) -> None:
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["config"] = {"net_kind": "sequence", "seq_features": "folds"}
+        torch.save(checkpoint, path)
+
+    assert "a sequence model, which sees features and no pictures" in without(reported.folder, tmp_path / "1", change)
+
+
+def test_the_largest_pictures_that_there_can_be_are_far_from_5_mb() -> None:
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (TILE, 3 * TILE, 3), dtype=np.uint8) for _ in range(3 * PICTURES_EACH)]
+    assert len(tiles([(picture, "noise") for picture in noise])) < 4_000_000
 
 
 def test_a_later_run_is_compared_with_the_best_so_far(reported: Reported) -> None:

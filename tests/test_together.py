@@ -16,9 +16,13 @@ import ensemble
 import report
 import second_level
 import train
+from common.arguments import from_dict
 from common.reports.record import read_record, write_status
 from common.reports.together import spread
+from config import TrainConfig
 from rsna_dataset import LABELS, read_metadata, read_predictions
+from rsna_evaluation import labelled_rows
+from rsna_report import heat_pictures, write_report
 from tests.conftest import SmallDataset
 from tests.test_page import check
 
@@ -65,10 +69,12 @@ def test_a_cross_validation_is_judged_by_all_that_its_folds_held_out(
 
 
 def test_its_folds_stand_in_a_table_with_their_spread_and_links_to_the_reports_that_there_are(results: Path) -> None:
-    report.main([f"--output_dir={results / 'cv'}", "--experiment_id=fold_1"])
-    page = rebuilt(results, "cv")
+    write_report(results / "cv" / "fold_1")
+    page = write_report(results / "cv").read_text()
     assert re.findall(r'href="(?!data:)([^"]+)"', page) == ["fold_1/report.html"]
-    assert (results / "cv" / "fold_1" / "report.html").is_file()
+    page = rebuilt(results, "cv")
+    assert re.findall(r'href="(?!data:)([^"]+)"', page) == [f"fold_{fold}/report.html" for fold in range(3)]
+    assert all((results / "cv" / f"fold_{fold}" / "report.html").is_file() for fold in range(3))
     document = json.loads((results / "cv" / "cross_validation.json").read_text())
     for fact in document["folds"]:
         row = re.search(rf">fold_{fact['fold']}(?:</a>)?</th>(.*?)</tr>", page).group(1)
@@ -80,6 +86,23 @@ def test_its_folds_stand_in_a_table_with_their_spread_and_links_to_the_reports_t
     assert f"<td>{np.mean(any_losses):.4f} ± {np.std(any_losses, ddof=1):.4f}</td>" in page
 
 
+def test_heat_is_that_of_the_network_that_held_the_image_out(results: Path, small_dataset: SmallDataset) -> None:
+    config = from_dict(TrainConfig, read_record(results / "cv").config)
+    rows = labelled_rows(small_dataset.folder)
+    own = {
+        fold: read_predictions(results / "cv" / f"fold_{fold}" / "predictions_valid.csv").index[:2] for fold in range(3)
+    }
+    chosen = rows.loc[np.concatenate(list(own.values()))]
+    folders = {fold: results / "cv" / f"fold_{fold}" for fold in own}
+    together, note = heat_pictures(config, chosen, list(folders.values()))
+    assert "Grad-CAM" in note
+    assert sorted(together) == sorted(chosen.index)
+    for fold, ids in own.items():
+        alone, _ = heat_pictures(config, chosen, [folders[fold]])
+        assert sorted(alone) == sorted(ids)
+        assert all(np.array_equal(alone[name], together[name]) for name in ids)
+
+
 def test_an_unfinished_one_is_reported_with_the_folds_that_there_are(results: Path) -> None:
     for name in (PREDICTIONS, "cross_validation.json", "metrics.jsonl"):
         (results / "cv" / name).unlink()
@@ -89,7 +112,7 @@ def test_an_unfinished_one_is_reported_with_the_folds_that_there_are(results: Pa
     page = rebuilt(results, "cv")
     assert '<p class="big">failed</p>' in page
     assert "There are no predictions." in page
-    assert re.search(r">fold_1</th><td>failed</td>", page)
+    assert re.search(r">fold_1</a></th><td>failed</td>", page)
     assert "fold_2" not in page
 
 

@@ -25,7 +25,8 @@ SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that say nothing of 
 class Evaluated:
     """The validation's predictions and what they were evaluated to; see :func:`evaluation_sections`.
 
-    ``constant``: what the constant predictor scores on them. ``pictures``: by title, pictures with the text below each.
+    ``constant``: what the constant predictor scores on them. ``pictures``: by title, pictures with the text below each;
+    ``pictures_note`` says what they show.
     """
 
     document: Mapping[str, Any]
@@ -34,6 +35,7 @@ class Evaluated:
     names: Sequence[str]
     constant: float
     pictures: Mapping[str, Sequence[tuple[np.ndarray, str]]] = field(default_factory=dict)
+    pictures_note: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def experiment_page(
     else:
         sections += evaluation_sections(evaluated.document, evaluated.predictions, evaluated.targets, evaluated.names)
         for title, pictures in evaluated.pictures.items():
-            sections.append(page.section(title, page.tiles(pictures)))
+            sections.append(page.section(title, page.paragraph(evaluated.pictures_note), page.tiles(pictures)))
     if together is None:
         sections.append(page.section("Time", page.table("", _times(record))))
     sections += [

@@ -90,7 +90,7 @@ def overlay(grey: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> Pictu
     if heat.max() <= 0:
         return base
     share = cv2.resize(heat / heat.max(), grey.shape[::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)
-    colour = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_JET).astype(np.float32)
+    colour = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_PLASMA).astype(np.float32)
     alpha = (HEAT_SHARE * share)[..., None]
     return np.rint(base * (1 - alpha) + colour * alpha).astype(np.uint8)
 

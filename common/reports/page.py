@@ -15,6 +15,7 @@ import pandas as pd
 WIDTH, HEIGHT, AXIS = 560, 170, 34
 MAX_TICKS = 6
 CHART_HEIGHT = 260
+JPEG_QUALITY = 90
 NOTICE = "Not a medical device; not for diagnosis."
 COLOURS = ("one", "two", "three", "four", "five", "six", "seven")  # after Okabe and Ito, told apart by the colour-blind
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 5", "12 4")
@@ -52,7 +53,9 @@ details { margin: .6rem 0; } summary { cursor: pointer; } code, pre { font-size:
   overflow-wrap: anywhere; white-space: pre-wrap; }
 .big { font-size: 1.5rem; font-weight: 700; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem; }
-.tiles figure { padding: .4rem; } .tiles img { width: 100%; display: block; border-radius: 3px; }
+.tiles figure { padding: .4rem; }
+.tiles.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.tiles img { width: 100%; display: block; border-radius: 3px; }
 .tiles p { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; }
 """
 
@@ -276,15 +279,19 @@ def pairs(title: str, rows: pd.DataFrame, note: str, form: str = ".2%") -> str:
 
 
 def tiles(pictures: Sequence[tuple[np.ndarray, str]]) -> str:
-    """Return grey pictures, uint8 (H, W) each, side by side, with the text below each."""
+    """Return pictures, uint8, grey (H, W) as PNG or BGR (H, W, 3) as JPEG, side by side, with the text below each."""
     items = []
     for picture, text in pictures:
-        done, content = cv2.imencode(".png", picture)
+        form = "png" if picture.ndim == 2 else "jpeg"
+        options = [] if picture.ndim == 2 else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        done, content = cv2.imencode(f".{form}", picture, options)
         if not done:
             raise ValueError("the picture can't be encoded")
-        source = "data:image/png;base64," + base64.b64encode(content.tobytes()).decode("ascii")
-        items.append(f'<figure><img src="{source}" alt="{escape(text, quote=True)}"><p>{escape(text)}</p></figure>')
-    return '<div class="tiles">' + "".join(items) + "</div>"
+        source = f"data:image/{form};base64," + base64.b64encode(content.tobytes()).decode("ascii")
+        words = escape(text, quote=True)
+        items.append(f'<figure><img src="{source}" alt="{words}"><p>{escape(text)}</p></figure>')
+    wide = any(picture.shape[1] > 1.5 * picture.shape[0] for picture, _ in pictures)
+    return f'<div class="tiles{" wide" if wide else ""}">' + "".join(items) + "</div>"
 
 
 def _figure(title: str, content: str, note: str) -> str:
