@@ -674,6 +674,12 @@ class PredictConfig(TTAOptions, TrainedOptions):
         "studies, JSON and a picture of each series, to --predict_output; none: a dataset",
     )
     predict_output: Path | None = option(None, "new folder for what --source gives")
+    sequence: Path | None = option(
+        None,
+        "sequence model for --source, on the features of the cross-validation that --net_weight_file names: its "
+        "best.pt, its experiment's folder, or a cross-validation's (the mean of its models); --net_weights then "
+        "chooses its weights; none: no",
+    )
     calibrate: bool = option(
         False, "1: probabilities by the temperatures of calibration.json beside the weights, which evaluate.py fits"
     )
@@ -719,6 +725,13 @@ class PredictConfig(TTAOptions, TrainedOptions):
             raise UsageError("--net_weight_file is missing: best.pt or last.pt of an experiment")
         if (self.source is None) != (self.predict_output is None):
             raise UsageError("--source and --predict_output (a new folder) belong together")
+        if self.sequence is not None and self.source is None:
+            raise UsageError(
+                "--sequence needs --source; a dataset's split is predicted by the sequence model's own file as "
+                "--net_weight_file"
+            )
+        if self.sequence is not None and (self.tta is not None or self.calibrate):
+            raise UsageError("--sequence goes with neither --tta nor --calibrate")
         if self.features and (self.tta is not None or self.calibrate or self.source or self.output_file):
             raise UsageError("--features=1 goes with none of --tta, --calibrate, --source and --output_file")
         if self.calibrate and self.tta is not None:

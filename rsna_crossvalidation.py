@@ -42,7 +42,7 @@ from common.resume import changed_options, read_options
 from common.statistics import format_table
 from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
-from config import TrainConfig, parse_folds
+from config import SEQUENCE, TrainConfig, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
@@ -57,8 +57,10 @@ from rsna_dataset import (
     rows_hash,
 )
 from rsna_evaluation import PREDICTION_FILES, pooled_metrics
+from rsna_features import OUT_OF_FOLD
 from rsna_network import MONITOR
 from rsna_report import CROSS_VALIDATION_FILE, write_result
+from rsna_sequence import features_parent, open_features, rows_with_features
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +189,9 @@ def read_folds(config: TrainConfig) -> list[Fold]:
     check_disjoint(
         tables, {number: fold_path(folder, dataset, number) for number in numbers}, everything=config.data_fold == ()
     )
+    if config.net_kind == SEQUENCE:
+        features = open_features(config, OUT_OF_FOLD)
+        tables = {number: rows_with_features(rows, features) for number, rows in tables.items()}
     return [
         Fold(number, *(select_rows(rows, kind, config.dev_enabled) for kind in ("train", "valid")))
         for number, rows in tables.items()
@@ -287,6 +292,8 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
     options = {name: value for name, value in to_dict(config).items() if value != default[name]}
     options = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
     own = {"data_fold": number, "output_dir": str(parent), "experiment_id": fold_name(number)}
+    if config.net_kind == SEQUENCE:  # an id means another folder there
+        own["seq_features"] = str(features_parent(config).resolve())
     deadline = time.monotonic() + ORPHAN_S
     while is_in_progress(folder) and time.monotonic() < deadline:
         time.sleep(0.2)

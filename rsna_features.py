@@ -25,6 +25,7 @@ from rsna_dataset import LABELS, fold_hash, fold_path, list_some, read_dataset_i
 
 FORMAT_VERSION = 1
 OUT_OF_FOLD, TEST = "out_of_fold", "test"
+FOLDERS = {OUT_OF_FOLD: "features/train", TEST: "features/test"}  # in a cross-validation's
 NO_FOLD = -1
 FEATURES_FILE, LOGITS_FILE, ROWS_FILE, INFO_FILE = "features.npy", "logits.npy", "rows.csv", "features.json"
 HOW = "python predict.py --net_weight_file=<a cross-validation's folder> --features=1 makes them"
@@ -77,13 +78,9 @@ def write_features(
         for file, dtype, width in zip(files, (np.float16, np.float32), (num_features, len(LABELS)), strict=True):
             _write_header(file, dtype, (count, width))
         for block in blocks:
-            with np.errstate(over="ignore"):
-                features = np.asarray(block.features).astype(np.float16)
+            features = _stored(block, folder)
             if features.shape != (len(block.ids), num_features) or block.logits.shape != (len(block.ids), len(LABELS)):
                 raise WorkError(f"{folder}: {features.shape[1]} features for an image where {num_features} are due")
-            wrong = ~np.isfinite(features).all(axis=1)
-            if wrong.any():
-                raise WorkError(f"{folder}: the features of image {block.ids[int(np.argmax(wrong))]} exceed float16")
             files[0].write(features.tobytes())
             files[1].write(np.ascontiguousarray(block.logits, dtype=np.float32).tobytes())
             ids += block.ids
@@ -103,6 +100,27 @@ def _write_header(file: IO[bytes], dtype: Any, shape: tuple[int, int]) -> None:
     np.lib.format.write_array_header_1_0(file, description)
 
 
+def _stored(block: Block, folder: Path) -> npt.NDArray[np.float16]:
+    """Return a block's features as they are kept; WorkError, naming ``folder``, for values that float16 can't hold."""
+    with np.errstate(over="ignore"):
+        features = np.asarray(block.features).astype(np.float16)
+    wrong = ~np.isfinite(features).all(axis=-1)
+    if wrong.any():
+        raise WorkError(f"{folder}: the features of image {block.ids[int(np.argmax(wrong))]} exceed float16")
+    return features
+
+
+def features_in_memory(blocks: Iterable[Block], folder: Path) -> FeatureSet:
+    """Return features that are not written, with the values that they would have on disk.
+
+    WorkError, naming ``folder``, as :func:`write_features`.
+    """
+    parts = list(blocks)
+    rows = pd.DataFrame({"fold": NO_FOLD}, index=pd.Index([name for part in parts for name in part.ids], name="id"))
+    features = np.concatenate([_stored(part, folder) for part in parts])
+    return FeatureSet(rows, features, np.concatenate([part.logits for part in parts]).astype(np.float32), {})
+
+
 def read_features(folder: Path, dataset: Path, kind: str = OUT_OF_FOLD) -> FeatureSet:
     """Read and check a folder of features of the dataset in the folder ``dataset``.
 
@@ -110,7 +128,7 @@ def read_features(folder: Path, dataset: Path, kind: str = OUT_OF_FOLD) -> Featu
     are never taken) or another dataset, the folds changed since, or images of the folds are missing; WorkError for
     damaged files.
     """
-    document = _read_document(folder)
+    document = read_document(folder)
     if document["kind"] != kind:
         raise UsageError(f"{folder}: features of the kind {document['kind']!r} where {kind!r} ones are needed; {HOW}")
     found, made_for = read_dataset_info(dataset).get("hash"), document["dataset_hash"]
@@ -138,7 +156,8 @@ def read_features(folder: Path, dataset: Path, kind: str = OUT_OF_FOLD) -> Featu
     return FeatureSet(rows, features, logits, document)
 
 
-def _read_document(folder: Path) -> dict[str, Any]:
+def read_document(folder: Path) -> dict[str, Any]:
+    """Read features.json; UsageError where there is none or one of another version, WorkError where it is damaged."""
     path = folder / INFO_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

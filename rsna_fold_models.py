@@ -8,6 +8,7 @@ of the other folds, so that no image takes part in the map that is applied to it
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from common.arguments import from_dict
 from common.datasets.batch import Batch
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.files import check_output
+from common.files import atomic_path, check_output
 from common.hardware import loader_workers
 from common.models.embedding import head_input
 from common.networks.network import evaluation_mode
@@ -32,7 +33,7 @@ from config import PredictConfig, TrainConfig
 from rsna_crossvalidation import Fold, finished_folds, read_folds
 from rsna_data import build_loader, place_transform
 from rsna_dataset import dataset_folder, read_dataset_info, read_metadata
-from rsna_features import NO_FOLD, OUT_OF_FOLD, TEST, Block, write_features
+from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_network import RSNANetwork
 from rsna_prediction import (
     TrainedNetwork,
@@ -49,19 +50,24 @@ ANCHORS = 8192
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, as shares of the features' mean variance
 FEWEST_FOLDS = 3
 FEWEST_PATIENTS = 10
+ALIGNMENT_FILE = "alignment.npy"  # in features/, float32 (K, F + 1, F): of each fold the matrix, then the offset
 
 Floats = npt.NDArray[np.float32]
 
 
-def load_fold_models(config: PredictConfig, **more: Any) -> dict[int, TrainedNetwork]:
+def load_fold_models(
+    config: PredictConfig, folder: Path, weights: Mapping[int, str] | None = None, **more: Any
+) -> dict[int, TrainedNetwork]:
     """Load the models of all folds; UsageError where the folder is no finished cross-validation.
 
-    ``more`` goes to :func:`rsna_prediction.load_network`.
+    ``weights``: which of each fold's (raw, ema, swa), instead of those that --net_weights names; ``more`` goes to
+    :func:`rsna_prediction.load_network`.
     """
-    options = (config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights)
-    folder = config.net_weight_file
+    options = (config.n_jobs, config.data_input_folder, config.data_dataset)
     return {
-        fold: load_network(folder / facts["weights"], *options, **more)
+        fold: load_network(
+            folder / facts["weights"], *options, config.net_weights if weights is None else weights[fold], **more
+        )
         for fold, facts in finished_folds(folder).items()
     }
 
@@ -75,7 +81,7 @@ def predict_by_folds(config: PredictConfig) -> Path:
         )
     if config.calibrate:
         raise UsageError("--calibrate=1 needs one model's weights; a cross-validation has several")
-    models = load_fold_models(config, sequences=True, seq_features=config.seq_features)
+    models = load_fold_models(config, config.net_weight_file, sequences=True, seq_features=config.seq_features)
     first = next(iter(models.values()))
     rows = split_rows(first, config.split)
     name = "submission.csv" if sample_submission(first, config.split) else f"predictions_{config.split}.csv"
@@ -145,9 +151,10 @@ def embeddings(model: TrainedNetwork, rows: pd.DataFrame, label: str) -> Iterato
         yield batch.image_id, *embed(model.network, model.network.prepare_batch(batch))
 
 
-def batches(model: TrainedNetwork, rows: pd.DataFrame, label: str) -> Iterator[Batch]:
-    """Yield the batches of ``rows`` in order."""
-    workers = loader_workers(model.config.n_jobs, model.network.device)
+def batches(model: TrainedNetwork, rows: pd.DataFrame, label: str, workers: int | None = None) -> Iterator[Batch]:
+    """Yield the batches of ``rows`` in order; ``workers`` as for :func:`rsna_prediction.predict_rows`."""
+    if workers is None:
+        workers = loader_workers(model.config.n_jobs, model.network.device)
     pipeline = place_transform(model.pipeline, model.config, model.network.device)
     loader = build_loader(dataset_folder_of(model), rows, pipeline, model.config, workers)
     yield from tqdm(loader, desc=label, unit="batch", disable=None)
@@ -166,10 +173,11 @@ def write_all_features(config: PredictConfig) -> Path:
     if len(folds) < FEWEST_FOLDS:
         raise UsageError(f"--features=1 needs {FEWEST_FOLDS} folds or more: {parent} has {len(folds)}")
     check_trained_on(trained, folds, parent)
-    models = load_fold_models(config)
+    models = load_fold_models(config, parent)
     folder = dataset_folder(options.data_input_folder, options.data_dataset)
     alignments = fit_alignments(models, folds)
-    document = features_document(folder, trained, folds, alignments)
+    document = features_document(folder, trained, folds, alignments, models)
+    document["alignment_sha256"] = write_alignments(parent / "features" / ALIGNMENT_FILE, alignments)
     width = first_width(alignments)
 
     def held_out() -> Iterator[Block]:
@@ -178,18 +186,56 @@ def write_all_features(config: PredictConfig) -> Path:
                 yield Block(ids, alignments[number](features), logits, number)
 
     count = sum(len(fold.valid) for fold in folds.values())
-    write_features(parent / "features" / "train", held_out(), count, width, {"kind": OUT_OF_FOLD, **document})
+    write_features(parent / FOLDERS[OUT_OF_FOLD], held_out(), count, width, {"kind": OUT_OF_FOLD, **document})
     metadata = read_metadata(folder)
     test = metadata[metadata["split"] == "test"]
     if len(test):
         blocks = mean_blocks(models, alignments, test)
-        write_features(parent / "features" / "test", blocks, len(test), width, {"kind": TEST, **document})
+        write_features(parent / FOLDERS[TEST], blocks, len(test), width, {"kind": TEST, **document})
     return parent / "features"
 
 
 def first_width(alignments: Mapping[int, Alignment]) -> int:
     """Return the width of the common space."""
     return len(next(iter(alignments.values())).offset)
+
+
+def write_alignments(path: Path, alignments: Mapping[int, Alignment]) -> str:
+    """Write the maps of all folds, in their order, as one array; return the file's sha256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    maps = np.stack([np.vstack([alignment.matrix, alignment.offset]) for alignment in alignments.values()])
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, maps, allow_pickle=False)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_alignments(parent: Path) -> dict[int, Alignment]:
+    """Read the map of each fold that a cross-validation's features were made with.
+
+    Raises UsageError where there are no features, or ones of a program that didn't keep the maps; WorkError where the
+    file is not the one that features.json tells of.
+    """
+    document = read_document(parent / FOLDERS[OUT_OF_FOLD])
+    path = parent / "features" / ALIGNMENT_FILE
+    if "alignment_sha256" not in document:
+        raise UsageError(f"{parent / 'features'}: an older program made them and kept no maps of the folds; {HOW} anew")
+    try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != document["alignment_sha256"]:
+            raise ValueError("not the file that the features were made with")
+        maps = np.load(path, allow_pickle=False)
+        facts = {int(fold): known for fold, known in document["folds"].items()}
+        return {
+            fold: Alignment(own[:-1], own[-1], float(known["alignment_r2"]))
+            for own, (fold, known) in zip(maps, facts.items(), strict=True)
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise WorkError(f"{path}: damaged ({' '.join(str(error).split())}); {HOW} anew") from None
+
+
+def made_by(document: Mapping[str, Any], models: Mapping[int, TrainedNetwork]) -> bool:
+    """Whether features of ``document`` were made by just these weights."""
+    known = {int(fold): (facts.get("chosen"), facts.get("iteration")) for fold, facts in document["folds"].items()}
+    return known == {fold: (model.weights, model.iteration) for fold, model in models.items()}
 
 
 def fit_alignments(models: Mapping[int, TrainedNetwork], folds: Mapping[int, Fold]) -> dict[int, Alignment]:
@@ -217,11 +263,14 @@ def table(parts: Iterator[tuple[list[str], Floats, Floats]]) -> Floats:
 
 
 def mean_blocks(
-    models: Mapping[int, TrainedNetwork], alignments: Mapping[int, Alignment], rows: pd.DataFrame
+    models: Mapping[int, TrainedNetwork],
+    alignments: Mapping[int, Alignment],
+    rows: pd.DataFrame,
+    workers: int | None = None,
 ) -> Iterator[Block]:
     """Yield the mean over all folds' models of aligned embeddings and of logits, of images that no model has seen."""
     first = next(iter(models.values()))
-    for batch in batches(first, rows, "test images"):
+    for batch in batches(first, rows, "new images", workers):
         ready = first.network.prepare_batch(batch)
         parts = {number: embed(model.network, ready) for number, model in models.items()}
         features = np.mean([alignments[number](own) for number, (own, _) in parts.items()], axis=0)
@@ -233,6 +282,7 @@ def features_document(
     trained: Mapping[int, Mapping[str, Any]],
     folds: Mapping[int, Fold],
     alignments: Mapping[int, Alignment],
+    models: Mapping[int, TrainedNetwork],
 ) -> dict[str, Any]:
     """Return what features.json says of the models (``trained``: their parts of cross_validation.json)."""
     return {
@@ -242,6 +292,8 @@ def features_document(
             str(number): {
                 "hash": fold.hash,
                 "weights": trained[number]["weights"],
+                "chosen": models[number].weights,
+                "iteration": models[number].iteration,
                 "alignment_r2": alignments[number].r2,
             }
             for number, fold in folds.items()

@@ -91,7 +91,8 @@ def load_network(
     if config.net_kind == SEQUENCE:
         if not sequences:
             raise UsageError(
-                f"{weight_file}: a sequence model, which sees features and no pictures; use the slice network's file"
+                f"{weight_file}: a sequence model, which sees features and no pictures; use the slice network's file "
+                "(for --source its cross-validation's folder, and this file as --sequence)"
             )
         model = build_architecture(config, feature_width(state, weight_file))
     else:

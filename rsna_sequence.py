@@ -22,10 +22,8 @@ from common.models.sequence import sequence_settings
 from config import TrainConfig
 from rsna_data import TrainingData, select_rows
 from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, list_some, read_fold, read_metadata, rows_hash
-from rsna_features import INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_features
+from rsna_features import FOLDERS, INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_features
 from rsna_network import RSNASequenceNetwork, prediction_frame
-
-FOLDERS = {OUT_OF_FOLD: "features/train", TEST: "features/test"}
 
 
 def build_sequences(config: TrainConfig) -> TrainingData:
@@ -43,7 +41,7 @@ def build_sequences(config: TrainConfig) -> TrainingData:
     if str(config.data_fold) not in features.document["folds"]:
         known = ", ".join(features.document["folds"])
         raise UsageError(f"--data_fold={config.data_fold}: {feature_folder(config, OUT_OF_FOLD)} is of folds {known}")
-    known_rows = rows[rows.index.isin(features.rows.index)]  # a cross-validation may be of some folds only
+    known_rows = rows_with_features(rows, features)
     train_rows, valid_rows = (select_rows(known_rows, split, config.dev_enabled) for split in ("train", "valid"))
     values = sequence_settings(config.seq_model, sequence_options(config))
     train_set = sequence_dataset(config, train_rows, features, values["seq_reverse"])
@@ -68,17 +66,27 @@ def build_sequences(config: TrainConfig) -> TrainingData:
     )
 
 
+def rows_with_features(rows: pd.DataFrame, features: FeatureSet) -> pd.DataFrame:
+    """Return the fold's images that have features: a cross-validation may be of some folds only."""
+    return rows[rows.index.isin(features.rows.index)]
+
+
 def sequence_options(config: TrainConfig) -> dict[str, Any]:
     """Return the ``seq_…`` options of the model itself, None where not given."""
     return given_options(config, "seq_", "seq_model", "seq_features")
 
 
-def feature_folder(config: TrainConfig, kind: str) -> Path:
-    """Return the folder of features of a kind that ``--seq_features`` means: an experiment's id, or its folder."""
+def features_parent(config: TrainConfig) -> Path:
+    """Return the cross-validation's folder that ``--seq_features`` means: an experiment's id, or the folder."""
     named, path = config.output_dir / config.seq_features, Path(config.seq_features)
     if not named.is_dir() and not path.is_dir():
         experiment_folder(config.output_dir, config.seq_features, "--seq_features")  # says which there are
-    return (named if named.is_dir() else path) / FOLDERS[kind]
+    return named if named.is_dir() else path
+
+
+def feature_folder(config: TrainConfig, kind: str) -> Path:
+    """Return the folder of features of a kind that ``--seq_features`` means."""
+    return features_parent(config) / FOLDERS[kind]
 
 
 def open_features(config: TrainConfig, kind: str) -> FeatureSet:
@@ -131,25 +139,38 @@ def sequence_loader(config: TrainConfig, rows: pd.DataFrame, features: FeatureSe
     return make_loader(dataset, sampler, batch, 0, drop_last=False, seed=config.seed, collate=collate_sequences)
 
 
-def predict_slices(network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return probabilities (index ``id``, in the order of ``rows``), each slice seen beside its series' others."""
-    predictions = network.predict(prediction_loader(network, config, rows))
+def predict_slices(
+    network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
+) -> pd.DataFrame:
+    """Return probabilities (index ``id``, in the order of ``rows``), each slice seen beside its series' others.
+
+    ``features``: those of --seq_features where None.
+    """
+    predictions = network.predict(prediction_loader(network, config, rows, features))
     return prediction_frame(predictions).loc[rows.index]
 
 
-def predict_studies(network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame) -> pd.DataFrame:
+def predict_studies(
+    network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
+) -> pd.DataFrame:
     """Return probabilities of whole studies (index ``study_id``); of several series the highest of each label."""
-    loader = prediction_loader(network, config, rows)
+    loader = prediction_loader(network, config, rows, features)
     series = pd.DataFrame(probabilities(network.predict_studies(loader)), columns=list(LABELS))
     data = loader.dataset
     study_ids = rows.loc[data.image_ids[data.order[data.starts]], "study_id"].to_numpy(dtype=str)
     return series.groupby(study_ids).max().rename_axis("study_id")
 
 
-def prediction_loader(network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame) -> DataLoader:
-    """Return the series of ``rows``: of the test split by test features, of any other by out-of-fold ones."""
-    of_test = "split" in rows and bool((rows["split"] == "test").all())
-    loader = sequence_loader(config, rows, open_features(config, TEST if of_test else OUT_OF_FOLD))
+def prediction_loader(
+    network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
+) -> DataLoader:
+    """Return the series of ``rows``: where no ``features`` are given, the test split by test features, others by
+    out-of-fold ones.
+    """
+    if features is None:
+        of_test = "split" in rows and bool((rows["split"] == "test").all())
+        features = open_features(config, TEST if of_test else OUT_OF_FOLD)
+    loader = sequence_loader(config, rows, features)
     check_width(network, config, loader.dataset)
     return loader
 

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ import pandas as pd
 
 from common.checkpoint import load_checkpoint
 from common.errors import UsageError, WorkError
-from common.evaluation.calibration import calibration_of
 from common.files import write_csv, write_json
 from common.hardware import cpu_cores
 from common.preprocessing.convert import ImageForm
@@ -44,16 +44,9 @@ from rsna_dataset import (
     read_metadata,
 )
 from rsna_pictures import OVERALL, grey_slices, heat_maps
-from rsna_prediction import (
-    TrainedNetwork,
-    Views,
-    dataset_folder_of,
-    load_calibration,
-    load_network,
-    load_views,
-    predict_rows,
-)
+from rsna_prediction import TrainedNetwork, dataset_folder_of
 from rsna_preprocessing import KEY_FILE, PUBLIC_ID, Source, file_tasks, image_form, list_source
+from rsna_study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +56,19 @@ CAM_SLICES = 4
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study's predictions: ``slices``, the metadata's rows with the probabilities of :data:`LABELS`; seconds."""
+    """A study's predictions: ``slices``, the metadata's rows with probabilities of :data:`LABELS`; ``study``'s own."""
 
     study_id: str
     slices: pd.DataFrame
+    study: pd.Series
     pictures: list[str]
     seconds: dict[str, float]
-
-    @property
-    def highest(self) -> pd.Series:
-        """Of each label the highest probability of the slices, which is the study's."""
-        return self.slices[list(LABELS)].max()
 
 
 def predict_source(config: PredictConfig) -> Path:
     """Predict the studies of ``--source`` and write all to ``--predict_output``; return that folder."""
     images = stored_form(config)
+    check_models(config)
     folder = new_folder(config.predict_output)
     form = image_form(images)
     with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as work:
@@ -86,17 +76,15 @@ def predict_source(config: PredictConfig) -> Path:
         started = time.perf_counter()
         convert_source(config, images, form, inputs, folder)
         reading = time.perf_counter() - started
-        trained = load_network(config.net_weight_file, config.n_jobs, inputs, DATASET, config.net_weights)
-        calibration = load_calibration(config, trained)
-        views = load_views(trained, config)
-        rows = read_metadata(dataset_folder_of(trained), described=True)
+        model = load_study_model(dataclasses.replace(config, data_input_folder=inputs, data_dataset=DATASET))
+        rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
         share = reading / len(rows)
         results = []
         for study_id, part in rows.groupby("study_id", sort=True):
-            result = predict_study(trained, str(study_id), part, views, calibration, folder, share * len(part))
+            result = predict_study(model, str(study_id), part, folder, share * len(part))
             print(describe_study(result))
             results.append(result)
-    write_results(folder, config, trained, results)
+    write_results(folder, model, results)
     print(NOTICE)
     return folder
 
@@ -117,7 +105,8 @@ def stored_form(config: PredictConfig) -> PreprocessingConfig:
 
     Weight files of before it did so need the training's dataset; UsageError where that is gone.
     """
-    checkpoint = load_checkpoint(config.net_weight_file)
+    weight_file = first_weight_file(config.net_weight_file)
+    checkpoint = load_checkpoint(weight_file)
     options = checkpoint.get("images")
     if options is None:
         place = checkpoint["config"]
@@ -129,7 +118,7 @@ def stored_form(config: PredictConfig) -> PreprocessingConfig:
             options = image_settings(read_dataset_info(folder))
         except UsageError:
             raise UsageError(
-                f"{config.net_weight_file}: an older weight file, which doesn't say how its images were stored, and "
+                f"{weight_file}: an older weight file, which doesn't say how its images were stored, and "
                 f"its dataset {folder} is not here; name its place by --data_input_folder, or train again"
             ) from None
     windows = options.get("pre_window") or "none"
@@ -206,41 +195,29 @@ def find_files(path: Path) -> Source:
     return Source(tree, competition)
 
 
-def predict_study(
-    trained: TrainedNetwork,
-    study_id: str,
-    rows: pd.DataFrame,
-    views: Views | None,
-    calibration: dict[str, float] | None,
-    folder: Path,
-    reading: float,
-) -> StudyResult:
+def predict_study(model: StudyModel, study_id: str, rows: pd.DataFrame, folder: Path, reading: float) -> StudyResult:
     """Predict a study's slices and draw each of its series; ``reading``: the seconds that its files took."""
     started = time.perf_counter()
-    frame = predict_rows(trained, rows, views, workers=0)
-    if calibration is not None:
-        frame = calibration_of(frame, calibration)
-    predicted = time.perf_counter()
-    slices = rows.drop(columns=list(LABELS)).join(frame).sort_values(["series_id", "slice_index"])
+    predicted = model.predict(rows)
+    ended = time.perf_counter()
+    slices = rows.drop(columns=list(LABELS)).join(predicted.slices).sort_values(["series_id", "slice_index"])
     pictures = []
     groups = list(slices.groupby("series_id", sort=True))
     for number, (_, series) in enumerate(groups, start=1):
         name = f"{study_id}.png" if len(groups) == 1 else f"{study_id}_{number}.png"
-        draw_one_series(trained, study_id, f"series {number} of {len(groups)}", series, folder / name)
+        title = f"{study_id}, series {number} of {len(groups)}"
+        draw_one_series(model, title, series, predicted, folder / name)
         pictures.append(name)
-    seconds = {"reading": reading, "network": predicted - started, "pictures": time.perf_counter() - predicted}
-    return StudyResult(study_id, slices, pictures, seconds)
+    seconds = {"reading": reading, "network": ended - started, "pictures": time.perf_counter() - ended}
+    return StudyResult(study_id, slices, predicted.study, pictures, seconds)
 
 
-def draw_one_series(trained: TrainedNetwork, study_id: str, which: str, series: pd.DataFrame, path: Path) -> None:
+def draw_one_series(model: StudyModel, title: str, series: pd.DataFrame, predicted: Predicted, path: Path) -> None:
     """Draw a series to a PNG file."""
-    config = trained.config
-    dataset = RSNADataset(
-        dataset_folder_of(trained), series, trained.pipeline, config.data_image_size, config.seed, config.data_context
-    )
+    datasets = [series_dataset(network, series) for network in model.networks.values()]
     probabilities = series[list(LABELS)].to_numpy(np.float64)
     order = np.argsort(-probabilities[:, OVERALL], kind="stable")[:CAM_SLICES]
-    heat = heat_maps(trained, dataset, order)
+    heat = mean_heat(model, datasets, order)
     highlights = [
         Highlight(
             int(place),
@@ -251,20 +228,23 @@ def draw_one_series(trained: TrainedNetwork, study_id: str, which: str, series: 
     ]
     spacing = series["slice_spacing_mm"].iloc[0]
     known = "" if np.isnan(spacing) else f", {spacing:.1f} mm apart"
-    highest = probabilities.max(axis=0)
-    said = ", ".join(f"{name} {value:.2f}" for name, value in zip(LABELS, highest, strict=True))
-    lines = [f"highest slice: {said}"]
+    lines = [f"highest slice: {describe_probabilities(probabilities.max(axis=0))}"]
+    if model.judges_studies:
+        lines.append(f"the study: {describe_probabilities(predicted.study)}")
+    lines.append(f"by {model.describe()}")
     if heat is not None:
         cells = " x ".join(map(str, heat.shape[1:]))
         lines.append(
             f"colour: Grad-CAM of any on the highest slices ({cells} cells, each slice to its own highest), no outline"
+            f"{'; of the slice networks, without what the series adds' if model.judges_studies else ''}"
         )
+    first = next(iter(model.networks.values()))
     write_picture(
         path,
         draw_series(
-            f"{study_id}, {which}, {len(series)} slices{known}",
+            f"{title}, {len(series)} slices{known}",
             lines,
-            list(grey_slices(trained, dataset)),
+            list(grey_slices(first, datasets[0])),
             probabilities,
             LABELS,
             highlights,
@@ -273,24 +253,46 @@ def draw_one_series(trained: TrainedNetwork, study_id: str, which: str, series: 
     )
 
 
+def series_dataset(trained: TrainedNetwork, series: pd.DataFrame) -> RSNADataset:
+    """Return a series as its network sees it."""
+    config = trained.config
+    folder = dataset_folder_of(trained)
+    return RSNADataset(folder, series, trained.pipeline, config.data_image_size, config.seed, config.data_context)
+
+
+def describe_probabilities(values: np.ndarray | pd.Series) -> str:
+    """Return the probabilities (6,) with their labels as text."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in zip(LABELS, values, strict=True))
+
+
 def likeliest(probabilities: np.ndarray) -> str:
     """Return the likeliest kind of hemorrhage of a slice (6,) as text."""
     kind = int(np.argmax(probabilities[:OVERALL]))
     return f"{LABELS[kind]} {probabilities[kind]:.2f}"
 
 
+def mean_heat(model: StudyModel, datasets: Sequence[RSNADataset], places: np.ndarray) -> np.ndarray | None:
+    """Return Grad-CAM (B, h, w) of ``any`` for some slices, the mean of the slice networks; None where one has none."""
+    maps = []
+    for trained, dataset in zip(model.networks.values(), datasets, strict=True):
+        found = heat_maps(trained, dataset, places)
+        if found is None:
+            return None
+        maps.append(found)
+    return np.mean(maps, axis=0)
+
+
 def describe_study(result: StudyResult) -> str:
     """Say in one line what a study got and how long it took."""
     total = sum(result.seconds.values())
     parts = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
-    highest = result.highest
     return (
-        f"{result.study_id}: {len(result.slices)} slices in {total:.1f} s ({parts}); any {highest['any']:.3f}, "
-        f"{likeliest(highest.to_numpy())}"
+        f"{result.study_id}: {len(result.slices)} slices in {total:.1f} s ({parts}); any {result.study['any']:.3f}, "
+        f"{likeliest(result.study.to_numpy())}"
     )
 
 
-def write_results(folder: Path, config: PredictConfig, trained: TrainedNetwork, results: list[StudyResult]) -> None:
+def write_results(folder: Path, model: StudyModel, results: list[StudyResult]) -> None:
     """Write ``slices.csv``, ``studies.csv`` and ``predictions.json``."""
     places = ["patient_id", "study_id", "series_id", "slice_index", "position_mm"]
     slices = pd.concat([result.slices for result in results])[[*places, *LABELS]].assign(notice=NOTICE)
@@ -301,7 +303,7 @@ def write_results(folder: Path, config: PredictConfig, trained: TrainedNetwork, 
                 "patient_id": result.slices["patient_id"].iloc[0],
                 "series": result.slices["series_id"].nunique(),
                 "slices": len(result.slices),
-                **result.highest.to_dict(),
+                **result.study.to_dict(),
                 "highest_slice": result.slices["any"].idxmax(),
                 "seconds": round(sum(result.seconds.values()), 3),
                 "notice": NOTICE,
@@ -311,25 +313,19 @@ def write_results(folder: Path, config: PredictConfig, trained: TrainedNetwork, 
     )
     write_csv(folder / "slices.csv", slices, index=True)
     write_csv(folder / "studies.csv", studies)
-    write_json(folder / "predictions.json", results_document(config, trained, results))
+    write_json(folder / "predictions.json", results_document(model, results))
 
 
-def results_document(config: PredictConfig, trained: TrainedNetwork, results: list[StudyResult]) -> dict[str, Any]:
-    """Return predictions.json: the notice, which network it was, and each study with its slices and seconds."""
+def results_document(model: StudyModel, results: list[StudyResult]) -> dict[str, Any]:
+    """Return predictions.json: the notice, which models it was, and each study with its slices and seconds."""
     return {
         "notice": NOTICE,
-        "network": {
-            "model": trained.config.net_model,
-            "weights": trained.weights,
-            "iteration": trained.iteration,
-            "calibrated": config.calibrate,
-            "views": config.tta_views if config.tta else 0,
-        },
+        "models": model.document(),
         "labels": list(LABELS),
         "studies": [
             {
                 "study_id": result.study_id,
-                "probabilities": {name: float(value) for name, value in result.highest.items()},
+                "probabilities": {name: float(value) for name, value in result.study.items()},
                 "pictures": result.pictures,
                 "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
                 "slices": [

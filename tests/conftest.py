@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +69,28 @@ def finished(small_dataset: SmallDataset, tmp_path_factory: pytest.TempPathFacto
 
     Never change it.
     """
+    return cross_validated([*small_dataset.flags, *TINY, "--data_fold=0,1,2"], tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="session")
+def with_features(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the cross-validation with its features. Never change it."""
+    import predict
+
+    folder = tmp_path_factory.mktemp("features") / "cv"
+    shutil.copytree(finished, folder)
+    assert predict.main([f"--net_weight_file={folder}", "--features=1", "--n_jobs=1"]) == folder / "features"
+    return folder
+
+
+def cross_validated(flags: list[str], results: Path) -> Path:
+    """Train the folds of a cross-validation ``cv`` in this process, put them together and return its folder."""
     import train
     from common.arguments import parse_args
     from config import TrainConfig
     from rsna_crossvalidation import claimed, fold_plan
 
-    results = tmp_path_factory.mktemp("results")
-    flags = [*small_dataset.flags, *TINY, "--data_fold=0,1,2", "--experiment_id=cv", f"--output_dir={results}"]
+    flags = [*flags, "--experiment_id=cv", f"--output_dir={results}"]
     config = parse_args(TrainConfig, flags)
     with claimed(config, None, flags) as parent:
         for fold in config.data_fold:

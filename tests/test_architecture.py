@@ -34,8 +34,10 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_prediction", "rsna_ensemble", "rsna_submission"},
     {"rsna_pictures"},
     {"rsna_report"},
-    {"rsna_experiment", "rsna_sweep", "rsna_studies", "rsna_export", "rsna_crossvalidation"},
+    {"rsna_experiment", "rsna_sweep", "rsna_export", "rsna_crossvalidation"},
     {"rsna_fold_models", "rsna_second_level"},
+    {"rsna_study_models"},
+    {"rsna_studies"},
 )
 FIRST_PARTY = {name.split(".")[0] for name in MODULES}
 

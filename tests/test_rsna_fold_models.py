@@ -24,15 +24,6 @@ from tests.conftest import SmallDataset
 MODELS = [("resnet10t", None), ("resnet10t", "gem"), ("vit_tiny_patch16_224", None), ("convnext_atto", None)]
 
 
-@pytest.fixture(scope="module")
-def with_features(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the cross-validation with its features."""
-    folder = tmp_path_factory.mktemp("features") / "cv"
-    shutil.copytree(finished, folder)
-    assert predict.main([f"--net_weight_file={folder}", "--features=1", "--n_jobs=1"]) == folder / "features"
-    return folder
-
-
 @pytest.mark.parametrize(("name", "pool"), MODELS)
 def test_the_embedding_is_what_the_head_makes_the_logits_of(name: str, pool: str | None) -> None:
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ from common.trackers.jsonl import read_metrics
 from config import TrainConfig
 from rsna_dataset import LABELS, fold_hash, read_dataset_info, read_fold, read_metadata
 from rsna_features import Block, write_features
+from tests.conftest import cross_validated
 from tests.runs import assert_same_run, open_runs
 
 KEY = "valid/weighted_log_loss"
@@ -125,6 +126,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(results, small_dataset) -> None:
         answer = runs.go_on("killed")
         assert answer["code"] == 0, answer["output"]
         assert_same_run(results / "killed", results / "whole")
+
+
+def test_a_cross_validation_of_sequence_models_finds_its_features_by_the_experiments_id(results, small_dataset) -> None:
+    folder = cross_validated([*small_dataset.flags, *OPTIONS, "--data_fold=0,1"], results)
+    written = pd.read_csv(folder / "predictions_oof.csv", index_col="id")
+    valid = [read_fold(small_dataset.folder, "phantom", fold).query("sample_type == 'valid'").index for fold in (0, 1)]
+    assert set(written.index) == set(valid[0]) | set(valid[1])
 
 
 @pytest.mark.parametrize("model", ["lstm", "transformer", "conv"])

@@ -1,0 +1,240 @@
+"""What predicts studies of any origin: a slice network, a cross-validation's, or sequence models over the latter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import pandas as pd
+
+from common.checkpoint import load_checkpoint
+from common.ensembling import combine
+from common.errors import UsageError
+from common.evaluation.calibration import calibration_of
+from common.models.sequence import sequence_settings
+from config import SEQUENCE, PredictConfig
+from rsna_crossvalidation import finished_folds, is_cross_validation
+from rsna_dataset import LABELS
+from rsna_features import FOLDERS, OUT_OF_FOLD, features_in_memory, read_document
+from rsna_fold_models import Alignment, load_fold_models, made_by, mean_blocks, read_alignments
+from rsna_prediction import TrainedNetwork, Views, load_calibration, load_network, load_views, predict_rows
+from rsna_sequence import features_hash, predict_slices, predict_studies, sequence_options
+
+HIGHEST = "highest slice"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Probabilities of :data:`LABELS`: of the ``slices`` (index ``id``), and of the whole ``study``."""
+
+    slices: pd.DataFrame
+    study: pd.Series
+
+
+class StudyModel(Protocol):
+    """Predicts the slices of a study and the study; ``judges_studies``: by more than its highest slice."""
+
+    judges_studies: ClassVar[bool]
+
+    @property
+    def networks(self) -> Mapping[str, TrainedNetwork]:
+        """The slice networks by name."""
+
+    def predict(self, rows: pd.DataFrame) -> Predicted:
+        """Predict one study's ``rows`` of metadata.csv, in this process alone."""
+
+    def describe(self) -> str:
+        """Say in a few words what predicts."""
+
+    def document(self) -> dict[str, Any]:
+        """Return which weights predict, in JSON's types."""
+
+
+@dataclass(frozen=True)
+class SliceModels:
+    """One network or several, whose probabilities' mean is taken; the study's are its highest slices'."""
+
+    judges_studies: ClassVar[bool] = False
+
+    networks: Mapping[str, TrainedNetwork]
+    views: Mapping[str, Views | None]
+    calibration: dict[str, float] | None
+
+    def predict(self, rows: pd.DataFrame) -> Predicted:
+        """Predict one study."""
+        frames = {
+            name: predict_rows(network, rows, self.views[name], workers=0) for name, network in self.networks.items()
+        }
+        frame = combine(frames, [1.0] * len(frames), "mean")
+        if self.calibration is not None:
+            frame = calibration_of(frame, self.calibration)
+        return Predicted(frame, frame[list(LABELS)].max())
+
+    def describe(self) -> str:
+        """Say in a few words what predicts."""
+        return describe_networks(self.networks)
+
+    def document(self) -> dict[str, Any]:
+        """Return which weights predict."""
+        views = next(iter(self.views.values()))
+        return {
+            "slices": network_documents(self.networks),
+            "study": HIGHEST,
+            "calibrated": self.calibration is not None,
+            "views": 0 if views is None else len(views.pipelines),
+        }
+
+
+@dataclass(frozen=True)
+class SequenceModels:
+    """Sequence models over what a cross-validation's networks see of each slice; several ones' mean is taken.
+
+    Each fold's embeddings go through its own map into the common space, and their mean stands for the slice, as in
+    features/test.
+    """
+
+    judges_studies: ClassVar[bool] = True
+
+    folder: Path
+    folds: Mapping[int, TrainedNetwork]
+    alignments: Mapping[int, Alignment]
+    sequences: Mapping[str, TrainedNetwork]
+
+    @property
+    def networks(self) -> dict[str, TrainedNetwork]:
+        """The slice networks by name."""
+        return {f"fold {fold}": network for fold, network in self.folds.items()}
+
+    def predict(self, rows: pd.DataFrame) -> Predicted:
+        """Predict one study."""
+        blocks = mean_blocks(self.folds, self.alignments, rows, workers=0)
+        features = features_in_memory(blocks, self.folder)
+        parts: dict[str, list[pd.DataFrame]] = {"slices": [], "study": []}
+        for model in self.sequences.values():
+            parts["slices"].append(predict_slices(model.network, model.config, rows, features))
+            parts["study"].append(predict_studies(model.network, model.config, rows, features))
+        slices, study = (
+            combine({str(number): frame for number, frame in enumerate(frames)}, [1.0] * len(frames), "mean")
+            for frames in parts.values()
+        )
+        return Predicted(slices, study.iloc[0][list(LABELS)])
+
+    def describe(self) -> str:
+        """Say in a few words what predicts."""
+        kinds = sorted({model.config.seq_model for model in self.sequences.values()})
+        count = len(self.sequences)
+        models = f"a sequence model ({kinds[0]})" if count == 1 else f"{count} sequence models ({', '.join(kinds)})"
+        return f"{models} over {describe_networks(self.networks)}"
+
+    def document(self) -> dict[str, Any]:
+        """Return which weights predict."""
+        first = next(iter(self.sequences.values()))
+        rule = sequence_settings(first.config.seq_model, sequence_options(first.config))["seq_study"]
+        return {
+            "slices": network_documents(self.networks),
+            "sequences": network_documents(self.sequences),
+            "study": f"sequence model ({rule})",
+            "calibrated": False,
+            "views": 0,
+        }
+
+
+def describe_networks(networks: Mapping[str, TrainedNetwork]) -> str:
+    """Return the number and kind of slice networks as text."""
+    first = next(iter(networks.values()))
+    kind = first.config.net_model
+    if len(networks) == 1:
+        return f"{kind} ({first.weights} weights of iteration {first.iteration})"
+    return f"the mean of {len(networks)} folds' {kind}"
+
+
+def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, Any]]:
+    """Return name, model and weights of each network in JSON's types."""
+    return [
+        {
+            "name": name,
+            "model": network.config.seq_model if network.config.net_kind == SEQUENCE else network.config.net_model,
+            "weights": network.weights,
+            "iteration": network.iteration,
+        }
+        for name, network in networks.items()
+    ]
+
+
+def first_weight_file(path: Path) -> Path:
+    """Return the weight file that ``--net_weight_file`` names, of a cross-validation's folder the first fold's."""
+    if not path.is_dir():
+        return path
+    return path / next(iter(finished_folds(path).values()))["weights"]
+
+
+def check_models(config: PredictConfig) -> None:
+    """Raise UsageError, before there is any output, for models and options that don't go together."""
+    folder = config.net_weight_file.is_dir()
+    if folder and config.calibrate:
+        raise UsageError("--calibrate=1 needs one model's weights; a cross-validation has several")
+    if config.sequence is None:
+        return
+    if not folder:
+        raise UsageError(
+            f"--sequence needs a cross-validation's folder as --net_weight_file, whose features it was trained on; "
+            f"{config.net_weight_file} is none"
+        )
+    read_alignments(config.net_weight_file)
+    load_sequences(config, config.net_weight_file)
+
+
+def load_study_model(config: PredictConfig) -> StudyModel:
+    """Load what ``--net_weight_file`` and ``--sequence`` name, for the dataset that ``config`` names.
+
+    Raises UsageError for models that don't go together, and the errors of :func:`rsna_prediction.load_network`.
+    """
+    path = config.net_weight_file
+    options = (config.n_jobs, config.data_input_folder, config.data_dataset)
+    if config.sequence is not None:
+        document = read_document(path / FOLDERS[OUT_OF_FOLD])
+        alignments = read_alignments(path)
+        chosen = {int(fold): facts["chosen"] for fold, facts in document["folds"].items()}
+        folds = load_fold_models(config, path, chosen)
+        if not made_by(document, folds):
+            raise UsageError(
+                f"{path}: its models were trained further since its features were made; make them anew "
+                "(predict.py --features=1), and train the sequence model on them"
+            )
+        return SequenceModels(path, folds, alignments, load_sequences(config, path))
+    if path.is_dir():
+        networks = {f"fold {fold}": network for fold, network in load_fold_models(config, path).items()}
+    else:
+        networks = {path.name: load_network(path, *options, config.net_weights)}
+    calibration = load_calibration(config, networks[path.name]) if config.calibrate else None
+    views = {name: load_views(network, config) for name, network in networks.items()}
+    return SliceModels(networks, views, calibration)
+
+
+def load_sequences(config: PredictConfig, parent: Path) -> dict[str, TrainedNetwork]:
+    """Load the sequence models of ``--sequence``: a file, an experiment's best.pt, or a cross-validation's.
+
+    Raises UsageError for another kind of model, and for one that was trained on other features than those of the
+    cross-validation ``parent``.
+    """
+    path = config.sequence
+    if is_cross_validation(path):
+        files = {f"fold {fold}": path / facts["weights"] for fold, facts in finished_folds(path).items()}
+    else:
+        file = path / "best.pt" if path.is_dir() else path
+        files = {file.name: file}
+    due = features_hash(parent / FOLDERS[OUT_OF_FOLD])
+    found = {}
+    for name, file in files.items():
+        checkpoint = load_checkpoint(file)
+        if checkpoint["config"].get("net_kind") != SEQUENCE:
+            raise UsageError(f"--sequence={path}: {file} is no sequence model; a slice network is a --net_weight_file")
+        if checkpoint["transforms"].get("features", {}).get("sha256") != due:
+            raise UsageError(
+                f"--sequence={path}: {file} was trained on other features than those that lie in {parent / 'features'}"
+            )
+        place = (config.n_jobs, config.data_input_folder, config.data_dataset)
+        found[name] = load_network(file, *place, config.net_weights, sequences=True)
+    return found
