@@ -73,19 +73,27 @@ def test_no_text_of_an_option_ends_the_pages_script(tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)", page)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here (apt-get install chromium)")
+def driven(page: Path, script: str) -> str:
+    """The page as the browser has it after a script."""
+    copy = page.with_name("copy.html")
+    copy.write_text(page.read_text().replace("</main>", f"<script>{script}</script></main>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
+    command = [BROWSER, *flags, "--dump-dom", copy.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+with_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here (apt-get install chromium)")
+
+
+@with_browser
 def test_the_page_sorts_filters_and_compares_in_a_browser(tmp_path: Path) -> None:
     page = update_leaderboard(results(tmp_path), METRIC)
 
     def after(script: str) -> str:
-        copy = tmp_path / "copy.html"
-        copy.write_text(page.read_text().replace("</main>", f"<script>{script}</script></main>"))
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-        command = [BROWSER, *flags, "--dump-dom", copy.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        return driven(page, script)
 
     def names(html: str) -> list[str]:
-        return re.findall(r'aria-label="compare ([^"]+)"', html)
+        return re.findall(r'aria-label="compare ([^",]+)"', html)
 
     assert names(after("")) == ["10", "1", "2"]
     heads = "[...document.querySelectorAll('#board thead button')]"
@@ -97,3 +105,44 @@ def test_the_page_sorts_filters_and_compares_in_a_browser(tmp_path: Path) -> Non
     difference = unescape(ticked[ticked.index('id="difference"') : ticked.index("over an option")])
     assert re.findall(r'<th scope="row">([^<]+)</th>', difference) == [METRIC, "log_loss/any", "optim_lr"]
     assert '<circle class="one"' in ticked
+
+
+@with_browser
+def test_a_line_over_the_options_that_differ_for_each_experiment_of_numbers_and_of_words(tmp_path: Path) -> None:
+    for name, model, rate, decay, loss in (
+        ("a", "resnet18", 1e-4, "null", 0.4),
+        ("b", "vit", 1e-3, 0.9, 0.1),
+        ("c", "swin", 1e-2, 0.8, 0.2),
+        ("never", "vit", 5e-3, 0.8, None),
+    ):
+        points = [] if loss is None else [point(8, valid__weighted_log_loss=loss)]
+        options = f"net_model: {model}\noptim_lr: {rate}\ntr_ema_decay: {decay}\nseed: 3\n"
+        experiment(tmp_path / name, *points, config=options)
+    page = update_leaderboard(tmp_path, METRIC)
+
+    def lines(html: str) -> dict[str, list[tuple[float, float]]]:
+        found = re.findall(r'<polyline class="run[^>]*data-experiment="([^"]+)" points="([^"]+)"', html)
+        return {name: [tuple(map(float, pair.split(","))) for pair in points.split()] for name, points in found}
+
+    html = driven(page, "")
+    drawn = lines(html)
+    assert set(drawn) == {"a", "b", "c"}  # what was never validated has no place
+    names = re.findall(r'class="name">([^<]+)<', html)
+    assert names == ["net_model", "optim_lr", "tr_ema_decay", "weighted_log_loss"]
+    assert {len(points) for points in drawn.values()} == {4}
+    model, rate, decay, loss = ({name: points[axis][1] for name, points in drawn.items()} for axis in range(4))
+    assert model["a"] > model["c"] > model["b"]  # resnet18, swin, vit, from below
+    assert model["a"] + model["b"] == pytest.approx(2 * model["c"])
+    assert rate["a"] + rate["c"] == pytest.approx(2 * rate["b"])  # equal steps of a logarithmic scale
+    assert decay["a"] > decay["c"] > decay["b"]  # no value: below the axis
+    assert (loss["a"] - loss["c"]) / (loss["a"] - loss["b"]) == pytest.approx(2 / 3, abs=0.01)  # inverted: up is high
+    assert len(set(re.findall(r'style="stroke: (color-mix[^;]*);', html))) == 3
+
+    press = "document.querySelector('[data-experiment=c]').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter'}));"
+    chosen = driven(page, press + "document.querySelector('[data-experiment=a]').dispatchEvent(new Event('click'));")
+    assert re.findall(r'class="run chosen"[^>]*data-experiment="([^"]+)"', chosen) == ["a", "c"]
+    difference = chosen[chosen.index('id="difference"') : chosen.index("over an option")]
+    assert "swin" in difference
+    assert "resnet18" in difference
+    assert set(lines(driven(page, "filter.value = 'net_model=vit'; draw();"))) == set()  # one alone: nothing differs
+    assert "No option differs" in driven(page, "filter.value = 'swin'; draw();")

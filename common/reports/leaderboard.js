@@ -44,7 +44,7 @@ function draw() {
   document.querySelector("#board tbody").replaceChildren(...rows.map(row => {
     const line = element("tr"), box = element("input", undefined, { type: "checkbox", "aria-label": "compare " + row.experiment });
     box.checked = picked.has(row.experiment);
-    box.onchange = () => { box.checked ? picked.add(row.experiment) : picked.delete(row.experiment); contrast(); };
+    box.onchange = () => { box.checked ? picked.add(row.experiment) : picked.delete(row.experiment); contrast(); parallel(rows); };
     const first = element("td");
     first.append(box);
     line.append(first);
@@ -57,6 +57,7 @@ function draw() {
     return line;
   }));
   scatter(rows);
+  parallel(rows);
 }
 function contrast() {
   const target = document.getElementById("difference");
@@ -73,6 +74,88 @@ function contrast() {
   }
   target.replaceChildren(made);
 }
+function picture(width, height, label) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", label);
+  const add = (tag, attributes, content) => {
+    const made = document.createElementNS(svg.namespaceURI, tag);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    if (content !== undefined) made.textContent = content;
+    svg.append(made);
+    return made;
+  };
+  return { svg, add };
+}
+function hint(shape, content) {
+  const tip = document.createElementNS(shape.namespaceURI, "title");
+  tip.textContent = content;
+  shape.append(tip);
+}
+const missing = value => value === null || value === undefined || value === "";
+const short = value => value.length > 18 ? value.slice(0, 8) + "…" + value.slice(-8) : value;
+// Where an axis's values lie, 0 (bottom) to 1: numbers by size (by their logarithm where they span two powers of ten
+// and more), other values in alphabetical steps, a missing one below the axis.
+function axis(name, rows) {
+  const known = rows.map(row => row[name]).filter(value => !missing(value));
+  const unique = [...new Set(known)];
+  if (known.every(value => typeof value === "number")) {
+    const low = Math.min(...known), high = Math.max(...known), log = low > 0 && high / low >= 100;
+    const scale = value => high > low ? log ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low) : .5;
+    const ticks = unique.length <= 8 ? unique.sort((a, b) => a - b) : [low, high];
+    return { name, log, place: value => missing(value) ? -.12 : scale(value), ticks };
+  }
+  const words = [...new Set(known.map(text))].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+  const place = value => missing(value) ? -.12 : words.length > 1 ? words.indexOf(text(value)) / (words.length - 1) : .5;
+  return { name, log: false, place, ticks: words };
+}
+function parallel(rows) {
+  const target = document.getElementById("parallel");
+  const points = rows.filter(row => row[data.metric] !== null);
+  const names = options.filter(name => new Set(points.map(row => JSON.stringify(row[name] ?? null))).size > 1);
+  if (points.length < 2 || !names.length) return target.replaceChildren(element("p", "No option differs between the experiments shown."));
+  const axes = [...names, data.metric].map(name => axis(name, points));
+  const gap = 128, width = gap * axes.length + 40, top = 40, bottom = 220;
+  const x = number => gap / 2 + number * gap, y = share => bottom - share * (bottom - top);
+  const { svg, add } = picture(width, 260, `A line for each of ${points.length} experiments over ${names.join(", ")} and ${data.metric}; the table above has the numbers.`);
+  svg.setAttribute("role", "group");
+  svg.style.cssText = `width: ${width}px; max-width: none`;
+  const best = [...points].sort((a, b) => a[data.metric] - b[data.metric]);
+  for (const row of [...best].reverse()) {
+    const rank = best.indexOf(row) / (best.length - 1), chosen = picked.has(row.experiment);
+    const line = add("polyline", {
+      class: chosen ? "run chosen" : "run", tabindex: 0, role: "button", "aria-pressed": chosen, "data-experiment": row.experiment,
+      points: axes.map((one, number) => `${x(number)},${y(one.place(row[one.name])).toFixed(1)}`).join(" "),
+      style: `stroke: color-mix(in oklab, var(--one) ${Math.round(100 * (1 - rank))}%, var(--two)); stroke-width: ${chosen ? 4 : 3.2 - 2 * rank}`,
+    });
+    const said = names.map(name => `${name}=${text(row[name])}`).join(" ");
+    line.setAttribute("aria-label", `compare ${row.experiment}, ${text(row[data.metric])}`);
+    hint(line, `${row.experiment}: ${text(row[data.metric])} (${said})`);
+    line.onclick = () => {
+      chosen ? picked.delete(row.experiment) : picked.add(row.experiment);
+      contrast();
+      draw();
+      target.querySelector(`[data-experiment="${CSS.escape(row.experiment)}"]`).focus();
+    };
+    line.onkeydown = event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); line.onclick(); } };
+  }
+  axes.forEach((one, number) => {
+    add("line", { class: "axis", x1: x(number), x2: x(number), y1: top, y2: bottom });
+    hint(add("text", { x: x(number), y: 16, "text-anchor": "middle", class: "name" }, short(one.name)), one.name);
+    if (one.log) add("text", { x: x(number), y: 30, "text-anchor": "middle" }, "log");
+    const unknown = points.some(row => missing(row[one.name])) ? [null] : [];
+    let last = Infinity;
+    for (const tick of [...unknown, ...one.ticks]) {
+      const at = y(one.place(tick));
+      if (last - at < 13) continue;
+      last = at;
+      const content = tick === null ? "none" : text(tick);
+      hint(add("text", { class: "tick", x: x(number) + 5, y: at + 4 }, short(content)), content);
+    }
+  });
+  target.replaceChildren(svg);
+}
 function scatter(rows) {
   const target = document.getElementById("scatter"), name = option.value;
   const points = rows.filter(row => row[data.metric] !== null && row[name] !== null && row[name] !== undefined);
@@ -82,26 +165,14 @@ function scatter(rows) {
   const span = values => { const low = Math.min(...values), high = Math.max(...values); return high > low ? [low, high] : [low - .5, high + .5]; };
   const [left, right] = numeric ? span(places) : [-.5, places.length - .5], [low, high] = span(points.map(row => row[data.metric]));
   const x = value => 60 + (value - left) / (right - left) * 480, y = value => 220 - (value - low) / (high - low) * 190;
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", "0 0 560 260");
-  svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `${data.metric} over ${name}: ` + points.map(row => `${text(row[name])}: ${text(row[data.metric])}`).join("; "));
-  const add = (tag, attributes, content) => {
-    const made = document.createElementNS(svg.namespaceURI, tag);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (content !== undefined) made.textContent = content;
-    svg.append(made);
-    return made;
-  };
+  const { svg, add } = picture(560, 260, `${data.metric} over ${name}: ` + points.map(row => `${text(row[name])}: ${text(row[data.metric])}`).join("; "));
   add("line", { class: "line", x1: 60, x2: 540, y1: 230, y2: 230 });
-  for (const value of [low, high]) add("text", { x: 54, y: y(value) + 4, "text-anchor": "end" }, text(value));
+  for (const value of [low, high]) add("text", { x: 54, y: y(value) + 4, "text-anchor": "end" }, String(+value.toPrecision(4)));
   if (numeric) for (const value of [left, right]) add("text", { x: x(value), y: 250, "text-anchor": "middle" }, text(value));
-  else places.forEach((value, place) => add("text", { x: x(place), y: 250, "text-anchor": "middle" }, value));
+  else places.forEach((value, place) => add("text", { x: x(place), y: 250, "text-anchor": "middle" }, short(value)));
   for (const row of points) {
     const dot = add("circle", { class: "one", cx: x(numeric ? row[name] : places.indexOf(text(row[name]))), cy: y(row[data.metric]), r: 5 });
-    const tip = document.createElementNS(svg.namespaceURI, "title");
-    tip.textContent = `${row.experiment}: ${name}=${text(row[name])}, ${text(row[data.metric])}`;
-    dot.append(tip);
+    hint(dot, `${row.experiment}: ${name}=${text(row[name])}, ${text(row[data.metric])}`);
   }
   target.replaceChildren(svg);
 }

@@ -100,6 +100,9 @@ def leaderboard_page(table: pd.DataFrame, records: Sequence[Record], metric: str
         "<p>Tick two experiments above.</p></div></section>",
         f'<section><h2>{escape(title)} over an option</h2><p><label>Option <select id="option"></select></label></p>'
         '<div id="scatter"></div></section>',
+        f'<section><h2>All options that differ, and {escape(title)}</h2><p class="soft">A line for each experiment: '
+        "blue and thick the lowest, orange and thin the highest. Click one to tick it in the table.</p>"
+        '<div id="parallel" class="card"></div></section>',
         f'<script type="application/json" id="data">{embedded}</script>',
         f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
     )

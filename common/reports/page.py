@@ -45,6 +45,11 @@ ul.findings { list-style: none; padding: 0; margin: .5rem 0; } ul.findings li { 
 svg { display: block; width: 100%; max-width: 44rem; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 .one { fill: var(--one); } .two { fill: var(--two); } .line { stroke: var(--line); }
 polyline { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
+.run { cursor: pointer; stroke-opacity: .75; outline: none; }
+.run:hover, .run:focus-visible, .chosen { stroke-opacity: 1; }
+.run:hover, .run:focus-visible { stroke-width: 6 !important; } .chosen { stroke-dasharray: 9 3; }
+.axis { stroke: var(--soft); } svg .name { fill: var(--ink); font-weight: 600; }
+svg .tick { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 3; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--one); }
 input, select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line);
   padding: .1rem .4rem; }
