@@ -1,0 +1,411 @@
+"""The ladder: from the constant predictor to a calibrated ensemble, a few commands a rung, judged on other patients.
+
+python benchmarks/ladder.py FOLDER            about an hour on two cores, 20 GB of disk
+python benchmarks/ladder.py FOLDER --quick    some minutes: says that all rungs work, not what they are worth
+
+Makes a phantom of difficulty `real` in FOLDER whose test studies have known labels (phantom_truth.csv) that no command
+reads, climbs with this project's own commands, and trains two rivals (rivals.py) on as many pictures as the best rung's
+networks saw. A rung is built on the best rung below it; which that is, and all that is chosen or fitted, comes from
+validation and out-of-fold predictions, never from the test studies. FOLDER/ladder.md and ladder.csv hold the table:
+weighted log loss of the test images with a 95 % interval over patients, and the paired difference from the rung that
+this one was built on. The same command goes on where an earlier one was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+DATASET = "real"
+FOLDS = 3
+VIEWS = 4
+DRAWS = 10_000
+TEST_SHARE = 0.4
+NO_AUGMENTATION, AUGMENTATION = "valid_demo.json", "train_demo.json"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Size of the phantom and of the trainings; iterations of a sequence model are batches of 8 series."""
+
+    studies: int
+    size: int
+    iterations: int
+    sequence_iterations: int
+    model: str = "resnet10t"
+    batch: int = 32
+
+
+FULL = Budget(studies=400, size=96, iterations=500, sequence_iterations=600)
+QUICK = Budget(studies=60, size=64, iterations=60, sequence_iterations=60)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A rung of the ladder: predictions of the test images, and what it scores where choices are made.
+
+    ``base``: name of the rung that it was built on; ``steps``: names of the commands that made it; ``known``: its score
+    on validation or out-of-fold predictions, ``before``: that of its base on the same images.
+    """
+
+    name: str
+    test: pd.DataFrame
+    base: str | None = None
+    steps: tuple[str, ...] = ()
+    known: float | None = None
+    before: float | None = None
+    basis: str = ""
+
+    @property
+    def helps(self) -> bool:
+        """Whether the rungs above are built on this one."""
+        return self.before is None or self.known < self.before
+
+
+class Ladder:
+    """Runs commands in a folder once, keeps what they took, and collects the rungs."""
+
+    def __init__(self, folder: Path, budget: Budget, n_jobs: int) -> None:
+        """``folder`` may hold what an earlier, stopped run left; ``n_jobs`` as everywhere."""
+        self.folder, self.budget, self.results = folder, budget, folder / "results"
+        self.cores = f"--n_jobs={n_jobs}"
+        self.record_file = folder / "ladder.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.done: dict[str, dict[str, Any]] = {}
+        if self.record_file.is_file():
+            self.done = json.loads(self.record_file.read_text(encoding="utf-8"))
+        if self.done.setdefault("budget", vars(budget)) != vars(budget):
+            sys.exit(f"error: {folder} holds a ladder of another size; name another folder")
+        self.rungs: list[Rung] = []
+
+    def run(self, step: str, *command: str) -> None:
+        """Run ``python <command>`` unless the step was done before; its output goes to ``logs/<step>.log``."""
+        from common.files import write_json
+
+        if step in self.done:
+            return
+        line = ["python", *(word.replace(str(self.folder), "FOLDER") for word in command)]
+        print(f"{step}: {shlex.join(line)}", flush=True)
+        log = self.folder / "logs" / f"{step.replace(' ', '_')}.log"
+        log.parent.mkdir(exist_ok=True)
+        start, used = time.perf_counter(), _children_seconds()
+        with log.open("a") as file:
+            code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file).returncode
+        if code:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            sys.exit(f"error: {step} ended with exit code {code}; the end of {log}:\n{tail}")
+        seconds, cpu = time.perf_counter() - start, _children_seconds() - used
+        self.done[step] = {"command": line, "seconds": seconds, "cpu_seconds": cpu}
+        write_json(self.record_file, self.done)
+
+    @property
+    def place(self) -> list[str]:
+        """Options that every training has."""
+        return [f"--data_input_folder={self.folder}", f"--data_dataset={DATASET}", f"--output_dir={self.results}"]
+
+    def make_data(self) -> None:
+        """Write the phantom and preprocess it to 128 pixels."""
+        phantom = self.folder / "phantom"
+        options = [f"--phantom_studies={self.budget.studies}", f"--phantom_test_share={TEST_SHARE}"]
+        self.run("phantom", "rsna_phantom.py", f"--phantom_folder={phantom}", *options, self.cores)
+        more = [f"--pre_source={phantom}", "--pre_size=128", f"--pre_folds={FOLDS}"]
+        self.run("preprocessing", "preprocessing.py", *self.place[:2], *more, self.cores)
+
+    def train_fold(self, name: str, *options: str) -> tuple[str, ...]:
+        """Train fold 0 of the cross-validation ``name`` and predict the test images; return the steps."""
+        budget = self.budget
+        options = (
+            f"--net_model={budget.model}",
+            f"--data_image_size={budget.size}",
+            f"--tr_batch_size={budget.batch}",
+            f"--tr_iteration_num={budget.iterations}",
+            f"--tr_iteration_valid={max(1, budget.iterations // 4)}",
+            *options,
+        )
+        command = ["train.py", self.cores, *self.place, "--data_fold=all", f"--experiment_id={name}", *options]
+        self.run(f"{name} fold 0", *command, "--cv_run=0")
+        self.run(f"{name} test", "predict.py", self.cores, f"--net_weight_file={self.fold_folder(name) / 'best.pt'}")
+        self.done[f"{name} fold 0"]["again"] = command
+        return f"{name} fold 0", f"{name} test"
+
+    def fold_folder(self, name: str) -> Path:
+        """Return the folder of fold 0 of a cross-validation."""
+        return self.results / name / "fold_0"
+
+    def valid_loss(self, name: str) -> float:
+        """Return the best validation's weighted log loss of fold 0."""
+        return self.loss_of(self.fold_folder(name) / "predictions_valid.csv")
+
+    def loss_of(self, path: Path) -> float:
+        """Return the weighted log loss of predictions of labelled images of the training folds."""
+        from rsna_dataset import dataset_folder, read_metadata, read_predictions
+
+        rows = read_metadata(dataset_folder(self.folder, DATASET))
+        frame = read_predictions(path)
+        return float(losses(frame, rows.loc[frame.index]).mean())
+
+    def add(self, rung: Rung) -> Rung:
+        """Add a rung and say what it scores; return the best one so far, by what is known without the test set."""
+        self.rungs.append(rung)
+        said = "" if rung.known is None else f", {rung.basis} {rung.known:.4f}"
+        if rung.before is not None:
+            said += f" after {rung.before:.4f}: {'goes on' if rung.helps else 'left out above'}"
+        print(f"  {rung.name}: test {losses(rung.test, self.truth.loc[rung.test.index]).mean():.4f}{said}", flush=True)
+        return rung
+
+    @cached_property
+    def truth(self) -> pd.DataFrame:
+        """Labels and patient of the test images that have a picture, by the phantom's truth file."""
+        import pandas as pd
+
+        from rsna_dataset import LABELS, dataset_folder, read_metadata
+
+        table = pd.read_csv(self.folder / "phantom" / "phantom_truth.csv", index_col="id", keep_default_na=False)
+        metadata = read_metadata(dataset_folder(self.folder, DATASET))
+        tests = metadata.index[metadata["split"] == "test"]
+        return table.loc[tests, list(LABELS)].join(metadata["patient_id"])
+
+    def submission(self, path: Path) -> pd.DataFrame:
+        """Read predictions of the test images, in one order."""
+        from rsna_dataset import read_predictions
+
+        return read_predictions(path).loc[self.truth.index]
+
+
+def losses(frame: pd.DataFrame, labels: pd.DataFrame) -> Any:
+    """Return each image's weighted log loss."""
+    from common.metrics import binary_log_losses, normalized_weights
+    from rsna_dataset import LABEL_WEIGHTS, LABELS
+
+    weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
+    names = list(LABELS)
+    return binary_log_losses(frame[names].to_numpy(), labels.loc[frame.index, names].to_numpy(float)) @ weights
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def constant(ladder: Ladder) -> Rung:
+    """The prevalences of fold 0's training images for every image."""
+    import numpy as np
+    import pandas as pd
+
+    from rsna_dataset import LABELS, dataset_folder, read_fold
+
+    rows = read_fold(dataset_folder(ladder.folder, DATASET), DATASET, 0)
+    means = rows.loc[rows["sample_type"] == "train", list(LABELS)].mean().to_numpy(float)
+    index = ladder.truth.index
+    return ladder.add(Rung("constant predictor", pd.DataFrame(np.tile(means, (len(index), 1)), index, list(LABELS))))
+
+
+def single_networks(ladder: Ladder, bottom: Rung) -> tuple[Rung, str]:
+    """Slice network, augmentation, neighbours as channels, test-time views; return the best and its experiment."""
+
+    def train(name: str, title: str, base: Rung, before: str | None, *options: str) -> Rung:
+        steps = ladder.train_fold(name, *options)
+        test = ladder.submission(ladder.fold_folder(name) / "submission.csv")
+        known = ladder.valid_loss(name)
+        earlier = None if before is None else ladder.valid_loss(before)
+        return ladder.add(Rung(title, test, base.name, steps, known, earlier, "validation fold"))
+
+    best, experiment = (
+        train("slice", "slice network", bottom, None, f"--data_train_transform={NO_AUGMENTATION}"),
+        "slice",
+    )
+    transform = NO_AUGMENTATION
+    augmented = train("augmented", "+ augmentation", best, experiment, f"--data_train_transform={AUGMENTATION}")
+    if augmented.helps:
+        best, experiment, transform = augmented, "augmented", AUGMENTATION
+    context = train(
+        "context", "+ neighbouring slices (2.5-D)", best, experiment, f"--data_train_transform={transform}",
+        "--data_context=1",
+    )  # fmt: skip
+    if context.helps:
+        best, experiment = context, "context"
+    views = [f"--tta={AUGMENTATION}", f"--tta_views={VIEWS}"]
+    folder = ladder.fold_folder(experiment)
+    test_file = ladder.results / "tta_submission.csv"
+    ladder.run(
+        "views valid", "evaluate.py", ladder.cores, f"--output_dir={folder.parent}", "--experiment_id=fold_0", *views
+    )
+    ladder.run(
+        "views test",
+        "predict.py",
+        ladder.cores,
+        f"--net_weight_file={folder / 'best.pt'}",
+        f"--output_file={test_file}",
+        *views,
+    )
+    import pandas as pd
+
+    known = pd.read_csv(folder / "evaluation_tta.csv", index_col="label").loc["weighted", "log_loss"]
+    ladder.add(
+        Rung(
+            f"+ test-time augmentation, {VIEWS} views", ladder.submission(test_file), best.name,
+            ("views valid", "views test"), known, best.known, "validation fold",
+        )
+    )  # fmt: skip
+    return best, experiment
+
+
+def studies(ladder: Ladder, single: Rung, slices: str) -> None:
+    """All folds' networks together, sequence models on their features, both together, second level, calibration."""
+    ladder.run(f"{slices} other folds", *ladder.done[f"{slices} fold 0"]["again"])
+    ladder.run(f"{slices} all test", "predict.py", ladder.cores, f"--net_weight_file={ladder.results / slices}")
+
+    def read(name: str) -> tuple[pd.DataFrame, float]:
+        folder = ladder.results / name
+        return ladder.submission(folder / "submission.csv"), ladder.loss_of(folder / "predictions_oof.csv")
+
+    basis = "out of fold"
+    test, known = read(slices)
+    steps = f"{slices} other folds", f"{slices} all test"
+    folds = ladder.add(Rung(f"+ mean of {FOLDS} folds' networks", test, single.name, steps, known, None, basis))
+
+    batches = ladder.budget.sequence_iterations
+    options = [f"--tr_iteration_num={batches}", f"--tr_iteration_valid={max(1, batches // 6)}", "--tr_batch_size=8"]
+    ladder.run("features", "predict.py", ladder.cores, f"--net_weight_file={ladder.results / slices}", "--features=1")
+    kind = ["--net_kind=sequence", f"--seq_features={slices}", "--seq_model=lstm", "--experiment_id=sequence"]
+    ladder.run("sequence", "train.py", ladder.cores, *ladder.place, "--data_fold=all", *kind, *options)
+    ladder.run("sequence test", "predict.py", ladder.cores, f"--net_weight_file={ladder.results / 'sequence'}")
+    test, known = read("sequence")
+    steps = "features", "sequence", "sequence test"
+    sequence = ladder.add(Rung("+ sequence model over the study", test, folds.name, steps, known, folds.known, basis))
+    best, experiment = (sequence, "sequence") if sequence.helps else (folds, slices)
+
+    results = f"--output_dir={ladder.results}"
+    for name, title, command in (
+        ("ensemble", "+ ensemble of slices and sequences", ["ensemble.py", slices, "sequence", "--ens_fit=weights"]),
+        ("level", "+ second level (boosted trees)", ["second_level.py", slices, "sequence"]),
+    ):
+        ladder.run(name, *command, results, f"--experiment_id={name}")
+        test, known = read(name)
+        rung = ladder.add(Rung(title, test, best.name, (name,), known, best.known, basis))
+        if rung.helps:
+            best, experiment = rung, name
+    ladder.run(
+        "calibrated", "ensemble.py", experiment, "--ens_calibrate=temperature", results, "--experiment_id=calibrated"
+    )
+    test, known = read("calibrated")
+    ladder.add(Rung("+ calibration (temperatures)", test, best.name, ("calibrated",), known, best.known, basis))
+
+
+def rivals(ladder: Ladder) -> None:
+    """Two programs that this project is not, on all training images, with the budget of the three folds' networks."""
+    budget = ladder.budget
+    for name, title in (("plain", "a plain torch loop"), ("timm", "timm's recipe")):
+        output = ladder.folder / f"{name}.csv"
+        ladder.run(
+            name, "benchmarks/rivals.py", name, str(ladder.folder), f"--dataset={DATASET}", f"--model={budget.model}",
+            ladder.cores,
+            f"--size={budget.size}", f"--batch={budget.batch}", f"--iterations={FOLDS * budget.iterations}",
+            f"--output={output}",
+        )  # fmt: skip
+        ladder.add(Rung(title, ladder.submission(output), None, (name,)))
+
+
+def table_of(ladder: Ladder) -> pd.DataFrame:
+    """Return the table: a row for each rung."""
+    import numpy as np
+    import pandas as pd
+
+    from common.evaluation.resampling import PatientBootstrap, interval, verdict
+
+    truth = ladder.truth
+    bootstrap = PatientBootstrap(truth["patient_id"].to_numpy(), DRAWS)
+    values = {rung.name: losses(rung.test, truth) for rung in ladder.rungs}
+
+    def mean_interval(values: Any) -> tuple[float, float]:
+        totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([values, np.ones(len(values))])))
+        return interval(totals[:, 0] / totals[:, 1])
+
+    rows = []
+    for rung in ladder.rungs:
+        low, high = mean_interval(values[rung.name])
+        steps = [ladder.done[step] for step in rung.steps]
+        row = {
+            "rung": rung.name, "log_loss": values[rung.name].mean(), "low": low, "high": high, "built_on": rung.base,
+            "known": rung.known, "basis": rung.basis, "goes_on": rung.helps,
+            **{unit: sum(step[unit] for step in steps) for unit in ("seconds", "cpu_seconds")},
+            "commands": "; ".join(shlex.join(step["command"]) for step in steps),
+        }  # fmt: skip
+        if rung.base is not None:
+            change = values[rung.name] - values[rung.base]
+            low, high = mean_interval(change)
+            said = verdict(low, high, smaller_is_better=True)
+            row |= {"change": change.mean(), "change_low": low, "change_high": high, "verdict": said}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
+    """Return the table as Markdown."""
+    import pandas as pd
+
+    lines = [
+        f"{facts['images']:,} test images of {facts['patients']} patients; {facts['text']}",
+        "",
+        "| rung | test log loss [95 %] | against what it is built on [95 %] | chosen by | CPU minutes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in table.itertuples():
+        change = "–"
+        if pd.notna(row.change):
+            change = f"{row.change:+.4f} [{row.change_low:+.4f}, {row.change_high:+.4f}] {row.verdict}"
+        known = "–" if pd.isna(row.known) else f"{row.basis} {row.known:.4f}{'' if row.goes_on else ', left out above'}"
+        minutes = "–" if not row.cpu_seconds else f"{row.cpu_seconds / 60:.1f}"
+        loss = f"{row.log_loss:.4f} [{row.low:.4f}, {row.high:.4f}]"
+        lines.append(f"| {row.rung} | {loss} | {change} | {known} | {minutes} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Climb, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folder", type=Path, help="where phantom, dataset and experiments go, and what is there goes on"
+    )
+    parser.add_argument("--quick", action="store_true", help="a small phantom and short trainings")
+    parser.add_argument("--n_jobs", type=int, default=0, help="cores to use; 0: all there are")
+    options = parser.parse_args()
+    from common.files import write_csv, write_text
+
+    budget = QUICK if options.quick else FULL
+    ladder = Ladder(options.folder.resolve(), budget, options.n_jobs)
+    ladder.make_data()
+    single, slices = single_networks(ladder, constant(ladder))
+    studies(ladder, single, slices)
+    rivals(ladder)
+    table = table_of(ladder)
+    text = f"{budget.model}, {budget.size} pixels, {budget.iterations} iterations of {budget.batch} for each network"
+    facts = {"images": len(ladder.truth), "patients": ladder.truth["patient_id"].nunique(), "text": text}
+    write_csv(ladder.folder / "ladder.csv", table)
+    report = markdown(table, facts)
+    write_text(ladder.folder / "ladder.md", report + "\n")
+    print(f"\n{report}")
+    ours = table[table["goes_on"] & table["built_on"].notna()].iloc[-1]
+    better = table[table["built_on"].isna()].iloc[1:]["log_loss"].min()
+    print(f"\n{ours['rung']}: {ours['log_loss'] / better:.2f} of the better rival's log loss (aim: at most 0.80)")
+    print(ladder.folder / "ladder.md")
+
+
+if __name__ == "__main__":
+    main()

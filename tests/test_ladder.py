@@ -1,0 +1,49 @@
+"""benchmarks/ladder.py: every rung runs on a tiny phantom, a second start repeats nothing, the table is right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
+
+from rsna_dataset import LABELS
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "import sys; sys.path[:0] = ['.', 'benchmarks']; import ladder; "
+    "ladder.QUICK = ladder.Budget(studies=24, size=32, iterations=4, sequence_iterations=4, batch=8); ladder.main()"
+)
+
+
+def climb(folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", TINY, str(folder), "--quick", "--n_jobs=1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_all_rungs_are_climbed_once_and_judged_by_labels_that_no_command_read(tmp_path: Path) -> None:
+    first = climb(tmp_path / "ladder")
+    assert "second level" in first
+    table = pd.read_csv(tmp_path / "ladder" / "ladder.csv", index_col="rung")
+    assert len(table) == 12
+    truth = pd.read_csv(tmp_path / "ladder" / "phantom" / "phantom_truth.csv", index_col="id").query("split == 'test'")
+    plain = pd.read_csv(tmp_path / "ladder" / "plain.csv", index_col="id").loc[truth.index]
+    by_label = [log_loss(truth[name], plain[name], labels=[0, 1]) for name in LABELS]
+    weights = [2 if name == "any" else 1 for name in LABELS]
+    expected = np.average(by_label, weights=weights)
+    assert table.loc["a plain torch loop", "log_loss"] == pytest.approx(expected, rel=1e-9)
+    assert (table["low"] <= table["log_loss"]).all()
+    assert (table["log_loss"] <= table["high"]).all()
+    report = (tmp_path / "ladder" / "ladder.md").read_text()
+    assert all(name in report for name in table.index)
+    again = climb(tmp_path / "ladder")
+    assert ": python " not in again
+    assert (tmp_path / "ladder" / "ladder.md").read_text() == report
