@@ -61,7 +61,8 @@ class Rung:
     """A rung of the ladder: predictions of the test images, and what it scores where choices are made.
 
     ``base``: name of the rung that it was built on; ``steps``: names of the commands that made it; ``known``: its score
-    on validation or out-of-fold predictions, ``before``: that of its base on the same images.
+    on validation or out-of-fold predictions, ``before``: that of its base on the same images. ``aside``: nothing is
+    built on it, whatever it scores.
     """
 
     name: str
@@ -71,11 +72,12 @@ class Rung:
     known: float | None = None
     before: float | None = None
     basis: str = ""
+    aside: bool = False
 
     @property
     def helps(self) -> bool:
         """Whether the rungs above are built on this one."""
-        return self.before is None or self.known < self.before
+        return not self.aside and (self.before is None or self.known < self.before)
 
 
 class Ladder:
@@ -165,7 +167,7 @@ class Ladder:
         self.rungs.append(rung)
         said = "" if rung.known is None else f", {rung.basis} {rung.known:.4f}"
         if rung.before is not None:
-            said += f" after {rung.before:.4f}: {'goes on' if rung.helps else 'left out above'}"
+            said += f" after {rung.before:.4f}: {'goes on' if rung.helps else 'nothing is built on it'}"
         print(f"  {rung.name}: test {losses(rung.test, self.truth.loc[rung.test.index]).mean():.4f}{said}", flush=True)
         return rung
 
@@ -260,9 +262,9 @@ def single_networks(ladder: Ladder, bottom: Rung) -> tuple[Rung, str]:
     ladder.add(
         Rung(
             f"+ test-time augmentation, {VIEWS} views", ladder.submission(test_file), best.name,
-            ("views valid", "views test"), known, best.known, "validation fold",
+            ("views valid", "views test"), known, best.known, "validation fold", aside=True,
         )
-    )  # fmt: skip
+    )  # fmt: skip  # aside: views are for a last prediction; the rungs above average networks instead
     return best, experiment
 
 
@@ -370,7 +372,11 @@ def markdown(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         change = "–"
         if pd.notna(row.change):
             change = f"{row.change:+.4f} [{row.change_low:+.4f}, {row.change_high:+.4f}] {row.verdict}"
-        known = "–" if pd.isna(row.known) else f"{row.basis} {row.known:.4f}{'' if row.goes_on else ', left out above'}"
+        known = (
+            "–"
+            if pd.isna(row.known)
+            else f"{row.basis} {row.known:.4f}{'' if row.goes_on else ', nothing built on it'}"
+        )
         minutes = "–" if not row.cpu_seconds else f"{row.cpu_seconds / 60:.1f}"
         loss = f"{row.log_loss:.4f} [{row.low:.4f}, {row.high:.4f}]"
         lines.append(f"| {row.rung} | {loss} | {change} | {known} | {minutes} |")
