@@ -119,21 +119,6 @@ def test_a_sequence_model_learns_and_is_evaluated_and_predicts_slices_and_studie
     assert (studies.loc[highest.index, list(LABELS)] >= highest - 1e-6).all(axis=None)  # noisy-or is never below it
 
 
-def test_sequence_models_are_cross_validated_by_the_experiments_name(results, small_dataset, capsys) -> None:
-    flags = [*small_dataset.flags, *OPTIONS, "--tr_iteration_num=6", f"--output_dir={results}"]
-    folder = train.main([*flags, "--experiment_id=all", "--data_fold=0,1", "--seq_model=conv"])
-    oof = pd.read_csv(folder / "predictions_oof.csv", index_col="id")
-    held = [read_fold(small_dataset.folder, "phantom", fold).query("sample_type == 'valid'") for fold in (0, 1)]
-    assert set(oof.index) == set(pd.concat(held).index)
-    assert predict.main([f"--net_weight_file={folder}", "--n_jobs=1"]) == folder / "submission.csv"
-    again = [*flags, "--experiment_id=new", "--data_fold=0,1", "--seq_features=gone"]
-    code, line = failure(train.main, again, capsys)
-    assert code == 2
-    assert "--seq_features=gone: no such experiment" in line
-    assert "folds" in line
-    assert not (results / "new").exists()
-
-
 def test_a_killed_run_goes_on_to_the_same_bits(results, small_dataset) -> None:
     with open_runs(results, [*small_dataset.flags, *OPTIONS, "--tr_checkpoint_minutes=1e-9"]) as runs:
         assert runs.start("whole")["code"] == 0
