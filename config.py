@@ -895,7 +895,11 @@ class SecondLevelConfig(ResultsLocation):
     )
     seed: int = option(0, "seed of the trees", minimum=0, maximum=2**31 - 1)
     level_neighbours: int = option(2, "slices on each side along the series whose predictions count", minimum=0)
-    level_trees: int = option(100, "trees of each label's model", minimum=1)
+    level_trees: int = option(
+        100,
+        "most trees of each label's model; how many, or none, is chosen by cross-validation over the patients",
+        minimum=1,
+    )
     level_rate: float = option(0.05, "learning rate: how much each tree counts", minimum=0.0001, maximum=1)
     level_leaves: int = option(15, "most leaves of a tree", minimum=2)
     level_leaf_images: int = option(20, "fewest images in a leaf", minimum=1)

@@ -7,6 +7,7 @@ scikit-learn's own files are pickles.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import GroupKFold
 
 from common.arguments import from_dict, to_dict
 from common.ensembling import clipped_logits
 from common.errors import UsageError
 from common.experiment import create_experiment, experiment_folder
 from common.files import write_csv, write_json
+from common.metrics import binary_log_losses
 from common.reports.record import write_value
 from common.resume import read_options
 from common.statistics import format_table, member_table
@@ -35,10 +38,18 @@ from rsna_dataset import (
     read_predictions,
     write_submission,
 )
-from rsna_evaluation import PREDICTION_FILES, describe, evaluate_predictions, pooled_metrics, write_evaluation
+from rsna_evaluation import (
+    PREDICTION_FILES,
+    describe,
+    evaluate_predictions,
+    known_patients,
+    pooled_metrics,
+    write_evaluation,
+)
 from rsna_report import write_result
 
 LEVEL_ROW = "second level"
+PARTS = 3  # of the patients, by which the number of trees is chosen
 
 
 def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
@@ -53,10 +64,11 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
     frames = {name: read_predictions(folder / PREDICTION_FILES[0]) for name, folder in members.items()}
     labelled = pd.concat([fold.valid for fold in folds])
     known = neighbour_table(frames, metadata, labelled.index, config.level_neighbours)
-    parts = [
-        fit_predict(config, known.drop(index=fold.valid.index), labelled, known.loc[fold.valid.index]) for fold in folds
-    ]
-    predictions = pd.concat(parts).loc[labelled.index]
+    parts = {
+        fold.number: fit_predict(config, known.drop(index=fold.valid.index), labelled, known.loc[fold.valid.index])
+        for fold in folds
+    }
+    predictions = pd.concat([frame for frame, _ in parts.values()]).loc[labelled.index]
     written = to_dict(config) | {"data_input_folder": str(options.data_input_folder), "data_dataset": dataset.name}
     experiment = create_experiment(config.output_dir, config.experiment_id, written, typed)
     folder = experiment.folder
@@ -75,6 +87,7 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
         {
             "members": {name: str(member / PREDICTION_FILES[0]) for name, member in members.items()},
             "images": len(known),
+            "trees": {str(number): counts for number, (_, counts) in parts.items()},
         },
     )
     write_value(folder, pooled_metrics(predictions, labelled))
@@ -124,25 +137,59 @@ def neighbour_table(
 
 def fit_predict(
     config: SecondLevelConfig, known: pd.DataFrame, labels: pd.DataFrame, asked: pd.DataFrame
-) -> pd.DataFrame:
-    """Return probabilities of ``asked`` by trees fitted to ``known``, one model for each label."""
-    found = {}
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return probabilities of ``asked`` by trees fitted to ``known``, and how many each label has.
+
+    ``labels`` has a row for each of ``known``, with its patient. A label gets as many trees as predict patients best
+    that they were not fitted to; none, which is the members' mean logit, where that predicts them better.
+    """
+    rows = labels.loc[known.index]
+    patients = known_patients(rows)
+    found, counts = {}, {}
     for label in LABELS:
-        truth = labels.loc[known.index, label].to_numpy()
-        if truth.min() == truth.max():  # nothing to learn: half an image of the other kind
-            found[label] = np.full(len(asked), (truth.sum() + 0.5) / (len(truth) + 1))
-            continue
-        model = HistGradientBoostingClassifier(
-            learning_rate=config.level_rate,
-            max_iter=config.level_trees,
-            max_leaf_nodes=config.level_leaves,
-            min_samples_leaf=config.level_leaf_images,
-            l2_regularization=config.level_l2,
-            early_stopping=False,
-            random_state=config.seed,
-        )
-        found[label] = model.fit(known.to_numpy(), truth).predict_proba(asked.to_numpy())[:, 1]
-    return pd.DataFrame(found, index=asked.index.rename("id"))[list(LABELS)]
+        truth = rows[label].to_numpy()
+        counts[label] = count_trees(config, known, truth, patients, label)
+        if counts[label]:
+            model = build_trees(config, counts[label]).fit(known.to_numpy(), truth)
+            found[label] = model.predict_proba(asked.to_numpy())[:, 1]
+        else:
+            found[label] = expit(mean_logit(asked, label))
+    return pd.DataFrame(found, index=asked.index.rename("id"))[list(LABELS)], counts
+
+
+def count_trees(
+    config: SecondLevelConfig, known: pd.DataFrame, truth: np.ndarray, patients: np.ndarray, label: str
+) -> int:
+    """Return how many trees predict best by cross-validation over patients; 0: the members' mean is better."""
+    parts = min(PARTS, len(np.unique(patients)))
+    total = np.zeros(1 + config.level_trees)
+    values = known.to_numpy()
+    for fitted, held in GroupKFold(parts).split(values, groups=patients) if parts > 1 else ():
+        if truth[fitted].min() == truth[fitted].max():
+            return 0
+        model = build_trees(config, config.level_trees).fit(values[fitted], truth[fitted])
+        stages = (stage[:, 1] for stage in model.staged_predict_proba(values[held]))
+        predicted = itertools.chain([expit(mean_logit(known.iloc[held], label))], stages)
+        total += [binary_log_losses(stage, truth[held]).sum() for stage in predicted]
+    return int(np.argmin(total))
+
+
+def build_trees(config: SecondLevelConfig, count: int) -> HistGradientBoostingClassifier:
+    """Return a model of ``count`` trees that is not fitted yet."""
+    return HistGradientBoostingClassifier(
+        learning_rate=config.level_rate,
+        max_iter=count,
+        max_leaf_nodes=config.level_leaves,
+        min_samples_leaf=config.level_leaf_images,
+        l2_regularization=config.level_l2,
+        early_stopping=False,
+        random_state=config.seed,
+    )
+
+
+def mean_logit(known: pd.DataFrame, label: str) -> np.ndarray:
+    """Return the mean of the members' logits of each slice itself."""
+    return known[[name for name in known.columns if name.endswith(f"/{label}/+0")]].to_numpy().mean(axis=1)
 
 
 def write_test(
@@ -160,7 +207,7 @@ def write_test(
     result = pd.DataFrame(expit(mean), first.index, list(LABELS))
     pictured = first.index.intersection(metadata.index, sort=False)
     asked = neighbour_table(frames, metadata, pictured, config.level_neighbours)
-    result.loc[pictured] = fit_predict(config, known, labels, asked).to_numpy()
+    result.loc[pictured] = fit_predict(config, known, labels, asked)[0].to_numpy()
     sample = next(iter(submissions.values()))
     write_submission(result, sample, folder / "submission.csv")
     check_submission(folder / "submission.csv", sample)

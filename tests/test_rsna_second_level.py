@@ -19,7 +19,7 @@ from rsna_dataset import LABELS, read_fold, read_metadata, read_predictions
 from rsna_second_level import fit_predict, neighbour_table
 from tests.conftest import SmallDataset
 
-FEW = ["--level_trees=20", "--level_leaf_images=5", "--level_draws=100"]
+FEW = ["--level_trees=40", "--level_rate=0.15", "--level_leaf_images=5", "--level_draws=100"]
 
 
 @pytest.fixture
@@ -43,22 +43,35 @@ def run(folder: Path, *more: str) -> Path:
 
 
 def loss(frame: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """That of `any`: of the kinds these few patients have too few cases in each fold."""
+    """That of `any`."""
     values, known = frame.loc[truth.index, "any"], truth["any"]
     return float(-(known * np.log(values) + (1 - known) * np.log(1 - values)).mean())
 
 
-def truth_of(frame: pd.DataFrame, small_dataset: SmallDataset) -> pd.DataFrame:
-    return read_metadata(small_dataset.folder).loc[frame.index, list(LABELS)].astype(float)
+@pytest.fixture(scope="module")
+def many() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Forty patients of fifteen slices: metadata with labels, and predictions that know the slice before alone."""
+    random = np.random.default_rng(0)
+    truth = np.repeat(random.random((200, 6)) < 0.3, 3, axis=0)
+    index = pd.Index([f"ID_{number:09x}" for number in range(600)], name="id")
+    place = np.arange(600)
+    metadata = pd.DataFrame(truth.astype(int), index, list(LABELS)).assign(
+        patient_id=[f"P{number // 15}" for number in place],
+        series_id=[f"S{number // 15}" for number in place],
+        slice_index=place % 15,
+    )
+    before = np.vstack([np.zeros((1, 6)), truth[:-1]])
+    logits = 4 * before - 2 + random.normal(0, 0.5, truth.shape)
+    return metadata, pd.DataFrame(1 / (1 + np.exp(-logits)), index, list(LABELS))
 
 
-def test_what_only_the_neighbour_knows_is_learnt(member: Path, small_dataset: SmallDataset) -> None:
-    before = read_predictions(member / "predictions_oof.csv")
-    folder = run(member)
-    after = read_predictions(folder / "predictions_oof.csv")
-    assert sorted(after.index) == sorted(before.index)
-    truth = truth_of(before, small_dataset)
-    assert loss(after, truth) < loss(before, truth)
+def test_what_only_the_neighbour_knows_is_learnt(many: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    metadata, frame = many
+    known = neighbour_table({"cv": frame}, metadata, frame.index, 2)
+    learnt, asked = known.iloc[:300], known.iloc[300:]
+    found, counts = fit_predict(parse_args(SecondLevelConfig, ["cv", *FEW]), learnt, metadata, asked)
+    assert min(counts.values()) > 0
+    assert loss(found, metadata.loc[asked.index]) < 0.5 * loss(frame, metadata.loc[asked.index])
 
 
 def test_it_is_an_experiment_with_an_evaluation_and_the_same_bytes_for_the_same_seed(member: Path) -> None:
@@ -70,17 +83,18 @@ def test_it_is_an_experiment_with_an_evaluation_and_the_same_bytes_for_the_same_
 
 
 def test_labels_of_a_fold_never_reach_its_own_predictions(member: Path, small_dataset: SmallDataset) -> None:
-    """The trees of a fold see the others' rows alone: random labels in it change nothing of what is said of it."""
+    """The trees of a fold see the others' rows alone: other labels in it change nothing of what is said of it."""
     fold = read_fold(small_dataset.folder, "phantom", 0)
     frame = read_predictions(member / "predictions_oof.csv")
     metadata = read_metadata(small_dataset.folder, described=True)
     known = neighbour_table({"cv": frame}, metadata, frame.index, 2)
     held = fold.index[fold["sample_type"] == "valid"]
     config = parse_args(SecondLevelConfig, ["cv", *FEW])
-    labels = metadata.loc[frame.index, list(LABELS)].astype(int)
-    honest = fit_predict(config, known.drop(index=held), labels, known.loc[held])
-    labels.loc[held] = 1 - labels.loc[held]
-    pd.testing.assert_frame_equal(honest, fit_predict(config, known.drop(index=held), labels, known.loc[held]))
+    labels = metadata.loc[frame.index, [*LABELS, "patient_id"]].astype(dict.fromkeys(LABELS, int))
+    honest, _ = fit_predict(config, known.drop(index=held), labels, known.loc[held])
+    labels.loc[held, list(LABELS)] = 1 - labels.loc[held, list(LABELS)]
+    again, _ = fit_predict(config, known.drop(index=held), labels, known.loc[held])
+    pd.testing.assert_frame_equal(honest, again)
     written = read_predictions(run(member) / "predictions_oof.csv")
     pd.testing.assert_frame_equal(honest, written.loc[held], check_names=False)
 
@@ -105,11 +119,21 @@ def test_neighbours_are_those_of_the_series_by_position(small_dataset: SmallData
                     assert np.isnan(found.loc[name, f"m/subdural/{offset:+d}"])
 
 
-def test_a_label_without_a_case_is_predicted_as_rare_and_not_as_impossible() -> None:
-    known = pd.DataFrame({"x": np.arange(50.0)}, [f"ID_{n}" for n in range(50)])
-    labels = pd.DataFrame(0, known.index, list(LABELS))
-    found = fit_predict(parse_args(SecondLevelConfig, ["x"]), known, labels, known)
-    np.testing.assert_allclose(found, 0.5 / 51)
+@pytest.mark.parametrize("cases", [False, True])
+def test_where_trees_find_nothing_new_the_members_mean_stays(cases: bool) -> None:
+    """The members' logits are the log odds that labels are drawn with: nothing predicts better."""
+    random = np.random.default_rng(0)
+    odds = random.normal(-1, 2, 300)
+    index = pd.Index([f"ID_{number}" for number in range(300)], name="id")
+    labels = (random.random(300) < 1 / (1 + np.exp(-odds))).astype(int) if cases else np.zeros(300, int)
+    apart = random.normal(0, 0.1, 300)
+    members = {f"{name}/{label}/+0": odds + sign * apart for name, sign in (("a", 1), ("b", -1)) for label in LABELS}
+    known = pd.DataFrame(members, index)
+    rows = pd.DataFrame(dict.fromkeys(LABELS, labels), index).assign(patient_id=[f"P{n % 20}" for n in range(300)])
+    found, counts = fit_predict(parse_args(SecondLevelConfig, ["x"]), known, rows, known)
+    assert set(counts.values()) == {0}
+    for label in LABELS:
+        np.testing.assert_allclose(logit(found[label]), odds, rtol=1e-6)
 
 
 def test_members_of_other_folds_and_what_is_no_cross_validation_are_refused(member: Path, capsys) -> None:
