@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from common.errors import EXIT_RESUMABLE, EXIT_USAGE, EXIT_WORK
+
 PROJECT = Path(__file__).parent.parent
 QUICK = [
     "--net_model=resnet10t",
@@ -104,8 +106,20 @@ def test_train_sh_without_a_flag_has_one_experiment(tmp_path: Path) -> None:
 def test_train_sh_explains_itself() -> None:
     result = bash(PROJECT, "train.sh", "--help")
     assert result.returncode == 0
-    assert "bash train.sh --net_model=resnet34" in result.stdout
-    assert "--tr_iteration_num" in result.stdout
+    own = result.stdout[: result.stdout.index("\n\nusage: ")]
+    assert "bash train.sh --net_model=resnet34" in own
+    script = (PROJECT / "train.sh").read_text()
+    cases = re.findall(r"^ *([-\w| ]+)\)(?: |$)", script[: script.index("set_up requirements.txt\n\n# Which")], re.M)
+    words = [word for case in cases for word in case.split(" | ")]
+    assert {"sweep", "dashboard", "notebook", "--dry-run", "--help"} <= set(words)
+    missing = [word for word in words if word != "-h" and not re.search(rf"bash train.sh {word}\b", own)]
+    assert not missing, missing
+    for code in (EXIT_WORK, EXIT_USAGE, EXIT_RESUMABLE):
+        assert re.search(rf"Exit codes:[^.]*\b{code} ", own)
+    used = re.findall(r"\$\{(PYTHON|TRACKIO_DIR)\b", script + (PROJECT / "setup.sh").read_text())
+    assert set(used) == {"PYTHON", "TRACKIO_DIR"}
+    assert all(name in own for name in used)
+    assert "--tr_iteration_num" in result.stdout[len(own) :]
 
 
 @pytest.mark.parametrize("script", ["train.sh", "test.sh"])
