@@ -132,7 +132,9 @@ def amp_dtype(device: object) -> object:
     return torch.bfloat16 if device.type == "cuda" else None
 
 
-def fit_loop(options: argparse.Namespace, device: object, loader: object) -> Callable[[], None]:
+def fit_loop(
+    options: argparse.Namespace, device: object, loader: object, callbacks: Sequence[object] = ()
+) -> Callable[[], None]:
     """Return a call that trains for the asked iterations by ``fit``, with clipping and the guard as in a real run."""
     from common.networks.network import Training
     from common.schedulers import build_schedule
@@ -155,6 +157,7 @@ def fit_loop(options: argparse.Namespace, device: object, loader: object) -> Cal
         schedule=build_schedule("constant", optimizer, options.iterations),
         iteration_num=options.iterations,
         iteration_valid=options.iterations,
+        callbacks=callbacks,
     )
     network = Measured(model, device, amp_dtype(device), training)
 
