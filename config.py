@@ -742,7 +742,8 @@ class PredictConfig(TTAOptions, TrainedOptions):
 class ExportConfig(TrainedOptions):
     """Export a trained network for other programs: windowed, normalized pictures in, six logits out.
 
-    The file is run on images of the dataset and must give what torch gives. Not a medical device; not for diagnosis.
+    Of a sequence model: features, logits and places of whole series in, logits of slices and study out. The file is run
+    on data of the dataset and must give what torch gives. Not a medical device; not for diagnosis.
     """
 
     net_weight_file: Path = option(REQUIRED, "best.pt or last.pt of an experiment")

@@ -16,6 +16,7 @@ from common.networks.network import Predictions, StepOutput, Training, evaluatio
 from rsna_dataset import LABEL_WEIGHTS, LABELS
 
 MONITOR = "valid/weighted_log_loss"
+SEQUENCE_INPUTS = ("features", "logits", "position_mm", "mask")  # what a sequence model takes, in its order
 
 
 class RSNANetwork(ClassifierNetwork):
@@ -76,7 +77,7 @@ class RSNASequenceNetwork(RSNANetwork):
 
 def sequence_inputs(batch: Batch) -> tuple[Tensor, ...]:
     """Return what a sequence model takes of a batch, in its order."""
-    return tuple(batch.inputs[name] for name in ("features", "logits", "position_mm", "mask"))
+    return tuple(batch.inputs[name] for name in SEQUENCE_INPUTS)
 
 
 def prediction_frame(predictions: Predictions) -> pd.DataFrame:

@@ -15,6 +15,8 @@ from torch import nn
 from common.errors import UsageError, WorkError
 from common.hardware import set_computation
 from common.models.exporting import FORMATS, METADATA, export_model
+from common.models.sequence import build_sequence_model
+from common.models.sequence_layers import ForExport
 
 
 class OverSlices(nn.Module):
@@ -74,7 +76,46 @@ def test_a_model_over_slices_takes_studies_of_any_length(tmp_path, file_format):
     export_model(model, inputs, path, file_format, {}, {"features": places, "mask": places})
     run = FORMATS[file_format].open(path)
     other = [torch.randn(1, 31, 4), torch.ones(1, 31)]
-    torch.testing.assert_close(run(other), model(*other).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run(other)[0], model(*other).detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "study", "inputs"),
+    [
+        ("gru", "learned", "both"),
+        ("lstm", "noisy_or", "features"),
+        ("transformer", "max", "logits"),
+        ("conv", "learned", "logits"),
+    ],
+)
+def test_every_sequence_model_gives_of_any_series_what_torch_gives(tmp_path, name, study, inputs, file_format):
+    torch.manual_seed(0)
+    options = {"seq_width": 16, "seq_study": study, "seq_inputs": inputs}
+    model = build_sequence_model(name, options, 7, 6).eval()
+    for parameter in model.parameters():  # also those that start at 0
+        nn.init.normal_(parameter, std=0.2)
+
+    def series(*lengths):
+        shape = (len(lengths), max(lengths))
+        mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+        made = {"features": torch.randn(*shape, 7), "logits": torch.randn(*shape, 6), "position_mm": torch.randn(shape)}
+        return made | {"mask": mask}
+
+    places = {0: "batch", 1: "slices"}
+    path, given = tmp_path / "model", series(9, 4)
+    outputs = ("slice_logits", "study_logits")
+    free = dict.fromkeys(given, places)
+    assert export_model(ForExport(model), given, path, file_format, {}, free, outputs, [series(3)]) < 1e-5
+    run = FORMATS[file_format].open(path)
+    for lengths in [(1,), (61, 2, 30), (3, 1)]:
+        other = series(*lengths)
+        slices, study_logits = run(list(other.values()))
+        expected = model(*other.values())  # with packed sequences
+        mask = other["mask"]
+        torch.testing.assert_close(slices[mask], expected.slices[mask].detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(study_logits, expected.study.detach(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -98,11 +139,29 @@ def test_the_model_and_the_precision_of_products_are_left_as_they_were(tmp_path,
 
 def test_a_file_that_gives_other_numbers_is_never_written(tmp_path, pictures, monkeypatch):
     row = FORMATS["torch_export"]
-    wrong = {**vars(row), "open": lambda path: lambda tensors: row.open(path)(tensors) + 2e-4}
+    wrong = {**vars(row), "open": lambda path: lambda tensors: [row.open(path)(tensors)[0] + 2e-4]}
     monkeypatch.setitem(FORMATS, "torch_export", type(row)(**wrong))
     with pytest.raises(WorkError, match=r"not written: its outputs differ from torch's by 0\.0002"):
         export_model(convolution(), {"image": pictures}, tmp_path / "model.pt2", "torch_export", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_gives_other_numbers_for_inputs_of_another_size_is_never_written(tmp_path, monkeypatch):
+    row = FORMATS["torch_export"]
+
+    def wrong_at_nine(path):
+        run = row.open(path)
+        return lambda tensors: [run(tensors)[0] + (tensors[0].shape[1] == 9)]
+
+    monkeypatch.setitem(FORMATS, "torch_export", type(row)(**{**vars(row), "open": wrong_at_nine}))
+    four, nine = ({"features": torch.randn(2, size, 4), "mask": torch.ones(2, size)} for size in (4, 9))
+    free = {key: {0: "batch", 1: "slices"} for key in four}
+    path = tmp_path / "model.pt2"
+    with pytest.raises(WorkError, match="not written: its outputs differ from torch's by 1,"):
+        export_model(OverSlices().eval(), four, path, "torch_export", {}, free, others=[nine])
+    assert list(tmp_path.iterdir()) == []
+    export_model(OverSlices().eval(), four, path, "torch_export", {}, free)
+    assert path.is_file()
 
 
 def test_a_missing_package_and_a_model_that_can_not_be_exported_are_one_line(tmp_path, pictures, monkeypatch):

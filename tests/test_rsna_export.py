@@ -58,6 +58,55 @@ def test_a_network_of_neighbouring_slices_is_exported_with_all_its_channels(smal
     assert session.get_inputs()[0].shape == ["batch", 9, 32, 32]
 
 
+def test_onnx_runtime_says_of_padded_series_what_predict_says_of_slices_and_studies(
+    with_features, small_dataset, tmp_path, capsys
+):
+    """All inputs are made here, from the files and the metadata in the exported one."""
+    flags = ["--net_kind=sequence", f"--seq_features={with_features}", "--seq_width=16", "--seq_study=learned"]
+    steps = ["--tr_batch_size=2", "--tr_iteration_num=20", "--tr_iteration_valid=20", "--optim_lr=0.02"]
+    place = [f"--output_dir={tmp_path}", "--tr_report=0", "--n_jobs=1"]
+    weights = train.main([*small_dataset.flags, *flags, *steps, *place]) / "best.pt"
+    capsys.readouterr()
+    path = export.main([f"--net_weight_file={weights}", "--n_jobs=1"])
+    assert "padded together and each alone, the logits differ from torch's by" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    known = json.loads(session.get_modelmeta().custom_metadata_map["metadata.json"])
+    assert {item.name: item.shape for item in session.get_inputs()} == {
+        "features": ["batch", "slices", known["num_features"]], "logits": ["batch", "slices", 6],
+        "position_mm": ["batch", "slices"], "mask": ["batch", "slices"],
+    }  # fmt: skip
+    assert set(known["inputs"]) == {item.name for item in session.get_inputs()}
+    assert list(known["outputs"]) == [item.name for item in session.get_outputs()]
+    slices = pd.read_csv(predict.main([f"--net_weight_file={weights}", "--split=valid"]), index_col="id")
+    studies = pd.read_csv(tmp_path / "1" / "predictions_valid_studies.csv", index_col="study_id")
+    folder = with_features / "features" / "train"
+    features, logits = (np.load(folder / name) for name in ("features.npy", "logits.npy"))
+    row_of = {name: row for row, name in enumerate(pd.read_csv(folder / "rows.csv")["id"])}
+    metadata = pd.read_csv(small_dataset.folder / "metadata.csv", index_col="id").loc[slices.index]
+    series = [part.sort_values("position_mm") for _, part in metadata.groupby("series_id")]
+    longest = max(map(len, series))
+    assert min(map(len, series)) < longest
+    given = {
+        "features": np.full((len(series), longest, features.shape[1]), 7, np.float32),
+        "logits": np.full((len(series), longest, 6), 7, np.float32),
+        "position_mm": np.full((len(series), longest), 7, np.float32),
+        "mask": np.zeros((len(series), longest), bool),
+    }
+    for number, part in enumerate(series):
+        rows, inside = [row_of[name] for name in part.index], slice(len(part))
+        given["features"][number, inside] = features[rows]
+        given["logits"][number, inside] = logits[rows]
+        given["position_mm"][number, inside] = part["position_mm"] - part["position_mm"].mean()
+        given["mask"][number, inside] = True
+    slice_logits, study_logits = session.run(None, given)
+    for number, part in enumerate(series):
+        found = expit(slice_logits[number, : len(part)])
+        np.testing.assert_allclose(found, slices.loc[part.index, list(LABELS)], atol=1e-5)
+        expected = studies.loc[part["study_id"].iloc[0], list(LABELS)].astype(float)
+        np.testing.assert_allclose(expit(study_logits[number]), expected, atol=1e-5)
+    assert (slice_logits[~given["mask"]] == 0).all()
+
+
 def test_the_file_stands_beside_the_weights_and_the_dataset_must_be_there(weights, tmp_path, capsys):
     path = export.main([f"--net_weight_file={weights}", "--export_format=torch_export", "--n_jobs=1"])
     assert path == weights.with_suffix(".pt2")

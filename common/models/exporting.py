@@ -23,7 +23,7 @@ from common.models.backbone import one_line
 TOLERANCE = 1e-4
 METADATA = "metadata.json"  # its name within the file
 Shapes = Mapping[str, Mapping[int, str]]  # of each input the dimensions that may have any size, by name
-Runner = Callable[[Sequence[Tensor]], Tensor]
+Runner = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FormatRow:
     suffix: str
     summary: str
     packages: tuple[str, ...]
-    write: Callable[[torch.export.ExportedProgram, Path, Shapes, str], None]
+    write: Callable[[torch.export.ExportedProgram, Path, Shapes, Sequence[str], str], None]
     open: Callable[[Path], Runner]
 
 
@@ -45,13 +45,16 @@ def export_model(
     file_format: str,
     metadata: Mapping[str, Any],
     free: Shapes | None = None,
+    outputs: Sequence[str] = ("logits",),
+    others: Sequence[Mapping[str, Tensor]] = (),
 ) -> float:
-    """Write ``model`` (inputs → one tensor) and return the largest difference of the file's outputs from torch's.
+    """Write ``model`` and return the largest difference of the file's outputs from torch's.
 
     ``inputs``: by name, in the order of the model's arguments, real ones and at least two rows. ``free``: which
-    dimensions of each input may have another size, by name; none: the first of all, ``batch``. The file is read back,
-    run on the inputs and on their first row alone, and only then put in its place. ``metadata``, in JSON's types,
-    stands in it as ``metadata.json``.
+    dimensions of each input may have another size, by name; none: the first of all, ``batch``. ``outputs``: names of
+    what the model returns, a tensor for one and a tuple for several. The file is read back, run on the inputs, on their
+    first row alone and on ``others``, inputs of other sizes, and only then put in its place. ``metadata``, in JSON's
+    types, stands in it as ``metadata.json``.
 
     Raises UsageError for packages that are missing and a model that can't be exported, WorkError where an output
     differs by more than 1e-4.
@@ -65,7 +68,7 @@ def export_model(
     shapes = free or {key: {0: "batch"} for key in inputs}
     dimensions = {name: torch.export.Dim(name, min=1) for places in shapes.values() for name in places.values()}
     dynamic = tuple({place: dimensions[name] for place, name in shapes[key].items()} for key in inputs)
-    with _quiet(), _default_precision(), torch.no_grad():
+    with _quiet(), _default_precision(), _plain_attention(), torch.no_grad():
         try:
             program = torch.export.export(plain, tensors, dynamic_shapes=dynamic)
         except Exception as error:  # whatever the tracer meets in a model
@@ -73,8 +76,11 @@ def export_model(
         for node in program.graph.nodes:  # paths of this machine
             node.meta.pop("stack_trace", None)
         with atomic_path(path) as temporary:
-            row.write(program, temporary, shapes, json.dumps(metadata))
-            difference = _difference(plain, row.open(temporary), tensors)
+            row.write(program, temporary, shapes, outputs, json.dumps(metadata))
+            checks = [tensors, [tensor[:1] for tensor in tensors]]
+            checks += [[other[name].cpu() for name in inputs] for other in others]
+            run = row.open(temporary)
+            difference = float(torch.stack([_difference(plain, run, check) for check in checks]).max())
             if not difference <= TOLERANCE:  # also where it is no number
                 raise WorkError(
                     f"{path}: not written: its outputs differ from torch's by {difference:.3g}, more than {TOLERANCE:g}"
@@ -82,9 +88,15 @@ def export_model(
     return difference
 
 
-def _difference(model: nn.Module, run: Runner, tensors: Sequence[Tensor]) -> float:
-    parts = (tensors, [tensor[:1] for tensor in tensors])
-    return max(float((run(part) - model(*part)).abs().max()) for part in parts)
+def _difference(model: nn.Module, run: Runner, tensors: Sequence[Tensor]) -> Tensor:
+    """Return the largest difference of any output; NaN where one is no number."""
+    expected = _several(model(*tensors))
+    differences = [(one - other).abs().max() for one, other in zip(run(tensors), expected, strict=True)]
+    return torch.stack(differences).max()
+
+
+def _several(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else outputs
 
 
 @contextmanager
@@ -118,8 +130,21 @@ def _default_precision() -> Iterator[None]:
             place.fp32_precision = precision
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, shapes: Shapes, metadata: str) -> None:
-    made = torch.onnx.export(program, input_names=list(shapes), output_names=["logits"], dynamo=True, verbose=False)
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Have transformers computed by their plain steps, which exporters know, and not by torch's fused ones."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _write_onnx(
+    program: torch.export.ExportedProgram, path: Path, shapes: Shapes, outputs: Sequence[str], metadata: str
+) -> None:
+    made = torch.onnx.export(program, input_names=list(shapes), output_names=outputs, dynamo=True, verbose=False)
     graph = made.model.graph
     symbols = {
         str(value.shape[place]): name
@@ -140,14 +165,16 @@ def _open_onnx(path: Path) -> Runner:
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
 
-    def run(tensors: Sequence[Tensor]) -> Tensor:
+    def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         given = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return torch.from_numpy(session.run(None, given)[0])
+        return [torch.from_numpy(found) for found in session.run(None, given)]
 
     return run
 
 
-def _write_program(program: torch.export.ExportedProgram, path: Path, _: Shapes, metadata: str) -> None:
+def _write_program(
+    program: torch.export.ExportedProgram, path: Path, _: Shapes, __: Sequence[str], metadata: str
+) -> None:
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={METADATA: metadata})
 
@@ -155,7 +182,7 @@ def _write_program(program: torch.export.ExportedProgram, path: Path, _: Shapes,
 def _open_program(path: Path) -> Runner:
     with path.open("rb") as file:
         module = torch.export.load(file).module()
-    return lambda tensors: module(*tensors)
+    return lambda tensors: _several(module(*tensors))
 
 
 FORMATS: dict[str, FormatRow] = {

@@ -108,10 +108,78 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Run over each sequence's own length."""
-        lengths = mask.sum(dim=1).cpu()
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0], batch_first=True, total_length=x.shape[1])
+        states = stepwise(self.cell, x, mask) if torch.compiler.is_exporting() else packed(self.cell, x, mask)
         return self.norm(x + self.out(states))
+
+
+def packed(cell: nn.RNNBase, x: Tensor, mask: Tensor) -> Tensor:
+    """Return the states (B, L, 2 · width) of a bidirectional ``cell``, 0 in padding."""
+    lengths = mask.sum(dim=1).cpu()
+    sequences = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return nn.utils.rnn.pad_packed_sequence(cell(sequences)[0], batch_first=True, total_length=x.shape[1])[0]
+
+
+def stepwise(cell: nn.RNNBase, x: Tensor, mask: Tensor) -> Tensor:
+    """Return what :func:`packed` does where there are slices, step by step by cell's equations, without dropout.
+
+    Exporters know no packed sequences, and unroll torch's own cells to one length. A state stays as it is in padding,
+    so that the way back, which begins there, begins at 0.
+    """
+    from torch._higher_order_ops.scan import scan  # torch has no public name for it yet
+
+    x, kept = x.transpose(0, 1), mask.transpose(0, 1)[..., None].to(x.dtype)
+    next_state = lstm_state if isinstance(cell, nn.LSTM) else gru_state
+    for layer in range(cell.num_layers):
+        ways = []
+        for back in ("", "_reverse"):
+            names = (f"weight_ih_l{layer}{back}", f"weight_hh_l{layer}{back}", f"bias_ih_l{layer}{back}")
+            into, within, bias = (getattr(cell, name) for name in names)
+            own_bias = getattr(cell, f"bias_hh_l{layer}{back}")
+
+            def step(
+                states: list[Tensor], now: list[Tensor], within: Tensor = within, own_bias: Tensor = own_bias
+            ) -> tuple[list[Tensor], Tensor]:
+                given, keep = now
+                following = next_state(given, states, within, own_bias)
+                states = [old + keep * (new - old) for old, new in zip(states, following, strict=True)]
+                return states, states[0].clone()
+
+            start = [x.new_zeros(x.shape[1], cell.hidden_size) for _ in range(2 if isinstance(cell, nn.LSTM) else 1)]
+            given = functional.linear(x, into, bias)
+            ways.append(scan(step, start, [given, kept], dim=0, reverse=bool(back))[1])
+        x = torch.cat(ways, dim=-1)
+    return x.transpose(0, 1)
+
+
+def gru_state(given: Tensor, states: list[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
+    """Return a GRU's next state [h], each (B, width), by the equations of torch.nn.GRU; ``given`` (B, 3 · width)."""
+    (h,) = states
+    (reset, update, new), (own_reset, own_update, own_new) = (
+        part.chunk(3, dim=-1) for part in (given, functional.linear(h, weight, bias))
+    )
+    new = torch.tanh(new + torch.sigmoid(reset + own_reset) * own_new)
+    return [new + torch.sigmoid(update + own_update) * (h - new)]
+
+
+def lstm_state(given: Tensor, states: list[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
+    """Return an LSTM's next states [h, c], each (B, width), by the equations of torch.nn.LSTM."""
+    h, c = states
+    enter, forget, new, show = (given + functional.linear(h, weight, bias)).chunk(4, dim=-1)
+    c = torch.sigmoid(forget) * c + torch.sigmoid(enter) * torch.tanh(new)
+    return [torch.sigmoid(show) * torch.tanh(c), c]
+
+
+class ForExport(nn.Module):
+    """A sequence model whose outputs are plain tensors, and 0 in padding."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor, logits: Tensor, position_mm: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of slices (B, L, C) and of the study (B, C)."""
+        found = self.model(features, logits, position_mm, mask)
+        return found.slices.masked_fill(~mask[..., None], 0), found.study
 
 
 class Attention(nn.Module):
