@@ -42,6 +42,7 @@ OPTIMIZERS = (
 )
 
 SEQUENCE = "sequence"
+HOLDOUT = "holdout"  # as a fold: all folds train, what was kept out of them validates
 OF_ANY_KIND = {"net_kind", "data_input_folder", "data_dataset", "data_fold", "cv_run"}
 
 _WINDOW = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
@@ -79,24 +80,26 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     return numbers
 
 
-def parse_folds(text: str) -> int | tuple[int, ...]:
-    """Read a fold's number, several (``0,1,2``) as a tuple, or ``all`` as an empty one; ValueError for others."""
+def parse_folds(text: str) -> int | str | tuple[int, ...]:
+    """Read a fold's number, several (``0,1,2``) as a tuple, ``all`` as an empty one, or ``holdout``; or ValueError."""
     if text.strip().lower() == "all":
         return ()
+    if text.strip().lower() == HOLDOUT:
+        return HOLDOUT
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d{1,4}", part) for part in parts):
-        raise ValueError(f"{text!r} is not a fold's number, numbers such as 0,1,2, or all")
+        raise ValueError(f"{text!r} is not a fold's number, numbers such as 0,1,2, all, or holdout")
     folds = tuple(int(part) for part in parts)
     if len(set(folds)) < len(folds):
         raise ValueError(f"{text!r} names a fold twice")
     return folds[0] if len(folds) == 1 else folds
 
 
-def format_folds(folds: int | tuple[int, ...]) -> str:
+def format_folds(folds: int | str | tuple[int, ...]) -> str:
     """Write folds in the form that :func:`parse_folds` reads."""
-    if isinstance(folds, int):
-        return str(folds)
-    return ",".join(map(str, folds)) or "all"
+    if isinstance(folds, tuple):
+        return ",".join(map(str, folds)) or "all"
+    return str(folds)
 
 
 def format_numbers(numbers: tuple[float, ...] | None) -> str:
@@ -145,13 +148,13 @@ class ExperimentOptions(ResultsLocation, GeneralOptions):
 class DataOptions(DataLocation):
     """Data."""
 
-    data_fold: int | tuple[int, ...] = option(
+    data_fold: int | str | tuple[int, ...] = option(
         0,
         "fold that is held out for validation; all, or several as in 0,1,2: cross-validation, a run for each in one "
-        "experiment",
+        "experiment; holdout: the images of all folds train, and those that --pre_holdout kept out of them validate",
         parse=parse_folds,
         form=format_folds,
-        metavar="N|N,N|all",
+        metavar="N|N,N|all|holdout",
     )
     cv_run: int | None = option(
         None,
@@ -576,7 +579,7 @@ class TrainConfig(
     @property
     def is_cross_validation(self) -> bool:
         """Whether several folds are trained, each in a run of its own."""
-        return not isinstance(self.data_fold, int)
+        return isinstance(self.data_fold, tuple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -668,6 +671,12 @@ class PredictConfig(TTAOptions, TrainedOptions):
         "1: of a cross-validation's folder write what the models' heads see of each image: features/train, each image "
         "by the model that did not see it, and features/test, the mean of all; for --net_kind=sequence",
     )
+    feature_refit: Path | None = option(
+        None,
+        "with --features=1, and with --sequence: one network (best.pt, or its experiment's folder) that was trained on "
+        "the images of all folds (--data_fold=holdout), which sees new images in place of the mean of the folds' "
+        "models; none: the mean",
+    )
     source: Path | None = option(
         None,
         "folder or zip archive of DICOM files, of any origin, to predict instead of a dataset: tables of slices and "
@@ -732,6 +741,8 @@ class PredictConfig(TTAOptions, TrainedOptions):
             )
         if self.sequence is not None and (self.tta is not None or self.calibrate):
             raise UsageError("--sequence goes with neither --tta nor --calibrate")
+        if self.feature_refit is not None and not self.features and self.sequence is None:
+            raise UsageError("--feature_refit needs --features=1, or --sequence")
         if self.features and (self.tta is not None or self.calibrate or self.source or self.output_file):
             raise UsageError("--features=1 goes with none of --tta, --calibrate, --source and --output_file")
         if self.calibrate and self.tta is not None:

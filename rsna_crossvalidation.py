@@ -95,7 +95,7 @@ def is_cross_validation(folder: Path) -> bool:
     if not (folder / CONFIG).is_file():
         return False
     try:
-        return not isinstance(parse_folds(str(read_options(folder).get("data_fold", 0))), int)
+        return isinstance(parse_folds(str(read_options(folder).get("data_fold", 0))), tuple)
     except ValueError:
         return False
 

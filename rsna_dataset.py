@@ -27,6 +27,7 @@ from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
 from common.preprocessing.series import NORMAL
 from common.preprocessing.sources import SourceFile, Tree, open_tree
+from config import HOLDOUT
 
 logger = logging.getLogger(__name__)
 
@@ -554,8 +555,10 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
     return table if labels else table.assign(**dict.fromkeys(LABELS, np.nan))
 
 
-def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
+def read_fold(folder: Path, dataset: str, fold: int | str) -> pd.DataFrame:
     """Read a fold: index ``id``, sample_type (train or valid), int8 :data:`LABELS`, patient_id, study_id.
+
+    Of the fold ``HOLDOUT`` all images of the folds are for training, and those held out of them for validation.
 
     Raises UsageError, naming what exists, where there is no such dataset or fold or no labels, WorkError for a damaged
     file.
@@ -565,6 +568,11 @@ def read_fold(folder: Path, dataset: str, fold: int) -> pd.DataFrame:
             f"{folder}: the dataset has no labels to train on; give them to python preprocessing.py with "
             "--pre_labels=file.csv (predict.py --split=test works without)"
         )
+    if fold == HOLDOUT:
+        held_out = read_holdout(folder, dataset).assign(sample_type="valid")
+        rows = pd.concat([read_fold(folder, dataset, 0).assign(sample_type="train"), held_out])
+        _warn_of_split_patients(holdout_path(folder, dataset), rows)
+        return rows
     path = fold_path(folder, dataset, fold)
     if not path.is_file():
         known = ", ".join(map(str, fold_numbers(folder, dataset))) or "none"

@@ -252,8 +252,8 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
     lines = (
         f"model {name}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M trained, "
         f"{facts.flops / 1e9:.2f} GFLOPs for {one} {'x'.join(map(str, inputs[0].shape[2 if sequences else 1 :]))}",
-        f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} validation {what}, "
-        f"dataset {info.get('hash', 'without a hash')}",
+        f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} "
+        f"validation {what}, dataset {info.get('hash', 'without a hash')}",
         f"{training.iteration_num} iterations of {config.tr_batch_size} {what}{shared} = {training.step_num} steps of "
         f"{effective} = {training.iteration_num / training.iterations_per_epoch:.2f} epochs, {config.optim}, "
         f"{config.sched}, seed {config.seed}",

@@ -9,10 +9,11 @@ of the other folds, so that no image takes part in the map that is applied to it
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +22,19 @@ import torch
 from tqdm import tqdm
 
 from common.arguments import from_dict
+from common.checkpoint import BEST
 from common.datasets.batch import Batch
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.files import atomic_path, check_output
+from common.files import atomic_path, check_output, write_json
 from common.hardware import loader_workers
 from common.models.embedding import head_input
 from common.networks.network import evaluation_mode
 from common.resume import read_options
-from config import PredictConfig, TrainConfig
+from config import HOLDOUT, PredictConfig, TrainConfig
 from rsna_crossvalidation import Fold, finished_folds, read_folds
-from rsna_data import build_loader, place_transform
-from rsna_dataset import dataset_folder, read_dataset_info, read_metadata
+from rsna_data import build_loader, place_transform, select_rows
+from rsna_dataset import dataset_folder, read_dataset_info, read_fold, read_metadata, rows_hash
 from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_network import RSNANetwork
 from rsna_prediction import (
@@ -51,6 +53,10 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, as shares of the feat
 FEWEST_FOLDS = 3
 FEWEST_PATIENTS = 10
 ALIGNMENT_FILE = "alignment.npy"  # in features/, float32 (K, F + 1, F): of each fold the matrix, then the offset
+
+REFIT = "refit"
+REFIT_FILE, REFIT_INFO = "refit.npy", "refit.json"  # in features/, as ALIGNMENT_FILE, and which network it is for
+Key = TypeVar("Key", int, str)
 
 Floats = npt.NDArray[np.float32]
 
@@ -163,18 +169,18 @@ def batches(model: TrainedNetwork, rows: pd.DataFrame, label: str, workers: int 
 def write_all_features(config: PredictConfig) -> Path:
     """Write features/train (out of fold) and, where the dataset has test images, features/test; return features/.
 
-    Raises WorkError where a fold's images or labels are not those that its model was trained on.
+    With --feature_refit features/test alone, by that network. Raises WorkError where a fold's images or labels are not
+    those that its model was trained on.
     """
+    if config.feature_refit is not None:
+        return write_refit_features(config)
     parent = config.net_weight_file
     trained = finished_folds(parent)
-    options = from_dict(TrainConfig, read_options(parent), f"{parent} (its configuration)")
-    options = replace(options, data_input_folder=config.data_input_folder or options.data_input_folder)
-    folds = {fold.number: fold for fold in read_folds(options)}
+    folder, folds = features_data(config)
     if len(folds) < FEWEST_FOLDS:
         raise UsageError(f"--features=1 needs {FEWEST_FOLDS} folds or more: {parent} has {len(folds)}")
     check_trained_on(trained, folds, parent)
     models = load_fold_models(config, parent)
-    folder = dataset_folder(options.data_input_folder, options.data_dataset)
     alignments = fit_alignments(models, folds)
     document = features_document(folder, trained, folds, alignments, models)
     document["alignment_sha256"] = write_alignments(parent / "features" / ALIGNMENT_FILE, alignments)
@@ -187,15 +193,119 @@ def write_all_features(config: PredictConfig) -> Path:
 
     count = sum(len(fold.valid) for fold in folds.values())
     write_features(parent / FOLDERS[OUT_OF_FOLD], held_out(), count, width, {"kind": OUT_OF_FOLD, **document})
-    metadata = read_metadata(folder)
-    test = metadata[metadata["split"] == "test"]
-    if len(test):
-        blocks = mean_blocks(models, alignments, test)
-        write_features(parent / FOLDERS[TEST], blocks, len(test), width, {"kind": TEST, **document})
+    write_test_features(parent, folder, models, alignments, document)
     return parent / "features"
 
 
-def first_width(alignments: Mapping[int, Alignment]) -> int:
+def features_data(config: PredictConfig) -> tuple[Path, dict[int, Fold]]:
+    """Return the dataset's folder and the folds of the cross-validation that ``--net_weight_file`` names."""
+    parent = config.net_weight_file
+    options = from_dict(TrainConfig, read_options(parent), f"{parent} (its configuration)")
+    options = replace(options, data_input_folder=config.data_input_folder or options.data_input_folder)
+    folds = {fold.number: fold for fold in read_folds(options)}
+    return dataset_folder(options.data_input_folder, options.data_dataset), folds
+
+
+def write_test_features(
+    parent: Path,
+    dataset: Path,
+    models: Mapping[Key, TrainedNetwork],
+    alignments: Mapping[Key, Alignment],
+    document: Mapping[str, Any],
+) -> None:
+    """Write features/test, the mean of ``models``, where the dataset has test images."""
+    metadata = read_metadata(dataset)
+    test = metadata[metadata["split"] == "test"]
+    if len(test):
+        blocks = mean_blocks(models, alignments, test)
+        write_features(parent / FOLDERS[TEST], blocks, len(test), first_width(alignments), {"kind": TEST, **document})
+
+
+def write_refit_features(config: PredictConfig) -> Path:
+    """Write features/test by one network that was trained on all folds, and keep its map; return features/.
+
+    The map into the first fold's space is fitted to images that both that fold's network and this one were trained on.
+    Raises UsageError where there are no features/train, whose space it is, or the network was trained on other images
+    than just those of all folds.
+    """
+    parent = config.net_weight_file
+    document = read_document(parent / FOLDERS[OUT_OF_FOLD])
+    read_alignments(parent)
+    dataset, folds = features_data(config)
+    reference = next(iter(folds))
+    chosen = {int(fold): facts["chosen"] for fold, facts in document["folds"].items()}
+    models = load_fold_models(config, parent, chosen)
+    check_made_by(document, models, parent)
+    refit = load_refit(config)
+    check_trained_on(finished_folds(parent), folds, parent)
+    check_refit(config, refit, dataset, folds)
+    anchors = common_images(folds, reference)
+    target = table(embeddings(models[reference], anchors, "common images, first fold"))
+    own = table(embeddings(refit, anchors, "common images, refit"))
+    alignment = fit_alignment(own, target, patients_of(anchors))
+    facts = {
+        "chosen": refit.weights,
+        "iteration": refit.iteration,
+        "alignment_r2": alignment.r2,
+        "space": document["alignment_sha256"],
+        "alignment_sha256": write_alignments(parent / "features" / REFIT_FILE, {reference: alignment}),
+    }
+    write_json(parent / "features" / REFIT_INFO, facts)
+    common = {name: document[name] for name in ("dataset", "dataset_hash", "folds", "space", "alignment_sha256")}
+    write_test_features(parent, dataset, {REFIT: refit}, {REFIT: alignment}, common | {"refit": facts})
+    return parent / "features"
+
+
+def load_refit(config: PredictConfig) -> TrainedNetwork:
+    """Load the network of ``--feature_refit``; UsageError for one that was not trained on all folds."""
+    path = config.feature_refit
+    file = path / BEST if path.is_dir() else path
+    refit = load_network(file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights)
+    if refit.config.data_fold != HOLDOUT:
+        raise UsageError(
+            f"--feature_refit={path}: was trained with --data_fold={refit.config.data_fold}; it takes a "
+            "network that saw the images of all folds: train.py --data_fold=holdout"
+        )
+    return refit
+
+
+def check_refit(config: PredictConfig, refit: TrainedNetwork, dataset: Path, folds: Mapping[int, Fold]) -> None:
+    """Raise UsageError where the network was trained on other images than those of ``folds``, as they are now."""
+    rows = read_fold(dataset, dataset.name, HOLDOUT)
+    train, valid = (select_rows(rows, kind, refit.config.dev_enabled) for kind in ("train", "valid"))
+    images = pd.concat([fold.valid for fold in folds.values()]).index
+    if refit.data_hash != rows_hash(train, valid) or not images.isin(train.index).all():
+        raise UsageError(
+            f"--feature_refit={config.feature_refit}: was trained on other images or labels than {dataset} has in its "
+            "folds"
+        )
+
+
+def read_refit_alignment(config: PredictConfig, refit: TrainedNetwork) -> Alignment:
+    """Read the map of ``--feature_refit`` that was kept with features/test.
+
+    Raises UsageError where there is none, or it is another network's, WorkError where the file is damaged.
+    """
+    parent = config.net_weight_file
+    info, path = parent / "features" / REFIT_INFO, parent / "features" / REFIT_FILE
+    again = f"python predict.py --net_weight_file={parent} --features=1 --feature_refit={config.feature_refit}"
+    if not info.is_file():
+        raise UsageError(f"--feature_refit: {parent / 'features'} keeps no map of it; {again} makes one")
+    try:
+        facts = json.loads(info.read_text(encoding="utf-8"))
+        known = (facts["chosen"], facts["iteration"])
+        space, r2 = facts["space"], float(facts["alignment_r2"])
+        (own,) = _read_maps(path, facts["alignment_sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from None
+    if known != (refit.weights, refit.iteration) or space != read_document(parent / FOLDERS[OUT_OF_FOLD]).get(
+        "alignment_sha256"
+    ):
+        raise UsageError(f"--feature_refit: {path} is of another network or of earlier features; {again} makes it anew")
+    return Alignment(own[:-1], own[-1], r2)
+
+
+def first_width(alignments: Mapping[Any, Alignment]) -> int:
     """Return the width of the common space."""
     return len(next(iter(alignments.values())).offset)
 
@@ -220,9 +330,7 @@ def read_alignments(parent: Path) -> dict[int, Alignment]:
     if "alignment_sha256" not in document:
         raise UsageError(f"{parent / 'features'}: an older program made them and kept no maps of the folds; {HOW} anew")
     try:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != document["alignment_sha256"]:
-            raise ValueError("not the file that the features were made with")
-        maps = np.load(path, allow_pickle=False)
+        maps = _read_maps(path, document["alignment_sha256"])
         facts = {int(fold): known for fold, known in document["folds"].items()}
         return {
             fold: Alignment(own[:-1], own[-1], float(known["alignment_r2"]))
@@ -232,19 +340,27 @@ def read_alignments(parent: Path) -> dict[int, Alignment]:
         raise WorkError(f"{path}: damaged ({' '.join(str(error).split())}); {HOW} anew") from None
 
 
-def made_by(document: Mapping[str, Any], models: Mapping[int, TrainedNetwork]) -> bool:
-    """Whether features of ``document`` were made by just these weights."""
-    known = {int(fold): (facts.get("chosen"), facts.get("iteration")) for fold, facts in document["folds"].items()}
-    return known == {fold: (model.weights, model.iteration) for fold, model in models.items()}
+def _read_maps(path: Path, sha256: str) -> Floats:
+    """Read maps (K, F + 1, F); OSError or ValueError where the file is not the one that it was."""
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError("not the file that the features were made with")
+    return np.load(path, allow_pickle=False)
+
+
+def check_made_by(document: Mapping[str, Any], models: Mapping[int, TrainedNetwork], parent: Path) -> None:
+    """Raise UsageError unless features of ``document`` were made by just these weights."""
+    known = {int(fold): (facts["chosen"], facts["iteration"]) for fold, facts in document["folds"].items()}
+    if known != {fold: (model.weights, model.iteration) for fold, model in models.items()}:
+        raise UsageError(
+            f"{parent}: its models were trained further since its features were made; make them anew "
+            "(predict.py --features=1), and train the sequence model on them"
+        )
 
 
 def fit_alignments(models: Mapping[int, TrainedNetwork], folds: Mapping[int, Fold]) -> dict[int, Alignment]:
     """Fit each fold's map into the first one's space, by images that neither of the two held out."""
     reference, *others = folds
-    labelled = pd.concat([fold.valid for fold in folds.values()])
-    spread = np.linspace(0, len(labelled) - 1, min(ANCHORS, len(labelled))).round().astype(int)
-    anchors = labelled.iloc[spread]
-    anchors = anchors.drop(index=anchors.index.intersection(folds[reference].valid.index))
+    anchors = common_images(folds, reference)
     target = table(embeddings(models[reference], anchors, "common images, first fold"))
     width = target.shape[1]
     found = {reference: Alignment(np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32), 1.0)}
@@ -252,9 +368,21 @@ def fit_alignments(models: Mapping[int, TrainedNetwork], folds: Mapping[int, Fol
         common = anchors.drop(index=anchors.index.intersection(folds[number].valid.index))
         own = table(embeddings(models[number], common, f"common images, fold {number}"))
         place = anchors.index.get_indexer(common.index)
-        patients = common["patient_id"].where(common["patient_id"] != "", common.index.to_series()).to_numpy(dtype=str)
-        found[number] = fit_alignment(own, target[place], patients)
+        found[number] = fit_alignment(own, target[place], patients_of(common))
     return found
+
+
+def common_images(folds: Mapping[int, Fold], reference: int) -> pd.DataFrame:
+    """Return images, evenly spread over the folds, that the model of the fold ``reference`` was trained on."""
+    labelled = pd.concat([fold.valid for fold in folds.values()])
+    spread = np.linspace(0, len(labelled) - 1, min(ANCHORS, len(labelled))).round().astype(int)
+    anchors = labelled.iloc[spread]
+    return anchors.drop(index=anchors.index.intersection(folds[reference].valid.index))
+
+
+def patients_of(rows: pd.DataFrame) -> np.ndarray:
+    """Return each image's patient, and where none is known the image itself."""
+    return rows["patient_id"].where(rows["patient_id"] != "", rows.index.to_series()).to_numpy(dtype=str)
 
 
 def table(parts: Iterator[tuple[list[str], Floats, Floats]]) -> Floats:
@@ -263,12 +391,12 @@ def table(parts: Iterator[tuple[list[str], Floats, Floats]]) -> Floats:
 
 
 def mean_blocks(
-    models: Mapping[int, TrainedNetwork],
-    alignments: Mapping[int, Alignment],
+    models: Mapping[Key, TrainedNetwork],
+    alignments: Mapping[Key, Alignment],
     rows: pd.DataFrame,
     workers: int | None = None,
 ) -> Iterator[Block]:
-    """Yield the mean over all folds' models of aligned embeddings and of logits, of images that no model has seen."""
+    """Yield the mean over all models of aligned embeddings and of logits, of images that no model has seen."""
     first = next(iter(models.values()))
     for batch in batches(first, rows, "new images", workers):
         ready = first.network.prepare_batch(batch)

@@ -52,7 +52,7 @@ CALIBRATION_FILE = "calibration.json"  # beside the weights
 class TrainedNetwork:
     """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average.
 
-    ``pipeline`` is None for a sequence model.
+    ``pipeline`` is None for a sequence model; ``data_hash``: of the images and labels of the training.
     """
 
     network: RSNANetwork
@@ -62,6 +62,7 @@ class TrainedNetwork:
     metrics: dict[str, float]
     iteration: int
     weights: str
+    data_hash: str | None
 
 
 def load_network(
@@ -109,6 +110,7 @@ def load_network(
         checkpoint["metrics"],
         checkpoint["iteration"],
         name,
+        checkpoint.get("data_hash"),
     )
 
 

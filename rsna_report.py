@@ -109,7 +109,7 @@ def run_report(record: Record, others: Sequence[Record]) -> str:
 def is_of_folds(record: Record) -> bool:
     """Whether an experiment is a cross-validation, though none of its folds may have begun."""
     try:
-        return not isinstance(parse_folds(str(record.config.get("data_fold", 0))), int)
+        return isinstance(parse_folds(str(record.config.get("data_fold", 0))), tuple)
     except ValueError:
         return False
 

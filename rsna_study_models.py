@@ -18,7 +18,16 @@ from config import SEQUENCE, PredictConfig
 from rsna_crossvalidation import finished_folds, is_cross_validation
 from rsna_dataset import LABELS
 from rsna_features import FOLDERS, OUT_OF_FOLD, features_in_memory, read_document
-from rsna_fold_models import Alignment, load_fold_models, made_by, mean_blocks, read_alignments
+from rsna_fold_models import (
+    REFIT,
+    Alignment,
+    check_made_by,
+    load_fold_models,
+    load_refit,
+    mean_blocks,
+    read_alignments,
+    read_refit_alignment,
+)
 from rsna_prediction import TrainedNetwork, Views, load_calibration, load_network, load_views, predict_rows
 from rsna_sequence import features_hash, predict_slices, predict_studies, sequence_options
 
@@ -89,27 +98,22 @@ class SliceModels:
 
 @dataclass(frozen=True)
 class SequenceModels:
-    """Sequence models over what a cross-validation's networks see of each slice; several ones' mean is taken.
+    """Sequence models over what slice ``networks`` see of each slice; several sequence models' mean is taken.
 
-    Each fold's embeddings go through its own map into the common space, and their mean stands for the slice, as in
-    features/test.
+    Each network's embeddings go through its own map into the common space, and their mean stands for the slice, as in
+    features/test. ``folder``: the cross-validation's.
     """
 
     judges_studies: ClassVar[bool] = True
 
     folder: Path
-    folds: Mapping[int, TrainedNetwork]
-    alignments: Mapping[int, Alignment]
+    networks: Mapping[str, TrainedNetwork]
+    alignments: Mapping[str, Alignment]
     sequences: Mapping[str, TrainedNetwork]
-
-    @property
-    def networks(self) -> dict[str, TrainedNetwork]:
-        """The slice networks by name."""
-        return {f"fold {fold}": network for fold, network in self.folds.items()}
 
     def predict(self, rows: pd.DataFrame) -> Predicted:
         """Predict one study."""
-        blocks = mean_blocks(self.folds, self.alignments, rows, workers=0)
+        blocks = mean_blocks(self.networks, self.alignments, rows, workers=0)
         features = features_in_memory(blocks, self.folder)
         parts: dict[str, list[pd.DataFrame]] = {"slices": [], "study": []}
         for model in self.sequences.values():
@@ -163,6 +167,11 @@ def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, 
     ]
 
 
+def fold_key(fold: int) -> str:
+    """Return a fold's name among models."""
+    return f"fold {fold}"
+
+
 def first_weight_file(path: Path) -> Path:
     """Return the weight file that ``--net_weight_file`` names, of a cross-validation's folder the first fold's."""
     if not path.is_dir():
@@ -194,18 +203,18 @@ def load_study_model(config: PredictConfig) -> StudyModel:
     path = config.net_weight_file
     options = (config.n_jobs, config.data_input_folder, config.data_dataset)
     if config.sequence is not None:
+        sequences = load_sequences(config, path)
+        if config.feature_refit is not None:
+            refit = load_refit(config)
+            return SequenceModels(path, {REFIT: refit}, {REFIT: read_refit_alignment(config, refit)}, sequences)
         document = read_document(path / FOLDERS[OUT_OF_FOLD])
-        alignments = read_alignments(path)
+        alignments = {fold_key(fold): alignment for fold, alignment in read_alignments(path).items()}
         chosen = {int(fold): facts["chosen"] for fold, facts in document["folds"].items()}
         folds = load_fold_models(config, path, chosen)
-        if not made_by(document, folds):
-            raise UsageError(
-                f"{path}: its models were trained further since its features were made; make them anew "
-                "(predict.py --features=1), and train the sequence model on them"
-            )
-        return SequenceModels(path, folds, alignments, load_sequences(config, path))
+        check_made_by(document, folds, path)
+        return SequenceModels(path, {fold_key(fold): model for fold, model in folds.items()}, alignments, sequences)
     if path.is_dir():
-        networks = {f"fold {fold}": network for fold, network in load_fold_models(config, path).items()}
+        networks = {fold_key(fold): network for fold, network in load_fold_models(config, path).items()}
     else:
         networks = {path.name: load_network(path, *options, config.net_weights)}
     calibration = load_calibration(config, networks[path.name]) if config.calibrate else None
@@ -221,7 +230,7 @@ def load_sequences(config: PredictConfig, parent: Path) -> dict[str, TrainedNetw
     """
     path = config.sequence
     if is_cross_validation(path):
-        files = {f"fold {fold}": path / facts["weights"] for fold, facts in finished_folds(path).items()}
+        files = {fold_key(fold): path / facts["weights"] for fold, facts in finished_folds(path).items()}
     else:
         file = path / "best.pt" if path.is_dir() else path
         files = {file.name: file}
