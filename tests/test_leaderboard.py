@@ -116,7 +116,7 @@ def test_a_line_over_the_options_that_differ_for_each_experiment_of_numbers_and_
         ("never", "vit", 5e-3, 0.8, None),
     ):
         points = [] if loss is None else [point(8, valid__weighted_log_loss=loss)]
-        options = f"net_model: {model}\noptim_lr: {rate}\ntr_ema_decay: {decay}\nseed: 3\n"
+        options = f"net_model: {model}\noptim_lr: {rate}\ntr_ema_decay: {decay}\nseed: 3\ntrackers: [{name}]\n"
         experiment(tmp_path / name, *points, config=options)
     page = update_leaderboard(tmp_path, METRIC)
 

@@ -94,7 +94,7 @@ function hint(shape, content) {
   shape.append(tip);
 }
 const missing = value => value === null || value === undefined || value === "";
-const short = value => value.length > 18 ? value.slice(0, 8) + "…" + value.slice(-8) : value;
+const short = (value, most = 18) => value.length > most ? value.slice(0, most / 2 - 1) + "…" + value.slice(1 - most / 2) : value;
 // Where an axis's values lie, 0 (bottom) to 1: numbers by size (by their logarithm where they span two powers of ten
 // and more), other values in alphabetical steps, a missing one below the axis.
 function axis(name, rows) {
@@ -113,10 +113,11 @@ function axis(name, rows) {
 function parallel(rows) {
   const target = document.getElementById("parallel");
   const points = rows.filter(row => row[data.metric] !== null);
-  const names = options.filter(name => new Set(points.map(row => JSON.stringify(row[name] ?? null))).size > 1);
+  const names = options.filter(name => !data.unplotted.includes(name) && new Set(points.map(row => JSON.stringify(row[name] ?? null))).size > 1);
   if (points.length < 2 || !names.length) return target.replaceChildren(element("p", "No option differs between the experiments shown."));
   const axes = [...names, data.metric].map(name => axis(name, points));
-  const gap = 128, width = gap * axes.length + 40, top = 40, bottom = 220;
+  const gap = Math.max(98, Math.min(150, (target.clientWidth - 60) / axes.length)), width = gap * axes.length + 40;
+  const top = 40, bottom = 220, most = 2 * Math.floor(gap / 15);
   const x = number => gap / 2 + number * gap, y = share => bottom - share * (bottom - top);
   const { svg, add } = picture(width, 260, `A line for each of ${points.length} experiments over ${names.join(", ")} and ${data.metric}; the table above has the numbers.`);
   svg.setAttribute("role", "group");
@@ -142,7 +143,7 @@ function parallel(rows) {
   }
   axes.forEach((one, number) => {
     add("line", { class: "axis", x1: x(number), x2: x(number), y1: top, y2: bottom });
-    hint(add("text", { x: x(number), y: 16, "text-anchor": "middle", class: "name" }, short(one.name)), one.name);
+    hint(add("text", { x: x(number), y: 16, "text-anchor": "middle", class: "name" }, short(one.name, most)), one.name);
     if (one.log) add("text", { x: x(number), y: 30, "text-anchor": "middle" }, "log");
     const unknown = points.some(row => missing(row[one.name])) ? [null] : [];
     let last = Infinity;
@@ -151,7 +152,7 @@ function parallel(rows) {
       if (last - at < 13) continue;
       last = at;
       const content = tick === null ? "none" : text(tick);
-      hint(add("text", { class: "tick", x: x(number) + 5, y: at + 4 }, short(content)), content);
+      hint(add("text", { class: "tick", x: x(number) + 5, y: at + 4 }, short(content, most)), content);
     }
   });
   target.replaceChildren(svg);

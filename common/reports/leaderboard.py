@@ -21,6 +21,7 @@ HTML_FILE = "leaderboard.html"
 LOCK = ".leaderboard.lock"
 SCRIPT = Path(__file__).with_name("leaderboard.js")
 LEFT_OUT = ("experiment_id", "output_dir", "n_jobs")
+UNPLOTTED = ("data_input_folder", "trackers", "nml_enabled", "nml_project", "nml_mode", "tr_report", "verbosity")
 
 
 def update_leaderboard(results: Path, metric: str) -> Path:
@@ -88,6 +89,7 @@ def leaderboard_page(table: pd.DataFrame, records: Sequence[Record], metric: str
     }
     rows = json.loads(table.to_json(orient="records", double_precision=10))
     data = {"metric": metric, "columns": list(table.columns), "rows": rows, "reports": reports}
+    data["unplotted"] = UNPLOTTED  # options that change nothing of a result
     embedded = json.dumps(data).replace("<", "\\u003c")  # no text of an option can end the script
     title = metric.replace("_", " ")
     body = (
