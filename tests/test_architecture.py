@@ -130,7 +130,7 @@ def test_a_folders_readme_names_every_module_in_it(path: Path) -> None:
         assert path.name in (path.parent / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("folder", ["input", "notebooks", "output", "tests", "transforms"])
+@pytest.mark.parametrize("folder", ["docs", "input", "notebooks", "output", "tests", "transforms"])
 def test_the_other_folders_have_a_readme_too(folder: str) -> None:
     assert (PROJECT / folder / "README.md").is_file()
 
