@@ -108,7 +108,20 @@ def format_numbers(numbers: tuple[float, ...] | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneralOptions:
+class ConsoleOptions:
+    """Console."""
+
+    verbosity: int = option(
+        1,
+        "0: warnings, errors and the path of the result only; 1: what goes on; 2: all that is logged too",
+        minimum=0,
+        maximum=2,
+        changeable=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralOptions(ConsoleOptions):
     """General."""
 
     n_jobs: int = option(0, "CPU cores to use; 0: all there are", minimum=0, maximum=4096, changeable=True)
@@ -125,7 +138,7 @@ class DataLocation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultsLocation:
+class ResultsLocation(ConsoleOptions):
     """Results."""
 
     output_dir: Path = option(Path("./output/results"), "folder that holds the experiments' folders", changeable=True)
@@ -583,7 +596,7 @@ class TrainConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedOptions:
+class TrainedOptions(ConsoleOptions):
     """Where to run."""
 
     n_jobs: int | None = option(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import command
 from config import EnsembleConfig
 
@@ -15,6 +16,7 @@ from config import EnsembleConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the ensemble, print its scores where labels are known, and its path as the last line; return that."""
     config = parse_args(EnsembleConfig, argv)
+    set_verbosity(config.verbosity)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_ensemble import build_ensemble, describe_ensemble, read_members, write_ensemble

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import UsageError, command
 from config import EvaluateConfig, TrainConfig
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Print the metrics with their intervals, write ``evaluation…`` as CSV and JSON, and return the table by label."""
     config = parse_args(EvaluateConfig, argv)
+    set_verbosity(config.verbosity)
     if config.eval_file is not None:
         return evaluate_file(config)
     return evaluate_experiment(config)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import command
 from config import ExportConfig
 
@@ -14,6 +15,7 @@ from config import ExportConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the network as a file, say how near it is to torch, print the file's path and return it."""
     config = parse_args(ExportConfig, argv)
+    set_verbosity(config.verbosity)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_export import export_network

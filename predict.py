@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import command
 from config import PredictConfig
 
@@ -17,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     With --audit the path is the submission that was looked at, or the filled one.
     """
     config = parse_args(PredictConfig, argv)
+    set_verbosity(config.verbosity)
     if config.audit is not None:
         path = audit_file(config)
     elif config.source is not None:

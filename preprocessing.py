@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import command
 from config import PreprocessingConfig
 
@@ -14,6 +15,7 @@ from config import PreprocessingConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Make or finish the dataset; print its folder as the last line and return it."""
     config = parse_args(PreprocessingConfig, argv)
+    set_verbosity(config.verbosity)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_checks import audit_dataset, find_dataset, leaves_dataset_alone, verify_dataset

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import command
 from config import ReportConfig
 
@@ -17,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     Print their paths and return the last one.
     """
     config = parse_args(ReportConfig, argv)
+    set_verbosity(config.verbosity)
 
     # Here, so that --help and a wrong flag answer at once.
     from common.errors import UsageError

@@ -6,14 +6,13 @@ Both need nothing but the dataset, so that one made earlier or elsewhere can be 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from common.arguments import to_dict
+from common.console import progress, tell
 from common.errors import UserError, WorkError
 from common.files import write_csv, write_text
 from common.preprocessing.audit import AuditedDataset, audit_page
@@ -61,7 +60,7 @@ def find_dataset(config: PreprocessingConfig) -> Path:
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     read_dataset_info(folder)
     if not config.pre_verify:
-        print(f"{folder}: is finished and left as it is; without --pre_audit it is brought up to date", file=sys.stderr)
+        tell(f"{folder}: is finished and left as it is; without --pre_audit it is brought up to date")
     return folder
 
 
@@ -85,16 +84,16 @@ def verify_dataset(folder: Path, dataset: str, n_jobs: int) -> None:
         pass
     form = stored_form(info)
     parts = []
-    with tqdm(total=len(metadata), desc="verifying", unit="image", disable=None) as progress:
+    with progress(total=len(metadata), desc="verifying", unit="image") as bar:
         for part in verify_images(folder / "images", metadata, form, n_jobs or len(os.sched_getaffinity(0))):
             parts.append(part)
-            progress.update(len(part))
+            bar.update(len(part))
     found = pd.concat(parts, ignore_index=True).sort_values("id", ignore_index=True)
     faults = found[found["fault"] != ""]
     known = {f"{image_id}{form.suffix}" for image_id in metadata.index}
     unknown = sorted(path.name for path in (folder / "images").iterdir() if path.name not in known)
     if unknown:
-        print(f"{folder}: {len(unknown)} files in images/ belong to no image: {list_some(unknown)}", file=sys.stderr)
+        tell(f"{folder}: {len(unknown)} files in images/ belong to no image: {list_some(unknown)}")
     if len(faults):
         write_csv(folder / FAULTS_FILE, faults)
         counts = "; ".join(
@@ -107,7 +106,7 @@ def verify_dataset(folder: Path, dataset: str, n_jobs: int) -> None:
     (folder / FAULTS_FILE).unlink(missing_ok=True)
     if content_hash(folder, info["options"]) != info["hash"]:
         raise WorkError(f"{folder}: all images are whole, but metadata.csv or a fold's CSV is not as it was written")
-    print(f"{folder}: {len(metadata)} images are there, with the right shape, type and hash", file=sys.stderr)
+    tell(f"{folder}: {len(metadata)} images are there, with the right shape, type and hash")
 
 
 def read_folds(folder: Path, dataset: str, info: dict[str, Any]) -> dict[str, pd.DataFrame]:
@@ -147,5 +146,5 @@ def audit_dataset(folder: Path, dataset: str) -> Path:
     )
     path = folder / AUDIT_FILE
     write_text(path, audit_page(data))
-    print(f"audit: {path}", file=sys.stderr)
+    tell(f"audit: {path}")
     return path

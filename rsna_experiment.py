@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import timm
@@ -22,9 +23,10 @@ from common.callbacks.profiler import Profiler
 from common.callbacks.progress_bar import ProgressBar
 from common.callbacks.sample_losses import SampleLosses
 from common.callbacks.telemetry import Telemetry
-from common.checkpoint import LAST
+from common.checkpoint import BEST, LAST
 from common.errors import Interrupted, UsageError
 from common.experiment import (
+    LOG_FILE,
     Experiment,
     add_to_history,
     create_experiment,
@@ -39,10 +41,11 @@ from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.optimizers import build_optimizer
-from common.reports.record import RUNNING, results_folder, write_status
+from common.reports.leaderboard import HTML_FILE
+from common.reports.record import REPORT_FILE, RUNNING, results_folder, write_status
 from common.resume import Run, resume_run
 from common.schedulers import Schedule, build_schedule
-from common.trackers.jsonl import JsonlTracker
+from common.trackers.jsonl import FILE_NAME, JsonlTracker
 from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import Tracker, TrackerGroup
 from config import SEQUENCE, TrainConfig
@@ -302,6 +305,7 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
         if distributed.is_main():
             write_status(experiment.folder, RUNNING)
         group.start(experiment.id, experiment.folder, to_dict(config))
+        distributed.tell(group.view().splitlines())
         for name in ("config.yaml", "environment.json"):
             group.log_file(experiment.folder / name)
         yield group
@@ -322,3 +326,16 @@ def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: 
         if config.tr_report:
             tracker.log_file(write_report(experiment.folder, status))
             write_leaderboard(results_folder(experiment.folder))
+    distributed.tell(whereabouts(experiment.folder))
+
+
+def whereabouts(folder: Path) -> list[str]:
+    """Return a line for each thing of a run that a person may look for, of those that are there."""
+    places = {
+        "report": folder / REPORT_FILE,
+        "weights": folder / BEST,
+        "all values": folder / FILE_NAME,
+        "log": folder / LOG_FILE,
+        "leaderboard": results_folder(folder) / HTML_FILE,
+    }
+    return [f"{name:<12} {path}" for name, path in places.items() if path.is_file()]

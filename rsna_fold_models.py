@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from common.arguments import from_dict
 from common.checkpoint import BEST
+from common.console import progress
 from common.datasets.batch import Batch
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
@@ -163,7 +163,7 @@ def batches(model: TrainedNetwork, rows: pd.DataFrame, label: str, workers: int 
         workers = loader_workers(model.config.n_jobs, model.network.device)
     pipeline = place_transform(model.pipeline, model.config, model.network.device)
     loader = build_loader(dataset_folder_of(model), rows, pipeline, model.config, workers)
-    yield from tqdm(loader, desc=label, unit="batch", disable=None)
+    yield from progress(loader, desc=label, unit="batch")
 
 
 def write_all_features(config: PredictConfig) -> Path:

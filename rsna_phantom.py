@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import UsageError, WorkError, command
 from common.files import write_csv, write_json
 from config import PhantomConfig
@@ -39,6 +40,7 @@ SHEET_STUDIES, SHEET_SLICES, SHEET_TILE = 10, 10, 192
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the phantom that the command line asks for; return its folder."""
     config = parse_args(PhantomConfig, argv)
+    set_verbosity(config.verbosity)
     from common.phantom.plan import count_tests
     from common.phantom.study import PhantomSettings
 
@@ -149,8 +151,8 @@ def _write_images(plans: list[StudyPlan], settings: PhantomSettings, folder: Pat
     """Write all DICOM files, a study per task; return the truth's rows in the studies' order."""
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
-    from tqdm import tqdm
 
+    from common.console import progress
     from common.phantom.study import write_study
 
     for split in ("train", "test"):
@@ -160,7 +162,7 @@ def _write_images(plans: list[StudyPlan], settings: PhantomSettings, folder: Pat
     truth: list[dict[str, Any]] = []
     try:
         studies = joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1)(tasks)
-        for rows in tqdm(studies, total=len(plans), desc="phantom", unit="study", disable=None):
+        for rows in progress(studies, total=len(plans), desc="phantom", unit="study"):
             truth += rows
     except TerminatedWorkerError as error:
         raise WorkError(f"{folder}: a worker process was killed (out of memory?); use a smaller --n_jobs") from error

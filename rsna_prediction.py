@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from common.arguments import from_dict
 from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
+from common.console import progress
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import fit_temperatures
@@ -243,7 +243,7 @@ def predict_rows(
 
     def predict(pipeline: Pipeline | DevicePart | FixedView, label: str) -> pd.DataFrame:
         loader = build_loader(dataset_folder_of(trained), rows, pipeline, config, workers)
-        return prediction_frame(trained.network.predict(tqdm(loader, desc=label, unit="batch", disable=None)))
+        return prediction_frame(trained.network.predict(progress(loader, desc=label, unit="batch")))
 
     if views is None:
         return predict(place_transform(trained.pipeline, config, trained.network.device), "predict")

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from common.arguments import to_dict
+from common.console import progress, tell
 from common.dicom.errors import RETRIED_REASONS
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, remove_temporaries, write_csv, write_json
@@ -147,7 +146,7 @@ def preprocess(config: PreprocessingConfig) -> Path:
         tasks = pending_tasks(job, journal)
         state = source_hash(job)
         if not tasks and is_complete(job, state):
-            say(f"{len(job.files)} files: nothing has changed since the dataset was made")
+            tell(f"{len(job.files)} files: nothing has changed since the dataset was made")
         else:
             for name in (DATASET_INFO, *LOOKED_AT):  # until the end the dataset is not complete
                 (folder / name).unlink(missing_ok=True)
@@ -156,11 +155,6 @@ def preprocess(config: PreprocessingConfig) -> Path:
             write_tables(job, journal.read(), state)
         check_share(journal.read(), job)
     return folder
-
-
-def say(line: str) -> None:
-    """Tell the user how the work goes; standard output is left to the dataset's folder."""
-    print(line, file=sys.stderr)
 
 
 def find_source(config: PreprocessingConfig) -> Source:
@@ -263,9 +257,9 @@ def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     same = (known["split"] == current["split"]) & (known["file_bytes"] == current["bytes"])
     same &= known["mtime_ns"] == current["mtime_ns"]
     if journal.exists() and records.empty:
-        say("no image of an earlier run was made with these options: converting all files anew")
+        tell("no image of an earlier run was made with these options: converting all files anew")
     elif not same.all():
-        say(f"{int((~same).sum())} source files have changed since they were converted")
+        tell(f"{int((~same).sum())} source files have changed since they were converted")
     done = same.index[same & finished.reindex(same.index)]
     return tasks_of(job, files[~files.index.isin(done)])
 
@@ -314,23 +308,23 @@ def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     freed = int(stored.reindex([task.image_id for task in tasks]).sum())
     needed = job.form.bytes_needed(sum(task.file_bytes for task in tasks), len(tasks))
     check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
-    say(f"{len(job.files)} files, {len(tasks)} of them to convert")
+    tell(f"{len(job.files)} files, {len(tasks)} of them to convert")
     failures, left = 0, len(tasks)
     jobs = job.config.n_jobs or len(os.sched_getaffinity(0))
     dask = job.config.pre_scheduler == "dask" and len(tasks) > 0
     workers = dask_cluster(job.config.pre_dask_address, jobs) if dask else nullcontext(jobs)
-    with journal, workers as jobs, tqdm(total=len(tasks), desc="preprocessing", unit="file", disable=None) as progress:
+    with journal, workers as jobs, progress(total=len(tasks), desc="preprocessing", unit="file") as bar:
         try:
             for records in convert_files(tasks, job.form, jobs, job.pseudonyms) if tasks else ():
                 journal.add(records)
                 done = len({record.source_id for record in records})
                 left -= done
                 failures += sum(record.reason != "" for record in records)
-                progress.set_postfix(failed=failures, refresh=False)
-                progress.update(done)
+                bar.set_postfix(failed=failures, refresh=False)
+                bar.update(done)
         except KeyboardInterrupt:
-            progress.close()
-            say(f"stopped with {left} of {len(job.files)} files to convert; start the same command again to go on")
+            bar.close()
+            tell(f"stopped with {left} of {len(job.files)} files to convert; start the same command again to go on")
             raise
 
 
@@ -375,7 +369,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     said = [f"{counts.get('train', 0)} train and {counts.get('test', 0)} test images", f"{len(failed)} failed files"]
     if len(train):
         said.append(", ".join(f"{name} {share:.2%}" for name, share in rows[list(LABELS)].mean().items()))
-    say("; ".join(said))
+    tell("; ".join(said))
 
 
 def is_labelled(job: Job) -> bool:
@@ -473,7 +467,7 @@ def say_geometry(table: pd.DataFrame) -> None:
     )
     if len(counts):
         listing = ", ".join(f"{name} {count}" for name, count in counts.items())
-        say(f"places along the series (the metadata's column geometry): {listing}")
+        tell(f"places along the series (the metadata's column geometry): {listing}")
 
 
 def warn_about_labels(job: Job, images: pd.DataFrame, unmatched: pd.DataFrame) -> None:
@@ -508,7 +502,7 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     groups = link_patients(patients, pictures)
     linked = check_links(groups, patients, train.index.to_numpy(dtype=object))
     if linked:
-        say(linked)
+        tell(linked)
     labels = job.labels.loc[train.index, list(LABELS)].to_numpy()
     fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed, job.config.pre_holdout)
     check_folds(fold, patients, pictures, train.index.to_numpy(dtype=object))

@@ -49,7 +49,7 @@ def run_experiments(config: SweepConfig) -> Path:
 def run_search(config: SweepConfig) -> Path:
     """Search the options of --space; return the page that shows the search. Ctrl-C saves the running trial."""
     space = read_space(config.space)
-    flags = [] if "data_dataset" in space.base else data_flags(config)
+    flags = verbosity_flags(config) + ([] if "data_dataset" in space.base else data_flags(config))
     folder = config.output_dir / space.name
     try:
         path = Search(space, folder, METRIC, ROOT, flags, check_flags).run(config.trials, config.seed)
@@ -81,7 +81,7 @@ def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) ->
 
 def plan(lines: Sequence[Sequence[str]], config: SweepConfig) -> list[Planned]:
     """Return what is to run, each line checked as train.py would; UsageError, naming the line, for what it refuses."""
-    shared = [f"--output_dir={config.output_dir}"]
+    shared = [f"--output_dir={config.output_dir}", *verbosity_flags(config)]
     experiments = []
     for number, line in enumerate(lines, start=1):
         flags = [*shared, *([] if has(line, "data_dataset") else data_flags(config)), *line]
@@ -112,10 +112,16 @@ def steps(folder: Path, config: SweepConfig) -> list[list[str]]:
     if not config.evaluate:
         return []
     weights = folder / "best.pt"  # a cross-validation has some in each fold, and is predicted by all
-    return [
+    commands = [
         ["evaluate.py", f"--experiment_id={folder.name}", f"--output_dir={folder.parent}"],
         ["predict.py", f"--net_weight_file={weights if weights.is_file() else folder}", "--split=test"],
     ]
+    return [[*command, *verbosity_flags(config)] for command in commands]
+
+
+def verbosity_flags(config: SweepConfig) -> list[str]:
+    """Return the flag that makes an experiment's commands as quiet or talkative as this one; none for the default."""
+    return [] if config.verbosity == SweepConfig.verbosity else [f"--verbosity={config.verbosity}"]
 
 
 def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:

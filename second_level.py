@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import command
 from config import SecondLevelConfig
 
@@ -15,6 +16,7 @@ from config import SecondLevelConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the experiment, print its scores and, as the last line, its folder; return that."""
     config = parse_args(SecondLevelConfig, argv)
+    set_verbosity(config.verbosity)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_second_level import second_level

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import command
 from config import SweepConfig
 
@@ -14,6 +15,7 @@ from config import SweepConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run what the file names and print a summary; return the path of the leaderboard or of the search's page."""
     config = parse_args(SweepConfig, argv)
+    set_verbosity(config.verbosity)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_sweep import run_experiments, run_search

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from common.arguments import parse_args
+from common.console import set_verbosity
 from common.errors import command
 from common.listing import listing
 from config import TrainConfig
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     if config.list is not None:
         print("\n".join(listing(config.list)))
         return None
+
+    set_verbosity(config.verbosity)
 
     # Here, so that --help and a wrong flag answer at once.
     from common import distributed
@@ -75,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
             run.restore(network)
             network.fit()
         check_interrupted(network, experiment, config)
-        if distributed.is_main():
-            print(experiment.folder)
+        is_main = distributed.is_main()
+    if is_main:
+        print(experiment.folder)
     return experiment.folder
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common import console
 from common.errors import UsageError, UserError, WorkError
 from common.experiment import FILE_ONLY
 from common.hashing import stable_hash
@@ -203,7 +203,7 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def tell(lines: Iterable[str]) -> None:
-    """Print lines, by the main process alone, and log them."""
+    """Print lines on stderr, by the main process alone, and log them."""
     for line in lines if is_main() else ():
-        print(line, file=sys.stderr)
+        console.tell(line)
         logger.info("%s", line, extra={FILE_ONLY: True})

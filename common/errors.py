@@ -66,8 +66,11 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        from common import console  # here, so that a configuration can be imported without it
+
         try:
-            result = main(*args, **kwargs)
+            with console.restored():
+                result = main(*args, **kwargs)
             sys.stdout.flush()
             return result
         except BrokenPipeError:

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import yaml
 
+from common.console import ALL, FILE_ONLY, NORMAL, verbosity
 from common.errors import UsageError, UserError, WorkError
 from common.files import write_json, write_text
 
@@ -52,7 +53,7 @@ LOCK_FILE = ".lock"
 LOCK_ATTEMPTS = 5
 ENVIRONMENT = "environment.json"
 CONFIG = "config.yaml"
-FILE_ONLY = "file_only"  # marks a log record that the console gets in another way
+LOG_FILE = "train.log"
 
 
 @dataclass(frozen=True)
@@ -222,15 +223,17 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 def setup_logging(folder: Path, console: bool) -> Iterator[None]:
     """Within this context everything that is logged goes to ``folder/train.log``, a line at a time, with UTC times.
 
-    Warnings also go to stderr, and with ``console`` all messages. Python's own warnings go to the file, and to the
-    console only with ``console``. An error that leaves the context is logged to the file. Afterwards logging is as it
-    was, so that a second run in the same process doesn't write into the first one's file.
+    Warnings also go to stderr, and all messages with --verbosity=2, or with ``console`` unless it shall be quiet.
+    Python's own warnings go to the file, and to the console only where all messages do. An error that leaves the
+    context is logged to the file. Afterwards logging is as it was, so that a second run in the same process doesn't
+    write into the first one's file.
     """
     try:
-        log_file = LogFile(folder / "train.log", encoding="utf-8")
+        log_file = LogFile(folder / LOG_FILE, encoding="utf-8")
     except OSError as error:
         raise _folder_error(folder, error) from error
     log_file.setFormatter(UtcFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    console = console and verbosity() == NORMAL
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.INFO if console else logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(message)s" if console else "%(levelname)s: %(message)s"))
@@ -240,7 +243,8 @@ def setup_logging(folder: Path, console: bool) -> Iterator[None]:
     level = root.level
     root.setLevel(logging.INFO)
     root.addHandler(log_file)
-    root.addHandler(terminal)
+    if verbosity() != ALL:  # else the console gets all that is logged already
+        root.addHandler(terminal)
     logging.captureWarnings(True)
     try:
         yield

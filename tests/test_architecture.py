@@ -135,14 +135,12 @@ def test_the_other_folders_have_a_readme_too(folder: str) -> None:
     assert (PROJECT / folder / "README.md").is_file()
 
 
-def test_all_progress_bars_show_on_a_terminal_only() -> None:
-    bars = {
-        f"{path.relative_to(PROJECT)}:{node.lineno}": [
-            ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "disable"
-        ]
+def test_all_progress_bars_are_made_by_the_console_which_knows_where_they_suit() -> None:
+    calls = [
+        (path.relative_to(PROJECT).as_posix(), ast.unparse(node.func))
         for path in [*PROJECT.glob("*.py"), *(PROJECT / "common").rglob("*.py")]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tqdm"
-    }
-    assert len(bars) >= 4
-    assert set(map(tuple, bars.values())) == {("None",)}, bars  # tqdm's own test of whether its file is a terminal
+        if isinstance(node, ast.Call)
+    ]
+    assert {path for path, name in calls if name == "tqdm"} == {"common/console.py"}
+    assert len([path for path, name in calls if name in ("progress", "console.progress")]) >= 4

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,6 +147,17 @@ def test_each_validation_prints_a_line_and_the_end_names_the_best(tracker, capsy
         "17 of 20 updates landed; skipped: 2 by float16's scaler (its normal work), 1 for what was not finite",
     ]
     assert pd.Series([record.message for record in caplog.records]).str.startswith("iteration").sum() == 2
+
+
+def test_where_no_terminal_is_a_line_now_and_then_says_how_far_a_run_is(tracker, capsys, monkeypatch) -> None:
+    metrics = MetricLogger(tracker, 5)
+    build(iteration_num=20, iteration_valid=20, callbacks=[metrics, ProgressBar(metrics, KEY, reference=0.5)]).fit()
+    assert len(capsys.readouterr().err.splitlines()) == 2  # of the validation and of the end: it took no minute
+    monkeypatch.setattr("common.console.LINE_S", 0.0)
+    build(iteration_num=20, iteration_valid=20, callbacks=[metrics, ProgressBar(metrics, KEY, reference=0.5)]).fit()
+    printed = capsys.readouterr().err
+    (line,) = [line for line in printed.split("\n") if "15/20" in line]
+    assert re.fullmatch(r" *75%\| 15/20 \[\d\d:\d\d, loss [\d.]+\]", line)
 
 
 def validations(callback, values: list[dict[str, float]]) -> SimpleNamespace:

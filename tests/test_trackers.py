@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import shlex
 import signal
 import socket
 import sqlite3
@@ -51,6 +52,9 @@ class Recorder:
 
     def start(self, experiment_id, folder, config) -> None:
         self.note("start", experiment_id, folder, config)
+
+    def view(self) -> str:
+        return "" if self.fails_in else f"look at {id(self)}"
 
     def log(self, metrics, iteration, step) -> None:
         self.note("log", metrics, iteration, step)
@@ -116,6 +120,14 @@ def test_ground_truth_that_cannot_be_written_ends_the_run_after_the_others_were_
     with pytest.raises(WorkError, match=r"metrics\.jsonl: cannot be written"):
         report(group, tmp_path)
     assert [call[0] for call in recorder.calls] == ["start", "log"]
+
+
+def test_each_tracker_that_has_started_says_how_to_see_it(tmp_path):
+    recorders = [Recorder(), Recorder("start", OSError("no")), Recorder()]
+    group = TrackerGroup([JsonlTracker(), *recorders])
+    group.start("1", tmp_path, {})
+    assert group.view() == f"look at {id(recorders[0])}\nlook at {id(recorders[2])}"
+    group.finish("finished")
 
 
 # --- metrics.jsonl
@@ -608,6 +620,7 @@ def reported_by(tracker, folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("seed: 1\n")
     tracker.start("7", folder, {"optim_lr": 0.1, "output_dir": str(Path.home() / "results")})
+    assert shlex.quote(str(folder.parent)) in tracker.view()
     for iteration, loss in ((10, 0.5), (20, math.nan), (30, 0.125)):
         tracker.log({"train/loss": loss, "valid/weighted_log_loss": 0.25}, iteration, iteration // 2)
     tracker.log_file(folder / "config.yaml")

@@ -318,11 +318,34 @@ def test_a_rehearsal_uses_a_part_of_the_data_logs_on_the_console_and_leaves_trac
     assert not (folder / ".neptune").exists()
 
 
-def test_the_neptune_run_is_kept_as_files_in_the_experiments_folder(trained, tmp_path, monkeypatch) -> None:
+def test_the_neptune_run_is_kept_as_files_in_the_experiments_folder_and_the_console_names_all_places(
+    trained, tmp_path, monkeypatch, capsys
+) -> None:
     monkeypatch.delenv("NEPTUNE_API_TOKEN", raising=False)
-    folder = train.main([*trained.flags, "--nml_enabled=1", f"--output_dir={tmp_path}"])
+    trackers = "--trackers=neptune,tensorboard"
+    folder = train.main([*trained.flags, trackers, "--tr_report=1", f"--output_dir={tmp_path}"])
     text = "".join(path.read_text() for path in (folder / ".neptune").rglob("*.log"))
     assert "weighted_log_loss" in text
+    printed = capsys.readouterr()
+    assert printed.out == f"{folder}\n"
+    lines = printed.err.splitlines()
+    assert lines[0].startswith(f"neptune: offline in {folder / '.neptune'};")
+    assert lines[1] == f"tensorboard: curves of all experiments: tensorboard --logdir {tmp_path}"
+    places = dict(line.rsplit(maxsplit=1) for line in lines[-5:])
+    assert list(places) == ["report", "weights", "all values", "log", "leaderboard"]
+    names = ("report.html", "best.pt", "metrics.jsonl", "train.log")
+    assert list(places.values()) == [*(str(folder / name) for name in names), str(tmp_path / "leaderboard.html")]
+    assert all(Path(place).is_file() for place in places.values())
+
+
+def test_a_quiet_run_says_where_it_is_and_nothing_else_and_its_log_says_all(trained, tmp_path, capsys) -> None:
+    folder = train.main([*trained.flags, "--verbosity=0", f"--output_dir={tmp_path}"])
+    assert capsys.readouterr() == (f"{folder}\n", "")
+    log = (folder / "train.log").read_text()
+    assert "model resnet10t" in log
+    assert "iteration 12/12: valid/weighted_log_loss" in log
+    evaluate.main(["--experiment_id=1", f"--output_dir={tmp_path}", "--verbosity=0"])
+    assert capsys.readouterr() == (f"{folder / 'evaluation.csv'}\n", "")
 
 
 def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
 
+from common import console
 from common.callbacks.callback import Callback
 from common.experiment import FILE_ONLY
 
@@ -69,7 +68,7 @@ class Profiler(Callback):
         finished.stop()
         finished.export_chrome_trace(str(self.folder / FILE_NAME))
         for line in phase_table(finished.key_averages(), seconds, self.iterations):
-            tqdm.write(line, file=sys.stderr)
+            console.tell(line)
             logger.info("%s", line, extra={FILE_ONLY: True})
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from common import console
 from common.callbacks.callback import Callback
 from common.callbacks.metric_logger import MetricLogger
 from common.experiment import FILE_ONLY
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar(Callback):
-    """A bar over the run's iterations on stderr (only on a terminal), and a line for each validation anywhere."""
+    """A bar over the run's iterations on stderr, or a line a minute where that is no terminal; one each validation."""
 
     def __init__(self, metrics: MetricLogger, monitor: str, reference: float) -> None:
         """``metrics`` logs the values to show; ``reference`` is the constant predictor's value of ``monitor``."""
@@ -33,15 +33,10 @@ class ProgressBar(Callback):
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
         """Open the bar where the run stands."""
-        self.bar = tqdm(
-            total=network.training.iteration_num,
-            initial=network.iteration,
-            unit="it",
-            # tqdm's own time left knows nothing of validations; the postfix has the honest one.
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
-            dynamic_ncols=True,
-            disable=None,  # where stderr is no terminal
-        )
+        # tqdm's own time left knows nothing of validations; the postfix has the honest one.
+        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        whole = network.training.iteration_num
+        self.bar = console.progress(total=whole, initial=network.iteration, unit="it", bar_format=form)
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
         """Advance by one iteration; show the last logged loss."""
@@ -86,8 +81,8 @@ class ProgressBar(Callback):
 
     @staticmethod
     def _print(line: str) -> None:
-        """Write a line above the bar, whatever the console's log level is, and into the log file."""
-        tqdm.write(line, file=sys.stderr)
+        """Write a line above the bar and into the log file."""
+        console.tell(line)
         logger.info("%s", line, extra={FILE_ONLY: True})
 
 

@@ -34,6 +34,10 @@ class JsonlTracker:
         except OSError as error:
             raise WorkError(f"{self.path}: cannot be written ({error.strerror}); check its owner and mode") from error
 
+    def view(self) -> str:
+        """Nothing to say: the run names its files at its end."""
+        return ""
+
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         """Write a line {"iteration", "step", "time" (seconds since 1970), name: value, ...}.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,8 @@ FOLDER = "mlruns"
 # A server that is slow or silent may cost seconds at the start and at the end, no more.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 STOP_S = 5.0
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}
+ALLOW = "MLFLOW_ALLOW_FILE_STORE"  # else it wants a database
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", ALLOW: "true"}
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -32,6 +34,7 @@ class MlflowTracker:
     def __init__(self) -> None:
         self.client: Any = None
         self.run = ""
+        self.folder: Path | None = None
         self.thread = ThreadPoolExecutor(1, "mlflow")
         self.pending: list[Future[Any]] = []
 
@@ -42,8 +45,9 @@ class MlflowTracker:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
-        place = os.environ.get("MLFLOW_TRACKING_URI") or (folder.parent.resolve() / FOLDER).as_uri()
-        client = MlflowClient(place)
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        self.folder = None if server else folder.parent.resolve() / FOLDER
+        client = MlflowClient(server or self.folder.as_uri())
         name = folder.parent.name or "results"
         known = client.get_experiment_by_name(name)
         group = known.experiment_id if known is not None else client.create_experiment(name)
@@ -51,6 +55,12 @@ class MlflowTracker:
         self.client = client
         params = [Param(option, str(shareable(value))) for option, value in config.items()]
         self._soon(lambda: client.log_batch(self.run, params=params))
+
+    def view(self) -> str:
+        if self.folder is None:  # an address may hold a password
+            return "mlflow: the run is on the server that MLFLOW_TRACKING_URI names"
+        command = f"mlflow ui --backend-store-uri {shlex.quote(str(self.folder))}"
+        return f"mlflow: {ALLOW}=true {command} (pip install mlflow)"
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         from mlflow.entities import Metric

@@ -53,10 +53,12 @@ class NeptuneTracker:
         self.mode = mode
         self.run: Any = None
         self.offline = True
+        self.folder = Path()
         self.cleanup = ExitStack()
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         data_folder = folder.resolve() / ".neptune"
+        self.folder = folder
         # Else neptune makes .neptune in the current folder. It holds until the end, since a late answer reads it too.
         self.cleanup.enter_context(_environment_variable(DATA_VARIABLE, str(data_folder)))
         if self.project is not None:
@@ -68,6 +70,11 @@ class NeptuneTracker:
             if self.run is None:
                 self.run = _init_run(neptune, experiment_id, "offline")
         self.run["config"] = {name: shareable(value) for name, value in config.items()}
+
+    def view(self) -> str:
+        if not self.offline:
+            return f"neptune: {self.run.get_url()}"
+        return f"neptune: offline in {self.folder / '.neptune'}; common/trackers/README.md tells how it is sent later"
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         """Append each finite value to the series of its name, at ``iteration``. Neptune has no NaN: it is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,18 @@ class TensorBoardTracker:
 
     def __init__(self) -> None:
         self.writer: Any = None
+        self.results = Path()
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(folder / FOLDER, flush_secs=FLUSH_S)
+        self.results = folder.parent
         rows = "\n".join(f"| {name} | {shareable(value)} |" for name, value in config.items())
         self.writer.add_text("options", f"| option | value |\n| --- | --- |\n{rows}")
+
+    def view(self) -> str:
+        return f"tensorboard: curves of all experiments: tensorboard --logdir {shlex.quote(str(self.results))}"
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         for name, value in {**metrics, "step": step}.items():

@@ -14,10 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Receives what a run reports. Calls come in this order: start, then log and log_file in any order, finish."""
+    """Receives what a run reports. Calls come in this order: start; view, log and log_file in any order; finish."""
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         """Begin a run: ``folder`` is the experiment's own and exists, ``config`` holds its options, flat and plain."""
+
+    def view(self) -> str:
+        """Return in one line, after start, how a person sees the run; empty where there is nothing to say."""
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         """Note values by name at a moment of the run: after ``iteration`` micro-batches and ``step`` updates.
@@ -44,6 +47,12 @@ class TrackerGroup:
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         self._call("start", lambda tracker: tracker.start(experiment_id, folder, config))
+
+    def view(self) -> str:
+        """Return a line for each tracker that has something to say."""
+        said: list[str] = []
+        self._call("view", lambda tracker: said.append(tracker.view()))
+        return "\n".join(filter(None, said))
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         self._call("log", lambda tracker: tracker.log(metrics, iteration, step))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.trackers.bounded import shareable
-
-logger = logging.getLogger(__name__)
 
 FOLDER = ".trackio"  # beside the experiments; SQLite files, which must lie on a local disk
 PLACE = "TRACKIO_DIR"
@@ -28,6 +26,7 @@ class TrackioTracker:
 
     def __init__(self) -> None:
         self.run: Any = None
+        self.results = Path()
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         os.environ.setdefault(PLACE, str(folder.parent.resolve() / FOLDER))
@@ -43,7 +42,10 @@ class TrackioTracker:
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-        logger.info("trackio: the dashboard is opened by: bash train.sh dashboard %s", folder.parent)
+        self.results = folder.parent
+
+    def view(self) -> str:
+        return f"trackio: live curves: bash train.sh dashboard {shlex.quote(str(self.results))}"
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         values = {**metrics, "train/optimizer_step": step}  # "step" is trackio's own word
