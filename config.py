@@ -41,7 +41,7 @@ OPTIMIZERS = (
     "muon",
 )
 
-SEQUENCE = "sequence"
+SEQUENCE, STUDY = "sequence", "study"
 HOLDOUT = "holdout"  # as a fold: all folds train, what was kept out of them validates
 OF_ANY_KIND = {"net_kind", "data_input_folder", "data_dataset", "data_fold", "cv_run"}
 
@@ -234,8 +234,9 @@ class NetworkOptions:
 
     net_kind: str = option(
         "slice",
-        "slice: a network for slices; sequence: a model over the slices of a series, on features of slice networks",
-        choices=("slice", SEQUENCE),
+        "slice: a network for slices; sequence: a model over the slices of a series, on features of slice networks; "
+        "study: both as one, from the pictures of whole series, starting from a slice network (--net_weight_file)",
+        choices=("slice", SEQUENCE, STUDY),
     )
     net_model: str = option("resnet10t", "name of a timm model; the default is small enough for a laptop")
     net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (from the network or the hub's cache)")
@@ -265,7 +266,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceOptions:
-    """Sequence models (--net_kind=sequence). Where an option says "none", the model's own value holds."""
+    """Sequence models (--net_kind=sequence or study). Where an option says "none", the model's own value holds."""
 
     seq_features: str | None = option(
         None,
@@ -295,6 +296,15 @@ class SequenceOptions:
         choices=("max", "noisy_or", "learned"),
     )
     seq_study_weight: float | None = option(None, "weight of the studies' loss beside the slices'", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Networks over whole series of pictures (--net_kind=study)."""
+
+    study_chunk: int = option(
+        16, "slices that go through the slice network at once; memory grows with it", minimum=1, changeable=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -555,6 +565,7 @@ class TrainConfig(
     TrainingOptions,
     ScheduleOptions,
     OptimizerOptions,
+    StudyOptions,
     SequenceOptions,
     NetworkOptions,
     SamplerOptions,
@@ -579,15 +590,25 @@ class TrainConfig(
 
     def _check_kind(self) -> None:
         """Refuse options that mean nothing to the kind of network."""
-        groups = (DataOptions, SamplerOptions, NetworkOptions) if self.net_kind == SEQUENCE else (SequenceOptions,)
-        names = {name for group in groups for name in group.__dataclass_fields__} - OF_ANY_KIND
+        groups: tuple[type, ...] = (SequenceOptions, StudyOptions)
+        names = set()
         if self.net_kind == SEQUENCE:
+            groups = (DataOptions, SamplerOptions, NetworkOptions, StudyOptions)
+        elif self.net_kind == STUDY:
+            groups, names = (SamplerOptions,), {"seq_features", "data_transform_device"}
+        if self.net_kind in (SEQUENCE, STUDY):
             names |= {"tr_channels_last", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit"}
+        names |= {name for group in groups for name in group.__dataclass_fields__} - OF_ANY_KIND
         for name, field in self.__dataclass_fields__.items():
             if name in names and getattr(self, name) != field.default:
                 raise UsageError(f"--{name} means nothing to --net_kind={self.net_kind}; leave it out")
         if self.net_kind == SEQUENCE and self.seq_features is None:
             raise UsageError("--net_kind=sequence needs --seq_features, the experiment of a cross-validation")
+        if self.net_kind == STUDY and self.net_weight_file is None and not self.net_pretrained:
+            raise UsageError(
+                "--net_kind=study starts from a slice network: --net_weight_file=<best.pt of the same fold>, or "
+                "--net_pretrained=1"
+            )
 
     @property
     def is_cross_validation(self) -> bool:

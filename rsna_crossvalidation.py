@@ -42,7 +42,7 @@ from common.resume import changed_options, read_options
 from common.statistics import format_table
 from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
-from config import SEQUENCE, TrainConfig, parse_folds
+from config import SEQUENCE, STUDY, TrainConfig, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
@@ -294,12 +294,22 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
     own = {"data_fold": number, "output_dir": str(parent), "experiment_id": fold_name(number)}
     if config.net_kind == SEQUENCE:  # an id means another folder there
         own["seq_features"] = str(features_parent(config).resolve())
+    if config.net_kind == STUDY and config.net_weight_file is not None and config.net_weight_file.is_dir():
+        own["net_weight_file"] = str(starting_weights(config.net_weight_file, number))
     deadline = time.monotonic() + ORPHAN_S
     while is_in_progress(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
     plan = planned(flags_of(options | own), parent)
     longer = plan.state == FINISHED and str(config.tr_iteration_num) != read_options(folder).get("tr_iteration_num")
     return replace(plan, state="resume") if longer else plan
+
+
+def starting_weights(folder: Path, number: int) -> Path:
+    """Return the weights of a fold of the cross-validation in ``folder``; UsageError where it has no such fold."""
+    facts = finished_folds(folder)
+    if number not in facts:
+        raise UsageError(f"--net_weight_file={folder}: has no fold {number}; it has {', '.join(map(str, facts))}")
+    return (folder / facts[number]["weights"]).resolve()
 
 
 def check_outcomes(config: TrainConfig, outcomes: Sequence[Outcome], plan: Sequence[Planned], folder: Path) -> None:

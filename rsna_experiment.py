@@ -48,7 +48,7 @@ from common.schedulers import Schedule, build_schedule
 from common.trackers.jsonl import FILE_NAME, JsonlTracker
 from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import Tracker, TrackerGroup
-from config import SEQUENCE, TrainConfig
+from config import SEQUENCE, STUDY, TrainConfig
 from rsna_data import TrainingData, build_data
 from rsna_dataset import (
     LABEL_WEIGHTS,
@@ -57,16 +57,19 @@ from rsna_dataset import (
     image_settings,
     read_dataset_info,
 )
-from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, prediction_frame, sequence_inputs
+from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
 from rsna_report import no_reason_to_fail, write_leaderboard, write_report
 from rsna_sequence import build_sequences, sequence_options
+from rsna_whole_series import build_studies
 
 logger = logging.getLogger(__name__)
 
 
 def build_training_data(config: TrainConfig, device: torch.device) -> TrainingData:
-    """Build the data that the configured kind of network is trained on; see the two functions."""
-    return build_sequences(config) if config.net_kind == SEQUENCE else build_data(config, device)
+    """Build the data that the configured kind of network is trained on; see the three functions."""
+    if config.net_kind == SEQUENCE:
+        return build_sequences(config)
+    return build_studies(config) if config.net_kind == STUDY else build_data(config, device)
 
 
 def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
@@ -181,9 +184,10 @@ def build_network(
         averages=build_weight_averages(config, model),
     )
     loss = build_training_loss(config)
-    if config.net_kind == SEQUENCE:
+    if config.net_kind in (SEQUENCE, STUDY):
+        kind = RSNASequenceNetwork if config.net_kind == SEQUENCE else RSNAStudyNetwork
         weight = sequence_settings(config.seq_model, sequence_options(config))["seq_study_weight"]
-        return RSNASequenceNetwork(model, device, amp_dtype, training, loss, weight)
+        return kind(model, device, amp_dtype, training, loss, weight)
     return RSNANetwork(model, device, amp_dtype, training, loss)
 
 
@@ -239,10 +243,14 @@ def build_callbacks(
 def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) -> None:
     """Print and log what is about to run: model, data, steps, a memory estimate, seed, versions."""
     batch = network.prepare_batch(data.train_loader.collate_fn([data.train_loader.dataset[0]]))
-    sequences = config.net_kind == SEQUENCE
-    inputs = sequence_inputs(batch) if sequences else (batch.inputs["image"],)
+    sequences = isinstance(network, RSNASequenceNetwork)
+    inputs = network.inputs_of(batch) if sequences else (batch.inputs["image"],)
     facts = measure_model(network.model, *inputs)
-    name, what = (config.seq_model, "series") if sequences else (config.net_model, "images")
+    name = {SEQUENCE: config.seq_model, STUDY: f"{config.net_model} and {config.seq_model}"}.get(
+        config.net_kind, config.net_model
+    )
+    what = "series" if sequences else "images"
+    shape = inputs[0].shape[2 if config.net_kind == SEQUENCE else 1 :]
     one = f"a series of {len(batch)} slices x" if sequences else "an image"
     training = network.training
     averages = config.tr_ema + config.tr_swa
@@ -254,7 +262,7 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
     needed = facts.training_bytes(config.tr_batch_size, moments=2, copies=averages)
     lines = (
         f"model {name}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M trained, "
-        f"{facts.flops / 1e9:.2f} GFLOPs for {one} {'x'.join(map(str, inputs[0].shape[2 if sequences else 1 :]))}",
+        f"{facts.flops / 1e9:.2f} GFLOPs for {one} {'x'.join(map(str, shape))}",
         f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} "
         f"validation {what}, dataset {info.get('hash', 'without a hash')}",
         f"{training.iteration_num} iterations of {config.tr_batch_size} {what}{shared} = {training.step_num} steps of "

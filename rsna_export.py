@@ -15,7 +15,7 @@ from common.files import check_output
 from common.models.exporting import FORMATS, export_model
 from common.models.sequence_layers import ForExport
 from common.reports.page import NOTICE
-from config import SEQUENCE, ExportConfig
+from config import SEQUENCE, STUDY, ExportConfig
 from rsna_dataset import LABELS, RSNADataset, read_metadata
 from rsna_features import OUT_OF_FOLD
 from rsna_network import SEQUENCE_INPUTS
@@ -38,6 +38,11 @@ def export_network(config: ExportConfig) -> Path:
         sequences=True,
         seq_features=config.seq_features,
     )
+    if trained.config.net_kind == STUDY:
+        raise UsageError(
+            f"{config.net_weight_file}: a network over whole series (--net_kind=study); only slice networks and "
+            "sequence models are exported"
+        )
     check_output("export_file", path)
     export = export_sequence_model if trained.config.net_kind == SEQUENCE else export_slice_network
     print(f"{FORMATS[config.export_format].summary}: {export(trained, path, config.export_format)}")

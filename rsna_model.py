@@ -11,8 +11,9 @@ from common.hardware import arrange_model
 from common.models.backbone import create_model
 from common.models.freezing import freeze
 from common.models.sequence import build_sequence_model
+from common.models.study_layers import StudyNetwork
 from common.models.weights import load_weights
-from config import SEQUENCE, TrainConfig
+from config import SEQUENCE, STUDY, TrainConfig
 from rsna_dataset import LABELS
 
 
@@ -23,6 +24,21 @@ def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = 
     """
     if config.net_kind == SEQUENCE:
         return build_architecture(config, channels)
+    slices = build_slice_network(config, channels, starting_weights)
+    if config.net_kind == STUDY:
+        if config.net_freeze == "backbone":
+            slices.requires_grad_(False)  # with its head, whose logits the sequence model begins with
+        return join_networks(config, slices)
+    return arrange_model(
+        slices,
+        channels_last=config.tr_channels_last,
+        grad_checkpoint=config.tr_grad_checkpoint,
+        compile_mode=config.tr_compile,
+    )
+
+
+def build_slice_network(config: TrainConfig, channels: int, starting_weights: bool) -> nn.Module:
+    """Build the timm model with its starting weights, where asked for, and what is not trained frozen."""
     if config.net_in_chans not in (None, channels):
         raise UsageError(
             f"--net_in_chans={config.net_in_chans}: the pictures have {channels} channels; change the windows "
@@ -30,26 +46,42 @@ def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = 
         )
     if config.net_weight_adapt and config.net_weight_file is None:
         raise UsageError("--net_weight_adapt=1 needs --net_weight_file")
-    model = build_architecture(
+    model = build_timm_model(
         config, channels, config.net_pretrained and config.net_weight_file is None and starting_weights
     )
     if config.net_weight_file is not None and starting_weights:
         notes = load_weights(model, config.net_weight_file, model_name=config.net_model, adapt=config.net_weight_adapt)
         distributed.tell(f"{config.net_weight_file}: {line}" for line in notes)
     freeze(model, config.net_freeze)
-    return arrange_model(
-        model,
-        channels_last=config.tr_channels_last,
-        grad_checkpoint=config.tr_grad_checkpoint,
-        compile_mode=config.tr_compile,
-    )
+    return model
 
 
-def build_architecture(config: TrainConfig, channels: int, pretrained: bool = False) -> nn.Module:
-    """Build the timm model of a configuration for so many channels, or its sequence model for so many features."""
+def build_architecture(config: TrainConfig, channels: int) -> nn.Module:
+    """Build the model of a configuration for so many channels, or a sequence model for so many features."""
     if config.net_kind == SEQUENCE:
-        given = given_options(config, "seq_", "seq_model", "seq_features")
-        return build_sequence_model(config.seq_model, given, channels, len(LABELS))
+        return build_sequence(config, channels)
+    model = build_timm_model(config, channels)
+    return join_networks(config, model) if config.net_kind == STUDY else model
+
+
+def join_networks(config: TrainConfig, slices: nn.Module) -> nn.Module:
+    """Return the slice network with a sequence model over it; UsageError where its head is no linear layer."""
+    head = slices.get_classifier()
+    if not isinstance(head, nn.Linear):
+        raise UsageError(
+            f"--net_kind=study: the head of {config.net_model} is no linear layer, so that it can't be used"
+        )
+    return StudyNetwork(slices, build_sequence(config, head.in_features), config.study_chunk)
+
+
+def build_sequence(config: TrainConfig, num_features: int) -> nn.Module:
+    """Build the sequence model of a configuration."""
+    given = given_options(config, "seq_", "seq_model", "seq_features")
+    return build_sequence_model(config.seq_model, given, num_features, len(LABELS))
+
+
+def build_timm_model(config: TrainConfig, channels: int, pretrained: bool = False) -> nn.Module:
+    """Build the timm model of a configuration for so many channels."""
     return create_model(
         config.net_model,
         len(LABELS),

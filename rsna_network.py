@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from rsna_dataset import LABEL_WEIGHTS, LABELS
 
 MONITOR = "valid/weighted_log_loss"
 SEQUENCE_INPUTS = ("features", "logits", "position_mm", "mask")  # what a sequence model takes, in its order
+STUDY_INPUTS = ("image", "position_mm", "mask")  # and a network over whole series of pictures
 
 
 class RSNANetwork(ClassifierNetwork):
@@ -37,6 +39,8 @@ class RSNANetwork(ClassifierNetwork):
 class RSNASequenceNetwork(RSNANetwork):
     """The same over series of slices: each slice's logits, and one of the study beside them."""
 
+    inputs: ClassVar[tuple[str, ...]] = SEQUENCE_INPUTS
+
     def __init__(
         self,
         model: nn.Module,
@@ -52,7 +56,7 @@ class RSNASequenceNetwork(RSNANetwork):
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the loss of the batch's slices plus that of its series, whose labels are their slices' highest."""
-        output, mask = model(*sequence_inputs(batch)), batch.inputs["mask"]
+        output, mask = model(*self.inputs_of(batch)), batch.inputs["mask"]
         logits = output.slices[mask]
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), batch.target)
@@ -64,20 +68,25 @@ class RSNASequenceNetwork(RSNANetwork):
 
     def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits (N, 6) of the batch's slices, series after series."""
-        return model(*sequence_inputs(batch)).slices[batch.inputs["mask"]]
+        return model(*self.inputs_of(batch)).slices[batch.inputs["mask"]]
+
+    def inputs_of(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return what the model takes of a batch, in its order."""
+        return tuple(batch.inputs[name] for name in self.inputs)
 
     def predict_studies(self, batches: Iterable[Batch]) -> np.ndarray:
         """Return the logits (S, 6) of all series in evaluation mode."""
         parts = []
         with evaluation_mode([self.model]), torch.inference_mode(), self.autocast():
             for batch in batches:
-                parts.append(self.model(*sequence_inputs(self.prepare_batch(batch))).study.float().cpu())
+                parts.append(self.model(*self.inputs_of(self.prepare_batch(batch))).study.float().cpu())
         return torch.cat(parts).numpy()
 
 
-def sequence_inputs(batch: Batch) -> tuple[Tensor, ...]:
-    """Return what a sequence model takes of a batch, in its order."""
-    return tuple(batch.inputs[name] for name in SEQUENCE_INPUTS)
+class RSNAStudyNetwork(RSNASequenceNetwork):
+    """The same from the pictures of whole series: :class:`common.models.study_layers.StudyNetwork`."""
+
+    inputs: ClassVar[tuple[str, ...]] = STUDY_INPUTS
 
 
 def prediction_frame(predictions: Predictions) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from common.datasets.images import read_image
 from common.dicom.pictures import window
 from common.errors import UsageError
 from common.models.gradcam import grad_cam
+from config import STUDY
 from rsna_dataset import LABELS, RSNADataset
 from rsna_prediction import TrainedNetwork
 
@@ -48,11 +49,15 @@ def moves_pixels(trained: TrainedNetwork) -> bool:
 
 
 def heat_maps(trained: TrainedNetwork, dataset: RSNADataset, places: np.ndarray) -> np.ndarray | None:
-    """Return Grad-CAM (B, h, w) of ``any`` for some slices; None, with a warning, where the model has none."""
+    """Return Grad-CAM (B, h, w) of ``any`` for some slices; None, with a warning, where the model has none.
+
+    Of a network over whole series it is that of its slice network.
+    """
     network = trained.network
+    model = network.model.slices if trained.config.net_kind == STUDY else network.model
     pictures = torch.from_numpy(np.stack([dataset[int(place)].image for place in places])).to(network.device)
     try:
-        return grad_cam(network.model, pictures, OVERALL).cpu().numpy()
+        return grad_cam(model, pictures, OVERALL).cpu().numpy()
     except UsageError as error:
         logger.warning("no heat in the pictures: %s", error)
         return None

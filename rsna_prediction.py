@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch.utils.data import DataLoader
 
 from common.arguments import from_dict
 from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
@@ -24,7 +25,7 @@ from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from common.transforms.device import DevicePart
-from config import SEQUENCE, EvaluateConfig, PredictConfig, TrainConfig
+from config import SEQUENCE, STUDY, EvaluateConfig, PredictConfig, TrainConfig
 from rsna_data import build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna_dataset import (
     LABELS,
@@ -39,12 +40,14 @@ from rsna_dataset import (
     write_submission,
 )
 from rsna_model import build_architecture
-from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, prediction_frame
-from rsna_sequence import predict_slices, predict_studies
+from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
+from rsna_sequence import predict_slices, predict_studies, slice_frame, study_frame
+from rsna_whole_series import loading_processes, study_loader
 
 logger = logging.getLogger(__name__)
 
 REPRODUCED = 1e-9
+NETWORKS = {SEQUENCE: RSNASequenceNetwork, STUDY: RSNAStudyNetwork}
 CALIBRATION_FILE = "calibration.json"  # beside the weights
 
 
@@ -101,7 +104,7 @@ def load_network(
         model = build_architecture(config, pipeline.channels)
     load_weights(model, state, str(weight_file), config.net_model)
     amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
-    network = (RSNASequenceNetwork if config.net_kind == SEQUENCE else RSNANetwork)(model, device, amp_dtype)
+    network = NETWORKS.get(config.net_kind, RSNANetwork)(model, device, amp_dtype)
     return TrainedNetwork(
         network,
         config,
@@ -181,6 +184,8 @@ def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) 
         return None
     if trained.pipeline is None:
         raise UsageError("--tta: a sequence model sees features and no pictures, so that there are no other views")
+    if trained.config.net_kind == STUDY:
+        raise UsageError("--tta: is for slice networks; this one sees whole series")
     windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
     slices = 2 * trained.config.data_context + 1
     options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse, "slices": slices}
@@ -238,6 +243,8 @@ def predict_rows(
     config = trained.config
     if config.net_kind == SEQUENCE:
         return predict_slices(trained.network, config, rows)
+    if config.net_kind == STUDY:
+        return slice_frame(trained.network, whole_series(trained, rows, workers), rows)
     if workers is None:
         workers = loader_workers(config.n_jobs, trained.network.device)
 
@@ -254,6 +261,24 @@ def predict_rows(
         for number, pipeline in enumerate(views.pipelines, start=1)
     }
     return combine(frames, [1.0] * count, views.method)
+
+
+def whole_series(trained: TrainedNetwork, rows: pd.DataFrame, workers: int | None = None) -> DataLoader:
+    """Return the loader of series of pictures of ``rows``; ``workers`` as for :func:`predict_rows`."""
+    if workers is None:
+        workers = loading_processes(trained.config)
+    return study_loader(trained.config, dataset_folder_of(trained), rows, trained.pipeline, workers)
+
+
+def predict_whole_studies(
+    trained: TrainedNetwork, rows: pd.DataFrame, workers: int | None = None
+) -> pd.DataFrame | None:
+    """Return probabilities of studies (index ``study_id``); None of a slice network, which says nothing of them."""
+    if trained.config.net_kind == SEQUENCE:
+        return predict_studies(trained.network, trained.config, rows)
+    if trained.config.net_kind == STUDY:
+        return study_frame(trained.network, whole_series(trained, rows, workers), rows)
+    return None
 
 
 def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:
@@ -306,14 +331,12 @@ def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, 
 
 
 def write_studies(trained: TrainedNetwork, rows: pd.DataFrame, path: Path) -> Path | None:
-    """Write a sequence model's probabilities of whole studies beside those of their slices in ``path``.
-
-    Returns None for a slice network, which says nothing of studies.
-    """
-    if trained.config.net_kind != SEQUENCE:
+    """Write the probabilities of whole studies beside those of their slices in ``path``; None of a slice network."""
+    studies = predict_whole_studies(trained, rows)
+    if studies is None:
         return None
     path = path.with_name(f"{path.stem}_studies.csv")
-    write_csv(path, predict_studies(trained.network, trained.config, rows), index=True)
+    write_csv(path, studies, index=True)
     return path
 
 

@@ -111,23 +111,25 @@ def sequence_dataset(
             f"--seq_features={config.seq_features}: has no features of {len(missing)} of {len(rows)} images "
             f"({list_some(missing)})"
         )
+    return SequenceDataset(*series_of(config, rows), places, features.features, features.logits, reverse, config.seed)
+
+
+def series_of(
+    config: TrainConfig, rows: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return ids, series, positions in mm, slice indices and, where known, labels of ``rows``; see :class:`Series`."""
     metadata = read_metadata(dataset_folder(config.data_input_folder, config.data_dataset)).reindex(rows.index)
     if metadata["series_id"].isna().any():
         raise WorkError(
             f"{config.data_dataset}: metadata.csv lacks images of the fold; run python preprocessing.py again"
         )
     labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
-    return SequenceDataset(
+    return (
         rows.index.to_numpy(dtype=np.str_),
         metadata["series_id"].to_numpy(dtype=np.str_),
         metadata["position_mm"].to_numpy(),
         metadata["slice_index"].to_numpy(dtype=np.int64),
         rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None,
-        places,
-        features.features,
-        features.logits,
-        reverse,
-        config.seed,
     )
 
 
@@ -146,15 +148,23 @@ def predict_slices(
 
     ``features``: those of --seq_features where None.
     """
-    predictions = network.predict(prediction_loader(network, config, rows, features))
-    return prediction_frame(predictions).loc[rows.index]
+    return slice_frame(network, prediction_loader(network, config, rows, features), rows)
 
 
 def predict_studies(
     network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
 ) -> pd.DataFrame:
     """Return probabilities of whole studies (index ``study_id``); of several series the highest of each label."""
-    loader = prediction_loader(network, config, rows, features)
+    return study_frame(network, prediction_loader(network, config, rows, features), rows)
+
+
+def slice_frame(network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the probabilities of the slices that a loader of series gives, in the order of ``rows``."""
+    return prediction_frame(network.predict(loader)).loc[rows.index]
+
+
+def study_frame(network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the probabilities of the studies (index ``study_id``) whose series a loader gives."""
     series = pd.DataFrame(probabilities(network.predict_studies(loader)), columns=list(LABELS))
     data = loader.dataset
     study_ids = rows.loc[data.image_ids[data.order[data.starts]], "study_id"].to_numpy(dtype=str)

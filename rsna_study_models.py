@@ -14,7 +14,7 @@ from common.ensembling import combine
 from common.errors import UsageError
 from common.evaluation.calibration import calibration_of
 from common.models.sequence import sequence_settings
-from config import SEQUENCE, PredictConfig
+from config import SEQUENCE, STUDY, PredictConfig
 from rsna_crossvalidation import finished_folds, is_cross_validation
 from rsna_dataset import LABELS
 from rsna_features import FOLDERS, OUT_OF_FOLD, features_in_memory, read_document
@@ -28,7 +28,15 @@ from rsna_fold_models import (
     read_alignments,
     read_refit_alignment,
 )
-from rsna_prediction import TrainedNetwork, Views, load_calibration, load_network, load_views, predict_rows
+from rsna_prediction import (
+    TrainedNetwork,
+    Views,
+    load_calibration,
+    load_network,
+    load_views,
+    predict_rows,
+    predict_whole_studies,
+)
 from rsna_sequence import features_hash, predict_slices, predict_studies, sequence_options
 
 HIGHEST = "highest slice"
@@ -45,7 +53,9 @@ class Predicted:
 class StudyModel(Protocol):
     """Predicts the slices of a study and the study; ``judges_studies``: by more than its highest slice."""
 
-    judges_studies: ClassVar[bool]
+    @property
+    def judges_studies(self) -> bool:
+        """Whether a study gets more than its highest slice."""
 
     @property
     def networks(self) -> Mapping[str, TrainedNetwork]:
@@ -63,9 +73,10 @@ class StudyModel(Protocol):
 
 @dataclass(frozen=True)
 class SliceModels:
-    """One network or several, whose probabilities' mean is taken; the study's are its highest slices'."""
+    """One network or several, whose probabilities' mean is taken.
 
-    judges_studies: ClassVar[bool] = False
+    The study's are its highest slices', or what networks over whole series say of it.
+    """
 
     networks: Mapping[str, TrainedNetwork]
     views: Mapping[str, Views | None]
@@ -79,7 +90,15 @@ class SliceModels:
         frame = combine(frames, [1.0] * len(frames), "mean")
         if self.calibration is not None:
             frame = calibration_of(frame, self.calibration)
-        return Predicted(frame, frame[list(LABELS)].max())
+        if not self.judges_studies:
+            return Predicted(frame, frame[list(LABELS)].max())
+        studies = {name: predict_whole_studies(network, rows, workers=0) for name, network in self.networks.items()}
+        return Predicted(frame, combine(studies, [1.0] * len(studies), "mean").iloc[0][list(LABELS)])
+
+    @property
+    def judges_studies(self) -> bool:
+        """Whether the networks see whole series."""
+        return all(network.config.net_kind == STUDY for network in self.networks.values())
 
     def describe(self) -> str:
         """Say in a few words what predicts."""
@@ -90,7 +109,7 @@ class SliceModels:
         views = next(iter(self.views.values()))
         return {
             "slices": network_documents(self.networks),
-            "study": HIGHEST,
+            "study": study_rule(next(iter(self.networks.values()))) if self.judges_studies else HIGHEST,
             "calibrated": self.calibration is not None,
             "views": 0 if views is None else len(views.pipelines),
         }
@@ -134,12 +153,10 @@ class SequenceModels:
 
     def document(self) -> dict[str, Any]:
         """Return which weights predict."""
-        first = next(iter(self.sequences.values()))
-        rule = sequence_settings(first.config.seq_model, sequence_options(first.config))["seq_study"]
         return {
             "slices": network_documents(self.networks),
             "sequences": network_documents(self.sequences),
-            "study": f"sequence model ({rule})",
+            "study": study_rule(next(iter(self.sequences.values()))),
             "calibrated": False,
             "views": 0,
         }
@@ -148,10 +165,24 @@ class SequenceModels:
 def describe_networks(networks: Mapping[str, TrainedNetwork]) -> str:
     """Return the number and kind of slice networks as text."""
     first = next(iter(networks.values()))
-    kind = first.config.net_model
+    kind = model_name(first)
     if len(networks) == 1:
         return f"{kind} ({first.weights} weights of iteration {first.iteration})"
     return f"the mean of {len(networks)} folds' {kind}"
+
+
+def model_name(trained: TrainedNetwork) -> str:
+    """Return the model's name, of a network over whole series both names."""
+    config = trained.config
+    return {SEQUENCE: config.seq_model, STUDY: f"{config.net_model} and {config.seq_model}"}.get(
+        config.net_kind, config.net_model
+    )
+
+
+def study_rule(trained: TrainedNetwork) -> str:
+    """Say how a sequence model makes the study's probabilities."""
+    values = sequence_settings(trained.config.seq_model, sequence_options(trained.config))
+    return f"sequence model ({values['seq_study']})"
 
 
 def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, Any]]:
@@ -159,7 +190,7 @@ def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, 
     return [
         {
             "name": name,
-            "model": network.config.seq_model if network.config.net_kind == SEQUENCE else network.config.net_model,
+            "model": model_name(network),
             "weights": network.weights,
             "iteration": network.iteration,
         }
@@ -217,6 +248,8 @@ def load_study_model(config: PredictConfig) -> StudyModel:
         networks = {fold_key(fold): network for fold, network in load_fold_models(config, path).items()}
     else:
         networks = {path.name: load_network(path, *options, config.net_weights)}
+    if config.calibrate and networks[path.name].config.net_kind == STUDY:
+        raise UsageError("--calibrate=1: the temperatures are slices', and this network also judges studies")
     calibration = load_calibration(config, networks[path.name]) if config.calibrate else None
     views = {name: load_views(network, config) for name, network in networks.items()}
     return SliceModels(networks, views, calibration)

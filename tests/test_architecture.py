@@ -31,6 +31,7 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_features"},
     {"rsna_data", "rsna_model", "rsna_network", "rsna_evaluation", "rsna_preprocessing", "rsna_checks"},
     {"rsna_sequence"},
+    {"rsna_whole_series"},
     {"rsna_prediction", "rsna_ensemble", "rsna_submission"},
     {"rsna_pictures"},
     {"rsna_report"},

@@ -1,4 +1,4 @@
-"""Series of slices for a sequence model: features in geometric order, batches of like lengths."""
+"""Series of slices for a sequence model: features or pictures in geometric order, batches of like lengths."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common.datasets.batch import Batch
 from common.datasets.context import series_spacing, slice_places
+from common.datasets.images import ImageDataset
 from common.datasets.samplers import EpochSampler, SampleKey
 from common.hashing import stable_hash
 
@@ -30,8 +31,60 @@ class SequenceSample:
     image_ids: list[str]
 
 
-class SequenceDataset:
-    """Each series of some images as one sample; what is read of the features lies on disk until it is asked for."""
+class Series:
+    """Each series of some images as one sample, in geometric order."""
+
+    def __init__(
+        self,
+        image_ids: Sequence[str],
+        series_ids: Sequence[str],
+        positions_mm: np.ndarray,
+        slice_index: np.ndarray,
+        targets: np.ndarray | None,
+        reverse: float,
+        seed: int,
+    ) -> None:
+        """All of N images. ``reverse``: the chance that a series comes from its other end."""
+        series = np.unique(np.asarray(series_ids, dtype=np.str_), return_inverse=True)[1].reshape(-1)
+        places = known_places(series, np.asarray(positions_mm, dtype=np.float64), np.asarray(slice_index))
+        self.order = np.lexsort((slice_index, places, series))
+        self.starts = np.flatnonzero(np.diff(series[self.order], prepend=-1))
+        self.lengths = np.diff(self.starts, append=len(series))
+        self.image_ids = np.asarray(image_ids, dtype=np.str_)
+        self.places = places
+        self.targets = None if targets is None else np.asarray(targets, dtype=np.float32)
+        self.reverse = reverse
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def images_of(self, index: int) -> np.ndarray:
+        """Return which images make up a series, in geometric order."""
+        return self.order[self.starts[index] : self.starts[index] + self.lengths[index]]
+
+    def drawn(self, key: SampleKey | int) -> tuple[np.ndarray, Tensor]:
+        """Return the images of a series and their places, float32 (L,), with mean 0.
+
+        Whether it is reversed depends on (seed, epoch, series, occurrence) alone.
+        """
+        index, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
+        images = self.images_of(index)
+        places = self.places[images] - self.places[images].mean()
+        if self.reverse:
+            name = str(self.image_ids[images[0]])
+            draw = np.random.default_rng(stable_hash("reverse", self.seed, epoch, name, occurrence)).random()
+            if draw < self.reverse:
+                images, places = images[::-1], -places[::-1]
+        return images, torch.from_numpy(places.astype(np.float32))
+
+    def target_of(self, images: np.ndarray) -> Tensor | None:
+        """Return the targets (L, C) of images."""
+        return None if self.targets is None else torch.from_numpy(self.targets[images])
+
+
+class SequenceDataset(Series):
+    """Series of features; what is read of them lies on disk until it is asked for."""
 
     def __init__(
         self,
@@ -46,48 +99,60 @@ class SequenceDataset:
         reverse: float,
         seed: int,
     ) -> None:
-        """All of N images but ``features`` (M, F) and ``logits`` (M, C), in which ``rows`` (N,) are the images' places.
-
-        ``reverse``: the chance that a series comes from its other end.
-        """
-        series = np.unique(np.asarray(series_ids, dtype=np.str_), return_inverse=True)[1].reshape(-1)
-        places = known_places(series, np.asarray(positions_mm, dtype=np.float64), np.asarray(slice_index))
-        self.order = np.lexsort((slice_index, places, series))
-        self.starts = np.flatnonzero(np.diff(series[self.order], prepend=-1))
-        self.lengths = np.diff(self.starts, append=len(series))
-        self.image_ids = np.asarray(image_ids, dtype=np.str_)
-        self.places = places
-        self.targets = None if targets is None else np.asarray(targets, dtype=np.float32)
+        """As :class:`Series`; ``rows`` (N,) are the images' places in ``features`` (M, F) and ``logits`` (M, C)."""
+        super().__init__(image_ids, series_ids, positions_mm, slice_index, targets, reverse, seed)
         self.rows = rows
         self.features = features
         self.logits = logits
-        self.reverse = reverse
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def images_of(self, index: int) -> np.ndarray:
-        """Return which images make up a series, in geometric order."""
-        return self.order[self.starts[index] : self.starts[index] + self.lengths[index]]
 
     def __getitem__(self, key: SampleKey | int) -> SequenceSample:
-        """Return a series; whether it is reversed depends on (seed, epoch, series, occurrence) alone."""
-        index, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
-        images = self.images_of(index)
-        places = self.places[images] - self.places[images].mean()
-        if self.reverse:
-            name = str(self.image_ids[images[0]])
-            draw = np.random.default_rng(stable_hash("reverse", self.seed, epoch, name, occurrence)).random()
-            if draw < self.reverse:
-                images, places = images[::-1], -places[::-1]
+        """Return a series as it is drawn."""
+        images, places = self.drawn(key)
         rows = self.rows[images]
         return SequenceSample(
             torch.from_numpy(self.features[rows].astype(np.float32)),
             torch.from_numpy(self.logits[rows].astype(np.float32)),
-            torch.from_numpy(places.astype(np.float32)),
-            None if self.targets is None else torch.from_numpy(self.targets[images]),
+            places,
+            self.target_of(images),
             self.image_ids[images].tolist(),
+        )
+
+
+@dataclass(frozen=True)
+class PictureSample:
+    """One series: ``image`` float32 (L, C, H, W), ``position_mm`` (L,), ``target`` (L, K) or None."""
+
+    image: Tensor
+    position_mm: Tensor
+    target: Tensor | None
+    image_ids: list[str]
+
+
+class PictureSeries(Series):
+    """Series of pictures, each slice transformed by draws of its own."""
+
+    def __init__(
+        self,
+        image_ids: Sequence[str],
+        series_ids: Sequence[str],
+        positions_mm: np.ndarray,
+        slice_index: np.ndarray,
+        targets: np.ndarray | None,
+        reverse: float,
+        seed: int,
+        pictures: ImageDataset,
+    ) -> None:
+        """As :class:`Series`; ``pictures`` are of the same images in the same order."""
+        super().__init__(image_ids, series_ids, positions_mm, slice_index, targets, reverse, seed)
+        self.pictures = pictures
+
+    def __getitem__(self, key: SampleKey | int) -> PictureSample:
+        """Return a series as it is drawn."""
+        _, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
+        images, places = self.drawn(key)
+        pictures = [self.pictures[(int(image), epoch, occurrence)].image for image in images]
+        return PictureSample(
+            torch.from_numpy(np.stack(pictures)), places, self.target_of(images), self.image_ids[images].tolist()
         )
 
 
@@ -145,8 +210,25 @@ def collate_sequences(samples: Sequence[SequenceSample]) -> Batch:
         name: pad_sequence([getattr(sample, name) for sample in samples], batch_first=True)
         for name in ("features", "logits", "position_mm")
     }
+    return _joined(samples, inputs)
+
+
+def collate_pictures(samples: Sequence[PictureSample]) -> Batch:
+    """Put the pictures of all series one after another: ``image`` (N, C, H, W), ``position_mm`` and ``mask`` (B, L).
+
+    ``target`` (N, K) and ``image_id`` (N) in the same order.
+    """
+    inputs = {
+        "image": torch.cat([sample.image for sample in samples]),
+        "position_mm": pad_sequence([sample.position_mm for sample in samples], batch_first=True),
+    }
+    return _joined(samples, inputs)
+
+
+def _joined(samples: Sequence[SequenceSample | PictureSample], inputs: dict[str, Tensor]) -> Batch:
+    """Return ``inputs`` with their mask, and targets and ids of the slices alone."""
     lengths = torch.tensor([len(sample.image_ids) for sample in samples])
-    inputs["mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
     targets = [sample.target for sample in samples if sample.target is not None]
     image_ids = [image_id for sample in samples for image_id in sample.image_ids]
-    return Batch(inputs, torch.cat(targets) if targets else None, image_ids)
+    return Batch({**inputs, "mask": mask}, torch.cat(targets) if targets else None, image_ids)

@@ -1,0 +1,120 @@
+"""Networks over whole series of pictures (--net_kind=study): from a configuration to their data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch.utils.data import DataLoader
+
+from common import distributed
+from common.checkpoint import load_checkpoint
+from common.datasets.loaders import make_loader
+from common.datasets.samplers import SequentialSampler
+from common.datasets.sequences import LengthSampler, PictureSeries, collate_pictures
+from common.errors import UsageError, WorkError
+from common.hardware import cpu_cores
+from common.metrics import constant_predictor
+from common.models.sequence import sequence_settings
+from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline
+from config import TrainConfig
+from rsna_data import TrainingData, check_trial_images, pipeline_windows, select_rows, trial_indices
+from rsna_dataset import LABEL_WEIGHTS, LABELS, RSNADataset, dataset_folder, fold_hash, read_fold, rows_hash
+from rsna_sequence import sequence_options, series_of
+
+
+def build_studies(config: TrainConfig) -> TrainingData:
+    """Read fold and transforms and build the loaders of whole series; UsageError where they don't fit.
+
+    Also where the starting weights are of a network that was trained on other images than this fold's: it may have
+    seen the ones that validate.
+    """
+    if distributed.world_size() > 1:
+        raise UsageError("--net_kind=study: one process trains it; start it without torchrun")
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    rows = read_fold(folder, config.data_dataset, config.data_fold)
+    train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
+    hashed = rows_hash(train_rows, valid_rows)
+    check_starting_weights(config, {hashed, fold_hash(rows)})
+    windows, windowed = pipeline_windows(folder, config)
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
+    train_pipeline, valid_pipeline = (
+        load_pipeline(find_transform(name), windows, **options)
+        for name in (config.data_train_transform, config.data_valid_transform)
+    )
+    check_same_scale(train_pipeline, valid_pipeline)
+    reverse = sequence_settings(config.seq_model, sequence_options(config))["seq_reverse"]
+    train_set = picture_series(config, folder, train_rows, train_pipeline, reverse)
+    if len(train_set) < config.tr_batch_size:
+        raise UsageError(
+            f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_set)} training series of fold "
+            f"{config.data_fold}: with --net_kind=study a batch is of series"
+        )
+    valid_loader = study_loader(config, folder, valid_rows, valid_pipeline, loading_processes(config))
+    for flag, data, part in (
+        ("--data_train_transform", train_set, train_rows),
+        ("--data_valid_transform", valid_loader.dataset, valid_rows),
+    ):
+        data.pictures.check_files()
+        check_trial_images(flag, data.pictures, trial_indices(folder, part, config))
+    train_loader = make_loader(
+        train_set,
+        LengthSampler(train_set.lengths, config.tr_batch_size, config.seed),
+        config.tr_batch_size,
+        loading_processes(config),
+        drop_last=True,
+        seed=config.seed,
+        collate=collate_pictures,
+    )
+    prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    return TrainingData(
+        train_loader,
+        valid_loader,
+        prevalences,
+        constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS),
+        {"train": train_pipeline.document, "valid": valid_pipeline.document},
+        train_pipeline.channels,
+        hashed,
+    )
+
+
+def check_starting_weights(config: TrainConfig, known: set[str]) -> None:
+    """Raise UsageError where ``--net_weight_file`` is a network of this project that was trained on other images.
+
+    Files of other programs, which don't say what they saw, and a file that is gone since, pass.
+    """
+    path = config.net_weight_file
+    if path is None or not path.is_file():
+        return
+    try:
+        trained_on = load_checkpoint(path).get("data_hash")
+    except WorkError:
+        return
+    if trained_on not in known:
+        raise UsageError(
+            f"--net_weight_file={path}: was trained on other images than those that fold {config.data_fold} of "
+            f"{config.data_dataset} trains on, and may have seen what validates; use the network of the same fold"
+        )
+
+
+def loading_processes(config: TrainConfig) -> int:
+    """Return how many processes load pictures."""
+    return 0 if cpu_cores(config.n_jobs) == 1 else 1
+
+
+def picture_series(
+    config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Pipeline, reverse: float = 0.0
+) -> PictureSeries:
+    """Return the series of ``rows`` (index ``id``) with their pictures."""
+    pictures = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
+    return PictureSeries(*series_of(config, rows), reverse, config.seed, pictures)
+
+
+def study_loader(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Pipeline, workers: int) -> DataLoader:
+    """Build a loader that gives every series of ``rows`` once, in one order."""
+    dataset = picture_series(config, folder, rows, pipeline)
+    dataset.pictures.check_files()
+    sampler = SequentialSampler(len(dataset), config.seed)
+    batch = config.tr_batch_size
+    return make_loader(dataset, sampler, batch, workers, drop_last=False, seed=config.seed, collate=collate_pictures)

@@ -1,0 +1,205 @@
+"""--net_kind=study: slice network and sequence model as one, from whole series of pictures to slices and studies."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import evaluate
+import export
+import predict
+import train
+from common.arguments import parse_args
+from common.checkpoint import load_checkpoint
+from common.errors import UsageError
+from common.models.backbone import create_model
+from common.models.freezing import train_mode
+from common.models.sequence import build_sequence_model
+from common.models.study_layers import StudyNetwork
+from config import TrainConfig
+from rsna_crossvalidation import fold_plan
+from rsna_dataset import LABELS, read_fold, read_predictions
+from tests.runs import assert_same_run, open_runs
+
+STUDY = [
+    "--net_kind=study", "--seq_width=16", "--seq_study=learned", "--study_chunk=8", "--data_image_size=32",
+    "--tr_batch_size=2", "--tr_iteration_num=4", "--tr_iteration_valid=4", "--optim_lr=0.01", "--tr_report=0",
+    "--n_jobs=1",
+]  # fmt: skip
+
+
+def study_network(chunk: int) -> StudyNetwork:
+    torch.manual_seed(0)
+    slices = create_model("resnet10t", 6, 3, image_size=32)
+    sequence = build_sequence_model("gru", {"seq_width": 16, "seq_study": "learned"}, slices.num_features, 6)
+    for parameter in sequence.parameters():  # also those that start at 0
+        torch.nn.init.normal_(parameter, std=0.2)
+    sequence.dropout.p = 0
+    sequence.encoder.cell.dropout = 0
+    return StudyNetwork(slices, sequence, chunk)
+
+
+def series(*lengths: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    places = torch.arange(max(lengths)).float().expand(mask.shape) * mask
+    return torch.randn(sum(lengths), 3, 32, 32, generator=generator), places, mask
+
+
+def gradients(network: StudyNetwork) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+def test_chunks_change_neither_logits_nor_gradients_and_are_what_both_networks_say_one_after_the_other() -> None:
+    network, inputs = study_network(100), series(7, 3)
+    train_mode(network)
+    output = network(*inputs)
+    (output.slices[inputs[2]].sum() + output.study.sum()).backward()
+    expected = gradients(network)
+    chunked = study_network(4)
+    train_mode(chunked)
+    found = chunked(*inputs)
+    (found.slices[inputs[2]].sum() + found.study.sum()).backward()
+    torch.testing.assert_close(found.slices[inputs[2]], output.slices[inputs[2]], atol=1e-4, rtol=1e-4)
+    assert gradients(chunked).keys() == expected.keys()
+    for name, gradient in gradients(chunked).items():
+        torch.testing.assert_close(gradient, expected[name], atol=2e-3, rtol=2e-3, msg=name)
+    image, places, _ = inputs
+    with torch.no_grad():
+        slices = network.slices
+        features = slices.forward_head(slices.forward_features(image), pre_logits=True)
+        logits, start = slices(image), 0
+        for row, length in enumerate((7, 3)):
+            part = slice(start, start + length)
+            one = [features[None, part], logits[None, part], places[row : row + 1, :length]]
+            alone = network.sequence(*one, torch.ones(1, length, dtype=torch.bool))
+            torch.testing.assert_close(output.slices[row, :length], alone.slices[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(output.study[row], alone.study[0], atol=1e-4, rtol=1e-4)
+            start += length
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_running_statistics_stay_and_a_frozen_network_gets_no_gradient(frozen: bool) -> None:
+    network, inputs = study_network(4), series(5, 2)
+    if frozen:
+        network.slices.requires_grad_(False)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    train_mode(network)
+    assert network.sequence.training
+    assert network.slices.training != frozen
+    network(*inputs).study.sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    trained = {name.partition(".")[0] for name in gradients(network)}
+    assert trained == ({"sequence"} if frozen else {"sequence", "slices"})
+
+
+def test_no_activations_of_the_pictures_are_kept_for_the_backward_pass() -> None:
+    kept = []
+    for chunk in (100, 2):
+        network, inputs = study_network(chunk), series(12)
+        train_mode(network)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, to=sizes: to.append(x.nbytes) or x, lambda x: x):
+            network(*inputs)
+        kept.append(sum(sizes))
+    alone = copy.deepcopy(network.slices)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
+        alone(inputs[0])
+    assert max(kept) < 0.2 * sum(sizes)
+
+
+@pytest.fixture(scope="module")
+def trained(finished: Path, small_dataset, tmp_path_factory) -> Path:
+    """An experiment that goes on from the slice network of fold 0."""
+    start = f"--net_weight_file={finished / 'fold_0' / 'best.pt'}"
+    place = f"--output_dir={tmp_path_factory.mktemp('results')}"
+    return train.main([*small_dataset.flags, *STUDY, start, place, "--experiment_id=study", "--data_context=0"])
+
+
+def test_it_is_evaluated_and_predicts_slices_and_studies(trained: Path, finished, small_dataset, tmp_path, capsys):
+    capsys.readouterr()
+    evaluate.main(["--experiment_id=study", f"--output_dir={trained.parent}", "--eval_draws=100"])
+    assert "reproduces the logged" in capsys.readouterr().out
+    written = read_predictions(trained / "predictions_valid.csv")
+    fold = read_fold(small_dataset.folder, "phantom", 0)
+    assert set(written.index) == set(fold.index[fold["sample_type"] == "valid"])
+    path = predict.main([f"--net_weight_file={trained / 'best.pt'}", f"--output_file={tmp_path / 'p.csv'}"])
+    expected = read_predictions(path)
+    studies = pd.read_csv(tmp_path / "p_studies.csv", index_col="study_id")
+    place = f"--data_input_folder={tmp_path / 'nothing'}"
+    source = [f"--source={small_dataset.source / 'stage_2_test'}", f"--predict_output={tmp_path / 'out'}", place]
+    output = predict.main([f"--net_weight_file={trained / 'best.pt'}", *source, "--n_jobs=1"])
+    slices = pd.read_csv(output / "slices.csv", index_col="id")[list(LABELS)]
+    np.testing.assert_allclose(slices, expected.loc[slices.index], atol=1e-5)
+    of_files = pd.read_csv(output / "studies.csv", index_col="study_id")[list(LABELS)]
+    np.testing.assert_allclose(of_files, studies.loc[of_files.index, list(LABELS)], atol=1e-5)
+    models = json.loads((output / "predictions.json").read_text())["models"]
+    assert models["slices"][0]["model"] == "resnet10t and gru"
+    assert models["study"] == "sequence model (learned)"
+    start = load_checkpoint(finished / "fold_0" / "best.pt")["model"]
+    now = load_checkpoint(trained / "best.pt")["model"]
+    assert not torch.equal(now["slices.fc.weight"], start["fc.weight"])  # it learnt too
+
+
+@pytest.mark.slow
+def test_a_frozen_slice_network_stays_as_it_was(finished, small_dataset, tmp_path) -> None:
+    start = finished / "fold_0" / "best.pt"
+    flags = [f"--net_weight_file={start}", "--net_freeze=backbone", f"--output_dir={tmp_path}"]
+    now = load_checkpoint(train.main([*small_dataset.flags, *STUDY, *flags]) / "best.pt")["model"]
+    before = load_checkpoint(start)["model"]
+    assert all(torch.equal(now[f"slices.{name}"], value) for name, value in before.items())
+    assert now["sequence.head.weight"].abs().max() > 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(finished, small_dataset, tmp_path) -> None:
+    start = f"--net_weight_file={finished / 'fold_0' / 'best.pt'}"
+    with open_runs(tmp_path, [*small_dataset.flags, *STUDY, start, "--tr_checkpoint_minutes=1e-9"]) as runs:
+        assert runs.start("whole")["code"] == 0
+        assert runs.start("killed", signal=signal.SIGKILL, place="iteration", at=3)["code"] == -signal.SIGKILL
+        answer = runs.go_on("killed")
+        assert answer["code"] == 0, answer["output"]
+        assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_weights_of_another_fold_are_refused_before_anything_is_written(finished, small_dataset, tmp_path, capsys):
+    start = f"--net_weight_file={finished / 'fold_1' / 'best.pt'}"
+    with pytest.raises(SystemExit) as ended:
+        train.main([*small_dataset.flags, *STUDY, start, f"--output_dir={tmp_path}"])
+    assert ended.value.code == 2
+    assert "may have seen what validates" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_fold_of_a_cross_validation_starts_from_the_slice_network_of_its_own(finished, small_dataset, tmp_path):
+    flags = [*small_dataset.flags, *STUDY, f"--net_weight_file={finished}", "--data_fold=0,1,2"]
+    config = parse_args(TrainConfig, flags)
+    for fold in (0, 2):
+        command = fold_plan(config, tmp_path, fold).command
+        assert f"--net_weight_file={finished.resolve() / f'fold_{fold}' / 'best.pt'}" in command
+    with pytest.raises(UsageError, match="has no fold 4; it has 0, 1, 2"):
+        fold_plan(config, tmp_path, 4)
+
+
+def test_what_a_network_over_whole_series_cannot_do_is_one_line(trained: Path, capsys) -> None:
+    weights = f"--net_weight_file={trained / 'best.pt'}"
+    for main, flags, part in [
+        (predict.main, [weights, "--tta=valid_demo.json"], "this one sees whole series"),
+        (export.main, [weights], "models are exported"),
+        (train.main, ["--net_kind=study"], "starts from a slice network"),
+        (train.main, ["--net_kind=study", "--net_pretrained=1", "--seq_features=1"], "--seq_features means nothing"),
+        (train.main, ["--net_kind=study", "--net_pretrained=1", "--data_sampler=hard"], "--data_sampler means nothing"),
+        (train.main, ["--study_chunk=4"], "--study_chunk means nothing to --net_kind=slice"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            main(flags)
+        assert ended.value.code == 2
+        assert part in capsys.readouterr().err.splitlines()[-1]
