@@ -133,6 +133,23 @@ def test_train_py_writes_it_when_the_folds_are_together_and_not_where_reports_ar
     assert (results / "leaderboard.html").is_file()
 
 
+@pytest.mark.slow
+def test_one_of_which_a_fold_fails_leaves_a_report_of_the_others(results: Path) -> None:
+    for name in (PREDICTIONS, "cross_validation.json", "metrics.jsonl", "fold_1/predictions_valid.csv"):
+        (results / "cv" / name).unlink()
+    write_status(results / "cv" / "fold_1", "failed")
+    for name in ("last.pt", "previous.pt"):
+        (results / "cv" / "fold_1" / name).write_bytes(b"damaged")
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--tr_resume=cv", f"--output_dir={results}", "--tr_report=1"])
+    assert caught.value.code == 1
+    page = (results / "cv" / "report.html").read_text()
+    check(page)
+    assert '<p class="big">failed</p>' in page
+    assert re.search(r">fold_0(</a>)?</th><td>finished</td>", page)
+    assert re.search(r">fold_1(</a>)?</th><td>failed</td>", page)
+
+
 def test_an_ensemble_has_a_report_with_its_members_and_its_place_on_the_leaderboard(
     results: Path, small_dataset: SmallDataset
 ) -> None:
@@ -142,12 +159,14 @@ def test_an_ensemble_has_a_report_with_its_members_and_its_place_on_the_leaderbo
     report.main([f"--output_dir={results}", "--experiment_id=other"])
     weights = ["--weights=3,1", "--ens_draws=100"]
     folder = ensemble.main(["cv", "other", f"--output_dir={results}", "--experiment_id=both", *weights])
+    twin = ensemble.main(["cv", "other", f"--output_dir={results}", "--weights=1,0", "--ens_draws=100"]) / "report.html"
     page = (folder / "report.html").read_text()
     check(page)
     assert headings(page)[:3] == ["Verdict", "Members", "Labels"]
     value = weighted_loss(read_predictions(folder / PREDICTIONS), small_dataset)
     assert f'<p class="big">{value:.4f}</p>' in page
     assert '<a href="../other/report.html">other</a>' in page
+    assert "Level with experiment cv: the best other one, cv, has" in unescape(twin.read_text())
     assert re.search(r">cv</th><td>[\d.]+</td><td>0.7500</td>", page)
     assert "ensemble.py cv other" in unescape(page)
     assert "--experiment_id=both_again" in page

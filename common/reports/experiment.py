@@ -136,7 +136,9 @@ def _verdict(record: Record, rivals: Sequence[Record], metric: str, constant: fl
         found.append(page.headline("first", "No other experiment on this data has been validated."))
     else:
         other = rival.best(metric)[0]
-        where = "the best so far" if value < other else f"behind experiment {rival.name}"
+        level = f"{value:.4f}" == f"{other:.4f}"
+        beside = f"{'level with' if level else 'behind'} experiment {rival.name}"
+        where = "the best so far" if value < other and not level else beside
         found.append(
             page.headline(
                 f"{value - other:+.4f}", f"{where.capitalize()}: the best other one, {rival.name}, has {other:.4f}."
