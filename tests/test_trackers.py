@@ -565,6 +565,81 @@ def test_a_wrong_token_or_no_project_is_named(tmp_path, elsewhere, monkeypatch, 
     check_offline_with_one_warning(make_experiment(tmp_path), caplog, words)
 
 
+DYING = """
+import sys, time
+from pathlib import Path
+from common.experiment import setup_logging
+from common.trackers.jsonl import JsonlTracker
+from common.trackers.neptune import NeptuneTracker
+from common.trackers.tracker import TrackerGroup
+folder = Path(sys.argv[1])
+with setup_logging(folder, console=False):
+    neptune = NeptuneTracker()
+    tracker = TrackerGroup([JsonlTracker(), neptune])
+    tracker.start("7", folder, {"seed": 1})
+    tracker.log({"valid/weighted_log_loss": 0.5}, 4, 2)
+    neptune.run.wait()  # until the server has it
+    print(tracker.view(), flush=True)
+    sys.stdin.readline()  # meanwhile it dies
+    tracker.log({"valid/weighted_log_loss": 0.25}, 8, 4)
+    tracker.finish("finished")
+"""
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        signal.SIGKILL,
+        pytest.param(signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+    ids=["lives", "killed", "falls silent"],
+)
+def test_a_server_that_dies_half_way_costs_one_warning_and_what_it_did_not_take_stays_on_disk(tmp_path, death):
+    folder, received = make_experiment(tmp_path), tmp_path / "received.jsonl"
+    server = [sys.executable, str(ROOT / "tests" / "neptune_server.py"), str(received)]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as neptune:
+        try:
+            address = f"http://127.0.0.1:{neptune.stdout.readline().strip()}"
+            variables = {name: value for name, value in os.environ.items() if not name.startswith("NEPTUNE_")}
+            variables |= {"NEPTUNE_API_TOKEN": token(address), "NEPTUNE_PROJECT": "team/heads", "PYTHONPATH": str(ROOT)}
+            variables |= {"OAUTHLIB_INSECURE_TRANSPORT": "1"}  # neptune logs in by https only
+            with subprocess.Popen(
+                [sys.executable, "-c", DYING, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=variables,
+                text=True,
+            ) as run:
+                assert run.stdout.readline() == f"neptune: {address}/team/heads/e/HEADS-1\n"
+                if death is not None:
+                    neptune.send_signal(death)
+                _, said = run.communicate("\n", timeout=BOUND_S)
+        finally:
+            neptune.kill()
+    assert run.returncode == 0
+    assert [point["iteration"] for point in read_metrics(folder / "metrics.jsonl")] == [4, 8]
+    values = [
+        entry["value"]
+        for operation in map(json.loads, received.read_text().splitlines())
+        if operation["path"] == "valid/weighted_log_loss"
+        for entry in operation["logFloats"]["entries"]
+    ]
+    if death is None:
+        assert (values, said) == ([0.5, 0.25], "")
+        return
+    assert values == [0.5]
+    (line,) = said.splitlines()
+    assert line.startswith(
+        f"WARNING: Neptune: 3 operations wait in {folder / '.neptune'}, the server did not take them;"
+    )
+    (kept,) = folder.glob(".neptune/async/*/data-*.log")
+    last = [json.loads(text)["obj"] for text in kept.read_text().splitlines()][-3:]
+    assert ["/".join(operation["path"]) for operation in last] == ["valid/weighted_log_loss", "step", "status"]
+    assert last[0]["values"][0]["value"] == 0.25
+
+
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up_too():
     with server(dripping) as address, pytest.raises(TimeoutError):
         probe(address, 0.5)

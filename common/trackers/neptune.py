@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,15 +101,24 @@ class NeptuneTracker:
         self.run[f"files/{path.name}"].upload(content)
 
     def finish(self, status: str) -> None:
-        """Note the status, write what is buffered, and wait up to 5 s for the server to have it."""
+        """Note the status, write what is buffered, and wait up to 5 s for the server to have it.
+
+        What a server that is gone did not take stays on disk, and a warning tells where.
+        """
         run, self.run = self.run, None
         with self.cleanup:
             if run is None:
                 return
-            try:
+            with suppress(TimeoutError):
                 within(STOP_S, lambda: self._stop(run, status))
-            except TimeoutError:
-                logger.warning("Neptune: the server did not take all within %g s; metrics.jsonl has everything", STOP_S)
+            left = unsent(self.folder / ".neptune")
+            if left:
+                logger.warning(
+                    "Neptune: %d operations wait in %s, the server did not take them; metrics.jsonl has everything, "
+                    "and common/trackers/README.md tells how they are sent later",
+                    left,
+                    anonymous(str(self.folder / ".neptune")),
+                )
 
     def _stop(self, run: Any, status: str) -> None:
         run["status"] = status
@@ -142,6 +151,19 @@ class NeptuneTracker:
                 anonymous(str(data_folder)),
             )
             return None
+
+
+def unsent(data_folder: Path) -> int:
+    """Return how many operations neptune keeps in ``data_folder`` for a server, which has not said that it has them.
+
+    neptune removes what a server has in whole; else two files count the operations written and those acknowledged.
+    """
+    count = 0
+    for written in data_folder.glob("async/*/last_put_version"):
+        acknowledged = written.with_name("last_ack_version")
+        with suppress(OSError, ValueError):  # removed meanwhile, or cut by a full disk
+            count += int(written.read_text()) - int(acknowledged.read_text() if acknowledged.exists() else 0)
+    return count
 
 
 def server_address(token: str) -> str:
