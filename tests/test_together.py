@@ -22,9 +22,10 @@ from common.reports.together import spread
 from config import TrainConfig
 from rsna_dataset import LABELS, read_metadata, read_predictions
 from rsna_evaluation import labelled_rows
-from rsna_report import heat_pictures, write_report
+from rsna_report import heat_pictures, is_of_folds, write_report
 from tests.conftest import SmallDataset
 from tests.test_page import check
+from tests.test_record import experiment
 
 PREDICTIONS = "predictions_oof.csv"
 
@@ -196,6 +197,11 @@ def test_a_second_level_has_a_report_with_its_members(results: Path) -> None:
     assert headings(page)[:3] == ["Verdict", "Members", "Labels"]
     assert "second_level.py cv" in unescape(page)
     assert "level_trees" in page[page.index("What differs from the defaults") : page.index("All options")]
+
+
+@pytest.mark.parametrize(("text", "several"), [("all", True), ("0,2", True), ("3", False), ("holdout", False)])
+def test_a_run_that_validates_on_the_holdout_is_no_cross_validation(text: str, several: bool, tmp_path: Path) -> None:
+    assert is_of_folds(read_record(experiment(tmp_path / "1", config=f'data_fold: "{text}"\n'))) is several
 
 
 def test_the_spread_is_that_of_known_values_with_n_minus_one() -> None:
