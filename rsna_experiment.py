@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import timm
@@ -23,10 +22,9 @@ from common.callbacks.profiler import Profiler
 from common.callbacks.progress_bar import ProgressBar
 from common.callbacks.sample_losses import SampleLosses
 from common.callbacks.telemetry import Telemetry
-from common.checkpoint import BEST, LAST
+from common.checkpoint import LAST
 from common.errors import Interrupted, UsageError
 from common.experiment import (
-    LOG_FILE,
     Experiment,
     add_to_history,
     create_experiment,
@@ -41,11 +39,10 @@ from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.optimizers import build_optimizer
-from common.reports.leaderboard import HTML_FILE
-from common.reports.record import REPORT_FILE, RUNNING, results_folder, write_status
+from common.reports.record import RUNNING, results_folder, write_status
 from common.resume import Run, resume_run
 from common.schedulers import Schedule, build_schedule
-from common.trackers.jsonl import FILE_NAME, JsonlTracker
+from common.trackers.jsonl import JsonlTracker
 from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import Tracker, TrackerGroup
 from config import SEQUENCE, STUDY, TrainConfig
@@ -58,7 +55,7 @@ from rsna_dataset import (
     read_dataset_info,
 )
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
-from rsna_report import no_reason_to_fail, write_leaderboard, write_report
+from rsna_report import no_reason_to_fail, whereabouts, write_leaderboard, write_report
 from rsna_sequence import build_sequences, sequence_options
 from rsna_whole_series import build_studies
 
@@ -335,15 +332,3 @@ def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: 
             tracker.log_file(write_report(experiment.folder, status))
             write_leaderboard(results_folder(experiment.folder))
     distributed.tell(whereabouts(experiment.folder))
-
-
-def whereabouts(folder: Path) -> list[str]:
-    """Return a line for each thing of a run that a person may look for, of those that are there."""
-    places = {
-        "report": folder / REPORT_FILE,
-        "weights": folder / BEST,
-        "all values": folder / FILE_NAME,
-        "log": folder / LOG_FILE,
-        "leaderboard": results_folder(folder) / HTML_FILE,
-    }
-    return [f"{name:<12} {path}" for name, path in places.items() if path.is_file()]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common import distributed
 from common.arguments import from_dict, parse_args, to_dict
 from common.checkpoint import BEST
 from common.datasets.image_files import SUFFIXES
@@ -22,14 +23,15 @@ from common.datasets.images import read_image
 from common.dicom.pictures import window
 from common.errors import UsageError, UserError
 from common.evaluation.resampling import Array
-from common.experiment import CONFIG
+from common.experiment import CONFIG, LOG_FILE
 from common.files import write_text
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.reports.experiment import Evaluated, Together, experiment_page
-from common.reports.leaderboard import REPORT_FILE, update_leaderboard
+from common.reports.leaderboard import HTML_FILE, update_leaderboard
 from common.reports.montage import fit, overlay
-from common.reports.record import Record, read_record, read_records, results_folder
+from common.reports.record import REPORT_FILE, Record, read_record, read_records, results_folder
 from common.reports.together import folds_sections, members_section
+from common.trackers.jsonl import FILE_NAME
 from config import EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
@@ -77,10 +79,23 @@ def rewrite_reports(folder: Path) -> Path:
 
 
 def write_result(folder: Path) -> None:
-    """Write report and leaderboard of what was put together of others' predictions; only warn where that fails."""
+    """Write report and leaderboard of what was put together of others, and tell where they are; never fail."""
     with no_reason_to_fail(folder):
         write_report(folder)
         write_leaderboard(results_folder(folder))
+    distributed.tell(whereabouts(folder))
+
+
+def whereabouts(folder: Path) -> list[str]:
+    """Return a line for each thing of a run that a person may look for, of those that are there."""
+    places = {
+        "report": folder / REPORT_FILE,
+        "weights": folder / BEST,
+        "all values": folder / FILE_NAME,
+        "log": folder / LOG_FILE,
+        "leaderboard": results_folder(folder) / HTML_FILE,
+    }
+    return [f"{name:<12} {path}" for name, path in places.items() if path.is_file()]
 
 
 @contextmanager

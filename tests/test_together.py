@@ -152,7 +152,7 @@ def test_one_of_which_a_fold_fails_leaves_a_report_of_the_others(results: Path) 
 
 
 def test_an_ensemble_has_a_report_with_its_members_and_its_place_on_the_leaderboard(
-    results: Path, small_dataset: SmallDataset
+    results: Path, small_dataset: SmallDataset, capsys
 ) -> None:
     shutil.copytree(results / "cv", results / "other")
     frame = read_predictions(results / "other" / PREDICTIONS)
@@ -160,6 +160,8 @@ def test_an_ensemble_has_a_report_with_its_members_and_its_place_on_the_leaderbo
     report.main([f"--output_dir={results}", "--experiment_id=other"])
     weights = ["--weights=3,1", "--ens_draws=100"]
     folder = ensemble.main(["cv", "other", f"--output_dir={results}", "--experiment_id=both", *weights])
+    told = capsys.readouterr().err.splitlines()
+    assert {f"report       {folder / 'report.html'}", f"leaderboard  {results / 'leaderboard.html'}"} <= set(told)
     twin = ensemble.main(["cv", "other", f"--output_dir={results}", "--weights=1,0", "--ens_draws=100"]) / "report.html"
     page = (folder / "report.html").read_text()
     check(page)
