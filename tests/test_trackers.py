@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import re
 import shlex
 import signal
 import socket
@@ -712,8 +713,12 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "results" / "7" / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 0.5), (30, 0.125)]
     assert [event.value for event in events.Scalars("step")] == [5, 10, 15]
-    content = b"".join(path.read_bytes() for path in (tmp_path / "results" / "7" / "tensorboard").iterdir())
-    assert str(Path.home()).encode() not in content
+    (path,) = (tmp_path / "results" / "7" / "tensorboard").iterdir()
+    assert str(Path.home()).encode() not in path.read_bytes()
+    assert re.fullmatch(r"events\.out\.tfevents\.\d{10}\.\d+", path.name)  # torch's own has the host's name
+    texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]}
+    assert texts["status/text_summary"] == b"finished"
+    assert b"| optim_lr | 0.1 |" in texts["options/text_summary"]
 
 
 def in_a_process(tracker: str, folder: Path, after: str) -> str:
