@@ -192,6 +192,9 @@ def read_folds(config: TrainConfig) -> list[Fold]:
     if config.net_kind == SEQUENCE:
         features = open_features(config, OUT_OF_FOLD)
         tables = {number: rows_with_features(rows, features) for number, rows in tables.items()}
+    if starts_from_folds(config):
+        for number in numbers:
+            starting_weights(config.net_weight_file, number)
     return [
         Fold(number, *(select_rows(rows, kind, config.dev_enabled) for kind in ("train", "valid")))
         for number, rows in tables.items()
@@ -294,7 +297,7 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
     own = {"data_fold": number, "output_dir": str(parent), "experiment_id": fold_name(number)}
     if config.net_kind == SEQUENCE:  # an id means another folder there
         own["seq_features"] = str(features_parent(config).resolve())
-    if config.net_kind == STUDY and config.net_weight_file is not None and config.net_weight_file.is_dir():
+    if starts_from_folds(config):
         own["net_weight_file"] = str(starting_weights(config.net_weight_file, number))
     deadline = time.monotonic() + ORPHAN_S
     while is_in_progress(folder) and time.monotonic() < deadline:
@@ -302,6 +305,11 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
     plan = planned(flags_of(options | own), parent)
     longer = plan.state == FINISHED and str(config.tr_iteration_num) != read_options(folder).get("tr_iteration_num")
     return replace(plan, state="resume") if longer else plan
+
+
+def starts_from_folds(config: TrainConfig) -> bool:
+    """Whether each fold starts from the network of its own of another cross-validation."""
+    return config.net_kind == STUDY and config.net_weight_file is not None and config.net_weight_file.is_dir()
 
 
 def starting_weights(folder: Path, number: int) -> Path:

@@ -26,7 +26,7 @@ from common.console import progress
 from common.datasets.batch import Batch
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.files import atomic_path, check_output, write_json
+from common.files import atomic_path, check_output, write_csv, write_json
 from common.hardware import loader_workers
 from common.models.embedding import head_input
 from common.networks.network import evaluation_mode
@@ -38,13 +38,16 @@ from rsna_dataset import dataset_folder, read_dataset_info, read_fold, read_meta
 from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_network import RSNANetwork
 from rsna_prediction import (
+    NETWORKS,
     TrainedNetwork,
     dataset_folder_of,
     load_network,
     load_views,
     predict_rows,
+    predict_whole_studies,
     sample_submission,
     split_rows,
+    studies_file,
     write_predictions,
 )
 
@@ -97,6 +100,11 @@ def predict_by_folds(config: PredictConfig) -> Path:
     prevalences = np.mean([model.prevalences for model in models.values()], axis=0)
     together = combine(frames, [1.0] * len(frames), "mean")
     write_predictions(replace(first, prevalences=prevalences), together, config.split, path)
+    if first.config.net_kind in NETWORKS:  # they judge studies too
+        studies = {f"fold {fold}": predict_whole_studies(model, rows) for fold, model in models.items()}
+        studies_path = studies_file(path)
+        write_csv(studies_path, combine(studies, [1.0] * len(studies), "mean"), index=True)
+        print(studies_path)
     return path
 
 

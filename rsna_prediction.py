@@ -47,6 +47,7 @@ from rsna_whole_series import loading_processes, study_loader
 logger = logging.getLogger(__name__)
 
 REPRODUCED = 1e-9
+# Those that judge studies too; any other kind is a slice network.
 NETWORKS = {SEQUENCE: RSNASequenceNetwork, STUDY: RSNAStudyNetwork}
 CALIBRATION_FILE = "calibration.json"  # beside the weights
 
@@ -335,9 +336,13 @@ def write_studies(trained: TrainedNetwork, rows: pd.DataFrame, path: Path) -> Pa
     studies = predict_whole_studies(trained, rows)
     if studies is None:
         return None
-    path = path.with_name(f"{path.stem}_studies.csv")
-    write_csv(path, studies, index=True)
-    return path
+    write_csv(studies_file(path), studies, index=True)
+    return studies_file(path)
+
+
+def studies_file(path: Path) -> Path:
+    """Return where the predictions of studies stand beside those of slices in ``path``."""
+    return path.with_name(f"{path.stem}_studies.csv")
 
 
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:

@@ -93,6 +93,8 @@ def test_several_sequence_models_give_their_mean(with_features, sequences, small
         parts.append(pd.read_csv(part / "studies.csv", index_col="study_id")[list(LABELS)])
     together = pd.read_csv(output / "studies.csv", index_col="study_id")[list(LABELS)]
     pd.testing.assert_frame_equal(together, (parts[0] + parts[1]) / 2, rtol=1e-9)
+    of_dataset = pd.read_csv(path.with_name("s_studies.csv"), index_col="study_id")
+    np.testing.assert_allclose(together, of_dataset.loc[together.index, list(LABELS)], atol=TOLERANCE)
     assert (parts[0] - parts[1]).abs().max(axis=None) > 1e-3
 
 

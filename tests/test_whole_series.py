@@ -18,7 +18,6 @@ import predict
 import train
 from common.arguments import parse_args
 from common.checkpoint import load_checkpoint
-from common.errors import UsageError
 from common.models.backbone import create_model
 from common.models.freezing import train_mode
 from common.models.sequence import build_sequence_model
@@ -179,14 +178,19 @@ def test_weights_of_another_fold_are_refused_before_anything_is_written(finished
     assert list(tmp_path.iterdir()) == []
 
 
-def test_each_fold_of_a_cross_validation_starts_from_the_slice_network_of_its_own(finished, small_dataset, tmp_path):
+def test_each_fold_of_a_cross_validation_starts_from_the_slice_network_of_its_own(
+    finished, small_dataset, tmp_path, capsys
+):
     flags = [*small_dataset.flags, *STUDY, f"--net_weight_file={finished}", "--data_fold=0,1,2"]
     config = parse_args(TrainConfig, flags)
     for fold in (0, 2):
         command = fold_plan(config, tmp_path, fold).command
         assert f"--net_weight_file={finished.resolve() / f'fold_{fold}' / 'best.pt'}" in command
-    with pytest.raises(UsageError, match="has no fold 4; it has 0, 1, 2"):
-        fold_plan(config, tmp_path, 4)
+    with pytest.raises(SystemExit) as ended:
+        train.main([*flags[:-1], "--data_fold=0,4", f"--output_dir={tmp_path}"])
+    assert ended.value.code == 2
+    assert "has no fold 4; it has 0, 1, 2" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_network_over_whole_series_cannot_do_is_one_line(trained: Path, capsys) -> None:
