@@ -76,10 +76,18 @@ def progress(*iterable: Any, **options: Any) -> tqdm:
 
     if _level == QUIET:
         return tqdm(*iterable, **options, disable=True)
-    if sys.stderr.isatty():
+    if _draws():
         return tqdm(*iterable, **options, dynamic_ncols=True)
     lines = {"mininterval": LINE_S, "maxinterval": LINE_S, "delay": LINE_S, "miniters": 1, "bar_format": LINE_FORMAT}
     return tqdm(*iterable, **options | lines, file=_Lines())
+
+
+def _draws() -> bool:
+    """Whether stderr is a terminal; one without a width (of some CI systems) shows no bar."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 class _Lines(io.TextIOBase):

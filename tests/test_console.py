@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,26 +47,34 @@ def bar(level: int, line_s: float) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
-def test_on_a_terminal_there_is_one_bar_that_is_drawn_in_place() -> None:
+def on_terminal(columns: int, line_s: float) -> list[str]:
+    """The lines that a command with a bar leaves on a terminal; a bar returns to its line's begin by \\r."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    process = subprocess.Popen(
-        [sys.executable, "-c", BAR, "1", "60"], cwd=PROJECT, stdout=subprocess.PIPE, stderr=theirs
-    )
+    termios.tcsetwinsize(theirs, (24 if columns else 0, columns))
+    command = [sys.executable, "-c", BAR, "1", str(line_s)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     shown = b""
-    try:
+    with suppress(OSError):  # how a terminal's end reads
         while part := os.read(ours, 65536):
             shown += part
-    except OSError:  # how a terminal's end reads
-        pass
     os.close(ours)
     assert process.communicate()[0] == b"first\nresult\n"
     assert process.returncode == 0
-    lines = [line for line in shown.decode().split("\r\n") if line]  # a bar returns to its line's begin
+    return [line for line in shown.decode().split("\r\n") if line]
+
+
+def test_on_a_terminal_there_is_one_bar_that_is_drawn_in_place() -> None:
+    lines = on_terminal(80, 60.0)
     assert len(lines) == 2
     assert "half of it" in lines[0]
     assert re.search(r"\rwork: 100%\|█+\| 1000/1000", lines[1]), lines
+
+
+def test_on_a_terminal_without_a_width_there_are_lines() -> None:
+    lines = on_terminal(0, 0.1)
+    assert "half of it" in lines
+    assert lines[-1].startswith("work: 100%| 1000/1000")
 
 
 def test_a_short_job_says_nothing_of_its_progress_to_a_log_file() -> None:
