@@ -1,7 +1,7 @@
 """The ladder: from the constant predictor to a calibrated ensemble, a few commands a rung, judged on other patients.
 
-python benchmarks/ladder.py FOLDER            about an hour on two cores, 20 GB of disk
-python benchmarks/ladder.py FOLDER --quick    some minutes: says that all rungs work, not what they are worth
+python benchmarks/ladder.py FOLDER            about an hour of one core, 10 GB of disk
+python benchmarks/ladder.py FOLDER --quick    some minutes: says that all rungs work, and not what they are worth
 
 Makes a phantom of difficulty `real` in FOLDER whose test studies have known labels (phantom_truth.csv) that no command
 reads, climbs with this project's own commands, and trains two rivals (rivals.py) on as many pictures as the best rung's
