@@ -99,6 +99,20 @@ def test_running_statistics_stay_and_a_frozen_network_gets_no_gradient(frozen: b
     assert trained == ({"sequence"} if frozen else {"sequence", "slices"})
 
 
+def test_in_mixed_precision_the_sequence_model_corrects_logits_that_are_float32() -> None:
+    network, inputs = study_network(4), series(5)
+    train_mode(network)
+    torch.nn.init.zeros_(network.sequence.head.weight)
+    torch.nn.init.constant_(network.sequence.head.bias, 2.0**-10)  # less than bfloat16 tells apart of a logit
+    network.slices.fc.bias.data += 4
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(*inputs).slices[0]
+    network.sequence.head.bias.data.zero_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # another, since one casts each weight once
+        without = network(*inputs).slices[0]
+    torch.testing.assert_close(found - without, torch.full_like(found, 2.0**-10), rtol=1e-2, atol=0)
+
+
 def test_no_activations_of_the_pictures_are_kept_for_the_backward_pass() -> None:
     kept = []
     for chunk in (100, 2):

@@ -54,9 +54,9 @@ class StudyNetwork(nn.Module):
         return checkpoint(self._see, pictures, use_reentrant=False) if learns else self._see(pictures)
 
     def _see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings (n, F) and logits (n, C) of pictures."""
+        """Return embeddings (n, F) and logits (n, C) of pictures, float32 whatever the network computes in."""
         features = self.slices.forward_head(self.slices.forward_features(pictures), pre_logits=True)
-        return features, self.slices.get_classifier()(features)
+        return features.float(), self.slices.get_classifier()(features).float()
 
 
 def in_series(values: Tensor, mask: Tensor) -> Tensor:
