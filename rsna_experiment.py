@@ -320,15 +320,18 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
         raise
     finally:
         if distributed.is_main():
-            conclude(config, experiment, status, group)
+            conclude(config, experiment, status)
         group.finish(status)
 
 
-def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: Tracker) -> None:
-    """Note how the run ended; write its report and the leaderboard, which never changes how it ended."""
+def conclude(config: TrainConfig, experiment: Experiment, status: str) -> None:
+    """Note how the run ended; write its report and the leaderboard, which never changes how it ended.
+
+    No tracker gets the report: it shows slices of patients.
+    """
     with no_reason_to_fail(experiment.folder):
         write_status(experiment.folder, status)
         if config.tr_report:
-            tracker.log_file(write_report(experiment.folder, status))
+            write_report(experiment.folder, status)
             write_leaderboard(results_folder(experiment.folder))
     distributed.tell(whereabouts(experiment.folder))
