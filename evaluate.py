@@ -38,7 +38,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         CALIBRATION_FILE,
         compare_with_log,
         dataset_folder_of,
-        load_network,
+        load_asked,
         load_views,
         predict_rows,
         split_rows,
@@ -51,15 +51,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     if config.eval_compare is not None:
         read_other(config)  # what is wrong with it should be said before the images are predicted
     weight_file = folder / "best.pt"
-    trained = load_network(
-        weight_file,
-        config.n_jobs,
-        config.data_input_folder,
-        config.data_dataset,
-        config.net_weights,
-        sequences=True,
-        seq_features=config.seq_features,
-    )
+    trained = load_asked(config, weight_file)
     views = load_views(trained, config)
     external = config.data_dataset is not None
     rows = labelled_rows(dataset_folder_of(trained)) if external else split_rows(trained, "valid")

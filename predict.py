@@ -59,8 +59,8 @@ def predict_split(config: PredictConfig) -> Path:
     from common.evaluation.calibration import calibration_of
     from common.files import check_output
     from rsna_prediction import (
+        load_asked,
         load_calibration,
-        load_network,
         load_views,
         predict_rows,
         sample_submission,
@@ -69,15 +69,7 @@ def predict_split(config: PredictConfig) -> Path:
         write_studies,
     )
 
-    trained = load_network(
-        config.net_weight_file,
-        config.n_jobs,
-        config.data_input_folder,
-        config.data_dataset,
-        config.net_weights,
-        sequences=True,
-        seq_features=config.seq_features,
-    )
+    trained = load_asked(config, config.net_weight_file)
     rows = split_rows(trained, config.split)
     name = "submission.csv" if sample_submission(trained, config.split) else f"predictions_{config.split}.csv"
     path = config.output_file or config.net_weight_file.parent / name

@@ -19,7 +19,7 @@ from config import SEQUENCE, STUDY, ExportConfig
 from rsna_dataset import LABELS, RSNADataset, read_metadata
 from rsna_features import OUT_OF_FOLD
 from rsna_network import SEQUENCE_INPUTS
-from rsna_prediction import TrainedNetwork, dataset_folder_of, load_network
+from rsna_prediction import TrainedNetwork, dataset_folder_of, load_asked
 from rsna_sequence import check_width, feature_folder, features_hash, open_features, sequence_dataset
 
 IMAGES = 8
@@ -29,15 +29,7 @@ SERIES = 4
 def export_network(config: ExportConfig) -> Path:
     """Write the network of a weight file in another form; return the file."""
     path = config.export_file or config.net_weight_file.with_suffix(FORMATS[config.export_format].suffix)
-    trained = load_network(
-        config.net_weight_file,
-        config.n_jobs,
-        config.data_input_folder,
-        config.data_dataset,
-        config.net_weights,
-        sequences=True,
-        seq_features=config.seq_features,
-    )
+    trained = load_asked(config, config.net_weight_file)
     if trained.config.net_kind == STUDY:
         raise UsageError(
             f"{config.net_weight_file}: a network over whole series (--net_kind=study); only slice networks and "

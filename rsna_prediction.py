@@ -25,7 +25,7 @@ from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from common.transforms.device import DevicePart
-from config import SEQUENCE, STUDY, EvaluateConfig, PredictConfig, TrainConfig
+from config import SEQUENCE, STUDY, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
 from rsna_data import build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna_dataset import (
     LABELS,
@@ -115,6 +115,19 @@ def load_network(
         checkpoint["iteration"],
         name,
         checkpoint.get("data_hash"),
+    )
+
+
+def load_asked(config: PredictConfig | EvaluateConfig | ExportConfig, weight_file: Path) -> TrainedNetwork:
+    """Rebuild a network of any kind as a command's options ask for; see :func:`load_network`."""
+    return load_network(
+        weight_file,
+        config.n_jobs,
+        config.data_input_folder,
+        config.data_dataset,
+        config.net_weights,
+        sequences=True,
+        seq_features=config.seq_features,
     )
 
 
