@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from common.reports.leaderboard import update_leaderboard
+from tests.browser import BROWSER
 from tests.test_record import METRIC, experiment, point
 
 ROOT = Path(__file__).parent.parent
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def results(folder: Path) -> Path:
