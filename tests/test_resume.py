@@ -220,6 +220,7 @@ def test_an_option_that_changes_the_result_must_be_named(runs: Runs) -> None:
 FREE = {
     "cv_run": None,
     "n_jobs": "2",
+    "verbosity": "2",
     "data_input_folder": "elsewhere",
     "output_dir": None,  # where the run is found
     "experiment_id": "other",
@@ -281,7 +282,7 @@ def test_every_option_is_either_free_at_resume_or_refused_unless_named(tmp_path:
             if FREE[option.name] is not None:
                 assert changed(f"--{option.name}={FREE[option.name]}") == (), option.name
             continue
-        if option.name == "net_kind" or option.name.startswith("seq_"):
+        if option.name == "net_kind" or option.name.startswith(("seq_", "study_")):
             continue  # another kind of network is another run: options of one mean nothing to the other
         flag = f"--{option.name}={another_value(option)}"
         flags = (flag, "--tr_early_stop=3") if option.name == "tr_early_stop_delta" else (flag,)
