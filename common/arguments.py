@@ -98,6 +98,9 @@ def parse_args(
     if unknown:
         raise UsageError(_describe_unknown(config_class, unknown[0]))
     named = vars(values)
+    for name, value in named.items():
+        if value == [] and not _fields(config_class)[name][1].positional:  # argparse drops a value of two dashes
+            raise UsageError(f"--{name}=--: is no value")
     missing = [
         name for name, (_, spec) in _fields(config_class).items() if name not in named and _required(config_class, name)
     ]

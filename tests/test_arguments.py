@@ -77,6 +77,7 @@ def test_none_is_written_as_a_word() -> None:
         (["--count=x"], ["--count", "'x'", "whole number"]),
         (["--count=2.5"], ["--count", "whole number"]),
         (["--count=0"], ["--count", "below", "1"]),
+        (["--name=--"], ["--name=--", "no value"]),
         (["--count=101"], ["--count", "above", "100"]),
         (["--rate=nan"], ["--rate", "finite"]),
         (["--enabled=2"], ["--enabled", "0 or 1"]),
@@ -141,7 +142,7 @@ def test_a_missing_yaml_file_is_named(tmp_path: Path) -> None:
     rate=st.floats(0, 1e9),
     enabled=st.booleans(),
     name=st.none()
-    | st.from_regex(r"[a-z0-9_.-]{1,10}", fullmatch=True).filter(lambda text: text not in ("none", "null")),
+    | st.from_regex(r"[a-z0-9_.-]{1,10}", fullmatch=True).filter(lambda text: text not in ("none", "null", "--")),
     pair=st.tuples(st.integers(), st.integers()),
 )
 def test_a_configuration_survives_the_way_through_plain_values(count, rate, enabled, name, pair) -> None:
