@@ -14,7 +14,6 @@ import pytest
 
 from tests.test_preprocessing import JOURNAL, PROJECT, Source, contents, picture
 
-
 IMAGES = 2000  # more than are converted between two looks at the journal
 
 
