@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import time
@@ -134,6 +135,7 @@ class Site:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
 
@@ -257,5 +259,5 @@ def test_jobs_write_to_one_dashboard(site: Site) -> None:
         assert found == due
         assert {name for name, *_ in rows} == {"job"}
     finally:
-        shown.terminate()
-        shown.wait(timeout=60)
+        os.killpg(shown.pid, signal.SIGTERM)  # the shell and the dashboard
+        shown.communicate(timeout=60)  # ends only when neither is left
