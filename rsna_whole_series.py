@@ -56,7 +56,6 @@ def build_studies(config: TrainConfig) -> TrainingData:
         ("--data_train_transform", train_set, train_rows),
         ("--data_valid_transform", valid_loader.dataset, valid_rows),
     ):
-        data.pictures.check_files()
         check_trial_images(flag, data.pictures, trial_indices(folder, part, config))
     train_loader = make_loader(
         train_set,
@@ -106,15 +105,15 @@ def loading_processes(config: TrainConfig) -> int:
 def picture_series(
     config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Pipeline, reverse: float = 0.0
 ) -> PictureSeries:
-    """Return the series of ``rows`` (index ``id``) with their pictures."""
+    """Return the series of ``rows`` (index ``id``) with their pictures; WorkError where files are missing."""
     pictures = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
+    pictures.check_files()
     return PictureSeries(*series_of(config, rows), reverse, config.seed, pictures)
 
 
 def study_loader(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Pipeline, workers: int) -> DataLoader:
     """Build a loader that gives every series of ``rows`` once, in one order."""
     dataset = picture_series(config, folder, rows, pipeline)
-    dataset.pictures.check_files()
     sampler = SequentialSampler(len(dataset), config.seed)
     batch = config.tr_batch_size
     return make_loader(dataset, sampler, batch, workers, drop_last=False, seed=config.seed, collate=collate_pictures)

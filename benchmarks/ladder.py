@@ -95,6 +95,7 @@ class Ladder:
         if self.done.setdefault("budget", vars(budget)) != vars(budget):
             sys.exit(f"error: {folder} holds a ladder of another size; name another folder")
         self.rungs: list[Rung] = []
+        self.trainings: dict[str, list[str]] = {}  # by name the command that trains all folds
 
     def run(self, step: str, *command: str) -> None:
         """Run ``python <command>`` unless the step was done before; its output goes to ``logs/<step>.log``."""
@@ -143,7 +144,7 @@ class Ladder:
         command = ["train.py", self.cores, *self.place, "--data_fold=all", f"--experiment_id={name}", *options]
         self.run(f"{name} fold 0", *command, "--cv_run=0")
         self.run(f"{name} test", "predict.py", self.cores, f"--net_weight_file={self.fold_folder(name) / 'best.pt'}")
-        self.done[f"{name} fold 0"]["again"] = command
+        self.trainings[name] = command
         return f"{name} fold 0", f"{name} test"
 
     def fold_folder(self, name: str) -> Path:
@@ -163,7 +164,7 @@ class Ladder:
         return float(losses(frame, rows.loc[frame.index]).mean())
 
     def add(self, rung: Rung) -> Rung:
-        """Add a rung and say what it scores; return the best one so far, by what is known without the test set."""
+        """Add a rung, say what it scores, and return it."""
         self.rungs.append(rung)
         said = "" if rung.known is None else f", {rung.basis} {rung.known:.4f}"
         if rung.before is not None:
@@ -270,7 +271,7 @@ def single_networks(ladder: Ladder, bottom: Rung) -> tuple[Rung, str]:
 
 def studies(ladder: Ladder, single: Rung, slices: str) -> None:
     """All folds' networks together, sequence models on their features, both together, second level, calibration."""
-    ladder.run(f"{slices} other folds", *ladder.done[f"{slices} fold 0"]["again"])
+    ladder.run(f"{slices} other folds", *ladder.trainings[slices])
     ladder.run(f"{slices} all test", "predict.py", ladder.cores, f"--net_weight_file={ladder.results / slices}")
 
     def read(name: str) -> tuple[pd.DataFrame, float]:
