@@ -121,18 +121,18 @@ def test_the_summary_is_what_scikit_learn_says_of_the_files(finished: Path, smal
     assert document["pooled"]["weighted_log_loss"] == pytest.approx(whole, abs=1e-12)
 
 
-def test_the_leaderboard_has_the_folds_and_all_together(finished: Path) -> None:
-    write_leaderboard(finished.parent)
-    table = pd.read_csv(finished.parent / "leaderboard.csv").set_index("experiment")
+def test_the_leaderboard_has_the_folds_and_all_together(copy: Path) -> None:
+    write_leaderboard(copy.parent)
+    table = pd.read_csv(copy.parent / "leaderboard.csv").set_index("experiment")
     assert set(table.index) == {"cv", "cv/fold_0", "cv/fold_1", "cv/fold_2"}
     assert (table["status"] == "finished").all()
-    document = json.loads((finished / "cross_validation.json").read_text())
+    document = json.loads((copy / "cross_validation.json").read_text())
     assert table.loc["cv", "weighted_log_loss"] == pytest.approx(document["pooled"]["weighted_log_loss"])
 
 
-def test_a_fold_with_a_label_that_no_threshold_separates_has_a_report(finished: Path) -> None:
+def test_a_fold_with_a_label_that_no_threshold_separates_has_a_report(copy: Path) -> None:
     for fold in FOLDS:
-        assert write_report(finished / f"fold_{fold}").stat().st_size > 10_000
+        assert write_report(copy / f"fold_{fold}").stat().st_size > 10_000
 
 
 def test_evaluate_and_ensemble_take_it_like_any_experiment(copy: Path, capsys) -> None:
