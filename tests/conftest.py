@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,29 @@ class SmallDataset:
         return [f"--data_input_folder={self.input_folder}", "--data_dataset=phantom"]
 
 
+_shared: dict[Path, dict[str, tuple[int, int]]] = {}  # what all modules' tests read, as it was made
+
+
+def _share(folder: Path) -> None:
+    _shared[folder] = _state(folder)
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): ((status := path.stat()).st_mtime_ns, status.st_size) for path in files}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_shared_stays_as_it_was_made(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a module whose tests change a shared folder; otherwise others would fail, depending on who ran first."""
+    yield
+    for folder, made in _shared.items():
+        now = _state(folder)
+        if changed := sorted(name for name in made.keys() | now.keys() if made.get(name) != now.get(name)):
+            _shared[folder] = now
+            pytest.fail(f"{request.module.__name__} changed {folder}, which all tests share: {', '.join(changed[:5])}")
+
+
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
     """Twelve phantom studies at 64 pixels, from DICOM files to folds."""
@@ -50,6 +74,7 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
         ]
     )
     preprocessing.main([*dataset.flags, f"--pre_source={dataset.source}", "--n_jobs=1"])
+    _share(dataset.input_folder)
     return dataset
 
 
@@ -69,7 +94,9 @@ def finished(small_dataset: SmallDataset, tmp_path_factory: pytest.TempPathFacto
 
     Never change it.
     """
-    return cross_validated([*small_dataset.flags, *TINY, "--data_fold=0,1,2"], tmp_path_factory.mktemp("results"))
+    folder = cross_validated([*small_dataset.flags, *TINY, "--data_fold=0,1,2"], tmp_path_factory.mktemp("results"))
+    _share(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +107,7 @@ def with_features(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("features") / "cv"
     shutil.copytree(finished, folder)
     assert predict.main([f"--net_weight_file={folder}", "--features=1", "--n_jobs=1"]) == folder / "features"
+    _share(folder)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,9 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, small_dataset, results: 
         "outputs = [output for cell in book.cells for output in cell.get('outputs', ())]\n"
         "print(sorted({kind for output in outputs for kind in output.get('data', ())}))\n"
     )
-    places = {"DATASET": small_dataset.folder, "EXPERIMENT": results / "1", "RESULTS": results}
+    dataset = tmp_path / "phantom"  # a copy: an audit is written into it
+    shutil.copytree(small_dataset.folder, dataset)
+    places = {"DATASET": dataset, "EXPERIMENT": results / "1", "RESULTS": results}
     environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
     command = [sys.executable, "-c", code, str(path), str(path.parent)]
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
