@@ -25,8 +25,7 @@ from common.evaluation.reader import (
 from common.evaluation.resampling import PatientBootstrap, interval
 from common.files import write_csv, write_json, write_text
 from common.metrics import WeightedLogLoss, binary_log_losses, normalized_weights
-from common.reports.evaluation import evaluation_sections
-from common.reports.page import NOTICE, page, paragraph
+from common.reports.evaluation import evaluation_page
 from common.statistics import format_table, label_table
 from rsna_dataset import LABEL_WEIGHTS, LABELS, TRUTH_FILE, list_some, read_dataset_info, read_metadata
 
@@ -275,8 +274,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path, name: str = "evaluati
     """Write ``<name>.csv``, ``<name>.json``, ``<name>_worst.csv`` and ``<name>.html``; return the first."""
     study, document = evaluation.study, evaluation.document
     lead = f"{document['images']:,} slices of {document['studies']:,} studies and {document['patients']:,} patients"
-    sections = evaluation_sections(document, study.predictions, study.targets, LABELS)
-    write_text(folder / f"{name}.html", page("Evaluation", lead, [*sections, paragraph(NOTICE)]))
+    html = evaluation_page("Evaluation", lead, document, study.predictions, study.targets, LABELS)
+    write_text(folder / f"{name}.html", html)
     write_csv(folder / f"{name}_worst.csv", evaluation.worst)
     write_json(folder / f"{name}.json", evaluation.document)
     write_csv(folder / f"{name}.csv", evaluation.table, index=True)

@@ -320,18 +320,15 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
         raise
     finally:
         if distributed.is_main():
-            conclude(config, experiment, status)
+            conclude(config, experiment, status, group)
         group.finish(status)
 
 
-def conclude(config: TrainConfig, experiment: Experiment, status: str) -> None:
-    """Note how the run ended; write its report and the leaderboard, which never changes how it ended.
-
-    No tracker gets the report: it shows slices of patients.
-    """
+def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: Tracker) -> None:
+    """Note how the run ended; write its report and the leaderboard, which never changes how it ended."""
     with no_reason_to_fail(experiment.folder):
         write_status(experiment.folder, status)
         if config.tr_report:
-            write_report(experiment.folder, status)
+            write_report(experiment.folder, status, tracker)
             write_leaderboard(results_folder(experiment.folder))
     distributed.tell(whereabouts(experiment.folder))

@@ -26,12 +26,14 @@ from common.evaluation.resampling import Array
 from common.experiment import CONFIG, LOG_FILE
 from common.files import write_text
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
+from common.reports.evaluation import evaluation_page
 from common.reports.experiment import Evaluated, Together, experiment_page
 from common.reports.leaderboard import HTML_FILE, update_leaderboard
 from common.reports.montage import fit, overlay
 from common.reports.record import REPORT_FILE, Record, read_record, read_records, results_folder
 from common.reports.together import folds_sections, members_section
 from common.trackers.jsonl import FILE_NAME
+from common.trackers.tracker import Tracker
 from config import EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
@@ -57,8 +59,11 @@ DRAWS = 200  # evaluate.py makes more; a report should not take minutes
 PICTURES_EACH, TILE = 9, 180
 
 
-def write_report(folder: Path, status: str | None = None) -> Path:
-    """Write ``report.html`` into an experiment's folder, of what there is, and return its path."""
+def write_report(folder: Path, status: str | None = None, tracker: Tracker | None = None) -> Path:
+    """Write ``report.html`` into an experiment's folder, of what there is, and return its path.
+
+    ``tracker`` gets a run's evaluation as a figure, but not the report, which shows slices of patients.
+    """
     record = read_record(folder, status)
     others = read_records(results_folder(folder))
     if "members" in record.config:
@@ -66,7 +71,7 @@ def write_report(folder: Path, status: str | None = None) -> Path:
     elif (folds := [other for other in others if other.folder.parent == record.folder]) or is_of_folds(record):
         page = folds_report(record, others, folds)
     else:
-        page = run_report(record, others)
+        page = run_report(record, others, tracker)
     write_text(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
 
@@ -108,8 +113,8 @@ def no_reason_to_fail(folder: Path) -> Iterator[None]:
         logger.warning("%s: no report (%s); python report.py writes it later", folder, reason)
 
 
-def run_report(record: Record, others: Sequence[Record]) -> str:
-    """Return the report of one run."""
+def run_report(record: Record, others: Sequence[Record], tracker: Tracker | None = None) -> str:
+    """Return the report of one run; ``tracker`` gets its evaluation."""
     rivals = [other for other in others if same_data(other, record)]
     constant, evaluated, missing = None, None, ""
     try:
@@ -118,6 +123,9 @@ def run_report(record: Record, others: Sequence[Record]) -> str:
         evaluated = evaluate(record.folder, config, rows)
     except UserError as error:
         missing = f"There is no evaluation: {error}"
+    if tracker is not None and evaluated is not None:
+        content = (evaluated.document, evaluated.predictions, evaluated.targets, evaluated.names)
+        tracker.log_figure("evaluation", evaluation_page(f"Evaluation of {record.name}", "Validation set", *content))
     return experiment_page(record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing)
 
 

@@ -105,8 +105,13 @@ def test_the_main_job_with_every_tracker_asks_nobody_outside(tmp_path: Path, sma
         assert "is left out" not in result.stderr, result.stderr
     for pattern in (".trackio/*.db", "mlruns/*/*", "1/tensorboard/*", "1/.neptune/offline/*", "1/submission.csv"):
         assert list(results.glob(pattern)), pattern
-    for place in ("mlruns", ".trackio", "1/tensorboard", "1/.neptune"):  # no slice of a patient goes to a tracker
-        assert not [path for path in (results / place).rglob("*") if path.suffix in (".html", ".png")]
+    for place in ("mlruns", ".trackio", "1/.neptune"):  # the evaluation goes to a tracker, no slice of a patient does
+        pages = [path.read_text() for path in (results / place).rglob("*.html")]
+        assert len(pages) == 1
+        assert "Precision and recall" in pages[0]
+        assert "<img" not in pages[0]
+    for place in ("mlruns", ".trackio", "1/tensorboard", "1/.neptune"):
+        assert not [path for path in (results / place).rglob("*") if path.suffix in (".png", ".jpg", ".jpeg")]
     assert (results / "1" / "report.html").is_file()
     assert len((tmp_path / "attempts.processes").read_text().split()) > len(jobs)  # loaders are watched too
     assert not attempts.exists(), attempts.read_text()

@@ -20,8 +20,9 @@ import report
 import train
 from common.reports.page import tiles
 from common.reports.record import read_record
+from common.trackers.jsonl import JsonlTracker
 from rsna_dataset import LABELS, read_fold
-from rsna_report import PICTURES_EACH, TILE
+from rsna_report import PICTURES_EACH, TILE, write_report
 from tests.test_page import check
 
 METRIC = "weighted_log_loss"
@@ -58,6 +59,22 @@ def test_a_run_leaves_a_page_that_stands_alone_and_is_well_formed(reported: Repo
     assert reported.page.count("<img") == len(re.findall(r'<img src="data:image/(?:png|jpeg);base64,', reported.page))
     assert re.findall(r"<h2>([^<]+)", reported.page)[:5] == ["Verdict", "Curves", "Labels", "Ranking", "Calibration"]
     assert json.loads((reported.folder / "status.json").read_text()) == {"status": "finished"}
+
+
+def test_trackers_get_the_evaluation_without_any_slice(reported: Reported, tmp_path: Path) -> None:
+    class Shown(JsonlTracker):
+        def log_figure(self, name: str, html: str) -> None:
+            figures[name] = html
+
+    figures: dict[str, str] = {}
+    shutil.copytree(reported.folder, tmp_path / "1")
+    write_report(tmp_path / "1", tracker=Shown())
+    assert list(figures) == ["evaluation"]
+    check(figures["evaluation"])
+    assert not re.search(r"<img|<script|(src|href)=", figures["evaluation"])
+    assert not re.search(r"\bID_", figures["evaluation"])
+    for title in ("Slices", "ROC", "Precision and recall", "Reliability", "Decision curve of any"):
+        assert f"<figcaption>{title}" in figures["evaluation"]
 
 
 def test_its_numbers_are_those_of_the_predictions(reported: Reported, small_dataset) -> None:

@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import TrackerGroup
 
 ROOT = Path(__file__).parent.parent
+FIGURE = "<!DOCTYPE html><title>ROC</title>"
 BOUND_S = 60.0  # generous: what is tested is that minutes of waiting (61 s, 15 min) don't happen, not a speed
 
 
@@ -60,6 +62,9 @@ class Recorder:
     def log(self, metrics, iteration, step) -> None:
         self.note("log", metrics, iteration, step)
 
+    def log_figure(self, name, html) -> None:
+        self.note("log_figure", name, html)
+
     def log_file(self, path) -> None:
         self.note("log_file", path)
 
@@ -72,6 +77,7 @@ def report(tracker, folder: Path) -> None:
     tracker.start("1", folder, {"seed": 1})
     tracker.log({"valid/weighted_log_loss": 0.5}, 4, 2)
     tracker.log({"valid/weighted_log_loss": 0.25}, 8, 4)
+    tracker.log_figure("roc", FIGURE)
     tracker.log_file(folder / "a.txt")
     tracker.finish("finished")
 
@@ -86,13 +92,14 @@ def test_every_tracker_gets_every_call_in_order(tmp_path):
         ("start", "1", tmp_path, {"seed": 1}),
         ("log", {"valid/weighted_log_loss": 0.5}, 4, 2),
         ("log", {"valid/weighted_log_loss": 0.25}, 8, 4),
+        ("log_figure", "roc", FIGURE),
         ("log_file", tmp_path / "a.txt"),
         ("finish", "finished"),
     ]
     assert [recorder.calls for recorder in recorders] == [expected, expected]
 
 
-@pytest.mark.parametrize("event", ["start", "log", "log_file", "finish"])
+@pytest.mark.parametrize("event", ["start", "log", "log_figure", "log_file", "finish"])
 def test_a_tracker_that_raises_is_warned_about_once_left_out_and_released(tmp_path, caplog, event):
     broken, sound = Recorder(event, OSError("no route\nto host")), Recorder()
     with caplog.at_level(logging.WARNING):
@@ -102,7 +109,7 @@ def test_a_tracker_that_raises_is_warned_about_once_left_out_and_released(tmp_pa
     ]
     assert [call[0] for call in broken.calls].count(event) == 1
     assert broken.calls[-1] == ("finish", "failed" if event != "finish" else "finished")
-    assert len(sound.calls) == 5
+    assert len(sound.calls) == 6
 
 
 def test_a_tracker_that_cannot_even_be_released_does_not_end_the_run(tmp_path):
@@ -112,7 +119,7 @@ def test_a_tracker_that_cannot_even_be_released_does_not_end_the_run(tmp_path):
 
     sound = Recorder()
     report(TrackerGroup([Broken(), sound]), tmp_path)
-    assert len(sound.calls) == 5
+    assert len(sound.calls) == 6
 
 
 def test_ground_truth_that_cannot_be_written_ends_the_run_after_the_others_were_served(tmp_path):
@@ -121,6 +128,19 @@ def test_ground_truth_that_cannot_be_written_ends_the_run_after_the_others_were_
     with pytest.raises(WorkError, match=r"metrics\.jsonl: cannot be written"):
         report(group, tmp_path)
     assert [call[0] for call in recorder.calls] == ["start", "log"]
+
+
+def test_the_tracker_that_the_readme_adds_is_twenty_lines_that_work(tmp_path):
+    text = (ROOT / "common" / "trackers" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(class .*?)```", text, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 20
+    names = {"Path": Path, "Mapping": Mapping, "Any": Any}
+    exec(code, names)
+    report(TrackerGroup([names["CsvTracker"]()]), tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "".join(
+        f"{iteration},{step},valid/weighted_log_loss,{value}\n"
+        for iteration, step, value in ((4, 2, 0.5), (8, 4, 0.25))
+    )
 
 
 def test_each_tracker_that_has_started_says_how_to_see_it(tmp_path):
@@ -200,6 +220,7 @@ def test_a_folder_that_is_gone_is_an_error_that_names_the_file(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
+from typing import Any
 from common.trackers.jsonl import JsonlTracker
 tracker = JsonlTracker()
 tracker.start("1", Path(sys.argv[1]), {})
@@ -308,6 +329,7 @@ def test_an_offline_run_reads_back_with_all_that_was_logged(tmp_path, elsewhere,
     assert sys.excepthook is hook
     tracker.log({"valid/weighted_log_loss": 1 / 3, "valid/log_loss/any": 0.5, "bad": float("nan")}, 4, 2)
     tracker.log({"valid/weighted_log_loss": 0.25, "valid/log_loss/any": float("inf")}, 8, 4)
+    tracker.log_figure("roc", FIGURE)
     tracker.log_file(folder / "a.txt")
     tracker.finish("finished")
 
@@ -321,8 +343,8 @@ def test_an_offline_run_reads_back_with_all_that_was_logged(tmp_path, elsewhere,
     assert series(folder, "valid/log_loss/any") == [(4, 0.5)]
     assert series(folder, "step") == [(4, 2.0), (8, 4.0)]
     assert series(folder, "bad") == []
-    (copy,) = folder.glob(".neptune/offline/*/upload_path/*")
-    assert copy.read_text() == "content of a file"
+    copies = {path.suffix: path.read_text() for path in folder.glob(".neptune/offline/*/upload_path/*")}
+    assert copies == {".html": FIGURE, ".txt": "content of a file"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -362,6 +384,7 @@ CANARY_RUN = """
 import os, platform, socket, sys
 platform.node = socket.gethostname = lambda: "canaryhost"  # before anything can copy the names
 from pathlib import Path
+from typing import Any
 from common.experiment import create_experiment, setup_logging
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
@@ -569,6 +592,7 @@ def test_a_wrong_token_or_no_project_is_named(tmp_path, elsewhere, monkeypatch, 
 DYING = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from common.experiment import setup_logging
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
@@ -699,6 +723,7 @@ def reported_by(tracker, folder: Path) -> None:
     assert shlex.quote(str(folder.parent)) in tracker.view()
     for iteration, loss in ((10, 0.5), (20, math.nan), (30, 0.125)):
         tracker.log({"train/loss": loss, "valid/weighted_log_loss": 0.25}, iteration, iteration // 2)
+    tracker.log_figure("roc", FIGURE)
     tracker.log_file(folder / "config.yaml")
     tracker.finish("finished")
 
@@ -743,11 +768,11 @@ def test_trackio_keeps_what_was_logged_beside_the_experiments_and_prints_nothing
     with sqlite3.connect(database) as connection:
         rows = connection.execute("select run_name, step, metrics from metrics order by step").fetchall()
     logged = [(name, step, json.loads(metrics)) for name, step, metrics in rows]
-    assert [(name, step, values.get("train/loss")) for name, step, values in logged] == [
-        ("7", 10, 0.5),
-        ("7", 20, None),
-        ("7", 30, 0.125),
-    ]
+    points = [(name, step, values.get("train/loss")) for name, step, values in logged if "roc" not in values]
+    assert points == [("7", 10, 0.5), ("7", 20, None), ("7", 30, 0.125)]
+    assert [step for _, step, values in logged if "roc" in values] == [30]
+    (figure,) = tmp_path.glob("results/.trackio/**/*.html")
+    assert figure.read_text() == FIGURE
 
 
 def test_mlflow_has_what_was_logged_and_how_the_run_ended(tmp_path: Path) -> None:
@@ -760,10 +785,12 @@ def test_mlflow_has_what_was_logged_and_how_the_run_ended(tmp_path: Path) -> Non
         "history = client.get_metric_history(run.info.run_id, 'train/loss')\n"
         "values = sorted((metric.step, metric.value) for metric in history)\n"
         "print(run.info.run_name, run.info.status, values, run.data.params['optim_lr'])\n"
-        "print([item.path for item in client.list_artifacts(run.info.run_id)])\n"
+        "print(sorted(item.path for item in client.list_artifacts(run.info.run_id)))\n"
     )
     said = in_a_process("mlflow", tmp_path / "results" / "7", after)
-    assert said.splitlines() == ["7 FINISHED [(10, 0.5), (30, 0.125)] 0.1", "['config.yaml']"]
+    assert said.splitlines() == ["7 FINISHED [(10, 0.5), (30, 0.125)] 0.1", "['config.yaml', 'figures']"]
+    (figure,) = tmp_path.glob("results/mlruns/**/figures/roc.html")
+    assert figure.read_text() == FIGURE
 
 
 def test_an_mlflow_server_that_refuses_costs_a_warning_and_not_the_run(tmp_path: Path, monkeypatch, caplog) -> None:

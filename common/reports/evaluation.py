@@ -26,6 +26,17 @@ METRICS = {  # what they are called, and their digits
 }
 
 
+def evaluation_page(
+    title: str, lead: str, document: Mapping[str, Any], predictions: Array, targets: Array, names: Sequence[str]
+) -> str:
+    """Return an evaluation as an HTML document: tables and charts, no picture of a patient.
+
+    Arguments as of :func:`evaluation_sections`.
+    """
+    sections = evaluation_sections(document, predictions, targets, names)
+    return page.page(title, lead, [*sections, page.paragraph(page.NOTICE)])
+
+
 def evaluation_sections(
     document: Mapping[str, Any], predictions: Array, targets: Array, names: Sequence[str]
 ) -> list[str]:

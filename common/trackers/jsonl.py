@@ -55,6 +55,9 @@ class JsonlTracker:
         }
         self._write(json.dumps(point, allow_nan=False).encode() + b"\n")
 
+    def log_figure(self, name: str, html: str) -> None:
+        """Nothing to do: the run's report has it."""
+
     def log_file(self, path: Path) -> None:
         """Nothing to do: the run's files lie in the same folder."""
 

@@ -17,6 +17,7 @@ from common.trackers.bounded import shareable, within
 logger = logging.getLogger(__name__)
 
 FOLDER = "mlruns"
+FIGURES = "figures"
 # A server that is slow or silent may cost seconds at the start and at the end, no more.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 STOP_S = 5.0
@@ -72,6 +73,10 @@ class MlflowTracker:
             if math.isfinite(value)
         ]
         self._soon(lambda: client.log_batch(self.run, metrics=values))
+
+    def log_figure(self, name: str, html: str) -> None:
+        client = self.client
+        self._soon(lambda: client.log_text(self.run, html, f"{FIGURES}/{name}.html"))
 
     def log_file(self, path: Path) -> None:
         client = self.client

@@ -83,6 +83,11 @@ class NeptuneTracker:
                 self.run[name].append(float(value), step=iteration)
         self.run.wait(disk_only=True)  # a killed run keeps what was logged, and a fork finds an empty buffer
 
+    def log_figure(self, name: str, html: str) -> None:
+        from neptune.types import File
+
+        self.run[f"figures/{name}"].upload(File.from_content(html, extension="html"))
+
     def log_file(self, path: Path) -> None:
         """Copy a file of up to 32 MiB into the run: its path would be useless elsewhere and name the user's folders.
 

@@ -49,6 +49,9 @@ class TensorBoardTracker:
             if math.isfinite(value):
                 self._write(summary=scalar(name, value), step=iteration)
 
+    def log_figure(self, name: str, html: str) -> None:
+        """Nothing to do: TensorBoard shows no documents, and the run's report has it."""
+
     def log_file(self, path: Path) -> None:
         """Nothing to do: the run's files lie in the same folder, and TensorBoard has no place for them."""
 

@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Receives what a run reports. Calls come in this order: start; view, log and log_file in any order; finish."""
+    """Receives what a run reports. Calls come in this order: start; view, log, log_figure and log_file in any order;
+    finish.
+    """
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         """Begin a run: ``folder`` is the experiment's own and exists, ``config`` holds its options, flat and plain."""
@@ -27,6 +29,9 @@ class Tracker(Protocol):
 
         A slash in a name makes groups, so a name can't also be a group: not both ``valid/loss`` and ``valid/loss/any``.
         """
+
+    def log_figure(self, name: str, html: str) -> None:
+        """Show a figure under its name: a whole HTML document that loads nothing and holds no picture of a patient."""
 
     def log_file(self, path: Path) -> None:
         """Keep a copy of the file at ``path``, by its name."""
@@ -56,6 +61,9 @@ class TrackerGroup:
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         self._call("log", lambda tracker: tracker.log(metrics, iteration, step))
+
+    def log_figure(self, name: str, html: str) -> None:
+        self._call("log_figure", lambda tracker: tracker.log_figure(name, html))
 
     def log_file(self, path: Path) -> None:
         self._call("log_file", lambda tracker: tracker.log_file(path))

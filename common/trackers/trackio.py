@@ -27,6 +27,7 @@ class TrackioTracker:
     def __init__(self) -> None:
         self.run: Any = None
         self.results = Path()
+        self.iteration = 0
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         os.environ.setdefault(PLACE, str(folder.parent.resolve() / FOLDER))
@@ -51,6 +52,13 @@ class TrackioTracker:
         values = {**metrics, "train/optimizer_step": step}  # "step" is trackio's own word
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.run.log(finite, step=iteration)
+        self.iteration = iteration
+
+    def log_figure(self, name: str, html: str) -> None:
+        """Show it beside the last values."""
+        import trackio
+
+        self.run.log({name: trackio.Html(html, inject=False)}, step=self.iteration)
 
     def log_file(self, path: Path) -> None:
         """Nothing to do: the run's files lie on the same machine."""
