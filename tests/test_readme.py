@@ -77,6 +77,15 @@ def test_every_picture_that_is_shown_is_there_small_and_has_a_text() -> None:
     assert {name for _, name in shown} == {f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.png")}
 
 
+def test_every_link_within_the_project_leads_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    assert len(links) > 30
+    assert not [link for link in links if link.startswith("#") and link[1:] not in anchors]
+    assert not [link for link in links if not link.startswith("#") and not (PROJECT / link).exists()]
+
+
 def test_all_flags_in_commands_exist() -> None:
     text = README.replace("\\\n", " ")
     found = re.findall(r"\b(" + "|".join(OPTIONS) + r")\.py ([^`\n]*)", text)
