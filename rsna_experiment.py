@@ -330,5 +330,5 @@ def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: 
         write_status(experiment.folder, status)
         if config.tr_report:
             write_report(experiment.folder, status, tracker)
-            write_leaderboard(results_folder(experiment.folder))
+            write_leaderboard(results_folder(experiment.folder), {experiment.folder: status})
     distributed.tell(whereabouts(experiment.folder))

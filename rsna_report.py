@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -206,9 +206,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_leaderboard(results: Path) -> Path:
-    """Write leaderboard.csv and leaderboard.html of all experiments below ``results``; return the second."""
-    return update_leaderboard(results, METRIC)
+def write_leaderboard(results: Path, known: Mapping[Path, str] | None = None) -> Path:
+    """Write leaderboard.csv and leaderboard.html of all experiments below ``results``; return the second.
+
+    ``known``: by folder the status of an experiment that is not over yet and writes its own.
+    """
+    return update_leaderboard(results, METRIC, known)
 
 
 def same_data(one: Record, other: Record) -> bool:

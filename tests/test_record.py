@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from common.experiment import lock_experiment
-from common.reports.record import KILLED, RUNNING, UNKNOWN, read_record, read_records, results_folder, write_status
+from common.reports.record import (
+    FINISHED,
+    KILLED,
+    RUNNING,
+    UNKNOWN,
+    read_record,
+    read_records,
+    results_folder,
+    write_status,
+)
 
 METRIC = "weighted_log_loss"
 
@@ -65,6 +74,9 @@ def test_the_status_is_what_was_noted_unless_the_lock_says_otherwise(tmp_path: P
     write_status(folder, RUNNING)
     with lock_experiment(folder):
         assert read_record(folder).status == RUNNING
+        write_status(folder, FINISHED)
+        assert read_record(folder).status == FINISHED  # it still writes its report and serves its trackers
+        write_status(folder, RUNNING)
     assert read_record(folder).status == KILLED
     write_status(folder, "interrupted")
     assert read_record(folder).status == "interrupted"

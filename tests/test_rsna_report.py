@@ -171,7 +171,8 @@ def test_a_later_run_is_compared_with_the_best_so_far(reported: Reported) -> Non
     assert f"the best other one, {reported.folder.name}, has" in page
     assert f"What differs from {reported.folder.name}, the best other one" in page
     table = pd.read_csv(folder.parent / "leaderboard.csv", dtype={"experiment": str})
-    assert set(table["experiment"]) >= {reported.folder.name, "later"}
+    status = table.set_index("experiment")["status"]
+    assert status[reported.folder.name] == status["later"] == "finished"
     assert (folder.parent / "leaderboard.html").is_file()
 
 
@@ -189,6 +190,8 @@ def test_a_run_that_fails_is_reported_with_what_there_is(reported: Reported, mon
     check(page)
     assert "It was never validated" in page
     assert read_record(reported.folder.parent / "failing").status == "failed"
+    table = pd.read_csv(reported.folder.parent / "leaderboard.csv", dtype={"experiment": str}).set_index("experiment")
+    assert table.loc["failing", "status"] == "failed"
 
 
 def train_network() -> type:

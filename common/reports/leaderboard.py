@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
@@ -24,13 +24,14 @@ LEFT_OUT = ("experiment_id", "output_dir", "n_jobs")
 UNPLOTTED = ("data_input_folder", "trackers", "nml_enabled", "nml_project", "nml_mode", "tr_report", "verbosity")
 
 
-def update_leaderboard(results: Path, metric: str) -> Path:
+def update_leaderboard(results: Path, metric: str, known: Mapping[Path, str] | None = None) -> Path:
     """Write leaderboard.csv and leaderboard.html of the experiments below ``results``; return the second.
 
+    ``known``: statuses by folder, see :func:`common.reports.record.read_records`.
     One writer after another: each reads all folders, so that nobody's experiment is lost and deleted ones disappear.
     """
     with _alone(results):
-        records = read_records(results)
+        records = read_records(results, known)
         table = leaderboard(records, metric)
         write_csv(results / CSV_FILE, table)
         write_text(results / HTML_FILE, leaderboard_page(table, records, metric))

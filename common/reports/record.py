@@ -118,12 +118,15 @@ def read_record(folder: Path, status: str | None = None) -> Record:
     )
 
 
-def read_records(results: Path) -> list[Record]:
-    """Read all experiments below a folder, those of a cross-validation's folds too, sorted by name."""
+def read_records(results: Path, known: Mapping[Path, str] | None = None) -> list[Record]:
+    """Read all experiments below a folder, those of a cross-validation's folds too, sorted by name.
+
+    ``known``: by an experiment's folder the status that the experiment itself knows better.
+    """
     if not results.is_dir():
         return []
     folders = sorted({path.parent for pattern in ("*", "*/*") for path in results.glob(f"{pattern}/{CONFIG}")})
-    return [read_record(folder) for folder in folders]
+    return [read_record(folder, (known or {}).get(folder)) for folder in folders]
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:
 
 
 def _status(folder: Path) -> str:
-    if is_in_progress(folder):
-        return RUNNING
     status = str(_mapping(folder / STATUS_FILE, json.loads).get("status", UNKNOWN))
+    if status != FINISHED and is_in_progress(folder):  # a finished run holds its lock while it writes its report
+        return RUNNING
     return KILLED if status == RUNNING else status
