@@ -148,17 +148,26 @@ def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, n
         return strata
     known = described.loc[rows.index]
     if "pixel_form" in known:  # datasets made by earlier versions lack some columns
-        strata["stored pixels"] = known["pixel_form"].to_numpy()
+        strata["stored pixels: bits/signed/slope/intercept"] = known["pixel_form"].to_numpy()
     for column, title in QUARTERS.items():
         if column not in known:
             continue
         values = known[column]
         if values.min() < values.max():
-            parts = pd.qcut(values, 4, duplicates="drop").astype(str)
-            strata[title] = parts.where(values.notna(), "unknown").to_numpy(dtype=str)
+            strata[title] = parts_of_equal_size(values, 4).fillna("unknown").to_numpy(dtype=str)
     if BLOOD in known:
         strata |= phantom_strata(known)
     return strata
+
+
+def parts_of_equal_size(values: pd.Series, number: int) -> pd.Series:
+    """Return in which of ``number`` parts of about equal size each value lies, as text "lowest to highest value".
+
+    Equal values share a part, so there may be fewer; what is missing stays missing.
+    """
+    parts = pd.qcut(values, number, labels=False, duplicates="drop")
+    texts = values.groupby(parts).agg(lambda part: f"{part.min():.4g} to {part.max():.4g}")
+    return parts.map(texts)
 
 
 def described_images(folder: Path, truth: Path | None = None) -> pd.DataFrame:
@@ -196,7 +205,7 @@ def phantom_strata(known: pd.DataFrame) -> dict[str, np.ndarray]:
     parts[blood.isna()] = "unknown"
     bleeding = blood[blood > 0]
     if bleeding.nunique() > 2:
-        parts[bleeding.index] = pd.qcut(bleeding, 3, duplicates="drop").astype(str)
+        parts[bleeding.index] = parts_of_equal_size(bleeding, 3)
     else:
         parts[bleeding.index] = "some"
     strata = {"blood in the slice, mm3": parts.to_numpy(dtype=str)}

@@ -34,7 +34,7 @@ from common.reports.record import REPORT_FILE, Record, read_record, read_records
 from common.reports.together import folds_sections, members_section
 from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
-from config import EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, parse_folds
+from config import EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, format_windows, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
@@ -288,6 +288,7 @@ def judge(
             picture = beside(windowed(image, config.data_windows), heat.get(image_id))
             pictures[title].append((picture, described(image_id, predictions[place], targets[place])))
     constant = constant_predictor(prevalences, targets, LABEL_WEIGHTS)
+    note = f"{windows_shown(config.data_windows, info['image_form'])} {note}"
     return Evaluated(found.document, predictions, targets, LABELS, constant, pictures, note)
 
 
@@ -313,7 +314,7 @@ def heat_pictures(
     found: dict[str, np.ndarray] = {}
     cells = ""
     if not experiments:
-        return found, "No heat beside the windows: the experiment has no network of its own."
+        return found, "No heat: the experiment has no network of its own."
     try:
         for folder in experiments:
             own = pd.read_csv(folder / PREDICTION_FILES[1], usecols=["id"], dtype=str)["id"]
@@ -335,14 +336,14 @@ def heat_pictures(
             for place, grey in enumerate(grey_slices(trained, dataset)):
                 heat = heat_maps(trained, dataset, np.array([place]))
                 if heat is None:
-                    return {}, f"No heat beside the windows: {options.net_model} has no Grad-CAM."
+                    return {}, f"No heat: {options.net_model} has no Grad-CAM."
                 cells = " × ".join(map(str, heat.shape[1:]))
                 found[str(asked.index[place])] = overlay(fit(grey, TILE), heat[0])
     except (UserError, OSError, torch.OutOfMemoryError) as error:
-        return {}, f"No heat beside the windows: {' '.join(str(error).split())}"
+        return {}, f"No heat: {' '.join(str(error).split())}"
     return found, (
-        f"Left two windows, right heat: Grad-CAM of any ({cells} cells, each slice to its own highest), where the "
-        "network's last feature map raised any; no colour: nowhere. It outlines nothing."
+        f"Right heat: Grad-CAM of any ({cells} cells, each slice to its own highest), where the network's last feature "
+        "map raised any; no colour: nowhere. It outlines nothing."
     )
 
 
@@ -354,6 +355,13 @@ def windowed(image: np.ndarray, windows: Windows) -> list[np.ndarray]:
         image = image.astype(np.float32) / np.float32(255)
     levels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
     return [fit(levels[..., channel], TILE) for channel in range(min(2, image.shape[2]))]
+
+
+def windows_shown(windows: Windows, image_form: str) -> str:
+    """Say which windows :func:`windowed` shows."""
+    if image_form != "hu":
+        return "Left the dataset's windows, the first two."
+    return f"Left windows of {format_windows(windows[:2]).replace(',', ' and ')} HU (center/width)."
 
 
 def beside(greys: Sequence[np.ndarray], coloured: np.ndarray | None) -> np.ndarray:

@@ -110,6 +110,27 @@ def test_lines_leave_out_what_is_not_finite_and_tell_lines_apart_by_more_than_co
     assert 'aria-label="L: one, &lt;b&gt;; loss over iteration. in words"' in html
 
 
+@pytest.mark.parametrize("top", [0.0008, 0.06, 1.0, 123456.0])
+def test_an_axis_name_stands_above_its_numbers_which_have_room_for_all_their_digits(top) -> None:
+    html = page.lines("L", [page.Line("a", [0, 30000], [0, top])], ("iteration", "share of the time"))
+    texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"(?: text-anchor="(\w+)")?>([^<]+)<', html)
+    (name,) = [float(y) for _, y, _, text in texts if text == "share of the time"]
+    numbers = [(float(x), float(y), text) for x, y, anchor, text in texts if anchor == "end"]
+    assert len(numbers) > 2
+    assert all(y > name + 8 for _, y, _ in numbers)
+    assert all(x >= 0.6 * 17 * len(text) - 6 for x, _, text in numbers)  # 17 px digits of a phone
+    right = max(float(x) for x, _, anchor, text in texts if anchor == "middle" and text == "30000")
+    assert right + 0.6 * 17 * len("30000") / 2 <= page.WIDTH
+
+
+def test_a_table_wider_than_the_screen_is_reached_by_keys_and_words_go_on_in_a_new_line() -> None:
+    frame = pd.DataFrame({"": ["long " * 100]}, index=["a"])
+    assert page.table("T", frame).startswith('<figure tabindex="0"><figcaption>')
+    words = page.table("", frame, words=True)
+    assert words.startswith('<figure><table class="words"><tbody>')
+    assert "figcaption" not in words
+
+
 @pytest.mark.parametrize("values", [[], [np.nan], [3.0], [2.0, 2.0]])
 def test_a_chart_of_no_value_or_of_one_is_no_error(values) -> None:
     check(page.lines("L", [page.Line("a", range(len(values)), values)], ("x", "y")))

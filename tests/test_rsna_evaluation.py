@@ -54,7 +54,10 @@ def test_predictions_of_any_origin_are_evaluated_with_intervals(small_dataset, l
     for row in document["slice_level"]:
         assert set(METRICS) <= set(row)
         assert row["log_loss_low"] < row["log_loss"] < row["log_loss_high"]
-    assert {part["stratum"] for part in document["strata"]} >= {"kinds of hemorrhage in the slice", "stored pixels"}
+    assert {part["stratum"] for part in document["strata"]} >= {
+        "kinds of hemorrhage in the slice",
+        "stored pixels: bits/signed/slope/intercept",
+    }
     text = capsys.readouterr().out
     assert f"over {labelled['patient_id'].nunique()} patients" in text
     assert "any, slices: sensitivity" in text
@@ -138,6 +141,11 @@ def test_strata_of_a_phantom_come_from_its_truth_file(small_dataset, labelled, t
     mimics = strata[strata["stratum"] == "look-alikes of blood"].set_index("part")["images"]
     assert mimics["none"] == (truth["mimics"] == "").sum()
     assert "what is unusual about the file" in set(strata["stratum"])
+    drawn = volume[volume > 0]
+    parts = [tuple(map(float, part.split(" to "))) for part in blood.drop("none").index]
+    ends = [end for part in sorted(parts) for end in part]
+    assert ends == sorted(ends)
+    assert (ends[0], ends[-1]) == pytest.approx((drawn.min(), drawn.max()), rel=1e-3)
 
 
 def test_a_truth_file_that_is_none_or_of_other_images_is_refused(small_dataset, labelled, tmp_path, capsys) -> None:

@@ -98,6 +98,12 @@ def test_it_says_what_differs_from_the_defaults_and_how_to_do_it_again(reported:
     assert f"--config={reported.folder / 'config.yaml'}" in unescape(reported.page)
 
 
+def test_what_may_be_long_goes_on_in_a_new_line_and_no_table_has_an_empty_heading(reported: Reported) -> None:
+    (environment,) = re.findall(r"<h2>Environment</h2>\n<figure>(.+?)</figure>", reported.page, re.DOTALL)
+    assert environment.startswith('<table class="words"><tbody>')
+    assert "<th scope='col'></th>" not in reported.page
+
+
 def test_no_picture_is_without_a_text_that_says_what_it_shows(reported: Reported) -> None:
     texts = re.findall(r'<img [^>]*alt="([^"]*)"', reported.page)
     assert len(texts) >= 10
@@ -113,7 +119,7 @@ def test_heat_of_the_best_weights_stands_beside_the_windows(reported: Reported, 
         checkpoint["model"]["fc.weight"][LABELS.index("any")] = 1
         torch.save(checkpoint, path)
 
-    assert "right heat: Grad-CAM of any (1 × 1 cells" in reported.page
+    assert "Left windows of 40/80 and 80/200 HU (center/width). Right heat: Grad-CAM of any (1 × 1" in reported.page
     page = changed(reported.folder, tmp_path / "1", raise_any)
     sources = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', page)
     assert len(sources) == page.count("<img") >= 10
@@ -145,9 +151,9 @@ def without(folder: Path, target: Path, change) -> str:
 
 def test_unreadable_or_missing_weights_leave_the_pictures_without_heat(reported: Reported, tmp_path: Path) -> None:
     page = without(reported.folder, tmp_path / "cut", lambda path: path.write_bytes(path.read_bytes()[:1000]))
-    assert f"No heat beside the windows: {tmp_path / 'cut' / 'best.pt'}" in page
+    assert f"No heat: {tmp_path / 'cut' / 'best.pt'}" in page
     page = without(reported.folder, tmp_path / "gone", lambda path: path.unlink())
-    assert f"No heat beside the windows: {tmp_path / 'gone' / 'best.pt'}" in page
+    assert f"No heat: {tmp_path / 'gone' / 'best.pt'}" in page
 
 
 def test_a_sequence_model_has_pictures_without_heat(reported: Reported, tmp_path: Path) -> None:

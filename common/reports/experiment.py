@@ -83,7 +83,7 @@ def experiment_page(
         sections.append(page.section("Time", page.table("", _times(record))))
     sections += [
         page.section("Configuration", *_configuration(record, rivals, metric, defaults)),
-        page.section("Environment", page.table("", _environment(record))),
+        page.section("Environment", page.table("", _environment(record), words=True)),
         page.section("Do it again", page.preformatted(_command(record, together))),
         page.paragraph(page.NOTICE),
     ]
@@ -205,25 +205,35 @@ def _configuration(record: Record, rivals: Sequence[Record], metric: str, defaul
             index=pd.Index(names, name="option"),
         )
 
-    parts = [page.table("What differs from the defaults", differing(defaults, "default"))]
+    parts = [page.table("What differs from the defaults", differing(defaults, "default"), words=True)]
     rival = best_of([other for other in rivals if other.name != record.name], metric)
     if rival is not None:
         parts.append(
-            page.table(f"What differs from {rival.name}, the best other one", differing(rival.config, rival.name))
+            page.table(
+                f"What differs from {rival.name}, the best other one",
+                differing(rival.config, rival.name),
+                words=True,
+            )
         )
     whole = pd.DataFrame({"value": {name: _word(value) for name, value in record.config.items()}}).rename_axis("option")
-    return [page.cards(*parts), page.details("All options", page.table("", whole))]
+    return [page.cards(*parts), page.details("All options", page.table("", whole, words=True))]
 
 
 def _word(value: Any) -> str:
-    return "none" if value is None else str(int(value)) if isinstance(value, bool) else str(value)
+    if value is None or value in ("", []):
+        return "none"
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _environment(record: Record) -> pd.DataFrame:
     known = dict(record.environment)
     packages = known.pop("packages", {})
-    rows = {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()
-            if name not in ("resumed", "launch", "command")}  # fmt: skip
+    left_out = ("resumed", "launch", "command")
+    rows = {
+        name: value if isinstance(value, str) else "none" if value in (None, []) else json.dumps(value)
+        for name, value in known.items()
+        if name not in left_out
+    }
     rows["resumed"] = f"{len(known.get('resumed', []))} times"
     if isinstance(packages, Mapping):
         rows["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)

@@ -32,6 +32,7 @@ body { margin: 0 auto; max-width: 74rem; padding: 1.5rem; background: var(--page
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
 p { margin: .4rem 0; max-width: 60rem; } .soft { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 31rem), 1fr)); gap: 1rem; }
+figure:focus-visible, .card:focus-visible { outline: 2px solid var(--one); }
 figure, .card { margin: 0; padding: .8rem 1rem; background: var(--card); border-radius: 6px; overflow-x: auto; }
 section > figure + figure { margin-top: 1rem; }
 figcaption { font-weight: 600; margin-bottom: .3rem; } figure p { font-size: .85rem; color: var(--soft); }
@@ -42,7 +43,10 @@ ul.findings { list-style: none; padding: 0; margin: .5rem 0; } ul.findings li { 
   text-indent: -5.2rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 .mark { display: inline-block; width: 5.2rem; text-indent: 0; font-weight: 700; } .look { color: var(--warn); }
 .fine { color: var(--good); }
+table.words { width: 100%; } .words td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.words thead th { text-align: left; } .words tbody th { vertical-align: top; }
 svg { display: block; width: 100%; max-width: 44rem; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
+@media (max-width: 40rem) { svg.chart text { font-size: 17px; } svg.bars text { font-size: 14px; } }
 .one { fill: var(--one); } .two { fill: var(--two); } .line { stroke: var(--line); }
 polyline { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
 .run { cursor: pointer; stroke-opacity: .75; outline: none; }
@@ -108,19 +112,25 @@ def findings(rows: Sequence[tuple[bool, str]]) -> str:
     return '<ul class="findings">' + "".join(items) + "</ul>"
 
 
-def table(title: str, frame: pd.DataFrame, note: str = "", links: Mapping[str, str] | None = None) -> str:
+def table(
+    title: str, frame: pd.DataFrame, note: str = "", links: Mapping[str, str] | None = None, words: bool = False
+) -> str:
     """Return a table with its index as first column; cells are written as they are.
 
-    ``links``: addresses by the index's texts.
+    ``links``: addresses by the index's texts. ``words``: the cells are texts of any length, which go on in a new line;
+    else a wide table is moved sideways, also by keys.
     """
-    head = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in [frame.index.name or "", *frame.columns])
+    names = [str(frame.index.name or ""), *map(str, frame.columns)]
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" if name else "<td></td>" for name in names)
     rows = "".join(
         f"<tr><th scope='row'>{_linked(str(index), links or {})}</th>"
         + "".join(f"<td>{escape(str(cell))}</td>" for cell in row)
         + "</tr>"
         for index, row in zip(frame.index, frame.itertuples(index=False), strict=True)
     )
-    return _figure(title, f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", note)
+    kind = ' class="words"' if words else ""
+    top = f"<thead><tr>{head}</tr></thead>" if any(names) else ""
+    return _figure(title, f"<table{kind}>{top}<tbody>{rows}</tbody></table>", note, not words)
 
 
 def _linked(text: str, links: Mapping[str, str]) -> str:
@@ -147,7 +157,7 @@ def histogram(title: str, counts: np.ndarray, edges: np.ndarray, note: str) -> s
     ]
     base = f'<line class="line" x1="{AXIS}" x2="{WIDTH}" y1="{HEIGHT - 20}" y2="{HEIGHT - 20}"/>'
     peak = f'<text x="0" y="12">{top:,.4g}</text>'
-    return _figure(title, _svg(f"{title}. {note}", HEIGHT, [*bars, base, *labels, peak]), note)
+    return _figure(title, _svg(f"{title}. {note}", HEIGHT, [*bars, base, *labels, peak], "bars"), note)
 
 
 def lines(
@@ -166,29 +176,33 @@ def lines(
     known = [(line, x, y) for line, x, y in known if len(x)]
     if not known:
         return _figure(title, "<p>No values.</p>", note)
-    left, bottom, top = 52, 38, 10
     spans = [
         _widened(given or (min(float(v.min()) for v in values), max(float(v.max()) for v in values)))
         for given, values in ((x_range, [x for _, x, _ in known]), (y_range, [y for _, _, y in known]))
     ]
 
+    ticks = [_ticks(*span) for span in spans]
+    # Room for numbers beside and below, in the letters of a narrow screen, and above for the upright axis's name.
+    left = max(40, 12 + 10 * max(len(f"{tick:.6g}") for tick in ticks[1]))
+    right, bottom, top = 26, 46, 26
+
     def place(values: np.ndarray, axis: int) -> np.ndarray:
         low, high = spans[axis]
         share = (np.clip(values, low, high) - low) / (high - low)
         return (
-            left + share * (WIDTH - left - 12)
+            left + share * (WIDTH - left - right)
             if axis == 0
             else CHART_HEIGHT - bottom - share * (CHART_HEIGHT - bottom - top)
         )
 
     parts = []
     for axis in (0, 1):
-        for tick in _ticks(*spans[axis]):
+        for tick in ticks[axis]:
             at = float(place(np.array([tick]), axis)[0])
-            ends = (at, at, top, CHART_HEIGHT - bottom) if axis == 0 else (left, WIDTH - 12, at, at)
+            ends = (at, at, top, CHART_HEIGHT - bottom) if axis == 0 else (left, WIDTH - right, at, at)
             x1, x2, y1, y2 = (f"{end:.1f}" for end in ends)
             parts.append(f'<line class="line" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>')
-            spot = (at, CHART_HEIGHT - bottom + 16, "middle") if axis == 0 else (left - 6, at + 4, "end")
+            spot = (at, CHART_HEIGHT - bottom + 18, "middle") if axis == 0 else (left - 6, at + 4, "end")
             parts.append(f'<text x="{spot[0]:.1f}" y="{spot[1]:.1f}" text-anchor="{spot[2]}">{tick:.6g}</text>')
     keys = []
     for number, (line, x, y) in enumerate(known):
@@ -211,12 +225,9 @@ def lines(
     parts.append(
         f'<text x="{(WIDTH + left) / 2:.0f}" y="{CHART_HEIGHT - 6}" text-anchor="middle">{escape(axes[0])}</text>'
     )
-    parts.append(
-        f'<text x="12" y="{(CHART_HEIGHT - bottom) / 2:.0f}" text-anchor="middle" '
-        f'transform="rotate(-90 12 {(CHART_HEIGHT - bottom) / 2:.0f})">{escape(axes[1])}</text>'
-    )
+    parts.append(f'<text x="2" y="14">{escape(axes[1])}</text>')
     label = f"{title}: {', '.join(line.name for line, _, _ in known)}; {axes[1]} over {axes[0]}. {note}"
-    return _figure(title, legend + _svg(label, CHART_HEIGHT, parts), note)
+    return _figure(title, legend + _svg(label, CHART_HEIGHT, parts, "chart"), note)
 
 
 def _finite(line: Line) -> tuple[np.ndarray, np.ndarray]:
@@ -280,7 +291,7 @@ def pairs(title: str, rows: pd.DataFrame, note: str, form: str = ".2%") -> str:
         for kind, place, name in zip(("one", "two"), ("upper: ", "lower: "), rows.columns, strict=False)
     )
     legend = f"<p>{keys}</p>" if len(rows.columns) > 1 else ""
-    return _figure(title, legend + _svg(f"{title}. {note}", y, parts), note)
+    return _figure(title, legend + _svg(f"{title}. {note}", y, parts, "bars"), note)
 
 
 def tiles(pictures: Sequence[tuple[np.ndarray, str]]) -> str:
@@ -299,14 +310,16 @@ def tiles(pictures: Sequence[tuple[np.ndarray, str]]) -> str:
     return f'<div class="tiles{" wide" if wide else ""}">' + "".join(items) + "</div>"
 
 
-def _figure(title: str, content: str, note: str) -> str:
+def _figure(title: str, content: str, note: str, scrolls: bool = False) -> str:
+    name = f"<figcaption>{escape(title)}</figcaption>" if title else ""
     said = f"<p>{escape(note)}</p>" if note else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{content}{said}</figure>"
+    keys = ' tabindex="0"' if scrolls else ""  # what is wider than the screen is reached without a mouse
+    return f"<figure{keys}>{name}{content}{said}</figure>"
 
 
-def _svg(label: str, height: float, parts: Sequence[str]) -> str:
+def _svg(label: str, height: float, parts: Sequence[str], kind: str) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">'
+        f'<svg class="{kind}" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">'
         + "".join(parts)
         + "</svg>"
     )
