@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
@@ -101,10 +102,43 @@ def test_the_page_sorts_filters_and_compares_in_a_browser(tmp_path: Path) -> Non
     assert names(after(click)) == ["1", "2", "10"]
     assert names(after(click + click)) == ["10", "2", "1"]
     assert names(after("filter.value = 'optim_lr=0.001'; draw();")) == ["1", "2"]
+    assert names(after("filter.value = 'lr=1e-3'; draw();")) == ["1", "2"]  # as it may have been typed
+    focused = after(f"{click} document.title = document.activeElement.textContent;")
+    assert "<title>experiment ▲</title>" in focused  # who sorts by keys stays there
     ticked = after("[...document.querySelectorAll('#board input')].slice(0, 2).forEach(box => box.click());")
     difference = unescape(ticked[ticked.index('id="difference"') : ticked.index("over an option")])
     assert re.findall(r'<th scope="row">([^<]+)</th>', difference) == [METRIC, "log_loss/any", "optim_lr"]
     assert '<circle class="one"' in ticked
+
+
+@with_browser
+def test_reports_are_found_and_names_stay_short_whatever_folders_are_called(tmp_path: Path) -> None:
+    names = ["é#1 (copy)?", "toString", "__proto__", "x" * 100]
+    for name in names:
+        experiment(tmp_path / name, point(8, valid__weighted_log_loss=0.5))
+    for name in ("é#1 (copy)?", "__proto__"):
+        (tmp_path / name / "report.html").write_text("<title>here</title>")
+    page = update_leaderboard(tmp_path, METRIC)
+    said = driven(page, "document.title = [...document.querySelectorAll('#board a')].map(link => link.href).join(' ');")
+    addresses = unescape(said.split("<title>")[1].split("</title>")[0]).split()
+    assert {Path(unquote(urlsplit(address).path)) for address in addresses} == {
+        tmp_path / name / "report.html" for name in ("é#1 (copy)?", "__proto__")
+    }
+    wide = (
+        "document.title = Math.max(...[...document.querySelectorAll('#board td.who')].map(cell => cell.offsetWidth));"
+    )
+    assert int(driven(page, wide).split("<title>")[1].split("<")[0]) <= 300
+
+
+@with_browser
+def test_a_plot_over_rates_has_equal_steps_for_powers_of_ten_and_names_each_value(tmp_path: Path) -> None:
+    for rate in (1e-4, 1e-3, 1e-2):
+        experiment(tmp_path / str(rate), point(8, valid__weighted_log_loss=0.1 + rate), config=f"optim_lr: {rate}\n")
+    html = driven(update_leaderboard(tmp_path, METRIC), "")
+    plot = html[html.index('id="scatter"') : html.index('id="parallel"')]
+    places = sorted(float(x) for x in re.findall(r'<circle class="one" cx="([\d.]+)"', plot))
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1])
+    assert {"0.0001", "0.001", "0.01", "log"} <= set(re.findall(r">([\w.]+)<", plot))
 
 
 @with_browser

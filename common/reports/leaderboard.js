@@ -22,10 +22,13 @@ const compare = (a, b) => {
     String(one).localeCompare(String(other), undefined, { numeric: true });
   return order.up ? result : -result;
 };
+// As typed or as it is written here: 1e-3 finds 0.001.
+const equal = (value, typed) => text(value).toLowerCase() === typed ||
+  typeof value === "number" && typed !== "" && Number(typed) === value;
 const matches = row => filter.value.toLowerCase().split(/\s+/).every(word => {
   const [name, value] = word.split("=");
   if (value !== undefined) return options.concat(measured).some(column =>
-    column.toLowerCase().includes(name) && text(row[column]).toLowerCase() === value);
+    column.toLowerCase().includes(name) && equal(row[column], value));
   return data.columns.some(column => text(row[column]).toLowerCase().includes(word));
 });
 function draw() {
@@ -35,8 +38,14 @@ function draw() {
   head.append(element("th", "compare", { scope: "col" }));
   for (const name of shown) {
     const cell = element("th", undefined, { scope: "col", "aria-sort": name !== order.name ? "none" : order.up ? "ascending" : "descending" });
-    const button = element("button", name.replaceAll("_", " ") + (name !== order.name ? "" : order.up ? " ▲" : " ▼"));
-    button.onclick = () => { order = { name, up: name === order.name ? !order.up : true }; draw(); };
+    const title = name === "started" ? "started (UTC)" : name.replaceAll("_", " ");
+    const button = element("button", title + (name !== order.name ? "" : order.up ? " ▲" : " ▼"), { "data-column": name });
+    button.onclick = () => {
+      order = { name, up: name === order.name ? !order.up : true };
+      draw();
+      document.querySelector(`#board [data-column="${CSS.escape(name)}"]`).focus();
+    };
+    if (name === "experiment") cell.className = "who";
     cell.append(button);
     head.append(cell);
   }
@@ -49,9 +58,12 @@ function draw() {
     first.append(box);
     line.append(first);
     for (const name of shown) {
-      const cell = element("td", text(row[name]));
-      if (name === "experiment" && data.reports[row.experiment])
-        cell.replaceChildren(element("a", row.experiment, { href: data.reports[row.experiment] }));
+      const cell = element("td", name === "started" ? text(row[name]).slice(0, 16).replace("T", " ") : text(row[name]));
+      if (name === "experiment") {
+        const report = Object.hasOwn(data.reports, row.experiment) ? { href: data.reports[row.experiment] } : null;
+        cell.className = "who";
+        cell.replaceChildren(element(report ? "a" : "span", row.experiment, report ?? {}));
+      }
       line.append(cell);
     }
     return line;
@@ -161,18 +173,24 @@ function scatter(rows) {
   const target = document.getElementById("scatter"), name = option.value;
   const points = rows.filter(row => row[data.metric] !== null && row[name] !== null && row[name] !== undefined);
   if (!name || !points.length) return target.replaceChildren(element("p", "No option differs between the experiments shown."));
-  const numeric = points.every(row => typeof row[name] === "number");
-  const places = numeric ? points.map(row => row[name]) : [...new Set(points.map(row => text(row[name])))].sort();
-  const span = values => { const low = Math.min(...values), high = Math.max(...values); return high > low ? [low, high] : [low - .5, high + .5]; };
-  const [left, right] = numeric ? span(places) : [-.5, places.length - .5], [low, high] = span(points.map(row => row[data.metric]));
-  const x = value => 60 + (value - left) / (right - left) * 480, y = value => 220 - (value - low) / (high - low) * 190;
-  const { svg, add } = picture(560, 260, `${data.metric} over ${name}: ` + points.map(row => `${text(row[name])}: ${text(row[data.metric])}`).join("; "));
-  add("line", { class: "line", x1: 60, x2: 540, y1: 230, y2: 230 });
-  for (const value of [low, high]) add("text", { x: 54, y: y(value) + 4, "text-anchor": "end" }, String(+value.toPrecision(4)));
-  if (numeric) for (const value of [left, right]) add("text", { x: x(value), y: 250, "text-anchor": "middle" }, text(value));
-  else places.forEach((value, place) => add("text", { x: x(place), y: 250, "text-anchor": "middle" }, short(value)));
+  const one = axis(name, points), losses = points.map(row => row[data.metric]);
+  const low = Math.min(...losses), high = Math.max(...losses);
+  const x = value => 100 + one.place(value) * 400, y = value => high > low ? 215 - (value - low) / (high - low) * 185 : 122;
+  const said = points.map(row => `${text(row[name])}: ${text(row[data.metric])}`).join("; ");
+  const { svg, add } = picture(560, 260, `${data.metric} over ${name}${one.log ? ", logarithmic" : ""}: ${said}`);
+  svg.setAttribute("class", "chart");
+  add("line", { class: "line", x1: 85, x2: 515, y1: 230, y2: 230 });
+  for (const value of new Set([low, high])) add("text", { x: 78, y: y(value) + 4, "text-anchor": "end" }, String(+value.toPrecision(4)));
+  let end = 0;
+  for (const tick of one.ticks) {
+    const content = short(text(tick), Math.max(6, 2 * Math.floor(22 / one.ticks.length))), half = content.length * 5, at = Math.min(x(tick), 560 - half);
+    if (at - half < end) continue;
+    end = at + half + 6;
+    hint(add("text", { x: at, y: 250, "text-anchor": "middle" }, content), text(tick));
+  }
+  if (one.log) add("text", { x: 555, y: 226, "text-anchor": "end" }, "log");
   for (const row of points) {
-    const dot = add("circle", { class: "one", cx: x(numeric ? row[name] : places.indexOf(text(row[name]))), cy: y(row[data.metric]), r: 5 });
+    const dot = add("circle", { class: "one", cx: x(row[name]), cy: y(row[data.metric]), r: 5 });
     hint(dot, `${row.experiment}: ${name}=${text(row[name])}, ${text(row[data.metric])}`);
   }
   target.replaceChildren(svg);

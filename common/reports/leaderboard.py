@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -83,11 +84,14 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, bool) else ",".join(map(str, value)) if isinstance(value, list) else value
 
 
+def report_address(record: Record) -> str:
+    """Return where a page in the results' folder finds a report; a folder that was copied by hand has any name."""
+    return quote(f"{record.name}/{REPORT_FILE}")
+
+
 def leaderboard_page(table: pd.DataFrame, records: Sequence[Record], metric: str) -> str:
     """Return the table as a page that sorts, filters, compares two experiments and plots an option, without network."""
-    reports = {
-        record.name: f"{record.name}/{REPORT_FILE}" for record in records if (record.folder / REPORT_FILE).is_file()
-    }
+    reports = {record.name: report_address(record) for record in records if (record.folder / REPORT_FILE).is_file()}
     rows = json.loads(table.to_json(orient="records", double_precision=10))
     data = {"metric": metric, "columns": list(table.columns), "rows": rows, "reports": reports}
     data["unplotted"] = UNPLOTTED  # options that change nothing of a result
@@ -101,7 +105,8 @@ def leaderboard_page(table: pd.DataFrame, records: Sequence[Record], metric: str
         "columns in which all are the same are left out.</caption><thead></thead><tbody></tbody></table></div>",
         '<section><h2>Two experiments compared</h2><div id="difference" aria-live="polite">'
         "<p>Tick two experiments above.</p></div></section>",
-        f'<section><h2>{escape(title)} over an option</h2><p><label>Option <select id="option"></select></label></p>'
+        f"<section><h2>{escape(title.capitalize())} over an option</h2>"
+        '<p><label>Option <select id="option"></select></label></p>'
         '<div id="scatter"></div></section>',
         f'<section><h2>All options that differ, and {escape(title)}</h2><p class="soft">A line for each experiment: '
         "blue and thick the lowest, orange and thin the highest. Click one to tick it in the table.</p>"

@@ -57,6 +57,9 @@ svg .tick { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-w
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--one); }
 input, select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line);
   padding: .1rem .4rem; }
+th.who, td.who { position: sticky; left: 0; background: var(--card); text-align: left; }
+.who > * { display: block; width: max-content; max-width: 16rem; white-space: normal; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { .who > * { max-width: 8rem; } }
 a { color: var(--one); } caption { text-align: left; caption-side: top; }
 details { margin: .6rem 0; } summary { cursor: pointer; } code, pre { font-size: .85rem;
   overflow-wrap: anywhere; white-space: pre-wrap; }
