@@ -19,8 +19,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -807,3 +808,92 @@ def test_an_mlflow_server_that_refuses_costs_a_warning_and_not_the_run(tmp_path:
     group.finish("finished")
     assert "MlflowTracker failed in start and is left out" in caplog.text
     assert time.monotonic() - began < BOUND_S
+
+
+class MlflowAnswers(BaseHTTPRequestHandler):
+    """Answers as an MLflow server does, until it is told to be silent; ``asked`` are the last parts of the paths."""
+
+    asked: ClassVar[list[str]]
+    silent: ClassVar[threading.Event]
+    info: ClassVar = {
+        "run_id": "a1",
+        "run_uuid": "a1",
+        "experiment_id": "1",
+        "status": "RUNNING",
+        "lifecycle_stage": "active",
+    }
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        self.asked.append(name)
+        if self.silent.is_set():
+            time.sleep(4)  # longer than the 3 s that a request may take
+            return
+        known = {
+            "get-by-name": {"experiment": {"experiment_id": "1", "name": "results"}},
+            "create": {"run": {"info": self.info, "data": {}}},
+            "update": {"run_info": self.info},
+        }
+        content = json.dumps(known.get(name, {})).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def mlflow_server(monkeypatch) -> Iterator[type[MlflowAnswers]]:
+    """A server whose address has a password."""
+    pytest.importorskip("mlflow")
+    handler = type("Answers", (MlflowAnswers,), {"asked": [], "silent": threading.Event()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:s3cret@127.0.0.1:{server.server_port}")
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_mlflow_servers_address_is_never_printed_since_it_may_hold_a_password(
+    mlflow_server, tmp_path: Path, capfd, caplog
+) -> None:
+    from common.trackers.mlflow import MlflowTracker
+
+    group = TrackerGroup([MlflowTracker()])
+    group.start("7", tmp_path, {"seed": 0})
+    group.log({"train/loss": 1.0}, 1, 1)
+    group.finish("finished")
+    assert mlflow_server.asked == ["get-by-name", "create", "log-batch", "log-batch", "update"]
+    mlflow_server.silent.set()
+    group = TrackerGroup([MlflowTracker()])
+    group.start("8", tmp_path, {})
+    assert "MlflowTracker failed in start" in caplog.text
+    assert "the server that MLFLOW_TRACKING_URI names: timed out" in caplog.text
+    assert "s3cret" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_an_mlflow_server_that_falls_silent_half_way_holds_no_iteration_up(
+    mlflow_server, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    from common.trackers.mlflow import MlflowTracker
+
+    waits: list[float] = []
+    monkeypatch.setattr("common.trackers.mlflow.within", lambda seconds, work: waits.append(seconds))
+    group = TrackerGroup([MlflowTracker()])
+    group.start("7", tmp_path, {})
+    mlflow_server.silent.set()
+    end = time.monotonic() + BOUND_S
+    while group.trackers:
+        assert time.monotonic() < end
+        group.log({"train/loss": 1.0}, 1, 1)
+        time.sleep(0.05)
+    assert waits == []
+    assert "MlflowTracker failed in log" in caplog.text
+    assert "s3cret" not in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,13 @@ FIGURES = "figures"
 BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 STOP_S = 5.0
 ALLOW = "MLFLOW_ALLOW_FILE_STORE"  # else it wants a database
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", ALLOW: "true"}
+# The last: at a run's end it would print the server's address, which may hold a password.
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    ALLOW: "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -50,9 +57,12 @@ class MlflowTracker:
         self.folder = None if server else folder.parent.resolve() / FOLDER
         client = MlflowClient(server or self.folder.as_uri())
         name = folder.parent.name or "results"
-        known = client.get_experiment_by_name(name)
-        group = known.experiment_id if known is not None else client.create_experiment(name)
-        self.run = client.create_run(group, run_name=experiment_id).info.run_id
+        try:
+            known = client.get_experiment_by_name(name)
+            group = known.experiment_id if known is not None else client.create_experiment(name)
+            self.run = client.create_run(group, run_name=experiment_id).info.run_id
+        except Exception as error:
+            raise self._without_address(error) from None
         self.client = client
         params = [Param(option, str(shareable(value))) for option, value in config.items()]
         self._soon(lambda: client.log_batch(self.run, params=params))
@@ -61,7 +71,7 @@ class MlflowTracker:
         if self.folder is None:  # an address may hold a password
             return "mlflow: the run is on the server that MLFLOW_TRACKING_URI names"
         command = f"mlflow ui --backend-store-uri {shlex.quote(str(self.folder))}"
-        return f"mlflow: {ALLOW}=true {command} (pip install mlflow)"
+        return f"mlflow: {ALLOW}=true DO_NOT_TRACK=true {command} (pip install mlflow)"
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
         from mlflow.entities import Metric
@@ -89,7 +99,7 @@ class MlflowTracker:
             return
         self._soon(lambda: client.set_terminated(self.run, STATUS.get(status, "FAILED")))
         try:
-            within(STOP_S, lambda: [future.result() for future in self.pending])
+            within(STOP_S, lambda: [self._result(future) for future in self.pending])
         except TimeoutError:
             logger.warning("MLflow: the server did not take all within %g s; metrics.jsonl has everything", STOP_S)
         finally:
@@ -99,5 +109,25 @@ class MlflowTracker:
         """Do it in the thread; what went wrong there before is raised here."""
         done = [future for future in self.pending if future.done()]
         self.pending = [future for future in self.pending if not future.done()] + [self.thread.submit(work)]
-        for future in done:
+        try:
+            for future in done:
+                self._result(future)
+        except Exception:
+            self.client = None  # finish would ask the broken server again, and hold the iteration up
+            self.thread.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    def _result(self, future: Future[Any]) -> None:
+        try:
             future.result()
+        except Exception as error:
+            raise self._without_address(error) from None
+
+    def _without_address(self, error: BaseException) -> Exception:
+        """Return what went wrong at bottom: mlflow's own message quotes the server's address, with its password."""
+        while (cause := error.__cause__ or error.__context__) is not None:
+            error = cause
+        if self.folder is not None:
+            return OSError(str(error))
+        said = re.sub(r"//[^/\s@]*@", "//", str(error))
+        return ConnectionError(f"the server that MLFLOW_TRACKING_URI names: {said}")
