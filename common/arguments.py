@@ -99,7 +99,8 @@ def parse_args(
         raise UsageError(_describe_unknown(config_class, unknown[0]))
     named = vars(values)
     for name, value in named.items():
-        if value == [] and not _fields(config_class)[name][1].positional:  # argparse drops a value of two dashes
+        # Before Python 3.13 argparse drops a value of two dashes.
+        if value == "--" or (value == [] and not _fields(config_class)[name][1].positional):
             raise UsageError(f"--{name}=--: is no value")
     missing = [
         name for name, (_, spec) in _fields(config_class).items() if name not in named and _required(config_class, name)
