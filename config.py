@@ -243,7 +243,8 @@ class NetworkOptions:
     net_weight_file: Path | None = option(
         None,
         "start from these weights: a best.pt of this project, a file of timm or torchvision, a state dict, "
-        "safetensors; beats --net_pretrained; none: no",
+        "safetensors; of a cross-validation over the same folds its folder, each fold from its own; beats "
+        "--net_pretrained; none: no",
     )
     net_weight_adapt: bool = option(
         False, "1: weights of another number of classes or input channels are adapted, and what was done is printed"
@@ -819,8 +820,9 @@ class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
     )
     data_dataset: str | None = option(
         None,
-        "dataset: all its labelled images are evaluated instead of the validation fold (external validation), or with "
-        "--eval_file those that the file predicts; none: the validation fold of the training",
+        "dataset: all its labelled images of patients that the model was not trained on are evaluated instead of the "
+        "validation fold (external validation), or with --eval_file those that the file predicts; none: the validation "
+        "fold of the training",
     )
     eval_compare: str | None = option(
         None, "experiment, or CSV of predictions, of the same images: paired differences from it, with intervals"

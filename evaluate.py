@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rsna_evaluation import Evaluation
+    from rsna_prediction import TrainedNetwork
 
 
 @command
@@ -33,7 +34,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     """Predict by the experiment's best weights and evaluate that; with --tta the views' table is returned."""
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
-    from rsna_evaluation import PREDICTION_FILES, compare_views, labelled_rows
+    from rsna_evaluation import PREDICTION_FILES, compare_views
     from rsna_prediction import (
         CALIBRATION_FILE,
         compare_with_log,
@@ -54,7 +55,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     trained = load_asked(config, weight_file)
     views = load_views(trained, config)
     external = config.data_dataset is not None
-    rows = labelled_rows(dataset_folder_of(trained)) if external else split_rows(trained, "valid")
+    rows = external_rows(trained, weight_file, config) if external else split_rows(trained, "valid")
     name = f"evaluation_{config.data_dataset}" if external else "evaluation"
     frame = predict_rows(trained, rows)
     place = (rows, trained.prevalences, dataset_folder_of(trained), folder)
@@ -69,6 +70,30 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     evaluation = report(config, augmented, *place, f"{name}_tta")
     print(compare_views(rows, frame, augmented, config.eval_draws))
     return evaluation.table
+
+
+def external_rows(trained: TrainedNetwork, weight_file: Path, config: EvaluateConfig) -> pd.DataFrame:
+    """Return the labelled images of --data_dataset without those of patients that the network was trained on.
+
+    UsageError where none are left.
+    """
+    from common.checkpoint import load_checkpoint
+    from rsna_data import learnt_from, training_rows
+    from rsna_evaluation import labelled_rows
+    from rsna_prediction import dataset_folder_of
+
+    folder = dataset_folder_of(trained)
+    rows = labelled_rows(folder)
+    seen = training_rows(load_checkpoint(weight_file), trained.config.data_input_folder)
+    if seen is None:
+        print(f"{weight_file}: the dataset of its training is not here, so that patients of it can't be left out")
+        return rows
+    again = learnt_from(rows, seen)
+    if again.all():
+        raise UsageError(f"--data_dataset={config.data_dataset}: the network was trained on all patients of {folder}")
+    if again.any():
+        print(f"{again.sum()} of {len(rows)} images are of patients that the network was trained on: left out")
+    return rows[~again]
 
 
 def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:

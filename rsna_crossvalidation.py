@@ -42,8 +42,8 @@ from common.resume import changed_options, read_options
 from common.statistics import format_table
 from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
-from config import SEQUENCE, STUDY, TrainConfig, parse_folds
-from rsna_data import select_rows
+from config import SEQUENCE, TrainConfig, parse_folds
+from rsna_data import check_starting_weights, select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
@@ -192,9 +192,11 @@ def read_folds(config: TrainConfig) -> list[Fold]:
     if config.net_kind == SEQUENCE:
         features = open_features(config, OUT_OF_FOLD)
         tables = {number: rows_with_features(rows, features) for number, rows in tables.items()}
-    if starts_from_folds(config):
-        for number in numbers:
-            starting_weights(config.net_weight_file, number)
+    for number, rows in tables.items():
+        weights = starting_weights(config.net_weight_file, number) if starts_from_folds(config) else None
+        check_starting_weights(
+            replace(config, data_fold=number, cv_run=None, net_weight_file=weights or config.net_weight_file), rows
+        )
     return [
         Fold(number, *(select_rows(rows, kind, config.dev_enabled) for kind in ("train", "valid")))
         for number, rows in tables.items()
@@ -309,7 +311,7 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
 
 def starts_from_folds(config: TrainConfig) -> bool:
     """Whether each fold starts from the network of its own of another cross-validation."""
-    return config.net_kind == STUDY and config.net_weight_file is not None and config.net_weight_file.is_dir()
+    return config.net_weight_file is not None and config.net_weight_file.is_dir()
 
 
 def starting_weights(folder: Path, number: int) -> Path:

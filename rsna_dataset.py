@@ -601,6 +601,11 @@ def fold_hash(rows: pd.DataFrame) -> str:
     return rows_hash(*(rows[rows["sample_type"] == kind] for kind in ("train", "valid")))
 
 
+def known_patients(rows: pd.DataFrame) -> np.ndarray:
+    """Return the patient of each image; an image whose patient is unknown counts as a patient of its own."""
+    return rows["patient_id"].where(rows["patient_id"] != "", rows.index.to_series()).to_numpy(dtype=str)
+
+
 def read_holdout(folder: Path, dataset: str) -> pd.DataFrame:
     """Read the images held out of all folds, as :func:`read_fold`; sample_type is ``holdout``."""
     read_dataset_info(folder)

@@ -27,7 +27,15 @@ from common.files import write_csv, write_json, write_text
 from common.metrics import WeightedLogLoss, binary_log_losses, normalized_weights
 from common.reports.evaluation import evaluation_page
 from common.statistics import format_table, label_table
-from rsna_dataset import LABEL_WEIGHTS, LABELS, TRUTH_FILE, list_some, read_dataset_info, read_metadata
+from rsna_dataset import (
+    LABEL_WEIGHTS,
+    LABELS,
+    TRUTH_FILE,
+    known_patients,
+    list_some,
+    read_dataset_info,
+    read_metadata,
+)
 
 SEED = 0
 WORST = 50
@@ -124,11 +132,6 @@ def evaluate_predictions(
         "worst_images": records(worst.head(10)),
     }
     return Evaluation(study, studies, table, document, worst)
-
-
-def known_patients(rows: pd.DataFrame) -> np.ndarray:
-    """Return the patient of each image; an image whose patient is unknown counts as a patient of its own."""
-    return rows["patient_id"].where(rows["patient_id"] != "", rows.index.to_series()).to_numpy(dtype=str)
 
 
 def study_level(predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame, draws: int) -> ReaderStudy:

@@ -34,7 +34,7 @@ from common.resume import read_options
 from config import HOLDOUT, PredictConfig, TrainConfig
 from rsna_crossvalidation import Fold, finished_folds, read_folds
 from rsna_data import build_loader, place_transform, select_rows
-from rsna_dataset import dataset_folder, read_dataset_info, read_fold, read_metadata, rows_hash
+from rsna_dataset import dataset_folder, known_patients, read_dataset_info, read_fold, read_metadata, rows_hash
 from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_network import RSNANetwork
 from rsna_prediction import (
@@ -250,7 +250,7 @@ def write_refit_features(config: PredictConfig) -> Path:
     anchors = common_images(folds, reference)
     target = table(embeddings(models[reference], anchors, "common images, first fold"))
     own = table(embeddings(refit, anchors, "common images, refit"))
-    alignment = fit_alignment(own, target, patients_of(anchors))
+    alignment = fit_alignment(own, target, known_patients(anchors))
     facts = {
         "chosen": refit.weights,
         "iteration": refit.iteration,
@@ -376,7 +376,7 @@ def fit_alignments(models: Mapping[int, TrainedNetwork], folds: Mapping[int, Fol
         common = anchors.drop(index=anchors.index.intersection(folds[number].valid.index))
         own = table(embeddings(models[number], common, f"common images, fold {number}"))
         place = anchors.index.get_indexer(common.index)
-        found[number] = fit_alignment(own, target[place], patients_of(common))
+        found[number] = fit_alignment(own, target[place], known_patients(common))
     return found
 
 
@@ -386,11 +386,6 @@ def common_images(folds: Mapping[int, Fold], reference: int) -> pd.DataFrame:
     spread = np.linspace(0, len(labelled) - 1, min(ANCHORS, len(labelled))).round().astype(int)
     anchors = labelled.iloc[spread]
     return anchors.drop(index=anchors.index.intersection(folds[reference].valid.index))
-
-
-def patients_of(rows: pd.DataFrame) -> np.ndarray:
-    """Return each image's patient, and where none is known the image itself."""
-    return rows["patient_id"].where(rows["patient_id"] != "", rows.index.to_series()).to_numpy(dtype=str)
 
 
 def table(parts: Iterator[tuple[list[str], Floats, Floats]]) -> Floats:

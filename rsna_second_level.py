@@ -34,6 +34,7 @@ from rsna_dataset import (
     LABELS,
     check_submission,
     dataset_folder,
+    known_patients,
     read_metadata,
     read_predictions,
     write_submission,
@@ -42,7 +43,6 @@ from rsna_evaluation import (
     PREDICTION_FILES,
     describe,
     evaluate_predictions,
-    known_patients,
     pooled_metrics,
     write_evaluation,
 )

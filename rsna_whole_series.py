@@ -9,26 +9,31 @@ import pandas as pd
 from torch.utils.data import DataLoader
 
 from common import distributed
-from common.checkpoint import load_checkpoint
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
 from common.datasets.sequences import LengthSampler, PictureSeries, collate_pictures
-from common.errors import UsageError, WorkError
+from common.errors import UsageError
 from common.hardware import cpu_cores
 from common.metrics import constant_predictor
 from common.models.sequence import sequence_settings
 from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline
 from config import TrainConfig
-from rsna_data import TrainingData, check_trial_images, pipeline_windows, select_rows, trial_indices
-from rsna_dataset import LABEL_WEIGHTS, LABELS, RSNADataset, dataset_folder, fold_hash, read_fold, rows_hash
+from rsna_data import (
+    TrainingData,
+    check_starting_weights,
+    check_trial_images,
+    pipeline_windows,
+    select_rows,
+    trial_indices,
+)
+from rsna_dataset import LABEL_WEIGHTS, LABELS, RSNADataset, dataset_folder, read_fold, rows_hash
 from rsna_sequence import sequence_options, series_of
 
 
 def build_studies(config: TrainConfig) -> TrainingData:
     """Read fold and transforms and build the loaders of whole series; UsageError where they don't fit.
 
-    Also where the starting weights are of a network that was trained on other images than this fold's: it may have
-    seen the ones that validate.
+    Also where the starting weights are of a network that saw patients who validate.
     """
     if distributed.world_size() > 1:
         raise UsageError("--net_kind=study: one process trains it; start it without torchrun")
@@ -36,7 +41,7 @@ def build_studies(config: TrainConfig) -> TrainingData:
     rows = read_fold(folder, config.data_dataset, config.data_fold)
     train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
     hashed = rows_hash(train_rows, valid_rows)
-    check_starting_weights(config, {hashed, fold_hash(rows)})
+    check_starting_weights(config, rows)
     windows, windowed = pipeline_windows(folder, config)
     options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
     train_pipeline, valid_pipeline = (
@@ -76,25 +81,6 @@ def build_studies(config: TrainConfig) -> TrainingData:
         train_pipeline.channels,
         hashed,
     )
-
-
-def check_starting_weights(config: TrainConfig, known: set[str]) -> None:
-    """Raise UsageError where ``--net_weight_file`` is a network of this project that was trained on other images.
-
-    Files of other programs, which don't say what they saw, and a file that is gone since, pass.
-    """
-    path = config.net_weight_file
-    if path is None or not path.is_file():
-        return
-    try:
-        trained_on = load_checkpoint(path).get("data_hash")
-    except WorkError:
-        return
-    if trained_on not in known:
-        raise UsageError(
-            f"--net_weight_file={path}: was trained on other images than those that fold {config.data_fold} of "
-            f"{config.data_dataset} trains on, and may have seen what validates; use the network of the same fold"
-        )
 
 
 def loading_processes(config: TrainConfig) -> int:

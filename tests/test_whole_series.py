@@ -188,7 +188,7 @@ def test_weights_of_another_fold_are_refused_before_anything_is_written(finished
     with pytest.raises(SystemExit) as ended:
         train.main([*small_dataset.flags, *STUDY, start, f"--output_dir={tmp_path}"])
     assert ended.value.code == 2
-    assert "may have seen what validates" in capsys.readouterr().err.splitlines()[-1]
+    assert "who validate fold 0 of phantom" in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
