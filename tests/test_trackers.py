@@ -747,10 +747,17 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
     assert b"| optim_lr | 0.1 |" in texts["options/text_summary"]
 
 
-def in_a_process(tracker: str, folder: Path, after: str) -> str:
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probed:
+        probed.bind(("127.0.0.1", 0))
+        return int(probed.getsockname()[1])
+
+
+def in_a_process(tracker: str, folder: Path, after: str, before: str = "") -> str:
     """Report by a tracker in a process of its own: these libraries read the environment when they are imported."""
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{before}"
         "from pathlib import Path\n"
         "from common.trackers.table import build_trackers\n"
         "from tests.test_trackers import reported_by\n"
@@ -774,6 +781,47 @@ def test_trackio_keeps_what_was_logged_beside_the_experiments_and_prints_nothing
     assert [step for _, step, values in logged if "roc" in values] == [30]
     (figure,) = tmp_path.glob("results/.trackio/**/*.html")
     assert figure.read_text() == FIGURE
+
+
+def test_a_trackio_server_that_refuses_costs_a_warning_and_the_run_goes_to_files(tmp_path: Path, unused_port) -> None:
+    pytest.importorskip("trackio")
+    address = f"http://127.0.0.1:{unused_port}?write_token=s3cret"
+    before = f"import os; os.environ['TRACKIO_SERVER_URL'] = {address!r}\n"
+    said = in_a_process("trackio", tmp_path / "results" / "7", "print('reported')\n", before)
+    assert said == "reported\n"
+    (database,) = (tmp_path / "results" / ".trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("select count(*) from metrics").fetchone()[0] > 2
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:{port}?write_token=s3cret", "127.0.0.1:{port}?write_token=s3cret"]
+)
+def test_what_is_wrong_with_a_trackio_servers_address_is_said_without_its_token(address, unused_port) -> None:
+    from common.trackers.trackio import probe
+
+    with pytest.raises((OSError, ValueError), match=r"refused|that is no http") as raised:
+        probe(address.format(port=unused_port))
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_trackio_server_that_is_gone_at_the_end_costs_seconds_and_a_warning(tmp_path, monkeypatch, caplog) -> None:
+    pytest.importorskip("trackio")
+    from common.trackers.trackio import TrackioTracker
+
+    class Waiting:
+        def finish(self) -> None:
+            released.wait()
+
+    released = threading.Event()
+    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:9?write_token=s3cret")
+    monkeypatch.setattr("common.trackers.trackio.STOP_S", 0.2)
+    tracker = TrackioTracker()
+    tracker.run = Waiting()
+    assert tracker.view() == "trackio: live curves are on the server that TRACKIO_SERVER_URL names"
+    tracker.finish("finished")
+    released.set()
+    assert "trackio: the server did not take all within 0.2 s" in caplog.text
 
 
 def test_mlflow_has_what_was_logged_and_how_the_run_ended(tmp_path: Path) -> None:

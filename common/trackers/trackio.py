@@ -1,27 +1,37 @@
-"""trackio: a dashboard on this machine, live while runs go on, several at once; nothing leaves the machine."""
+"""trackio: a dashboard, live while runs go on, several at once: on this machine, or the one of TRACKIO_SERVER_URL."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
 import shlex
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.trackers.bounded import shareable
+from common.trackers.bounded import shareable, within
+
+logger = logging.getLogger(__name__)
 
 FOLDER = ".trackio"  # beside the experiments; SQLite files, which must lie on a local disk
 PLACE = "TRACKIO_DIR"
+SERVER = "TRACKIO_SERVER_URL"
+# trackio itself asks a server that is gone again and again, and waits half a minute for it at the end.
+PROBE_S = 3.0
+STOP_S = 5.0
 
 
 class TrackioTracker:
     """Writes to the project named after the results' folder, a run for each experiment.
 
     The dashboard's files lie in TRACKIO_DIR, or in ``.trackio`` beside the experiments. A killed run loses about half a
-    second.
+    second. With TRACKIO_SERVER_URL that server gets the run, if it answers within 3 s; files as above if not.
     """
 
     def __init__(self) -> None:
@@ -31,6 +41,13 @@ class TrackioTracker:
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         os.environ.setdefault(PLACE, str(folder.parent.resolve() / FOLDER))
+        if os.environ.get(SERVER):
+            try:
+                probe(os.environ[SERVER])
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "reason", error)
+                logger.warning("trackio: the server that %s names: %s; the run goes to files here", SERVER, reason)
+                del os.environ[SERVER]  # where trackio looks
         import trackio
 
         with contextlib.redirect_stdout(io.StringIO()):  # it greets at length
@@ -46,6 +63,8 @@ class TrackioTracker:
         self.results = folder.parent
 
     def view(self) -> str:
+        if os.environ.get(SERVER):  # its address holds a token
+            return f"trackio: live curves are on the server that {SERVER} names"
         return f"trackio: live curves: bash train.sh dashboard {shlex.quote(str(self.results))}"
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
@@ -64,9 +83,32 @@ class TrackioTracker:
         """Nothing to do: the run's files lie on the same machine."""
 
     def finish(self, status: str) -> None:
+        """Wait for what is on its way, up to 5 s where it goes to a server."""
         run, self.run = self.run, None
-        if run is not None:
-            import trackio
+        if run is None:
+            return
+        import trackio
 
-            with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
+            if not os.environ.get(SERVER):
                 trackio.finish()
+                return
+            trackio.context_vars.current_run.set(None)  # else trackio ends it once more, and waits, at exit
+            try:
+                within(STOP_S, run.finish)
+            except TimeoutError:
+                logger.warning("trackio: the server did not take all within %g s; metrics.jsonl has everything", STOP_S)
+
+
+def probe(address: str) -> None:
+    """Ask the server at ``address`` for its page; OSError or ValueError where none answers within 3 s."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("that is no http(s) address")
+    page = parts._replace(query="", fragment="").geturl()
+
+    def ask() -> None:
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(page, timeout=PROBE_S):
+            pass  # whatever it answers, it is there
+
+    within(PROBE_S, ask)
