@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,8 +229,12 @@ def worst_images(predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFram
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table's rows in JSON's types; no value is null."""
-    return json.loads(table.to_json(orient="records", double_precision=15))
+    """Return a table's rows in JSON's types, numbers with all their digits; no value, or one not finite, is null.
+
+    A rounded threshold would leave out the very image that set it.
+    """
+    known = table.replace([np.inf, -np.inf], np.nan)
+    return known.astype(object).where(known.notna(), None).to_dict("records")
 
 
 def describe(evaluation: Evaluation) -> str:

@@ -171,3 +171,17 @@ def test_a_label_that_no_threshold_separates_is_reported_all_the_same(small_data
     assert points[0]["threshold"] is None
     assert points[0]["value"] == 0
     assert (tmp_path / "few_evaluation.html").is_file()
+
+
+def test_a_threshold_in_the_json_flags_the_share_that_it_is_said_to_hold(small_dataset, labelled, tmp_path) -> None:
+    frame = make_up(labelled, 3, tmp_path / "mine.csv")
+    run(small_dataset, f"--eval_file={tmp_path / 'mine.csv'}")
+    document = json.loads((tmp_path / "mine_evaluation.json").read_text())
+    points = document["operating_points"]["slice_level"]
+    assert len(points) == 4 * len(LABELS)
+    for point in points:
+        scores, truth = frame[point["label"]].to_numpy(), labelled[point["label"]].to_numpy() == 1
+        flagged = scores >= point["threshold"]
+        shares = {"sensitivity": flagged[truth].mean(), "specificity": (~flagged[~truth]).mean()}
+        assert shares.pop(point["fixed"]) >= point["at"] - 1e-9
+        assert list(shares.values()) == pytest.approx([point["value"]], abs=1e-12)
