@@ -780,6 +780,8 @@ class PredictConfig(TTAOptions, TrainedOptions):
             raise UsageError("--feature_refit needs --features=1, or --sequence")
         if self.features and (self.tta is not None or self.calibrate or self.source or self.output_file):
             raise UsageError("--features=1 goes with none of --tta, --calibrate, --source and --output_file")
+        if self.features and self.data_dataset is not None:
+            raise UsageError("--features=1: features are of the cross-validation's dataset; leave out --data_dataset")
         if self.calibrate and self.tta is not None:
             raise UsageError("--calibrate=1 doesn't go with --tta: the temperatures were fitted to predictions without")
 
@@ -839,8 +841,9 @@ class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
             raise UsageError("give either --experiment_id or --eval_file")
         if self.eval_file is not None and self.data_dataset is None:
             raise UsageError("--eval_file needs --data_dataset, whose metadata.csv has the labels")
-        if self.eval_file is not None and self.tta is not None:
-            raise UsageError("--tta needs --experiment_id: predictions in a file have no other views")
+        for name in ("tta", "net_weights", "seq_features"):
+            if self.eval_file is not None and getattr(self, name) != getattr(EvaluateConfig, name):
+                raise UsageError(f"--{name} needs --experiment_id: predictions in a file come from no network here")
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
@@ -953,6 +956,11 @@ class SecondLevelConfig(ResultsLocation):
     level_leaf_images: int = option(20, "fewest images in a leaf", minimum=1)
     level_l2: float = option(1.0, "L2 penalty of the leaves' values", minimum=0)
     level_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
+
+    def __post_init__(self) -> None:
+        twice = [name for place, name in enumerate(self.members) if name in self.members[:place]]
+        if twice:
+            raise UsageError(f"{twice[0]} is given twice")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     """Predict by the experiment's best weights and evaluate that; with --tta the views' table is returned."""
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
-    from rsna_evaluation import PREDICTION_FILES, compare_views
+    from rsna_evaluation import PREDICTION_FILES, compare_views, matching_predictions
     from rsna_prediction import (
         CALIBRATION_FILE,
         compare_with_log,
@@ -49,13 +49,13 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     folder = experiment_folder(config.output_dir, config.experiment_id)
     if not (folder / "best.pt").is_file() and (folder / PREDICTION_FILES[0]).is_file():
         return evaluate_file(written_predictions(config, folder), "evaluation")
-    if config.eval_compare is not None:
-        read_other(config)  # what is wrong with it should be said before the images are predicted
     weight_file = folder / "best.pt"
     trained = load_asked(config, weight_file)
     views = load_views(trained, config)
     external = config.data_dataset is not None
     rows = external_rows(trained, weight_file, config) if external else split_rows(trained, "valid")
+    if config.eval_compare is not None:  # what is wrong with it should be said before the images are predicted
+        matching_predictions(read_other(config), rows.index, config.eval_compare)
     name = f"evaluation_{config.data_dataset}" if external else "evaluation"
     frame = predict_rows(trained, rows)
     place = (rows, trained.prevalences, dataset_folder_of(trained), folder)
@@ -102,6 +102,11 @@ def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
 
     from rsna_evaluation import experiment_predictions
 
+    for name in ("tta", "net_weights", "seq_features"):
+        if getattr(config, name) != getattr(EvaluateConfig, name):
+            raise UsageError(
+                f"--{name}: {folder} has no weights of its own, so that its written predictions are judged"
+            )
     options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset = config.data_dataset or options.get("data_dataset")
     if dataset is None:
@@ -117,19 +122,17 @@ def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
 
 
 def evaluate_file(config: EvaluateConfig, name: str | None = None) -> pd.DataFrame:
-    """Evaluate the predictions of a file; the constant predictor knows the dataset's other labelled images."""
+    """Evaluate the predictions of a file; the constant predictor knows the dataset's other labelled images, or all."""
     from rsna_dataset import LABELS, dataset_folder, read_predictions
-    from rsna_evaluation import labelled_rows
+    from rsna_evaluation import constant_basis, labelled_rows
 
     dataset = dataset_folder(config.data_input_folder or TrainConfig.data_input_folder, config.data_dataset)
     frame, rows = read_predictions(config.eval_file), labelled_rows(dataset)
     known = frame.index.intersection(rows.index, sort=False)
     if known.empty:
         raise UsageError(f"{config.eval_file}: predicts none of the labelled images of {dataset}")
-    others = rows.drop(index=known)
-    basis = others if len(others) else rows
     print(f"{len(known)} of {len(frame)} predicted images have labels in {dataset}")
-    prevalences = basis[list(LABELS)].mean().to_numpy()
+    prevalences = constant_basis(rows, known)[list(LABELS)].mean().to_numpy()
     name = name or f"{config.eval_file.stem}_evaluation"
     return report(config, frame.loc[known], rows.loc[known], prevalences, dataset, config.eval_file.parent, name).table
 
@@ -156,15 +159,16 @@ def report(
         write_evaluation,
     )
 
-    other = None if config.eval_compare is None else read_other(config)
+    theirs = None  # what is wrong with it should be said before anything is written
+    if config.eval_compare is not None:
+        theirs = matching_predictions(read_other(config), rows.index, config.eval_compare)
     described = described_images(dataset, config.eval_truth)
     evaluation = evaluate_predictions(frame, rows, prevalences, config.eval_draws, described)
     path = write_evaluation(evaluation, folder, name)
     columns = ["log_loss", "constant_log_loss", "auroc", "average_precision", "positives", "images"]
     print(format_table(evaluation.table[columns]))
     print(f"\n{describe(evaluation)}")
-    if other is not None:
-        theirs = matching_predictions(other, rows.index, config.eval_compare)
+    if theirs is not None:
         second = evaluate_predictions(theirs, rows, prevalences, config.eval_draws)
         differences, areas = compare(evaluation, second)
         write_csv(folder / f"{name}_compared.csv", differences)

@@ -57,13 +57,12 @@ def predict_split(config: PredictConfig) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.evaluation.calibration import calibration_of
-    from common.files import check_output
     from rsna_prediction import (
         load_asked,
         load_calibration,
         load_views,
+        output_path,
         predict_rows,
-        sample_submission,
         split_rows,
         write_predictions,
         write_studies,
@@ -71,9 +70,7 @@ def predict_split(config: PredictConfig) -> Path:
 
     trained = load_asked(config, config.net_weight_file)
     rows = split_rows(trained, config.split)
-    name = "submission.csv" if sample_submission(trained, config.split) else f"predictions_{config.split}.csv"
-    path = config.output_file or config.net_weight_file.parent / name
-    check_output("output_file", path)
+    path = output_path(config, trained, config.net_weight_file.parent)
     calibration = load_calibration(config, trained)
     frame = predict_rows(trained, rows, load_views(trained, config))
     if calibration is not None:

@@ -426,7 +426,7 @@ def finished_folds(folder: Path) -> dict[int, dict[str, Any]]:
         document = json.loads(path.read_text(encoding="utf-8"))
         facts = {int(fact["fold"]): fact for fact in document["folds"]}
         weights = [folder / fact["weights"] for fact in facts.values()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         what = "is not finished" if is_cross_validation(folder) else "is no cross-validation's folder"
         raise UsageError(f"{folder}: {what}: it has no {CROSS_VALIDATION_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError):

@@ -41,6 +41,7 @@ from rsna_evaluation import (
     PREDICTION_FILES,
     SEED,
     Evaluation,
+    constant_basis,
     describe,
     described_images,
     evaluate_predictions,
@@ -314,9 +315,8 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _prevalences(members: Members) -> np.ndarray:
-    """Return the constant predictor's: of the labelled images that are not predicted; of all where there are none."""
-    others = members.labels.drop(index=members.known)
-    return (others if len(others) else members.labels)[list(LABELS)].mean().to_numpy(np.float64)
+    """Return the constant predictor's, see :func:`rsna_evaluation.constant_basis`."""
+    return constant_basis(members.labels, members.known)[list(LABELS)].mean().to_numpy(np.float64)
 
 
 def _contributions(
@@ -425,8 +425,9 @@ def describe_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemb
     """Return what was made as text for a console."""
     lines = []
     if ensemble.scores is not None:
-        others = len(members.labels) - len(members.known)
-        basis, origin = (others, "other labelled") if others else (len(members.known), "same")
+        basis = len(constant_basis(members.labels, members.known))
+        known, labelled = len(members.known), len(members.labels)
+        origin = "same" if basis == known == labelled else "labelled" if basis == labelled else "other labelled"
         lines += [
             f"{len(members.known)} of {len(ensemble.predictions)} images have labels in {members.label_source}; the "
             f"constant predictor knows the prevalences of the {basis} {origin} images",

@@ -83,6 +83,16 @@ def labelled_rows(folder: Path) -> pd.DataFrame:
     return rows[[*LABELS, "patient_id", "study_id"]].astype(dict.fromkeys(LABELS, np.int8))
 
 
+def constant_basis(labelled: pd.DataFrame, known: pd.Index) -> pd.DataFrame:
+    """Return the labelled images whose prevalences the constant predictor knows: those other than ``known``.
+
+    Where these are fewer, such as the ones that --pre_holdout kept out, all: anything would beat the prevalences of a
+    few images.
+    """
+    others = labelled.drop(index=known)
+    return others if len(others) >= len(known) else labelled
+
+
 def evaluation_table(frame: pd.DataFrame, rows: pd.DataFrame, prevalences: np.ndarray) -> pd.DataFrame:
     """Return the metrics of predictions of labelled ``rows`` by label, beside the constant predictor's."""
     return label_table(frame.to_numpy(), rows[list(LABELS)].to_numpy(), LABELS, LABEL_WEIGHTS, prevalences)
@@ -192,7 +202,10 @@ def described_images(folder: Path, truth: Path | None = None) -> pd.DataFrame:
     except (OSError, ValueError, KeyError) as error:
         if truth is None:
             return described
-        raise UsageError(f"--eval_truth={truth}: not a phantom's truth file ({' '.join(str(error).split())})") from None
+        if isinstance(error, OSError):
+            raise UsageError(f"--eval_truth={truth}: cannot be read ({error.strerror})") from None
+        what = "it lacks columns of one" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UsageError(f"--eval_truth={truth}: not a phantom's truth file ({what})") from None
     if truth is not None and known[BLOOD].isna().all():
         raise UsageError(f"--eval_truth={truth}: knows none of the images of {folder}")
     if known[BLOOD].isna().any():  # another phantom's

@@ -26,7 +26,7 @@ from common.console import progress
 from common.datasets.batch import Batch
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.files import atomic_path, check_output, write_csv, write_json
+from common.files import atomic_path, write_csv, write_json
 from common.hardware import loader_workers
 from common.models.embedding import head_input
 from common.networks.network import evaluation_mode
@@ -43,9 +43,9 @@ from rsna_prediction import (
     dataset_folder_of,
     load_network,
     load_views,
+    output_path,
     predict_rows,
     predict_whole_studies,
-    sample_submission,
     split_rows,
     studies_file,
     write_predictions,
@@ -93,9 +93,7 @@ def predict_by_folds(config: PredictConfig) -> Path:
     models = load_fold_models(config, config.net_weight_file, sequences=True, seq_features=config.seq_features)
     first = next(iter(models.values()))
     rows = split_rows(first, config.split)
-    name = "submission.csv" if sample_submission(first, config.split) else f"predictions_{config.split}.csv"
-    path = config.output_file or config.net_weight_file / name
-    check_output("output_file", path)
+    path = output_path(config, first, config.net_weight_file)
     frames = {f"fold {fold}": predict_rows(model, rows, load_views(model, config)) for fold, model in models.items()}
     prevalences = np.mean([model.prevalences for model in models.values()], axis=0)
     together = combine(frames, [1.0] * len(frames), "mean")

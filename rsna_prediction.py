@@ -19,7 +19,7 @@ from common.console import progress
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import fit_temperatures
-from common.files import write_csv, write_json
+from common.files import check_output, write_csv, write_json
 from common.hardware import loader_workers, select_amp_dtype, select_device
 from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
@@ -56,7 +56,8 @@ CALIBRATION_FILE = "calibration.json"  # beside the weights
 class TrainedNetwork:
     """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average.
 
-    ``pipeline`` is None for a sequence model; ``data_hash``: of the images and labels of the training.
+    ``pipeline`` is None for a sequence model; ``data_hash``: of the images and labels of the training, ``trained_on``
+    the name of their dataset.
     """
 
     network: RSNANetwork
@@ -67,6 +68,7 @@ class TrainedNetwork:
     iteration: int
     weights: str
     data_hash: str | None
+    trained_on: str
 
 
 def load_network(
@@ -115,6 +117,7 @@ def load_network(
         checkpoint["iteration"],
         name,
         checkpoint.get("data_hash"),
+        str(checkpoint["config"].get("data_dataset", TrainConfig.data_dataset)),
     )
 
 
@@ -318,6 +321,22 @@ def sample_submission(trained: TrainedNetwork, split: str) -> Path | None:
     """Return the competition's sample for the test set, None for other splits and for data of another origin."""
     path = dataset_folder(trained.config.data_input_folder, trained.config.data_dataset) / SAMPLE_FILE
     return path if split == "test" and path.is_file() else None
+
+
+def output_path(config: PredictConfig, trained: TrainedNetwork, folder: Path) -> Path:
+    """Return the file to write: --output_file, or in ``folder`` submission.csv or ``predictions_<split>.csv``.
+
+    submission.csv and predictions_valid.csv are taken as the experiment's by other commands, so that predictions of
+    another dataset, and of validation images by views or by temperatures that were fitted to them, have other names.
+    """
+    name = "submission" if sample_submission(trained, config.split) else f"predictions_{config.split}"
+    if trained.config.data_dataset != trained.trained_on:
+        name += f"_{trained.config.data_dataset}"
+    if config.split == "valid":
+        name += "_tta" if config.tta is not None else "_calibrated" if config.calibrate else ""
+    path = config.output_file or folder / f"{name}.csv"
+    check_output("output_file", path)
+    return path
 
 
 def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, path: Path) -> None:

@@ -19,8 +19,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import GroupKFold
 
 from common.arguments import from_dict, to_dict
-from common.ensembling import clipped_logits
-from common.errors import UsageError
+from common.ensembling import align, clipped_logits
+from common.errors import UsageError, WorkError
 from common.experiment import create_experiment, experiment_folder
 from common.files import write_csv, write_json
 from common.metrics import binary_log_losses
@@ -43,6 +43,7 @@ from rsna_evaluation import (
     PREDICTION_FILES,
     describe,
     evaluate_predictions,
+    matching_predictions,
     pooled_metrics,
     write_evaluation,
 )
@@ -55,27 +56,36 @@ PARTS = 3  # of the patients, by which the number of trees is chosen
 def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
     """Fit, judge and write; print the scores and the experiment's folder, and return that.
 
-    Raises UsageError where a member is no finished cross-validation, or not of the same folds.
+    All is computed before anything is written. Raises UsageError where a member is no finished cross-validation, or
+    not of the same folds; WorkError where its files are of other images.
     """
     members = {name: experiment_folder(config.output_dir, name, "member") for name in config.members}
     options, folds = common_folds(members)
     dataset = dataset_folder(options.data_input_folder, options.data_dataset)
     metadata = read_metadata(dataset, described=True)
-    frames = {name: read_predictions(folder / PREDICTION_FILES[0]) for name, folder in members.items()}
     labelled = pd.concat([fold.valid for fold in folds])
+    files = {name: folder / PREDICTION_FILES[0] for name, folder in members.items()}
+    frames = {
+        name: matching_predictions(read_predictions(file), labelled.index, str(file)) for name, file in files.items()
+    }
     known = neighbour_table(frames, metadata, labelled.index, config.level_neighbours)
     parts = {
         fold.number: fit_predict(config, known.drop(index=fold.valid.index), labelled, known.loc[fold.valid.index])
         for fold in folds
     }
     predictions = pd.concat([frame for frame, _ in parts.values()]).loc[labelled.index]
+    submissions = {name: member / "submission.csv" for name, member in members.items()}
+    submission = None
+    if all(path.is_file() for path in submissions.values()):
+        submission = predict_test(config, submissions, metadata, labelled, known)
     written = to_dict(config) | {"data_input_folder": str(options.data_input_folder), "data_dataset": dataset.name}
     experiment = create_experiment(config.output_dir, config.experiment_id, written, typed)
     folder = experiment.folder
     write_csv(folder / PREDICTION_FILES[0], predictions, index=True)
-    submissions = {name: member / "submission.csv" for name, member in members.items()}
-    if all(path.is_file() for path in submissions.values()):
-        write_test(config, submissions, metadata, labelled, known, folder)
+    if submission is not None:
+        sample = next(iter(submissions.values()))
+        write_submission(submission, sample, folder / "submission.csv")
+        check_submission(folder / "submission.csv", sample)
     prevalences = labelled[list(LABELS)].mean().to_numpy(np.float64)
     targets = labelled[list(LABELS)].to_numpy(np.float64)
     scored = {name: frame.loc[labelled.index].to_numpy() for name, frame in frames.items()}
@@ -192,22 +202,30 @@ def mean_logit(known: pd.DataFrame, label: str) -> np.ndarray:
     return known[[name for name in known.columns if name.endswith(f"/{label}/+0")]].to_numpy().mean(axis=1)
 
 
-def write_test(
+def predict_test(
     config: SecondLevelConfig,
     submissions: Mapping[str, Path],
     metadata: pd.DataFrame,
     labels: pd.DataFrame,
     known: pd.DataFrame,
-    folder: Path,
-) -> None:
-    """Write the submission, by trees fitted to all out-of-fold predictions; images without a picture get the mean."""
-    frames = {name: read_predictions(path) for name, path in submissions.items()}
+) -> pd.DataFrame:
+    """Return the test images' probabilities by trees fitted to all out-of-fold predictions.
+
+    Images without a picture get the members' mean logit. Raises WorkError where the members' submissions don't cover
+    the same images, or none of the dataset's.
+    """
+    paths = {str(path): name for name, path in submissions.items()}
+    aligned = align({path: read_predictions(Path(path)) for path in paths})
+    frames = {paths[path]: frame for path, frame in aligned.items()}
     first = next(iter(frames.values()))
-    mean = np.mean([clipped_logits(frame.loc[first.index]) for frame in frames.values()], axis=0)
+    mean = np.mean([clipped_logits(frame) for frame in frames.values()], axis=0)
     result = pd.DataFrame(expit(mean), first.index, list(LABELS))
     pictured = first.index.intersection(metadata.index, sort=False)
+    if pictured.empty:
+        raise WorkError(
+            f"{next(iter(paths))}: predicts no image of the members' dataset; python predict.py --net_weight_file="
+            f"{next(iter(submissions.values())).parent} predicts its test images"
+        )
     asked = neighbour_table(frames, metadata, pictured, config.level_neighbours)
     result.loc[pictured] = fit_predict(config, known, labels, asked)[0].to_numpy()
-    sample = next(iter(submissions.values()))
-    write_submission(result, sample, folder / "submission.csv")
-    check_submission(folder / "submission.csv", sample)
+    return result

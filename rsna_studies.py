@@ -69,7 +69,19 @@ def predict_source(config: PredictConfig) -> Path:
     """Predict the studies of ``--source`` and write all to ``--predict_output``; return that folder."""
     images = stored_form(config)
     check_models(config)
+    made = not config.predict_output.exists()
     folder = new_folder(config.predict_output)
+    try:
+        predict_to(config, images, folder)
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+    print(NOTICE)
+    return folder
+
+
+def predict_to(config: PredictConfig, images: PreprocessingConfig, folder: Path) -> None:
+    """Predict the studies of ``--source`` and write all to an empty folder."""
     form = image_form(images)
     with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as work:
         inputs = Path(work)
@@ -85,8 +97,6 @@ def predict_source(config: PredictConfig) -> Path:
             print(describe_study(result))
             results.append(result)
     write_results(folder, model, results)
-    print(NOTICE)
-    return folder
 
 
 def new_folder(path: Path) -> Path:

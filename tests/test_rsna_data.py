@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import evaluate
+import predict
 import preprocessing
 import train
 from common.arguments import parse_args
@@ -89,6 +90,8 @@ def test_external_validation_leaves_out_the_patients_that_the_network_was_traine
     due = metadata[metadata[list(LABELS)].notna().all(axis=1) & ~metadata["patient_id"].isin(trained_on)]
     assert table["images"].unique().tolist() == [len(due)]
     assert "are of patients that the network was trained on: left out" in capsys.readouterr().out
+    there = [f"--net_weight_file={folder / 'best.pt'}", *there[:2], "--n_jobs=1"]
+    assert predict.main(there) == folder / "submission_again.csv"  # submission.csv is the training's dataset's
     assert set(training_rows(load_checkpoint(folder / "best.pt"), again)["patient_id"]) == trained_on
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
+import ensemble
 import evaluate
 from rsna_dataset import LABELS, read_metadata
 
@@ -72,6 +73,20 @@ def test_studies_are_judged_by_their_highest_slice(small_dataset, labelled, tmp_
     assert rows["any"]["log_loss"] == pytest.approx(log_loss(truth["any"], highest["any"], labels=[0, 1]), abs=1e-9)
 
 
+def test_the_constant_predictor_never_knows_the_prevalences_of_a_few_images_alone(
+    small_dataset, labelled, tmp_path, capsys
+) -> None:
+    """Such as those of --pre_holdout, which a cross-validation doesn't predict."""
+    most = labelled.iloc[3:]
+    make_up(most, 3, tmp_path / "most.csv")
+    table = run(small_dataset, f"--eval_file={tmp_path / 'most.csv'}")
+    losses = [log_loss(most[name], np.full(len(most), labelled[name].mean()), labels=[0, 1]) for name in LABELS]
+    assert table["constant_log_loss"].tolist()[:6] == pytest.approx(losses)
+    flags = [f"--ens_labels={small_dataset.folder / 'metadata.csv'}", "--ens_draws=100"]
+    ensemble.main([str(tmp_path / "most.csv"), *flags, f"--ens_output={tmp_path / 'out.csv'}"])
+    assert f"knows the prevalences of the {len(labelled)} labelled images" in capsys.readouterr().out
+
+
 def test_the_worst_images_come_first(small_dataset, labelled, tmp_path) -> None:
     frame = make_up(labelled, 3, tmp_path / "mine.csv")
     image = labelled.index[labelled["any"] == 1][0]
@@ -103,6 +118,7 @@ def test_predictions_of_other_images_are_not_compared(small_dataset, labelled, t
     code, text = refusal(capsys, *flags)
     assert code == 1
     assert f"no predictions for 1 of {len(labelled)} images ({labelled.index[0]})" in text
+    assert not list(tmp_path.glob("*evaluation*"))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +128,7 @@ def test_predictions_of_other_images_are_not_compared(small_dataset, labelled, t
         (("--experiment_id=1", "--eval_file=x.csv"), "either --experiment_id or --eval_file"),
         (("--eval_file=x.csv",), "--eval_file needs --data_dataset"),
         (("--eval_file=x.csv", "--data_dataset=y", "--tta=train_demo.json"), "--tta needs --experiment_id"),
+        (("--eval_file=x.csv", "--data_dataset=y", "--net_weights=ema"), "--net_weights needs --experiment_id"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(capsys, flags: tuple[str, ...], part: str) -> None:

@@ -148,3 +148,23 @@ def test_members_of_other_folds_and_what_is_no_cross_validation_are_refused(memb
         assert caught.value.code == 2
         assert said in capsys.readouterr().err
     assert sorted(folder.name for folder in member.parent.iterdir() if folder.is_dir()) == ["cv", "other"]
+
+
+def test_what_cannot_be_learnt_from_is_one_line_and_leaves_no_experiment(member: Path, capsys) -> None:
+    frame = read_predictions(member / "predictions_oof.csv")
+    for name, file, changed in (
+        ("short", "predictions_oof.csv", frame.iloc[1:]),
+        ("foreign", "submission.csv", frame.rename(index=lambda image: f"x{image}")),
+    ):
+        shutil.copytree(member, member.parent / name)
+        write_csv(member.parent / name / file, changed, index=True)
+    for names, code, said in (
+        (["cv", "short"], 1, f"no predictions for 1 of {len(frame)} images ({frame.index[0]})"),
+        (["foreign"], 1, "predicts no image of the members' dataset"),
+        (["cv", "cv"], 2, "cv is given twice"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            second_level.main([*names, f"--output_dir={member.parent}", *FEW, "--experiment_id=level"])
+        assert caught.value.code == code
+        assert said in capsys.readouterr().err
+    assert not (member.parent / "level").exists()

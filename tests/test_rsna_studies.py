@@ -186,6 +186,9 @@ def test_calibrated_predictions_are_those_of_the_temperatures_that_evaluate_fitt
     mapped = pd.read_csv(predict.main([*flags, "--calibrate=1", f"--output_file={tmp_path / 'c.csv'}"]), index_col="id")
     for name in LABELS:
         np.testing.assert_allclose(mapped[name], expit(logit(plain[name]) / temperatures[name]), rtol=1e-9)
+    written = (folder / "predictions_valid.csv").read_bytes()
+    assert predict.main([*flags, "--calibrate=1"]) == folder / "predictions_valid_calibrated.csv"
+    assert (folder / "predictions_valid.csv").read_bytes() == written  # which ensembles take as honest
     document = json.loads((folder / "calibration.json").read_text()) | {"iteration": 3}
     (folder / "calibration.json").write_text(json.dumps(document))
     with pytest.raises(SystemExit):
@@ -201,6 +204,7 @@ def test_what_can_not_be_predicted_is_one_line(small_dataset, weights, tmp_path,
     empty = tmp_path / "empty"
     empty.mkdir()
     assert refusal(capsys, empty, weights, output)[1].endswith("holds no files")
+    assert not output.exists()
     (empty / "text.txt").write_text("no image")
     code, line = refusal(capsys, empty, weights, output)
     assert (code, "none of 1 files gave an image" in line) == (1, True)
