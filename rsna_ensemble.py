@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import pandas as pd
 import yaml
 
 from common.arguments import to_dict
-from common.ensemble_fitting import FittedEnsemble, fit_nested, logit_correlations, weighted_loss
+from common.ensemble_fitting import FittedEnsemble, fit_nested, logit_correlations, outer_folds, weighted_loss
 from common.ensembling import align, build_link, combine, scaled_weights, stacked, weighted_mean
 from common.errors import UsageError, WorkError
-from common.evaluation.calibration import MAPS, Map, calibrated
+from common.evaluation.calibration import MAPS, Map
 from common.evaluation.resampling import PatientBootstrap, interval, verdict
 from common.experiment import create_experiment, experiment_folder
 from common.files import check_output, write_csv, write_json
@@ -254,12 +255,11 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
     if config.ens_calibrate != "none":
         maps = calibration_maps(config.ens_calibrate, predictions, targets)
         whole = mapped(_frame(whole, first), maps).to_numpy()
-        if fitted is None:
-            columns = zip(predictions.T, targets.T, strict=True)
-            predictions = np.column_stack([calibrated(*column, patients, config.ens_calibrate) for column in columns])
-        else:
-            mixed = [weighted_mean(linked[:, place], fold, link) for fold in fitted.fold_weights]
-            predictions = calibrated_by_fold(config.ens_calibrate, mixed, fitted.held, targets)
+        # As the weights of an outer fold, its maps are fitted without its patients; given weights are all folds' own.
+        held = outer_folds(patients, "ens_calibrate") if fitted is None else fitted.held
+        by_fold = itertools.repeat(weights, held.max() + 1) if fitted is None else fitted.fold_weights
+        mixed = (weighted_mean(linked[:, place], own, link) for own in by_fold)
+        predictions = calibrated_by_fold(config.ens_calibrate, mixed, held, targets)
         scored[CALIBRATED_ROW] = predictions
     whole[place] = predictions
     prevalences = _prevalences(members)
@@ -287,7 +287,7 @@ def calibration_maps(method: str, predictions: np.ndarray, targets: np.ndarray) 
     }
 
 
-def calibrated_by_fold(method: str, mixed: Sequence[np.ndarray], held: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def calibrated_by_fold(method: str, mixed: Iterable[np.ndarray], held: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return predictions (N, 6) of which each outer fold's are mapped by what the other images teach.
 
     ``mixed``: all images' predictions (N, 6) by the weights of each outer fold; ``held`` (N,): the one that each is in.

@@ -97,6 +97,21 @@ class FittedEnsemble:
     predictions: Array
 
 
+def outer_folds(patients: npt.ArrayLike, flag: str, folds: int = FOLDS) -> npt.NDArray[np.int64]:
+    """Return the outer fold (N,), from 0, that each image is in: whole patients, in at most ``folds`` of like size.
+
+    What is fitted without a fold is judged by it. Raises WorkError, naming ``flag``, for fewer than two patients.
+    """
+    groups = np.asarray(patients)
+    count = min(folds, len(np.unique(groups)))
+    if count < 2:
+        raise WorkError(f"--{flag}: all images are of one patient; what is fitted needs others to be judged by")
+    held = np.empty(len(groups), np.int64)
+    for number, (_, test) in enumerate(GroupKFold(count).split(groups, groups=groups)):
+        held[test] = number
+    return held
+
+
 def fit_nested(
     linked: Array, targets: Array, patients: npt.ArrayLike, link: Link, scale: Array, method: str, folds: int = FOLDS
 ) -> FittedEnsemble:
@@ -105,16 +120,12 @@ def fit_nested(
     All that the fit chooses is chosen again in each outer fold without that fold's patients. Raises WorkError for
     fewer than two patients.
     """
-    groups = np.asarray(patients)
-    count = min(folds, len(np.unique(groups)))
-    if count < 2:
-        raise WorkError("--ens_fit: all images are of one patient; weights need others to be judged by")
-    predictions = np.empty(targets.shape)
-    held, fold_weights = np.empty(len(targets), np.int64), []
-    for number, (train, test) in enumerate(GroupKFold(count).split(targets, groups=groups)):
-        held[test] = number
-        weights = FITS[method](linked[:, train], targets[train], link, scale)
-        predictions[test] = weighted_mean(linked[:, test], weights, link)
+    held = outer_folds(patients, "ens_fit", folds)
+    predictions, fold_weights = np.empty(targets.shape), []
+    for number in range(held.max() + 1):
+        own = held == number
+        weights = FITS[method](linked[:, ~own], targets[~own], link, scale)
+        predictions[own] = weighted_mean(linked[:, own], weights, link)
         fold_weights.append(weights)
     return FittedEnsemble(FITS[method](linked, targets, link, scale), np.stack(fold_weights), held, predictions)
 
