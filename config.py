@@ -725,7 +725,9 @@ class PredictConfig(TTAOptions, TrainedOptions):
         "chooses its weights; none: no",
     )
     calibrate: bool = option(
-        False, "1: probabilities by the temperatures of calibration.json beside the weights, which evaluate.py fits"
+        False,
+        "1: probabilities by the temperatures of calibration.json, which evaluate.py fits, beside the weights (of "
+        "--sequence beside its weights)",
     )
     split: str = option(
         "test",
@@ -774,8 +776,8 @@ class PredictConfig(TTAOptions, TrainedOptions):
                 "--sequence needs --source; a dataset's split is predicted by the sequence model's own file as "
                 "--net_weight_file"
             )
-        if self.sequence is not None and (self.tta is not None or self.calibrate):
-            raise UsageError("--sequence goes with neither --tta nor --calibrate")
+        if self.sequence is not None and self.tta is not None:
+            raise UsageError("--sequence doesn't go with --tta: the features that it learnt from are of single views")
         if self.feature_refit is not None and not self.features and self.sequence is None:
             raise UsageError("--feature_refit needs --features=1, or --sequence")
         if self.features and (self.tta is not None or self.calibrate or self.source or self.output_file):

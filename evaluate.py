@@ -42,6 +42,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         load_asked,
         load_views,
         predict_rows,
+        predict_whole_studies,
         split_rows,
         write_calibration,
     )
@@ -59,10 +60,11 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     name = f"evaluation_{config.data_dataset}" if external else "evaluation"
     frame = predict_rows(trained, rows)
     place = (rows, trained.prevalences, dataset_folder_of(trained), folder)
-    evaluation = report(config, frame, *place, name)
+    judged = predict_whole_studies(trained, rows)
+    evaluation = report(config, frame, *place, name, judged)
     if not external:
         print(compare_with_log(trained, evaluation.table))
-        write_calibration(trained, frame, rows, folder / CALIBRATION_FILE)
+        write_calibration(trained, frame, judged, rows, folder / CALIBRATION_FILE)
     if views is None:
         return evaluation.table
     augmented = predict_rows(trained, rows, views)
@@ -145,6 +147,7 @@ def report(
     dataset: Path,
     folder: Path,
     name: str,
+    judged: pd.DataFrame | None = None,
 ) -> Evaluation:
     """Evaluate, write files ``<name>…`` to ``folder``, print what was found and the comparison that is asked for."""
     from common.files import write_csv
@@ -163,7 +166,7 @@ def report(
     if config.eval_compare is not None:
         theirs = matching_predictions(read_other(config), rows.index, config.eval_compare)
     described = described_images(dataset, config.eval_truth)
-    evaluation = evaluate_predictions(frame, rows, prevalences, config.eval_draws, described)
+    evaluation = evaluate_predictions(frame, rows, prevalences, config.eval_draws, described, judged)
     path = write_evaluation(evaluation, folder, name)
     columns = ["log_loss", "constant_log_loss", "auroc", "average_precision", "positives", "images"]
     print(format_table(evaluation.table[columns]))

@@ -58,8 +58,8 @@ def predict_split(config: PredictConfig) -> Path:
     # Here, so that --help and a wrong flag answer at once.
     from common.evaluation.calibration import calibration_of
     from rsna_prediction import (
+        asked_calibration,
         load_asked,
-        load_calibration,
         load_views,
         output_path,
         predict_rows,
@@ -71,12 +71,12 @@ def predict_split(config: PredictConfig) -> Path:
     trained = load_asked(config, config.net_weight_file)
     rows = split_rows(trained, config.split)
     path = output_path(config, trained, config.net_weight_file.parent)
-    calibration = load_calibration(config, trained)
+    calibration = asked_calibration(config, config.net_weight_file, trained)
     frame = predict_rows(trained, rows, load_views(trained, config))
     if calibration is not None:
-        frame = calibration_of(frame, calibration)
+        frame = calibration_of(frame, calibration.slices)
     write_predictions(trained, frame, config.split, path)
-    studies = write_studies(trained, rows, path)
+    studies = write_studies(trained, rows, path, calibration)
     if studies is not None:
         print(studies)
     return path

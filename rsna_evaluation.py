@@ -39,6 +39,7 @@ from rsna_dataset import (
 SEED = 0
 WORST = 50
 FEW_PATIENTS = 20
+SAME_STUDY = 1e-6  # apart at most: the model says of a study what its highest slices say
 SHOWN = {
     "log_loss": "log loss",
     "brier": "Brier",
@@ -56,7 +57,8 @@ class Evaluation:
     """What :func:`evaluate_predictions` found.
 
     ``table``: a row for each label and ``weighted``, the metrics with their intervals beside the constant predictor's.
-    ``document``: all of it in JSON's types. ``worst``: the images with the highest weighted log loss.
+    ``document``: all of it in JSON's types. ``worst``: the images with the highest weighted log loss. ``judged``: what
+    the model itself says of the studies, where that is more than their highest slices.
     """
 
     study: ReaderStudy
@@ -64,6 +66,7 @@ class Evaluation:
     table: pd.DataFrame
     document: dict[str, Any]
     worst: pd.DataFrame
+    judged: ReaderStudy | None = None
 
 
 def experiment_predictions(folder: Path) -> Path:
@@ -106,11 +109,17 @@ def pooled_metrics(frame: pd.DataFrame, targets: pd.DataFrame) -> dict[str, floa
 
 
 def evaluate_predictions(
-    frame: pd.DataFrame, rows: pd.DataFrame, prevalences: np.ndarray, draws: int, described: pd.DataFrame | None = None
+    frame: pd.DataFrame,
+    rows: pd.DataFrame,
+    prevalences: np.ndarray,
+    draws: int,
+    described: pd.DataFrame | None = None,
+    judged: pd.DataFrame | None = None,
 ) -> Evaluation:
     """Evaluate probabilities ``frame`` of the labelled ``rows`` (the same ids in the same order), slices and studies.
 
-    ``prevalences`` (C,) are the constant predictor's; ``described`` the dataset's metadata, for the strata.
+    ``prevalences`` (C,) are the constant predictor's; ``described`` the dataset's metadata, for the strata; ``judged``
+    what the model itself says of whole studies (index ``study_id``).
     """
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
     patients = known_patients(rows)
@@ -140,16 +149,28 @@ def evaluate_predictions(
         "largest_error_of_binned_scores": study.binning_errors(),
         "worst_images": records(worst.head(10)),
     }
-    return Evaluation(study, studies, table, document, worst)
+    own = None if judged is None else study_level(predictions, targets, rows, draws, judged)
+    if own is None or np.allclose(own.predictions, studies.predictions, rtol=0, atol=SAME_STUDY):
+        return Evaluation(study, studies, table, document, worst)
+    document["study_output"] = records(own.intervals().reset_index())
+    document["study_output_against_highest_slice"] = records(comparison(own, studies))
+    return Evaluation(study, studies, table, document, worst, own)
 
 
-def study_level(predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame, draws: int) -> ReaderStudy:
-    """Return the same for studies: of each label the highest probability and the highest target of the slices."""
+def study_level(
+    predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame, draws: int, judged: pd.DataFrame | None = None
+) -> ReaderStudy:
+    """Return the same for studies: of each label the highest probability and the highest target of the slices.
+
+    With ``judged`` (index ``study_id``) the probabilities are these.
+    """
     patients = pd.Series(known_patients(rows), index=rows.index)
     studies = rows["study_id"].where(rows["study_id"] != "", patients).to_numpy(dtype=str)
     first = pd.Series(patients.to_numpy()).groupby(studies).first()  # sorted, as by_group
     bootstrap = PatientBootstrap(first.to_numpy(dtype=str), draws, SEED)
-    return ReaderStudy(by_group(predictions, studies), by_group(targets, studies), bootstrap, LABELS, LABEL_WEIGHTS)
+    highest = by_group(predictions, studies)
+    values = highest if judged is None else judged.loc[np.unique(studies), list(LABELS)].to_numpy(np.float64)
+    return ReaderStudy(values, by_group(targets, studies), bootstrap, LABELS, LABEL_WEIGHTS)
 
 
 def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, np.ndarray]:
@@ -260,6 +281,13 @@ def describe(evaluation: Evaluation) -> str:
         format_table(interval_texts(evaluation.studies.intervals()).rename_axis("studies (highest slice)")),
         "",
     ]
+    if evaluation.judged is not None:
+        change = difference_lines(comparison(evaluation.judged, evaluation.studies))[0]
+        lines += [
+            format_table(interval_texts(evaluation.judged.intervals()).rename_axis("studies (the model's output)")),
+            f"studies, the model's output against the highest slice: {' '.join(change.split())}",
+            "",
+        ]
     if document["patients"] < FEW_PATIENTS:
         lines.insert(1, "few patients: the true uncertainty is larger than such intervals say")
     for point in document["operating_points"]["slice_level"]:
@@ -329,18 +357,24 @@ def compare(evaluation: Evaluation, other: Evaluation) -> tuple[pd.DataFrame, pd
 
 def describe_comparison(differences: pd.DataFrame, areas: pd.DataFrame, first: str, second: str) -> str:
     """Return a comparison as text: a line for each metric of the weighted row, and DeLong's test of ``any``."""
-    lines = [f"{first} against {second}, paired over patients:"]
-    for row in differences[differences["label"] == WEIGHTED].itertuples():
-        direction = "lower is better" if SMALLER_IS_BETTER[row.metric] else "higher is better"
-        found = f"[{row.low:+.5f}, {row.high:+.5f}] {row.verdict}" if row.verdict else "no interval: too few cases"
-        change = f"{row.first:.5f} - {row.second:.5f} = {row.difference:+.5f}"
-        lines.append(f"  {SHOWN[row.metric]:18} {change} {found} ({direction})")
+    lines = [f"{first} against {second}, paired over patients:", *difference_lines(differences)]
     for row in areas[areas["label"] == "any"].itertuples():
         lines.append(
             f"  AUROC of any, studies {row.first:.4f} - {row.second:.4f} = {row.difference:+.4f}, "
             f"DeLong p = {row.p_value:.3g}"
         )
     return "\n".join(lines)
+
+
+def difference_lines(differences: pd.DataFrame) -> list[str]:
+    """Return a line for each metric of the weighted row of a comparison, log loss first."""
+    lines = []
+    for row in differences[differences["label"] == WEIGHTED].itertuples():
+        direction = "lower is better" if SMALLER_IS_BETTER[row.metric] else "higher is better"
+        found = f"[{row.low:+.5f}, {row.high:+.5f}] {row.verdict}" if row.verdict else "no interval: too few cases"
+        change = f"{row.first:.5f} - {row.second:.5f} = {row.difference:+.5f}"
+        lines.append(f"  {SHOWN[row.metric]:18} {change} {found} ({direction})")
+    return lines
 
 
 def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFrame, draws: int) -> str:

@@ -18,7 +18,7 @@ from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, met
 from common.console import progress
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.evaluation.calibration import fit_temperatures
+from common.evaluation.calibration import calibration_of, fit_temperatures
 from common.files import check_output, write_csv, write_json
 from common.hardware import loader_workers, select_amp_dtype, select_device
 from common.models.weights import load_weights
@@ -97,10 +97,7 @@ def load_network(
     pipeline = None
     if config.net_kind == SEQUENCE:
         if not sequences:
-            raise UsageError(
-                f"{weight_file}: a sequence model, which sees features and no pictures; use the slice network's file "
-                "(for --source its cross-validation's folder, and this file as --sequence)"
-            )
+            raise sequence_alone(weight_file)
         model = build_architecture(config, feature_width(state, weight_file))
     else:
         pipeline = checkpoint_pipeline(checkpoint, config, weight_file)
@@ -118,6 +115,14 @@ def load_network(
         name,
         checkpoint.get("data_hash"),
         str(checkpoint["config"].get("data_dataset", TrainConfig.data_dataset)),
+    )
+
+
+def sequence_alone(weight_file: Path) -> UsageError:
+    """Return what is said of a sequence model where a slice network is needed."""
+    return UsageError(
+        f"{weight_file}: a sequence model, which sees features and no pictures; use the slice network's file (for "
+        "--source its cross-validation's folder, and this file as --sequence)"
     )
 
 
@@ -212,36 +217,73 @@ def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) 
     return Views([FixedView(placed, view) for view in range(config.tta_views)], config.tta_mean)
 
 
-def write_calibration(trained: TrainedNetwork, frame: pd.DataFrame, rows: pd.DataFrame, path: Path) -> None:
-    """Fit a temperature for each label to predictions of the validation images, and write which weights it is for."""
-    temperatures = fit_temperatures(frame[list(LABELS)], rows[list(LABELS)])
-    write_json(path, {"weights": trained.weights, "iteration": trained.iteration, "temperatures": temperatures})
+@dataclass(frozen=True)
+class Calibration:
+    """Temperatures by label: of slices' logits, and of studies' where the network judges them too."""
+
+    slices: dict[str, float]
+    studies: dict[str, float] | None
 
 
-def load_calibration(config: PredictConfig, trained: TrainedNetwork) -> dict[str, float] | None:
-    """Return the temperatures of ``calibration.json`` beside the weights; None without --calibrate.
+def write_calibration(
+    trained: TrainedNetwork, frame: pd.DataFrame, judged: pd.DataFrame | None, rows: pd.DataFrame, path: Path
+) -> None:
+    """Fit a temperature for each label to predictions of the validation images, and write which weights it is for.
 
-    Raises UsageError where there are none, or they belong to other weights.
+    ``judged``: what the network says of whole studies (index ``study_id``), None of one that says nothing of them.
     """
-    if not config.calibrate:
-        return None
-    path = config.net_weight_file.parent / CALIBRATION_FILE
+    document = {
+        "weights": trained.weights,
+        "iteration": trained.iteration,
+        "temperatures": fit_temperatures(frame[list(LABELS)], rows[list(LABELS)]),
+    }
+    if judged is not None:
+        truth = rows.groupby("study_id")[list(LABELS)].max().loc[judged.index]
+        document["study_temperatures"] = fit_temperatures(judged[list(LABELS)], truth)
+    write_json(path, document)
+
+
+def load_calibration(weight_file: Path, weights: str, iteration: int, *, studies: bool) -> Calibration:
+    """Return the temperatures of ``calibration.json`` beside ``weight_file``; with ``studies`` those of them too.
+
+    Raises UsageError where there are none, or they belong to other ``weights`` of the file; WorkError where they are
+    damaged.
+    """
+    path = weight_file.parent / CALIBRATION_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        temperatures = {name: float(document["temperatures"][name]) for name in LABELS}
+        found = Calibration(
+            _temperatures(document["temperatures"]), _temperatures(document["study_temperatures"]) if studies else None
+        )
         made_for = (document["weights"], document["iteration"])
-        if not all(0 < value < float("inf") for value in temperatures.values()):
-            raise ValueError("a temperature is not positive")
     except OSError:
         raise UsageError(f"--calibrate=1: there is no {path}; python evaluate.py --experiment_id=… makes it") from None
     except (ValueError, TypeError, KeyError):
-        raise WorkError(f"{path}: damaged; evaluate the experiment again") from None
-    if made_for != (trained.weights, trained.iteration):
+        raise WorkError(
+            f"{path}: damaged, or written by an earlier version that fitted less; evaluate the experiment again"
+        ) from None
+    if made_for != (weights, iteration):
         raise UsageError(
             f"--calibrate=1: {path} belongs to the weights {made_for[0]} of iteration {made_for[1]}, not to "
-            f"{trained.weights} of iteration {trained.iteration}; evaluate these"
+            f"{weights} of iteration {iteration}; evaluate these"
         )
-    return temperatures
+    return found
+
+
+def _temperatures(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the temperature of each label; ValueError for one that is not positive, KeyError where one is missing."""
+    found = {name: float(values[name]) for name in LABELS}
+    if not all(0 < value < float("inf") for value in found.values()):
+        raise ValueError("a temperature is not positive")
+    return found
+
+
+def asked_calibration(config: PredictConfig, weight_file: Path, trained: TrainedNetwork) -> Calibration | None:
+    """Return the calibration of a network where --calibrate asks for it; errors as :func:`load_calibration`."""
+    if not config.calibrate:
+        return None
+    judges = trained.config.net_kind in NETWORKS
+    return load_calibration(weight_file, trained.weights, trained.iteration, studies=judges)
 
 
 def dataset_folder_of(trained: TrainedNetwork) -> Path:
@@ -363,11 +405,15 @@ def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, 
     check_submission(path, sample_path)
 
 
-def write_studies(trained: TrainedNetwork, rows: pd.DataFrame, path: Path) -> Path | None:
+def write_studies(
+    trained: TrainedNetwork, rows: pd.DataFrame, path: Path, calibration: Calibration | None = None
+) -> Path | None:
     """Write the probabilities of whole studies beside those of their slices in ``path``; None of a slice network."""
     studies = predict_whole_studies(trained, rows)
     if studies is None:
         return None
+    if calibration is not None:
+        studies = calibration_of(studies, calibration.studies)
     write_csv(studies_file(path), studies, index=True)
     return studies_file(path)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 
-from common.checkpoint import load_checkpoint
+from common.checkpoint import chosen_weights, load_checkpoint
 from common.ensembling import combine
 from common.errors import UsageError
 from common.evaluation.calibration import calibration_of
@@ -29,13 +29,17 @@ from rsna_fold_models import (
     read_refit_alignment,
 )
 from rsna_prediction import (
+    NETWORKS,
+    Calibration,
     TrainedNetwork,
     Views,
+    asked_calibration,
     load_calibration,
     load_network,
     load_views,
     predict_rows,
     predict_whole_studies,
+    sequence_alone,
 )
 from rsna_sequence import features_hash, predict_slices, predict_studies, sequence_options
 
@@ -80,7 +84,7 @@ class SliceModels:
 
     networks: Mapping[str, TrainedNetwork]
     views: Mapping[str, Views | None]
-    calibration: dict[str, float] | None
+    calibration: Calibration | None
 
     def predict(self, rows: pd.DataFrame) -> Predicted:
         """Predict one study."""
@@ -89,11 +93,14 @@ class SliceModels:
         }
         frame = combine(frames, [1.0] * len(frames), "mean")
         if self.calibration is not None:
-            frame = calibration_of(frame, self.calibration)
+            frame = calibration_of(frame, self.calibration.slices)
         if not self.judges_studies:
             return Predicted(frame, frame[list(LABELS)].max())
-        studies = {name: predict_whole_studies(network, rows, workers=0) for name, network in self.networks.items()}
-        return Predicted(frame, combine(studies, [1.0] * len(studies), "mean").iloc[0][list(LABELS)])
+        parts = {name: predict_whole_studies(network, rows, workers=0) for name, network in self.networks.items()}
+        studies = combine(parts, [1.0] * len(parts), "mean")
+        if self.calibration is not None:
+            studies = calibration_of(studies, self.calibration.studies)
+        return Predicted(frame, studies.iloc[0][list(LABELS)])
 
     @property
     def judges_studies(self) -> bool:
@@ -129,6 +136,7 @@ class SequenceModels:
     networks: Mapping[str, TrainedNetwork]
     alignments: Mapping[str, Alignment]
     sequences: Mapping[str, TrainedNetwork]
+    calibration: Calibration | None
 
     def predict(self, rows: pd.DataFrame) -> Predicted:
         """Predict one study."""
@@ -142,6 +150,9 @@ class SequenceModels:
             combine({str(number): frame for number, frame in enumerate(frames)}, [1.0] * len(frames), "mean")
             for frames in parts.values()
         )
+        if self.calibration is not None:
+            slices = calibration_of(slices, self.calibration.slices)
+            study = calibration_of(study, self.calibration.studies)
         return Predicted(slices, study.iloc[0][list(LABELS)])
 
     def describe(self) -> str:
@@ -157,7 +168,7 @@ class SequenceModels:
             "slices": network_documents(self.networks),
             "sequences": network_documents(self.sequences),
             "study": study_rule(next(iter(self.sequences.values()))),
-            "calibrated": False,
+            "calibrated": self.calibration is not None,
             "views": 0,
         }
 
@@ -213,8 +224,11 @@ def first_weight_file(path: Path) -> Path:
 def check_models(config: PredictConfig) -> None:
     """Raise UsageError, before there is any output, for models and options that don't go together."""
     folder = config.net_weight_file.is_dir()
-    if folder and config.calibrate:
-        raise UsageError("--calibrate=1 needs one model's weights; a cross-validation has several")
+    slice_file = first_weight_file(config.net_weight_file)
+    if load_checkpoint(slice_file)["config"].get("net_kind") == SEQUENCE:
+        raise sequence_alone(slice_file)
+    if config.calibrate:
+        check_calibration(config)
     if config.sequence is None:
         return
     if not folder:
@@ -226,6 +240,17 @@ def check_models(config: PredictConfig) -> None:
     load_sequences(config, config.net_weight_file)
 
 
+def check_calibration(config: PredictConfig) -> None:
+    """Raise UsageError where what predicts is several models, or has no temperatures; errors as load_calibration's."""
+    files = {"": config.net_weight_file} if config.sequence is None else sequence_files(config.sequence)
+    (file,) = files.values() if len(files) == 1 else [None]
+    if file is None or file.is_dir():
+        raise UsageError("--calibrate=1 needs one model's weights; a cross-validation has several")
+    checkpoint = load_checkpoint(file)
+    judges = checkpoint["config"].get("net_kind") in NETWORKS
+    load_calibration(file, chosen_weights(checkpoint, config.net_weights)[0], checkpoint["iteration"], studies=judges)
+
+
 def load_study_model(config: PredictConfig) -> StudyModel:
     """Load what ``--net_weight_file`` and ``--sequence`` name, for the dataset that ``config`` names.
 
@@ -235,24 +260,34 @@ def load_study_model(config: PredictConfig) -> StudyModel:
     options = (config.n_jobs, config.data_input_folder, config.data_dataset)
     if config.sequence is not None:
         sequences = load_sequences(config, path)
+        (name, first), *_ = sequences.items()
+        calibration = asked_calibration(config, sequence_files(config.sequence)[name], first)
         if config.feature_refit is not None:
             refit = load_refit(config)
-            return SequenceModels(path, {REFIT: refit}, {REFIT: read_refit_alignment(config, refit)}, sequences)
+            maps = {REFIT: read_refit_alignment(config, refit)}
+            return SequenceModels(path, {REFIT: refit}, maps, sequences, calibration)
         document = read_document(path / FOLDERS[OUT_OF_FOLD])
         alignments = {fold_key(fold): alignment for fold, alignment in read_alignments(path).items()}
         chosen = {int(fold): facts["chosen"] for fold, facts in document["folds"].items()}
         folds = load_fold_models(config, path, chosen)
         check_made_by(document, folds, path)
-        return SequenceModels(path, {fold_key(fold): model for fold, model in folds.items()}, alignments, sequences)
+        networks = {fold_key(fold): model for fold, model in folds.items()}
+        return SequenceModels(path, networks, alignments, sequences, calibration)
     if path.is_dir():
         networks = {fold_key(fold): network for fold, network in load_fold_models(config, path).items()}
     else:
         networks = {path.name: load_network(path, *options, config.net_weights)}
-    if config.calibrate and networks[path.name].config.net_kind == STUDY:
-        raise UsageError("--calibrate=1: the temperatures are slices', and this network also judges studies")
-    calibration = load_calibration(config, networks[path.name]) if config.calibrate else None
+    calibration = None if path.is_dir() else asked_calibration(config, path, networks[path.name])
     views = {name: load_views(network, config) for name, network in networks.items()}
     return SliceModels(networks, views, calibration)
+
+
+def sequence_files(path: Path) -> dict[str, Path]:
+    """Return the weight files of ``--sequence``: a file, an experiment's best.pt, or a cross-validation's by fold."""
+    if is_cross_validation(path):
+        return {fold_key(fold): path / facts["weights"] for fold, facts in finished_folds(path).items()}
+    file = path / "best.pt" if path.is_dir() else path
+    return {file.name: file}
 
 
 def load_sequences(config: PredictConfig, parent: Path) -> dict[str, TrainedNetwork]:
@@ -262,14 +297,9 @@ def load_sequences(config: PredictConfig, parent: Path) -> dict[str, TrainedNetw
     cross-validation ``parent``.
     """
     path = config.sequence
-    if is_cross_validation(path):
-        files = {fold_key(fold): path / facts["weights"] for fold, facts in finished_folds(path).items()}
-    else:
-        file = path / "best.pt" if path.is_dir() else path
-        files = {file.name: file}
     due = features_hash(parent / FOLDERS[OUT_OF_FOLD])
     found = {}
-    for name, file in files.items():
+    for name, file in sequence_files(path).items():
         checkpoint = load_checkpoint(file)
         if checkpoint["config"].get("net_kind") != SEQUENCE:
             raise UsageError(f"--sequence={path}: {file} is no sequence model; a slice network is a --net_weight_file")

@@ -10,8 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit, logit
+from sklearn.metrics import log_loss
 
+import evaluate
 import predict
+from common.evaluation.calibration import fit_temperatures
 from rsna_dataset import LABELS, read_metadata, read_predictions
 from tests.conftest import SmallDataset, cross_validated
 
@@ -98,6 +102,50 @@ def test_several_sequence_models_give_their_mean(with_features, sequences, small
     assert (parts[0] - parts[1]).abs().max(axis=None) > 1e-3
 
 
+def test_a_sequence_model_is_judged_and_calibrated_on_slices_and_studies(
+    with_features, sequences, small_dataset, tmp_path, capsys
+) -> None:
+    shutil.copytree(sequences / "fold_0", tmp_path / "results" / "one")
+    file = tmp_path / "results" / "one" / "best.pt"
+    evaluate.main(["--experiment_id=one", f"--output_dir={file.parent.parent}", "--eval_draws=100", "--n_jobs=1"])
+    printed = capsys.readouterr().out
+    assert "studies (the model's output)" in printed
+    assert "the model's output against the highest slice: log loss" in printed
+    flags = [f"--net_weight_file={file}", "--split=valid", "--n_jobs=1"]
+    predict.main([*flags, f"--output_file={tmp_path / 'v.csv'}"])
+    judged = pd.read_csv(tmp_path / "v_studies.csv", index_col="study_id")
+    rows = read_metadata(small_dataset.folder)
+    truth = rows.groupby("study_id")[list(LABELS)].max().loc[judged.index]
+    document = json.loads((file.parent / "evaluation.json").read_text())
+    for row in document["study_output"][: len(LABELS)]:
+        name = row["label"]
+        assert row["log_loss"] == pytest.approx(log_loss(truth[name], judged[name], labels=[0, 1]), abs=1e-9)
+    assert "Studies (the model" in (file.parent / "evaluation.html").read_text()
+    temperatures = json.loads((file.parent / "calibration.json").read_text())
+    assert temperatures["study_temperatures"] == fit_temperatures(judged[list(LABELS)], truth)
+
+    source = small_dataset.source / "stage_2_test"
+    plain, mapped = (
+        run(source, with_features, tmp_path / name, f"--sequence={file}", *more)
+        for name, more in (("plain", []), ("mapped", ["--calibrate=1"]))
+    )
+    for table, index, key in (
+        ("slices.csv", "id", "temperatures"), ("studies.csv", "study_id", "study_temperatures")
+    ):  # fmt: skip
+        before, after = (pd.read_csv(output / table, index_col=index) for output in (plain, mapped))
+        for name in LABELS:
+            expected = expit(logit(before[name]) / temperatures[key][name])
+            np.testing.assert_allclose(after[name], expected, rtol=1e-5)
+    assert json.loads((mapped / "predictions.json").read_text())["models"]["calibrated"]
+    path = predict.main([f"--net_weight_file={file}", "--calibrate=1", f"--output_file={tmp_path / 's.csv'}"])
+    slices = slices_of(mapped)
+    np.testing.assert_allclose(slices, read_predictions(path).loc[slices.index], atol=TOLERANCE)
+    studies, of_dataset = (
+        pd.read_csv(x, index_col="study_id") for x in (mapped / "studies.csv", tmp_path / "s_studies.csv")
+    )
+    np.testing.assert_allclose(studies[list(LABELS)], of_dataset.loc[studies.index, list(LABELS)], atol=TOLERANCE)
+
+
 def damage(copy: Path, what: str) -> None:
     """Make of a cross-validation with features one that the sequence model doesn't belong to."""
     info = copy / "features/train/features.json"
@@ -156,7 +204,9 @@ def test_models_and_options_that_do_not_go_together_are_one_line(
         (with_features, [f"--sequence={slice_file}"], "is no sequence model"),
         (with_features, [f"--sequence={tmp_path / 'none.pt'}"], "no such weight file"),
         (with_features, ["--calibrate=1"], "--calibrate=1 needs one model's weights"),
-        (with_features, [f"--sequence={sequence_file}", "--tta=train_demo.json"], "goes with neither --tta"),
+        (with_features, [f"--sequence={sequence_file}", "--tta=train_demo.json"], "--sequence doesn't go with --tta"),
+        (with_features, [f"--sequence={sequences}", "--calibrate=1"], "--calibrate=1 needs one model's weights"),
+        (with_features, [f"--sequence={sequence_file}", "--calibrate=1"], "evaluate.py --experiment_id=… makes it"),
         (finished / "fold_0", [], "is no cross-validation's folder"),
     ]:
         with pytest.raises(SystemExit) as ended:
@@ -173,3 +223,4 @@ def test_a_sequence_model_alone_is_told_where_it_belongs(sequences, small_datase
     with pytest.raises(SystemExit):
         run(small_dataset.source / "stage_2_test", sequences / "fold_0" / "best.pt", tmp_path / "out")
     assert "as --sequence" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()  # before any file is read

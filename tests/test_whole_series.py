@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit, logit
 
 import evaluate
 import export
@@ -154,6 +155,16 @@ def test_it_is_evaluated_and_predicts_slices_and_studies(trained: Path, finished
     np.testing.assert_allclose(slices, expected.loc[slices.index], atol=1e-5)
     of_files = pd.read_csv(output / "studies.csv", index_col="study_id")[list(LABELS)]
     np.testing.assert_allclose(of_files, studies.loc[of_files.index, list(LABELS)], atol=1e-5)
+    source[1:] = [f"--predict_output={tmp_path / 'mapped'}", place, "--calibrate=1"]
+    mapped = predict.main([f"--net_weight_file={trained / 'best.pt'}", *source, "--n_jobs=1"])
+    temperatures = json.loads((trained / "calibration.json").read_text())
+    for table, index, key in (
+        ("slices.csv", "id", "temperatures"),
+        ("studies.csv", "study_id", "study_temperatures"),
+    ):
+        before, after = (pd.read_csv(folder / table, index_col=index) for folder in (output, mapped))
+        for name in LABELS:
+            np.testing.assert_allclose(after[name], expit(logit(before[name]) / temperatures[key][name]), rtol=1e-4)
     models = json.loads((output / "predictions.json").read_text())["models"]
     assert models["slices"][0]["model"] == "resnet10t and gru"
     assert models["study"] == "sequence model (learned)"

@@ -45,8 +45,12 @@ def evaluation_sections(
     ``document``: what evaluate.py writes as JSON; ``predictions``, ``targets`` (N, C) are the slices' it was made of.
     """
     note = f"95 % intervals over {document['patients']} patients, {document['draws']} draws."
-    levels = (("slice_level", "Slices"), ("study_level", "Studies (highest slice)"))
-    tables = [page.table(title, interval_table(document[key]), note) for key, title in levels]
+    levels = (
+        ("slice_level", "Slices"),
+        ("study_level", "Studies (highest slice)"),
+        ("study_output", "Studies (the model's output)"),
+    )
+    tables = [page.table(title, interval_table(document[key]), note) for key, title in levels if key in document]
     curves = (roc_chart(predictions, targets, names), recall_chart(predictions, targets, names))
     calibrated = calibration_texts(document["calibration"])
     confusion = confusion_table(document["operating_points"]["slice_level"], predictions, targets, names)
