@@ -116,11 +116,15 @@ def test_evaluate_reproduces_the_best_logged_value(trained, capsys) -> None:
     assert list(written.index) == [*LABELS, "weighted"]
 
 
-def test_evaluate_on_another_dataset_takes_all_its_labelled_images(trained, small_dataset, capsys) -> None:
+def test_evaluate_on_a_dataset_takes_its_labelled_images_of_patients_it_was_not_trained_on(
+    trained, small_dataset, capsys
+) -> None:
     flags = [f"--experiment_id={trained.folder.name}", f"--output_dir={trained.output_dir}"]
     table = evaluate.main([*flags, "--data_dataset=phantom"])
     labelled = read_metadata(small_dataset.folder).query("split == 'train'")
-    assert table.loc["weighted", "images"] == len(labelled)
+    fold = read_fold(small_dataset.folder, "phantom", 0)
+    seen = fold["patient_id"][fold["sample_type"] == "train"]
+    assert table.loc["weighted", "images"] == (~labelled["patient_id"].isin(seen)).sum()
     assert (trained.folder / "evaluation_phantom.csv").is_file()
     assert "the logged" not in capsys.readouterr().out
 
