@@ -11,10 +11,10 @@ from common.arguments import parse_args
 from common.errors import EXIT_RESUMABLE, Interrupted, UsageError, WorkError
 from common.reports.experiment import duration
 from common.reports.leaderboard import REPORT_FILE
-from common.reports.record import read_record
+from common.reports.record import STATUS_FILE, read_record
 from common.statistics import WEIGHTED_ROW, format_table
 from common.sweeps.plan import Planned, planned, read_grid, read_lines
-from common.sweeps.runner import Outcome, Runner, slots
+from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.sweeps.search import BEST_FILE, Search, read_space
 from config import SweepConfig, TrainConfig
 from rsna_report import METRIC, write_leaderboard
@@ -66,7 +66,7 @@ def check_flags(flags: Sequence[str]) -> None:
 
 def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) -> str:
     """Return the last lines: where everything is, and for several experiments how each of them ended."""
-    if len(outcomes) != 1 or outcomes[0].code or outcomes[0].folder is None:
+    if len(outcomes) != 1 or outcomes[0].code or outcomes[0].said or outcomes[0].folder is None:
         return f"{format_table(summary(outcomes, results))}\n\nleaderboard               {leaderboard}"
     folder, outputs = outcomes[0].folder, outcomes[0].outputs
     rows = {"report": folder / REPORT_FILE, "leaderboard": leaderboard, "experiment": folder}
@@ -81,9 +81,10 @@ def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) ->
 
 def plan(lines: Sequence[Sequence[str]], config: SweepConfig) -> list[Planned]:
     """Return what is to run, each line checked as train.py would; UsageError, naming the line, for what it refuses."""
-    shared = [f"--output_dir={config.output_dir}", *verbosity_flags(config)]
+    place = f"--output_dir={config.output_dir}"
     experiments = []
     for number, line in enumerate(lines, start=1):
+        shared = [*([] if place in line else [place]), *verbosity_flags(config)]
         flags = [*shared, *([] if has(line, "data_dataset") else data_flags(config)), *line]
         try:
             parse_args(TrainConfig, flags)
@@ -108,15 +109,26 @@ def data_flags(config: SweepConfig) -> list[str]:
 
 
 def steps(folder: Path, config: SweepConfig) -> list[list[str]]:
-    """Return what follows a training: evaluation, and a prediction of the test images."""
+    """Return what is still to follow a training: evaluation, and a prediction of the test images."""
     if not config.evaluate:
         return []
     weights = folder / "best.pt"  # a cross-validation has some in each fold, and is predicted by all
-    commands = [
-        ["evaluate.py", f"--experiment_id={folder.name}", f"--output_dir={folder.parent}"],
-        ["predict.py", f"--net_weight_file={weights if weights.is_file() else folder}", "--split=test"],
-    ]
-    return [[*command, *verbosity_flags(config)] for command in commands]
+    commands = {
+        ("evaluation.csv",): ["evaluate.py", f"--experiment_id={folder.name}", f"--output_dir={folder.parent}"],
+        ("submission.csv", "predictions_test.csv"): [
+            "predict.py",
+            f"--net_weight_file={weights if weights.is_file() else folder}",
+            "--split=test",
+        ],
+    }
+    left = [command for names, command in commands.items() if not any(is_done(folder / name) for name in names)]
+    return [[*command, *verbosity_flags(config)] for command in left]
+
+
+def is_done(path: Path) -> bool:
+    """Whether what follows a training was written after its end; of a run that went on later it is out of date."""
+    ended = path.parent / STATUS_FILE
+    return path.is_file() and not (ended.is_file() and path.stat().st_mtime_ns < ended.stat().st_mtime_ns)
 
 
 def verbosity_flags(config: SweepConfig) -> list[str]:
@@ -131,6 +143,13 @@ def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:
         name = outcome.folder.name if outcome.folder else outcome.planned.name or str(outcome.planned)
         folder = results / name
         best = read_record(folder).best(METRIC) if folder.is_dir() else None
-        ended = outcome.said or ("finished" if outcome.code == 0 else f"failed with exit code {outcome.code}")
+        ended = outcome.said or how_it_ended(outcome.code)
         rows[name] = {METRIC: best[0] if best else float("nan"), "ended": ended, "time": duration(outcome.seconds)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment")
+
+
+def how_it_ended(code: int) -> str:
+    """Say what an exit code means."""
+    if code in (EXIT_RESUMABLE, INTERRUPTED):
+        return "interrupted, state saved" if code == EXIT_RESUMABLE else "interrupted"
+    return "finished" if code == 0 else f"failed with exit code {code}"

@@ -18,8 +18,9 @@ from common.errors import UsageError
 from common.experiment import lock_experiment
 from common.reports.record import read_record, write_status
 from common.sweeps.plan import Planned, planned, read_grid, read_lines
-from common.sweeps.runner import Runner
-from config import TrainConfig
+from common.sweeps.runner import Outcome, Runner
+from config import SweepConfig, TrainConfig
+from rsna_sweep import steps, summary
 from tests.test_record import experiment
 
 PROJECT = Path(__file__).parent.parent
@@ -115,6 +116,7 @@ def test_a_named_experiment_is_skipped_when_finished_and_goes_on_when_cut(tmp_pa
         write_status(folder, status)
         assert planned(flags, tmp_path).state == state
     assert Planned(tuple(flags), "x", "resume").command == [*flags, "--tr_resume=x"]
+    write_status(folder, "running")
     with lock_experiment(folder):
         assert planned(flags, tmp_path).state == "running"
 
@@ -135,6 +137,40 @@ def test_experiments_run_in_turn_and_a_failed_one_stops_no_other(fake: Path) -> 
     assert outcomes[0].outputs == {"evaluate.py": "evaluated one"}
     events = [line.split()[1:3] for line in (fake / "log").read_text().splitlines()]
     assert events == [[what, name] for name in ("one", "bad", "worse", "last") for what in ("start", "end")]
+
+
+def test_a_finished_experiment_gets_what_is_still_to_follow_it(fake: Path) -> None:
+    done = Planned(("--experiment_id=old",), "old", "finished", Path("results/old"))
+    (outcome,) = Runner(fake, [None], lambda folder: [["evaluate.py", folder.name]]).run([done])
+    assert (outcome.code, outcome.said, outcome.outputs) == (0, "", {"evaluate.py": "evaluated old"})
+    assert not (fake / "log").exists()  # nothing was trained
+
+
+def test_only_what_is_missing_or_older_than_the_run_follows_it(tmp_path: Path) -> None:
+    config = parse_args(SweepConfig, ["--lines=x"])
+
+    def scripts() -> list[str]:
+        return [command[0] for command in steps(tmp_path, config)]
+
+    assert scripts() == ["evaluate.py", "predict.py"]
+    write_status(tmp_path, "finished")
+    (tmp_path / "evaluation.csv").touch()
+    assert scripts() == ["predict.py"]
+    (tmp_path / "predictions_test.csv").touch()
+    assert scripts() == []
+    os.utime(tmp_path / "evaluation.csv", (1, 1))
+    assert scripts() == ["evaluate.py"]
+
+
+def test_each_experiment_is_announced_and_an_interrupted_one_is_not_called_failed(fake: Path, capsys) -> None:
+    Runner(fake, [None], lambda folder: []).run([*named("one"), Planned(("--experiment_id=2",))])
+    announced = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert announced == ["[1 of 2] one: new", "[2 of 2] a new experiment: new"]
+    outcomes = [Outcome(named("a")[0], code=75), Outcome(named("b")[0], code=1)]
+    assert summary(outcomes, fake / "results")["ended"].tolist() == [
+        "interrupted, state saved",
+        "failed with exit code 1",
+    ]
 
 
 def test_each_gpu_has_one_experiment_at_a_time(fake: Path) -> None:
@@ -187,13 +223,13 @@ def test_a_mistake_in_any_line_ends_the_sweep_before_the_first_one_runs(tmp_path
 
 
 def test_a_dry_run_says_what_would_run_and_runs_nothing(tmp_path: Path, capsys) -> None:
-    (tmp_path / "lines").write_text("--seed=1\n--experiment_id=x\n--experiment_id=y\n")
     write_status(experiment(tmp_path / "results/x"), "finished")
     write_status(experiment(tmp_path / "results/y"), "interrupted")
     place = f"--output_dir={tmp_path / 'results'}"
+    (tmp_path / "lines").write_text(f"{place} --seed=1\n--experiment_id=x\n--experiment_id=y\n")  # as train.sh writes
     sweep.main([f"--lines={tmp_path / 'lines'}", place, "--data_dataset=phantom", "--dry_run=1"])
     assert capsys.readouterr().out.splitlines() == [
-        f"python train.py {place} --data_dataset=phantom --seed=1",
+        f"python train.py --data_dataset=phantom {place} --seed=1",
         "# x is finished",
         f"python train.py {place} --data_dataset=phantom --experiment_id=y --tr_resume=y",
     ]

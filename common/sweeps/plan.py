@@ -25,12 +25,14 @@ LONGEST_NAME = 100
 class Planned:
     """One experiment: the flags of train.py. ``name`` is None for one that gets the next free number.
 
-    ``state``: new; resume, where it was cut and goes on; finished or running, where there is nothing to do.
+    ``state``: new; resume, where it was cut and goes on; finished or running, where there is nothing to train.
+    ``folder``: where a finished one lies.
     """
 
     flags: tuple[str, ...]
     name: str | None = None
     state: str = "new"
+    folder: Path | None = None
 
     @property
     def command(self) -> list[str]:
@@ -52,7 +54,9 @@ def planned(flags: Sequence[str], results: Path) -> Planned:
     if not (folder / "config.yaml").is_file():
         return Planned(tuple(flags), name)
     status = read_record(folder).status
-    return Planned(tuple(flags), name, status if status in (FINISHED, RUNNING) else "resume")
+    if status == FINISHED:
+        return Planned(tuple(flags), name, FINISHED, folder)
+    return Planned(tuple(flags), name, RUNNING if status == RUNNING else "resume")
 
 
 def read_lines(path: Path) -> list[list[str]]:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.console import tell
+from common.reports.record import RUNNING
 from common.sweeps.plan import FINISHED, Planned
 
 INTERRUPTED = 130
-SKIPPED = {FINISHED: "was finished before", "running": "is in progress elsewhere"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
@@ -59,8 +60,9 @@ class Outcome:
 class Runner:
     """Runs planned experiments on ``slots``: a GPU's number each, or None for wherever torch computes.
 
-    ``root`` holds the scripts. ``steps``: what follows a training that ended well, as commands made from its folder;
-    the first that fails gives the experiment's exit code. ``stop_on_failure``: one that fails is the last that starts.
+    ``root`` holds the scripts. ``steps``: what is still to follow a training that ended well, now or earlier, as
+    commands made from its folder; the first that fails gives the experiment's exit code. ``stop_on_failure``: one that
+    fails is the last that starts.
     """
 
     root: Path
@@ -70,9 +72,11 @@ class Runner:
     stopping: threading.Event = field(default_factory=threading.Event)
     processes: set[subprocess.Popen[str]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    number: int = 0
 
     def run(self, experiments: Sequence[Planned]) -> list[Outcome]:
         """Run them all; return how each ended, in their order. Ctrl-C, SIGTERM and SIGUSR1 end them."""
+        self.number = len(experiments)
         todo: queue.SimpleQueue[tuple[int, Planned]] = queue.SimpleQueue()
         for item in enumerate(experiments):
             todo.put(item)
@@ -104,17 +108,25 @@ class Runner:
                 place, planned = todo.get_nowait()
             except queue.Empty:
                 return
+            if self.number > 1:
+                tell(f"[{place + 1} of {self.number}] {planned.name or 'a new experiment'}: {planned.state}")
             outcomes[place] = self._run(planned, slot)
             if outcomes[place].code and self.stop_on_failure:
                 self.stopping.set()
 
     def _run(self, planned: Planned, slot: int | None) -> Outcome:
-        if planned.state in SKIPPED:
-            return Outcome(planned, said=SKIPPED[planned.state])
+        if planned.state == RUNNING:
+            return Outcome(planned, said="is in progress elsewhere")
         began = time.monotonic()
-        code, lines = self._call(["train.py", *planned.command], slot)
-        outcome = Outcome(planned, Path(lines[-1]) if code == 0 and lines else None, code)
-        for step in self.steps(outcome.folder) if outcome.folder is not None else ():
+        if planned.state == FINISHED:
+            outcome = Outcome(planned, planned.folder)
+        else:
+            code, lines = self._call(["train.py", *planned.command], slot)
+            outcome = Outcome(planned, Path(lines[-1]) if code == 0 and lines else None, code)
+        steps = self.steps(outcome.folder) if outcome.folder is not None else []
+        if planned.state == FINISHED and not steps:
+            outcome.said = "was finished before"
+        for step in steps:
             outcome.code, lines = self._call(step, slot)
             if outcome.code:
                 outcome.said = f"trained, but {step[0]} failed"
