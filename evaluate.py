@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     """Predict by the experiment's best weights and evaluate that; with --tta the views' table is returned."""
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
+    from rsna_crossvalidation import is_cross_validation
     from rsna_evaluation import PREDICTION_FILES, compare_views, matching_predictions
     from rsna_prediction import (
         CALIBRATION_FILE,
@@ -49,12 +50,14 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
     if not (folder / "best.pt").is_file() and (folder / PREDICTION_FILES[0]).is_file():
+        if config.data_dataset is not None and is_cross_validation(folder):
+            return evaluate_folds(config, folder)
         return evaluate_file(written_predictions(config, folder), "evaluation")
     weight_file = folder / "best.pt"
     trained = load_asked(config, weight_file)
     views = load_views(trained, config)
     external = config.data_dataset is not None
-    rows = external_rows(trained, weight_file, config) if external else split_rows(trained, "valid")
+    rows = external_rows({weight_file: trained}, config) if external else split_rows(trained, "valid")
     if config.eval_compare is not None:  # what is wrong with it should be said before the images are predicted
         matching_predictions(read_other(config), rows.index, config.eval_compare)
     name = f"evaluation_{config.data_dataset}" if external else "evaluation"
@@ -74,27 +77,51 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     return evaluation.table
 
 
-def external_rows(trained: TrainedNetwork, weight_file: Path, config: EvaluateConfig) -> pd.DataFrame:
-    """Return the labelled images of --data_dataset without those of patients that the network was trained on.
+def evaluate_folds(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
+    """Evaluate the mean of a cross-validation's models on --data_dataset; return the table by label."""
+    from rsna_crossvalidation import finished_folds
+    from rsna_evaluation import matching_predictions
+    from rsna_fold_models import load_fold_models, mean_by_folds
+    from rsna_prediction import dataset_folder_of
 
-    UsageError where none are left.
+    if config.tta is not None:
+        raise UsageError("--tta needs one model's experiment; predict.py --tta takes a cross-validation's folder")
+    models = load_fold_models(config, folder, sequences=True, seq_features=config.seq_features)
+    files = {fold: folder / facts["weights"] for fold, facts in finished_folds(folder).items()}
+    rows = external_rows({files[fold]: model for fold, model in models.items()}, config)
+    if config.eval_compare is not None:
+        matching_predictions(read_other(config), rows.index, config.eval_compare)
+    frame, judged, prevalences = mean_by_folds(config, models, rows)
+    dataset = dataset_folder_of(next(iter(models.values())))
+    print(f"mean of the models of {len(models)} folds")
+    return report(config, frame, rows, prevalences, dataset, folder, f"evaluation_{config.data_dataset}", judged).table
+
+
+def external_rows(networks: Mapping[Path, TrainedNetwork], config: EvaluateConfig) -> pd.DataFrame:
+    """Return the labelled images of --data_dataset without those of patients that a network was trained on.
+
+    ``networks``: by weight file. UsageError where no images are left.
     """
+    import numpy as np
+
     from common.checkpoint import load_checkpoint
     from rsna_data import learnt_from, training_rows
     from rsna_evaluation import labelled_rows
     from rsna_prediction import dataset_folder_of
 
-    folder = dataset_folder_of(trained)
+    folder = dataset_folder_of(next(iter(networks.values())))
     rows = labelled_rows(folder)
-    seen = training_rows(load_checkpoint(weight_file), trained.config.data_input_folder)
-    if seen is None:
-        print(f"{weight_file}: the dataset of its training is not here, so that patients of it can't be left out")
-        return rows
-    again = learnt_from(rows, seen)
+    again = np.zeros(len(rows), dtype=bool)
+    for weight_file, trained in networks.items():
+        seen = training_rows(load_checkpoint(weight_file), trained.config.data_input_folder)
+        if seen is None:
+            print(f"{weight_file}: the images of its training are not here, so that its patients can't be left out")
+        else:
+            again |= learnt_from(rows, seen)
     if again.all():
-        raise UsageError(f"--data_dataset={config.data_dataset}: the network was trained on all patients of {folder}")
+        raise UsageError(f"--data_dataset={config.data_dataset}: the model was trained on all patients of {folder}")
     if again.any():
-        print(f"{again.sum()} of {len(rows)} images are of patients that the network was trained on: left out")
+        print(f"{again.sum()} of {len(rows)} images are of patients that the model was trained on: left out")
     return rows[~again]
 
 

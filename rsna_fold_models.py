@@ -31,7 +31,7 @@ from common.hardware import loader_workers
 from common.models.embedding import head_input
 from common.networks.network import evaluation_mode
 from common.resume import read_options
-from config import HOLDOUT, PredictConfig, TrainConfig
+from config import HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
 from rsna_crossvalidation import Fold, finished_folds, read_folds
 from rsna_data import build_loader, place_transform, select_rows
 from rsna_dataset import dataset_folder, known_patients, read_dataset_info, read_fold, read_metadata, rows_hash
@@ -65,7 +65,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def load_fold_models(
-    config: PredictConfig, folder: Path, weights: Mapping[int, str] | None = None, **more: Any
+    config: PredictConfig | EvaluateConfig, folder: Path, weights: Mapping[int, str] | None = None, **more: Any
 ) -> dict[int, TrainedNetwork]:
     """Load the models of all folds; UsageError where the folder is no finished cross-validation.
 
@@ -94,16 +94,27 @@ def predict_by_folds(config: PredictConfig) -> Path:
     first = next(iter(models.values()))
     rows = split_rows(first, config.split)
     path = output_path(config, first, config.net_weight_file)
-    frames = {f"fold {fold}": predict_rows(model, rows, load_views(model, config)) for fold, model in models.items()}
-    prevalences = np.mean([model.prevalences for model in models.values()], axis=0)
-    together = combine(frames, [1.0] * len(frames), "mean")
+    together, studies, prevalences = mean_by_folds(config, models, rows)
     write_predictions(replace(first, prevalences=prevalences), together, config.split, path)
-    if first.config.net_kind in NETWORKS:  # they judge studies too
-        studies = {f"fold {fold}": predict_whole_studies(model, rows) for fold, model in models.items()}
+    if studies is not None:
         studies_path = studies_file(path)
-        write_csv(studies_path, combine(studies, [1.0] * len(studies), "mean"), index=True)
+        write_csv(studies_path, studies, index=True)
         print(studies_path)
     return path
+
+
+def mean_by_folds(
+    config: PredictConfig | EvaluateConfig, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame | None, np.ndarray]:
+    """Return the models' mean probabilities of ``rows``, of whole studies where they judge these, and prevalences."""
+    frames = {f"fold {fold}": predict_rows(model, rows, load_views(model, config)) for fold, model in models.items()}
+    equal = [1.0] * len(models)
+    studies = None
+    if next(iter(models.values())).config.net_kind in NETWORKS:
+        parts = {f"fold {fold}": predict_whole_studies(model, rows) for fold, model in models.items()}
+        studies = combine(parts, equal, "mean")
+    prevalences = np.mean([model.prevalences for model in models.values()], axis=0)
+    return combine(frames, equal, "mean"), studies, prevalences
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from rsna_dataset import (
     read_fold,
     read_predictions,
 )
-from rsna_evaluation import PREDICTION_FILES, described_images, evaluate_predictions
+from rsna_evaluation import PREDICTION_FILES, constant_basis, described_images, evaluate_predictions
 from rsna_evaluation import labelled_rows as dataset_labels
 from rsna_network import MONITOR
 from rsna_pictures import grey_slices, heat_maps
@@ -246,7 +246,7 @@ def evaluate(folder: Path, config: TrainConfig, rows: pd.DataFrame) -> Evaluated
 def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence[Path]) -> Evaluated | None:
     """Evaluate out-of-fold predictions; None where there are none yet. For ``experiments`` see :func:`judge`.
 
-    The constant predictor knows the dataset's other labelled images; where there are none, all.
+    For what the constant predictor knows see :func:`rsna_evaluation.constant_basis`.
     """
     path = predictions_path(record.folder)
     if path is None:
@@ -256,8 +256,7 @@ def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence
     known = rows.loc[rows.index.intersection(frame.index)]
     if known.empty:
         raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
-    others = rows.drop(index=known.index)
-    prevalences = (others if len(others) else rows)[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    prevalences = constant_basis(rows, known.index)[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
     return judge(config, frame.loc[known.index], known, prevalences, experiments)
 
 

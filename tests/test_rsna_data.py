@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import log_loss
 
 import evaluate
 import predict
@@ -18,6 +20,7 @@ from config import TrainConfig
 from rsna_crossvalidation import fold_plan, read_folds
 from rsna_data import check_starting_weights, learnt_from, training_rows
 from rsna_dataset import LABELS, read_fold, read_metadata
+from rsna_prediction import load_network, predict_rows
 from tests.conftest import TINY, SmallDataset
 from tests.test_train import failure
 
@@ -89,10 +92,39 @@ def test_external_validation_leaves_out_the_patients_that_the_network_was_traine
     trained_on = set(fold["patient_id"][fold["sample_type"] == "train"])
     due = metadata[metadata[list(LABELS)].notna().all(axis=1) & ~metadata["patient_id"].isin(trained_on)]
     assert table["images"].unique().tolist() == [len(due)]
-    assert "are of patients that the network was trained on: left out" in capsys.readouterr().out
+    assert "are of patients that the model was trained on: left out" in capsys.readouterr().out
     there = [f"--net_weight_file={folder / 'best.pt'}", *there[:2], "--n_jobs=1"]
     assert predict.main(there) == folder / "submission_again.csv"  # submission.csv is the training's dataset's
     assert set(training_rows(load_checkpoint(folder / "best.pt"), again)["patient_id"]) == trained_on
+
+
+def test_external_validation_of_a_cross_validation_is_that_of_its_models_mean(
+    finished: Path, again: Path, tmp_path: Path, capsys
+) -> None:
+    copy = tmp_path / "cv"
+    shutil.copytree(finished, copy)
+    there = ["--data_dataset=again", f"--data_input_folder={again}", "--n_jobs=1"]
+    flags = ["--experiment_id=cv", f"--output_dir={tmp_path}", "--eval_draws=100", *there]
+    code, line = failure(evaluate.main, flags, capsys)  # between them the folds saw all patients
+    assert code == 2
+    assert "was trained on all patients" in line
+    folder = again / "datasets" / "other"
+    shutil.copytree(again / "datasets" / "again", folder)
+    metadata = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
+    metadata["patient_id"] = "new_" + metadata["patient_id"]
+    metadata.to_csv(folder / "metadata.csv", index=False)
+    there[0] = "--data_dataset=other"
+    table = evaluate.main([*flags, there[0]])
+    assert "mean of the models of 3 folds" in capsys.readouterr().out
+    truth = read_metadata(folder).dropna(subset=list(LABELS))
+    frames = []
+    for fold in range(3):
+        trained = load_network(copy / f"fold_{fold}" / "best.pt", 1, again, "other")
+        frames.append(predict_rows(trained, truth))
+    mean = sum(frames) / 3
+    losses = [log_loss(truth[name], mean.loc[truth.index, name], labels=[0, 1]) for name in LABELS]
+    np.testing.assert_allclose(table["log_loss"].to_numpy()[:6], losses, rtol=1e-9)
+    assert (copy / "evaluation_other.csv").is_file()
 
 
 def test_an_image_of_an_unknown_patient_is_known_by_its_id() -> None:

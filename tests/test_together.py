@@ -17,10 +17,11 @@ import report
 import second_level
 import train
 from common.arguments import from_dict
+from common.metrics import constant_predictor
 from common.reports.record import read_record, write_status
 from common.reports.together import spread
 from config import TrainConfig
-from rsna_dataset import LABELS, read_metadata, read_predictions
+from rsna_dataset import LABEL_WEIGHTS, LABELS, read_metadata, read_predictions
 from rsna_evaluation import labelled_rows
 from rsna_report import heat_pictures, is_of_folds, write_report
 from tests.conftest import SmallDataset
@@ -169,6 +170,11 @@ def test_an_ensemble_has_a_report_with_its_members_and_its_place_on_the_leaderbo
     value = weighted_loss(read_predictions(folder / PREDICTIONS), small_dataset)
     assert f'<p class="big">{value:.4f}</p>' in page
     assert '<a href="../other/report.html">other</a>' in page
+    # the other images are fewer than those predicted: the prevalences are all labelled images'
+    rows = labelled_rows(small_dataset.folder)
+    known = rows.loc[rows.index.intersection(frame.index), list(LABELS)]
+    constant = constant_predictor(rows[list(LABELS)].mean().to_numpy(), known.to_numpy(), LABEL_WEIGHTS)
+    assert f"The constant predictor scores {constant:.4f}" in page
     assert "Level with experiment cv: the best other one, cv, has" in unescape(twin.read_text())
     assert re.search(r">cv</th><td>[\d.]+</td><td>0.7500</td>", page)
     assert "ensemble.py cv other" in unescape(page)
