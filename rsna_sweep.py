@@ -13,7 +13,7 @@ from common.reports.experiment import duration
 from common.reports.leaderboard import REPORT_FILE
 from common.reports.record import STATUS_FILE, read_record
 from common.statistics import WEIGHTED_ROW, format_table
-from common.sweeps.plan import Planned, planned, read_grid, read_lines
+from common.sweeps.plan import Planned, flags_of, planned, read_grid, read_lines
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.sweeps.search import BEST_FILE, Search, read_space
 from config import SweepConfig, TrainConfig
@@ -51,6 +51,11 @@ def run_search(config: SweepConfig) -> Path:
     space = read_space(config.space)
     flags = verbosity_flags(config) + ([] if "data_dataset" in space.base else data_flags(config))
     folder = config.output_dir / space.name
+    for options in space.corners():
+        try:
+            check_flags([*flags, *flags_of(options)])
+        except UsageError as error:
+            raise UsageError(f"{config.space}: {error}") from None
     try:
         path = Search(space, folder, METRIC, ROOT, flags, check_flags).run(config.trials, config.seed)
     except KeyboardInterrupt:

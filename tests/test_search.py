@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sweep
 from common.errors import UsageError, WorkError
 
 pytest.importorskip("optuna")
+
+from optuna.trial import TrialState
 
 from common.reports.record import read_records
 from common.sweeps.search import BEST_FILE, Search, Space, open_study, read_space
@@ -116,6 +120,13 @@ def test_trials_that_all_fail_end_the_search(root: Path) -> None:
         ("space: {optim_lr: {low: 1, high: 0}}", "low below high"),
         ("space: {optim_lr: {low: 1e-4, high: 1e-2}}", "write 1.0e-3, not 1e-3"),
         ("space: {optim_lr: {low: 0.1, high: 1, hig: 2}}", "space, optim_lr: give a list"),
+        ("space: {optim_lr: {low: 0, high: 1, log: true}}", "log: true needs a low above 0, and no step"),
+        ("space: {optim_lr: {low: 1, high: 9, log: true, step: 1}}", "log: true needs a low above 0, and no step"),
+        ("space: {optim_lr: {low: 1, high: 9, log: maybe}}", "log must be true or false"),
+        ("space: {seed: {low: 1, high: 9, step: 0}}", "step must be a whole number above 0"),
+        ("space: {seed: {low: 1, high: 9, step: 0.5}}", "step must be a whole number above 0"),
+        ("space: {net_drop: {low: 0.0, high: 0.5, step: -0.1}}", "step must be a number above 0"),
+        ("space: {net_drop: {low: false, high: true}}", "low and high must be numbers"),
     ],
 )
 def test_a_space_of_another_form_is_one_line(tmp_path: Path, text: str, part: str) -> None:
@@ -123,3 +134,39 @@ def test_a_space_of_another_form_is_one_line(tmp_path: Path, text: str, part: st
     with pytest.raises(UsageError) as caught:
         read_space(tmp_path / "s.yaml")
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "part"),
+    [
+        ("{optim: [adamw, nosuch]}", "s.yaml: --optim: 'nosuch' is not one of"),
+        ("{optim_lrr: [1, 2]}", "s.yaml: unknown option --optim_lrr"),
+        ("{net_drop: {low: 0.0, high: 1.5}}", "s.yaml: --net_drop"),
+    ],
+)
+def test_a_choice_that_train_py_would_refuse_ends_the_search_before_anything_is_written(
+    tmp_path: Path, capsys, space: str, part: str
+) -> None:
+    (tmp_path / "s.yaml").write_text(f"space: {space}")
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([f"--space={tmp_path / 's.yaml'}", f"--output_dir={tmp_path / 'results'}", "--trials=1"])
+    assert ended.value.code == 2
+    assert part in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_page_links_reports_and_sorts_by_the_numbers(root: Path) -> None:
+    search = make_search(root)
+    study = open_study(root / "s", 0)
+    for number, value in enumerate((10.5, 9.5, None)):
+        trial = study.ask()
+        trial.set_user_attr("experiment", f"trial_{number}")
+        search.space.suggest(trial)
+        study.tell(trial, value, state=None if value else TrialState.FAIL)
+    (root / "s" / "trial_1").mkdir()
+    (root / "s" / "trial_1" / "report.html").touch()
+    html = search.write_results(study).read_text()
+    assert re.findall(r"<th scope='row'>(?:<a[^>]*>)?(trial_\d)", html) == ["trial_1", "trial_0", "trial_2"]
+    assert '<a href="trial_1/report.html">trial_1</a>' in html
+    assert "3 trials: 2 complete, 1 fail" in html
+    assert not re.search(r"<td>\d\.\d{9,}</td>", html)

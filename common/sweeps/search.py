@@ -6,13 +6,15 @@ killed loses nothing, and a later start goes on.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from common.errors import UsageError, WorkError
 from common.experiment import is_in_progress
 from common.files import write_text
 from common.reports import page
-from common.reports.record import read_record
+from common.reports.record import REPORT_FILE, read_record
 from common.sweeps.plan import FINISHED, flags_of, planned, read_options, word_of
 
 if TYPE_CHECKING:
@@ -50,6 +52,17 @@ class Space:
         """Return the trial's options."""
         return {**self.base, **{name: _suggest(trial, name, values) for name, values in self.options.items()}}
 
+    def corners(self) -> Iterator[dict[str, Any]]:
+        """Yield options such that every choice and every end of a range comes once, the others at their first."""
+        ends = {
+            name: values if isinstance(values, list) else [values["low"], values["high"]]
+            for name, values in self.options.items()
+        }
+        first = {name: values[0] for name, values in ends.items()}
+        for name, values in ends.items():
+            for value in values:
+                yield {**self.base, **first, name: value}
+
 
 def _suggest(trial: optuna.Trial, name: str, values: Any) -> Any:
     if isinstance(values, list):
@@ -72,11 +85,23 @@ def read_space(path: Path) -> Space:
         if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= RANGE:
             raise UsageError(f"{path}: space, {name}: give a list of choices, or low and high (and log: true, or step)")
         ends = [values["low"], values["high"]]
-        if not all(isinstance(end, (int, float)) for end in ends) or ends[0] >= ends[1]:
+        if not all(_is_number(end) for end in ends) or ends[0] >= ends[1]:
             raise UsageError(
                 f"{path}: space, {name}: low and high must be numbers, low below high (write 1.0e-3, not 1e-3)"
             )
+        log, step = values.get("log", False), values.get("step")
+        if not isinstance(log, bool):
+            raise UsageError(f"{path}: space, {name}: log must be true or false")
+        if log and (step is not None or ends[0] <= 0):
+            raise UsageError(f"{path}: space, {name}: log: true needs a low above 0, and no step")
+        whole = all(isinstance(end, int) for end in ends)
+        if step is not None and (not _is_number(step) or step <= 0 or (whole and not isinstance(step, int))):
+            raise UsageError(f"{path}: space, {name}: step must be {'a whole' if whole else 'a'} number above 0")
     return Space(path.stem, base, options)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -184,31 +209,30 @@ class Search:
                 page.Line("trials", numbers, [trial.value for trial in complete], dots=True),
                 page.Line("lowest so far", numbers, lowest),
             ]
-            parts.append(page.lines("History", history, ("trial", self.metric)))
+            parts.append(page.section("History", page.lines("", history, ("trial", self.metric.replace("_", " ")))))
         if len(complete) >= 4 and len({trial.value for trial in complete}) > 1:
             shares = optuna.importance.get_param_importances(study)
-            parts.append(
-                page.pairs(
-                    "Importance of the options",
-                    pd.DataFrame({"share": shares}),
-                    "Share of the variance that an option explains (fANOVA).",
-                )
-            )
+            note = "Share of the variance that an option explains (fANOVA)."
+            chart = page.pairs("", pd.DataFrame({"share": shares}), note)
+            parts.append(page.section("Importance of the options", chart))
+        # The experiment of a trial that was lost and tried again is that of its second try.
+        last = {trial.user_attrs.get("experiment", str(trial.number)): trial for trial in study.trials}
+        order = sorted(last, key=lambda name: math.inf if last[name].value is None else last[name].value)
         rows = {
-            trial.user_attrs.get("experiment", str(trial.number)): {
-                "state": trial.state.name.lower(),
-                self.metric: "-" if trial.value is None else f"{trial.value:.5f}",
-                **trial.params,
+            name: {
+                "state": last[name].state.name.lower(),
+                self.metric.replace("_", " "): "-" if last[name].value is None else f"{last[name].value:.5f}",
+                **{option: f"{v:.5g}" if isinstance(v, float) else v for option, v in last[name].params.items()},
             }
-            for trial in study.trials
+            for name in order
         }
-        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment").sort_values(self.metric)
-        parts.append(page.table("Trials", table))
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment").fillna("-")
+        links = {name: f"{name}/{REPORT_FILE}" for name in order if (self.folder / name / REPORT_FILE).is_file()}
+        parts.append(page.section("Trials", page.table("", table, links=links)))
         path = self.folder / PAGE_FILE
-        write_text(
-            path,
-            page.page(f"Search {study.study_name}", f"{len(complete)} of {len(study.trials)} trials complete", parts),
-        )
+        states = Counter(trial.state.name.lower() for trial in last.values())
+        lead = f"{len(last)} trials: {', '.join(f'{number} {state}' for state, number in states.items())}"
+        write_text(path, page.page(f"Search {study.study_name}", lead, parts))
         return path
 
 
