@@ -54,6 +54,8 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
             return evaluate_folds(config, folder)
         return evaluate_file(written_predictions(config, folder), "evaluation")
     weight_file = folder / "best.pt"
+    if not weight_file.is_file() and is_cross_validation(folder):
+        raise UsageError(f"{folder}: the cross-validation is not finished; go on with: train.py --tr_resume={folder}")
     trained = load_asked(config, weight_file)
     views = load_views(trained, config)
     external = config.data_dataset is not None

@@ -168,7 +168,7 @@ def joined_options(config: TrainConfig, arguments: Sequence[str]) -> tuple[Train
     before = parse_args(TrainConfig, [], saved)
     if config.tr_resume is not None:
         config = parse_args(TrainConfig, arguments, saved)
-    changed_options(before, config, ())
+    changed_options(before, config, (), f"train it under another --experiment_id than {folder.name}")
     return config, folder
 
 

@@ -19,7 +19,7 @@ from config import SEQUENCE, STUDY, ExportConfig
 from rsna_dataset import LABELS, RSNADataset, read_metadata
 from rsna_features import OUT_OF_FOLD
 from rsna_network import SEQUENCE_INPUTS
-from rsna_prediction import TrainedNetwork, dataset_folder_of, load_asked
+from rsna_prediction import TrainedNetwork, check_features, dataset_folder_of, load_asked
 from rsna_sequence import check_width, feature_folder, features_hash, open_features, sequence_dataset
 
 IMAGES = 8
@@ -83,6 +83,7 @@ def export_sequence_model(trained: TrainedNetwork, path: Path, file_format: str)
 def real_series(trained: TrainedNetwork) -> list[SequenceSample]:
     """Return some series by their out-of-fold features, from the shortest to the longest."""
     config = trained.config
+    check_features(trained)
     features = open_features(config, OUT_OF_FOLD)
     rows = read_metadata(dataset_folder_of(trained))
     dataset = sequence_dataset(config, rows[rows.index.isin(features.rows.index)], features)

@@ -21,6 +21,7 @@ from common.errors import UsageError, WorkError
 from common.evaluation.calibration import calibration_of, fit_temperatures
 from common.files import check_output, write_csv, write_json
 from common.hardware import loader_workers, select_amp_dtype, select_device
+from common.models.sequence import sequence_settings
 from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
@@ -39,9 +40,18 @@ from rsna_dataset import (
     read_submission,
     write_submission,
 )
+from rsna_features import HOW, INFO_FILE, OUT_OF_FOLD, TEST, read_document
 from rsna_model import build_architecture
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
-from rsna_sequence import predict_slices, predict_studies, slice_frame, study_frame
+from rsna_sequence import (
+    feature_folder,
+    features_hash,
+    predict_slices,
+    predict_studies,
+    sequence_options,
+    slice_frame,
+    study_frame,
+)
 from rsna_whole_series import loading_processes, study_loader
 
 logger = logging.getLogger(__name__)
@@ -57,7 +67,7 @@ class TrainedNetwork:
     """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average.
 
     ``pipeline`` is None for a sequence model; ``data_hash``: of the images and labels of the training, ``trained_on``
-    the name of their dataset.
+    the name of their dataset; ``features_sha256``: of the features that a sequence model was trained on.
     """
 
     network: RSNANetwork
@@ -69,6 +79,7 @@ class TrainedNetwork:
     weights: str
     data_hash: str | None
     trained_on: str
+    features_sha256: str | None
 
 
 def load_network(
@@ -115,6 +126,7 @@ def load_network(
         name,
         checkpoint.get("data_hash"),
         str(checkpoint["config"].get("data_dataset", TrainConfig.data_dataset)),
+        checkpoint["transforms"].get("features", {}).get("sha256"),
     )
 
 
@@ -301,6 +313,7 @@ def predict_rows(
     """
     config = trained.config
     if config.net_kind == SEQUENCE:
+        check_features(trained)
         return predict_slices(trained.network, config, rows)
     if config.net_kind == STUDY:
         return slice_frame(trained.network, whole_series(trained, rows, workers), rows)
@@ -334,10 +347,32 @@ def predict_whole_studies(
 ) -> pd.DataFrame | None:
     """Return probabilities of studies (index ``study_id``); None of a slice network, which says nothing of them."""
     if trained.config.net_kind == SEQUENCE:
+        check_features(trained)
         return predict_studies(trained.network, trained.config, rows)
     if trained.config.net_kind == STUDY:
         return study_frame(trained.network, whole_series(trained, rows, workers), rows)
     return None
+
+
+def check_features(trained: TrainedNetwork) -> None:
+    """Raise UsageError where --seq_features has other features than those that a sequence model was trained on.
+
+    Embeddings of other networks are another language, whatever their width; logits mean the same of any. Also where
+    the test images' features are of another making than the out-of-fold ones.
+    """
+    config = trained.config
+    values = sequence_settings(config.seq_model, sequence_options(config))
+    if trained.features_sha256 is None or values["seq_inputs"] == "logits":
+        return
+    folder, new = (feature_folder(config, kind) for kind in (OUT_OF_FOLD, TEST))
+    known = read_document(folder)
+    if features_hash(folder) != trained.features_sha256:
+        raise UsageError(
+            f"--seq_features={config.seq_features}: the sequence model was trained on other features than those in "
+            f"{folder}, whose embeddings mean something else; name its own, or train it anew"
+        )
+    if (new / INFO_FILE).is_file() and read_document(new).get("alignment_sha256") != known.get("alignment_sha256"):
+        raise UsageError(f"{new}: of another making than {folder}; {HOW} anew")
 
 
 def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:

@@ -135,8 +135,11 @@ def read_options(folder: Path) -> dict[str, Any]:
     return document
 
 
-def changed_options(before: Any, config: Any, changes: Sequence[str]) -> tuple[str, ...]:
-    """Return the options that differ and change the result; UsageError for those that ``changes`` does not name."""
+def changed_options(before: Any, config: Any, changes: Sequence[str], instead: str | None = None) -> tuple[str, ...]:
+    """Return the options that differ and change the result; UsageError for those that ``changes`` does not name.
+
+    ``instead``: what else can be done, where it is not --tr_resume_change.
+    """
     old, new = to_dict(before), to_dict(config)
     unknown = [name for name in changes if name not in new]
     if unknown:
@@ -146,8 +149,8 @@ def changed_options(before: Any, config: Any, changes: Sequence[str]) -> tuple[s
     refused = [name for name in changed if name not in changes]
     if refused:
         listing = ", ".join(f"--{name}={new[name]} (the run has {old[name]})" for name in refused)
+        instead = instead or f"name it: --tr_resume_change={','.join([*changes, *refused])}"
         raise UsageError(
-            f"--tr_resume: {listing} would give another result than the run in one go; leave it out, or name it: "
-            f"--tr_resume_change={','.join([*changes, *refused])}"
+            f"--tr_resume: {listing} would give another result than the run in one go; leave it out, or {instead}"
         )
     return tuple(changed)

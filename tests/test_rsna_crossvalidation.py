@@ -327,3 +327,21 @@ def test_a_status_of_a_killed_run_is_not_finished(copy: Path) -> None:
     assert read_record(copy / "fold_1").status == "killed"
     saved = read_record(copy).config
     assert fold_plan(parse_args(TrainConfig, [], saved), copy, 1).state == "resume"
+
+
+def test_one_with_other_options_or_not_finished_says_what_can_be_done(
+    copy: Path, small_dataset: SmallDataset, capsys
+) -> None:
+    place = f"--output_dir={copy.parent}"
+    flags = [*small_dataset.flags, *TINY, "--data_fold=0,1,2", "--experiment_id=cv", place]
+    for name in ("predictions_oof.csv", "cross_validation.json"):
+        (copy / name).unlink()
+    for main, argv, said in (
+        (train.main, [*flags, "--optim_lr=0.5"], "leave it out, or train it under another --experiment_id than cv"),
+        (evaluate.main, ["--experiment_id=cv", place], "the cross-validation is not finished; go on with: train.py"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import evaluate
+import export
 import predict
 import train
 from common.arguments import parse_args
@@ -208,3 +209,33 @@ def test_what_a_sequence_model_cannot_do_is_one_line(results, small_dataset, tmp
     code, line = failure(predict.main, [weights, "--split=test", f"--seq_features={tmp_path / 'other'}"], capsys)
     assert code == 2
     assert "has no features" in line
+
+
+def test_features_of_other_networks_are_refused_wherever_a_sequence_model_is_used(
+    results, small_dataset, tmp_path, capsys
+) -> None:
+    """Of the same width they gave predictions that meant nothing."""
+    folder = start(results, small_dataset, "own", "--tr_iteration_num=2", "--tr_iteration_valid=2")
+    shutil.copytree(results / "folds/features", tmp_path / "same/features")
+    shutil.copytree(results / "folds/features", tmp_path / "other/features")
+    info = tmp_path / "other/features/train/features.json"
+    info.write_text(info.read_text().replace('"weights": ""', '"weights": "others"'))
+    weights = f"--net_weight_file={folder / 'best.pt'}"
+    there = f"--seq_features={tmp_path / 'other'}"
+    for main, flags in (
+        (evaluate.main, ["--experiment_id=own", f"--output_dir={results}"]),
+        (predict.main, [weights, "--split=test"]),
+        (predict.main, [weights, "--split=valid"]),
+        (export.main, [weights, "--export_format=torch_export"]),
+    ):
+        code, line = failure(main, [*flags, there], capsys)
+        assert code == 2
+        assert "was trained on other features" in line
+    predict.main([weights, "--split=test", f"--seq_features={tmp_path / 'same'}"])
+    info = tmp_path / "same/features/test/features.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "alignment_sha256": "0"}))
+    code, line = failure(predict.main, [weights, "--split=test", f"--seq_features={tmp_path / 'same'}"], capsys)
+    assert (code, "of another making than" in line) == (2, True)
+    logits = start(results, small_dataset, "logits", "--tr_iteration_num=2", "--tr_iteration_valid=2",
+                   "--seq_inputs=logits")  # fmt: skip
+    predict.main([f"--net_weight_file={logits / 'best.pt'}", "--split=test", there])  # which mean the same
