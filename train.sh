@@ -4,7 +4,7 @@
 #   bash train.sh                                        the experiments at the end of this file: one, with the defaults
 #   bash train.sh --net_model=resnet34 --seed=1          flags are passed on to train.py
 #   bash train.sh --dry-run [flags]                      say what would run, and run nothing
-#   bash train.sh sweep experiments/lr.yaml [flags]      every combination of a grid (python sweep.py --help: its form)
+#   bash train.sh sweep experiments/demo.yaml [flags]    every combination of a grid (python sweep.py --help: its form)
 #   bash train.sh dashboard [output/results]             live curves of runs with --trackers=trackio (Ctrl-C ends it)
 #   bash train.sh notebook                               Jupyter with the notebooks of notebooks/
 #   bash train.sh --help                                 this text and every flag
@@ -15,8 +15,8 @@
 #
 # Experiments are lines under "Experiments" at the end of this file, yours to edit. All are checked, then each is
 # trained, evaluated and predicted, one after another or one on each GPU; one that fails stops no other, and a table
-# ends it. A line with --experiment_id=NAME is skipped once it is finished and goes on where it was cut; one without is
-# a new, numbered experiment each time. What a grid makes has names. Searches: python sweep.py --space=FILE --trials=30.
+# ends it. A line with --experiment_id=NAME is skipped once it is finished and goes on where it was cut, also in its
+# evaluation; one without is a new, numbered experiment each time. What a grid makes has names. Searches: python sweep.py --space=FILE --trials=30.
 #
 # Results: output/results/<experiment>/ (report.html, best.pt, submission.csv, ...) and output/results/leaderboard.html.
 #
@@ -24,8 +24,8 @@
 # written; 75 interrupted (Ctrl-C, SIGTERM, SIGUSR1), states saved: the same command goes on with what has a name.
 #
 # Environment variables: PYTHON, the Python that makes .venv (python3); CUDA_VISIBLE_DEVICES, the GPUs to use;
-# NEPTUNE_API_TOKEN, NEPTUNE_PROJECT and MLFLOW_TRACKING_URI, the servers of --trackers=neptune and mlflow; TRACKIO_DIR,
-# where the dashboard looks (output/results/.trackio); GRADIO_SERVER_PORT, the port that it opens.
+# NEPTUNE_API_TOKEN, NEPTUNE_PROJECT, MLFLOW_TRACKING_URI and TRACKIO_SERVER_URL, the servers of --trackers=neptune, mlflow
+# and trackio; TRACKIO_DIR, where the dashboard looks (output/results/.trackio); GRADIO_SERVER_PORT, the port that it opens.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh

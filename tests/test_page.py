@@ -110,6 +110,12 @@ def test_lines_leave_out_what_is_not_finite_and_tell_lines_apart_by_more_than_co
     assert 'aria-label="L: one, &lt;b&gt;; loss over iteration. in words"' in html
 
 
+def test_a_line_of_one_point_is_a_dot_at_a_whole_iteration() -> None:
+    html = page.lines("L", [page.Line("a", [10], [0.5])], ("iteration", "loss"))
+    assert html.count("<circle") == 1
+    assert re.findall(r'text-anchor="middle">([\d.]+)<', html) == ["10"]
+
+
 @pytest.mark.parametrize("top", [0.0008, 0.06, 1.0, 123456.0])
 def test_an_axis_name_stands_above_its_numbers_which_have_room_for_all_their_digits(top) -> None:
     html = page.lines("L", [page.Line("a", [0, 30000], [0, top])], ("iteration", "share of the time"))

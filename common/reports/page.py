@@ -185,6 +185,8 @@ def lines(
     ]
 
     ticks = [_ticks(*span) for span in spans]
+    if all((x == x.round()).all() for _, x, _ in known) and x_range is None:  # iterations: there is none between two
+        ticks[0] = [tick for tick in ticks[0] if abs(tick - round(tick)) < 1e-9]
     # Room for numbers beside and below, in the letters of a narrow screen, and above for the upright axis's name.
     left = max(40, 12 + 10 * max(len(f"{tick:.6g}") for tick in ticks[1]))
     right, bottom, top = 26, 46, 26
@@ -215,7 +217,9 @@ def lines(
         look = f'style="stroke: var(--{colour})" stroke-dasharray="{dash}"'
         path = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
         parts.append(f'<polyline points="{path}" {look}><title>{escape(line.name)}</title></polyline>')
-        for (across, down), one, other in zip(points if line.dots else (), x.tolist(), y.tolist(), strict=False):
+        for (across, down), one, other in zip(
+            points if line.dots or len(points) == 1 else (), x.tolist(), y.tolist(), strict=False
+        ):
             tip = f"<title>{escape(line.name)}: {one:.6g}, {other:.6g}</title>"
             parts.append(
                 f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3" style="fill: var(--{colour})">{tip}</circle>'
