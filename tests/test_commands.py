@@ -104,7 +104,7 @@ def test_train_sh_without_a_flag_has_one_experiment(tmp_path: Path) -> None:
     result = bash(project, "train.sh", "--dry-run")
     assert result.returncode == 0, result.stderr[-2000:]
     (line,) = result.stdout.splitlines()
-    assert line.startswith("python train.py --output_dir=output/results")
+    assert line.split() == ["python", "train.py", "--data_dataset=phantom", "--output_dir=output/results"]
 
 
 def test_train_sh_explains_itself() -> None:
