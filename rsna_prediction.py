@@ -364,6 +364,12 @@ def check_features(trained: TrainedNetwork) -> None:
     values = sequence_settings(config.seq_model, sequence_options(config))
     if trained.features_sha256 is None or values["seq_inputs"] == "logits":
         return
+    if config.data_dataset != trained.trained_on:
+        raise UsageError(
+            f"--data_dataset={config.data_dataset}: a sequence model knows features of {trained.trained_on} alone; "
+            "predict.py --source=<DICOM files> --sequence=… predicts others, and evaluate.py --eval_file=<its "
+            "slices.csv> judges that"
+        )
     folder, new = (feature_folder(config, kind) for kind in (OUT_OF_FOLD, TEST))
     known = read_document(folder)
     if features_hash(folder) != trained.features_sha256:

@@ -231,6 +231,10 @@ def test_features_of_other_networks_are_refused_wherever_a_sequence_model_is_use
         code, line = failure(main, [*flags, there], capsys)
         assert code == 2
         assert "was trained on other features" in line
+    shutil.copytree(small_dataset.folder, tmp_path / "datasets" / "elsewhere")
+    elsewhere = ["--data_dataset=elsewhere", f"--data_input_folder={tmp_path}"]
+    code, line = failure(evaluate.main, ["--experiment_id=own", f"--output_dir={results}", *elsewhere], capsys)
+    assert (code, "a sequence model knows features of phantom alone; predict.py --source=" in line) == (2, True)
     predict.main([weights, "--split=test", f"--seq_features={tmp_path / 'same'}"])
     info = tmp_path / "same/features/test/features.json"
     info.write_text(json.dumps({**json.loads(info.read_text()), "alignment_sha256": "0"}))
