@@ -32,7 +32,7 @@ def update_leaderboard(results: Path, metric: str, known: Mapping[Path, str] | N
     One writer after another: each reads all folders, so that nobody's experiment is lost and deleted ones disappear.
     """
     with _alone(results):
-        records = read_records(results, known)
+        records = read_records(results, known, brief=True)
         table = leaderboard(records, metric)
         write_csv(results / CSV_FILE, table)
         write_text(results / HTML_FILE, leaderboard_page(table, records, metric))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -118,15 +118,23 @@ def read_record(folder: Path, status: str | None = None) -> Record:
     )
 
 
-def read_records(results: Path, known: Mapping[Path, str] | None = None) -> list[Record]:
+def read_records(results: Path, known: Mapping[Path, str] | None = None, brief: bool = False) -> list[Record]:
     """Read all experiments below a folder, those of a cross-validation's folds too, sorted by name.
 
-    ``known``: by an experiment's folder the status that the experiment itself knows better.
+    ``known``: by an experiment's folder the status that the experiment itself knows better. ``brief``: only points of
+    validations and the last one, since thousands of long runs would fill the memory.
     """
     if not results.is_dir():
         return []
     folders = sorted({path.parent for pattern in ("*", "*/*") for path in results.glob(f"{pattern}/{CONFIG}")})
-    return [read_record(folder, (known or {}).get(folder)) for folder in folders]
+    records = (read_record(folder, (known or {}).get(folder)) for folder in folders)
+    return [_brief(record) for record in records] if brief else list(records)
+
+
+def _brief(record: Record) -> Record:
+    points = record.points
+    kept = [point for point in points if point is points[-1] or any(key.startswith("valid") for key in point)]
+    return replace(record, points=kept)
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:
