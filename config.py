@@ -663,6 +663,9 @@ class SweepConfig(ResultsLocation):
     trials: int = option(20, "trials of --space that end it, all processes together", minimum=1)
     seed: int = option(0, "seed of the search", minimum=0, maximum=2**31 - 1)
     data_dataset: str | None = option(None, "dataset of experiments that name none; none: train.py's own default")
+    flags: str = option(
+        "", "flags of train.py for every experiment of --lines or --grid, quoted as one: '--seed=1 ...'"
+    )
     parallel: int = option(0, "experiments at once; 0: one on each GPU, or one where there is none", minimum=0)
     evaluate: bool = option(True, "1: evaluate each experiment and predict the test images; 0: train only")
     dry_run: bool = option(False, "1: say what would run, and run nothing")
@@ -670,6 +673,8 @@ class SweepConfig(ResultsLocation):
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.lines, self.grid, self.space)) != 1:
             raise UsageError("give one of --lines, --grid and --space")
+        if self.flags and self.space is not None:
+            raise UsageError("--flags: not with --space, whose base has the options of every trial")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,11 @@ def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) ->
 def plan(lines: Sequence[Sequence[str]], config: SweepConfig) -> list[Planned]:
     """Return what is to run, each line checked as train.py would; UsageError, naming the line, for what it refuses."""
     place = f"--output_dir={config.output_dir}"
+    try:
+        common = shlex.split(config.flags)
+    except ValueError as error:
+        raise UsageError(f"--flags: {error}") from None
+    lines = [[*line, *common] for line in lines]
     experiments = []
     for number, line in enumerate(lines, start=1):
         shared = [*([] if place in line else [place]), *verbosity_flags(config)]

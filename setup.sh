@@ -6,6 +6,11 @@ stop() {
   exit 1
 }
 
+mistake() {
+  echo "error: $*" >&2
+  exit 2
+}
+
 # set_up requirements.txt [more requirement files]
 set_up() {
   local base=${PYTHON:-python3} mark=.venv/.installed sum files=() file

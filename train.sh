@@ -34,13 +34,13 @@ grid="" flags=() sweep=()
 case ${1:-} in
 sweep)
   grid=${2:-}
-  [ -n "$grid" ] || stop "bash train.sh sweep FILE.yaml: the file is missing"
+  [ -n "$grid" ] || mistake "bash train.sh sweep FILE.yaml: the file is missing"
   shift 2
   ;;
 dashboard)
   set_up requirements.txt requirements-trackers.txt
   results=${2:-output/results}
-  [ -d "$results" ] || stop "$results: no such folder; train with --trackers=trackio first"
+  [ -d "$results" ] || mistake "$results: no such folder; train with --trackers=trackio first"
   export TRACKIO_DIR=${TRACKIO_DIR:-$(cd "$results" && pwd)/.trackio}
   export TRACKIO_PLOT_ORDER=${TRACKIO_PLOT_ORDER:-valid/weighted_log_loss,valid/*,train/loss}
   exec "$python" -m trackio.cli show --project "$(basename "$(cd "$results" && pwd)")" "${@:3}"
@@ -118,7 +118,7 @@ experiments() {
 }
 
 if [ -n "$grid" ]; then
-  sweep+=(--grid="$grid")
+  sweep+=(--grid="$grid" --flags="$("$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' ${flags[@]+"${flags[@]}"})")
 else
   experiments ${flags[@]+"${flags[@]}"}
   sweep+=(--lines="$lines")

@@ -119,7 +119,7 @@ def report_pictures(page: Page, path: Path) -> None:
 def leaderboard_picture(page: Page, path: Path) -> None:
     """Take the table and the lines over all options."""
     show(page, path, 1200)
-    for heading in ("Two experiments compared", "weighted log loss over an option"):
+    for heading in ("Two experiments compared", "Weighted log loss over an option"):
         page.evaluate(
             f"[...document.querySelectorAll('section')].find(s => s.textContent.startsWith({heading!r})).remove()"
         )
@@ -142,7 +142,7 @@ def dashboard_picture(page: Page, work: Path) -> None:
             page.evaluate("new Promise(done => setTimeout(done, 500))")
         page.open(f"http://127.0.0.1:{port}/?project=results")
         page.wait_for("document.querySelectorAll('.plot-container canvas').length > 1")
-        page.evaluate("new Promise(done => setTimeout(done, 3000))")  # until the curves are drawn
+        page.evaluate("new Promise(done => setTimeout(done, 10000))")  # until the curves are drawn
         write_picture("dashboard", taken(page, 0, 700))
     finally:
         os.killpg(dashboard.pid, 15)

@@ -235,6 +235,42 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(tmp_path: Path, capsys) 
     ]
 
 
+def test_flags_of_a_grids_command_reach_every_experiment(tmp_path: Path, capsys) -> None:
+    (tmp_path / "g.yaml").write_text("grid: {seed: [0, 1]}")
+    place = f"--output_dir={tmp_path / 'results'}"
+    command = [f"--grid={tmp_path / 'g.yaml'}", place, "--dry_run=1"]
+    sweep.main([*command, "--flags=--optim=lion --net_drop=0.1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.endswith("--optim=lion --net_drop=0.1") for line in lines)
+    for flags, part in (
+        ("--optimm=lion", "unknown option --optimm"),
+        ("--optim='lion", "--flags: No closing quotation"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            sweep.main([*command, f"--flags={flags}"])
+        assert ended.value.code == 2
+        assert part in capsys.readouterr().err
+
+
+def test_train_sh_hands_its_flags_to_a_grid(tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_text("grid: {seed: [0, 1]}")
+    command = [
+        "bash",
+        "train.sh",
+        "sweep",
+        str(tmp_path / "g.yaml"),
+        "--dry-run",
+        "--data_windows=40/80",
+        "--optim=lion",
+    ]
+    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 2
+    assert all("--data_windows=40/80 --optim=lion" in line for line in said)
+    missing = subprocess.run(["bash", "train.sh", "sweep"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert (missing.returncode, "the file is missing" in missing.stderr) == (2, True)
+
+
 @pytest.mark.slow
 def test_a_sweep_trains_evaluates_and_predicts_and_skips_what_is_finished(small_dataset, tmp_path: Path) -> None:
     more = (
