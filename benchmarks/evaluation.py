@@ -1,7 +1,8 @@
 """Time and memory of an evaluation as large as the competition's: python benchmarks/evaluation.py [images] [patients].
 
 Made-up predictions with about the published prevalences. Prints seconds for the sums (log loss, Brier) with 10,000
-draws, for all metrics with 2,000 draws, and how far the binned AUROC and average precision are from scikit-learn's.
+draws, for all metrics with 2,000 draws, and for all that evaluate.py makes of them (studies, operating points,
+calibration, decision curves), and how far the binned AUROC and average precision are from scikit-learn's.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ PREVALENCES = (0.0041, 0.0480, 0.0348, 0.0473, 0.0627, 0.1434)
 def main(images: int, patients: int) -> None:
     """Print the measurements."""
     import numpy as np
+    import pandas as pd
 
     from common.evaluation.reader import ReaderStudy
     from common.evaluation.resampling import PatientBootstrap, interval
     from common.metrics import binary_log_losses
     from rsna_dataset import LABEL_WEIGHTS, LABELS
+    from rsna_evaluation import evaluate_predictions
 
     random = np.random.default_rng(0)
     targets = (random.random((images, len(LABELS))) < PREVALENCES).astype(np.float64)
@@ -46,6 +49,15 @@ def main(images: int, patients: int) -> None:
     print(f"all metrics, 2,000 draws: {time.perf_counter() - start:.1f} s")
     errors = ", ".join(f"{name} {error:.1g}" for name, error in study.binning_errors().items() if error)
     print(f"largest error of the binned values: {errors}")
+    del study, bootstrap, totals, columns
+    ids = pd.Index([f"ID_{number:09x}" for number in range(images)], name="id")
+    rows = pd.DataFrame(targets.astype(np.int8), columns=list(LABELS), index=ids)
+    names = np.char.add("patient_", owners.astype(str))
+    rows = rows.assign(patient_id=names, study_id=names)
+    frame = pd.DataFrame(predictions, columns=list(LABELS), index=ids)
+    start = time.perf_counter()
+    evaluate_predictions(frame, rows, targets.mean(axis=0), 2_000)
+    print(f"all that evaluate.py makes of them, 2,000 draws: {time.perf_counter() - start:.1f} s")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
