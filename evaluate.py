@@ -35,7 +35,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
     from rsna_crossvalidation import is_cross_validation
-    from rsna_evaluation import PREDICTION_FILES, compare_views, matching_predictions
+    from rsna_evaluation import PREDICTION_FILES, compare_views
     from rsna_prediction import (
         CALIBRATION_FILE,
         compare_with_log,
@@ -43,7 +43,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         load_asked,
         load_views,
         predict_rows,
-        predict_whole_studies,
+        predict_with_studies,
         split_rows,
         write_calibration,
     )
@@ -60,13 +60,11 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     views = load_views(trained, config)
     external = config.data_dataset is not None
     rows = external_rows({weight_file: trained}, config) if external else split_rows(trained, "valid")
-    if config.eval_compare is not None:  # what is wrong with it should be said before the images are predicted
-        matching_predictions(read_other(config), rows.index, config.eval_compare)
+    theirs = compared_with(config, rows.index)
     name = f"evaluation_{config.data_dataset}" if external else "evaluation"
-    frame = predict_rows(trained, rows)
+    frame, judged = predict_with_studies(trained, rows)
     place = (rows, trained.prevalences, dataset_folder_of(trained), folder)
-    judged = predict_whole_studies(trained, rows)
-    evaluation = report(config, frame, *place, name, judged)
+    evaluation = report(config, frame, *place, name, theirs, judged)
     if not external:
         print(compare_with_log(trained, evaluation.table))
         write_calibration(trained, frame, judged, rows, folder / CALIBRATION_FILE)
@@ -74,7 +72,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         return evaluation.table
     augmented = predict_rows(trained, rows, views)
     print()
-    evaluation = report(config, augmented, *place, f"{name}_tta")
+    evaluation = report(config, augmented, *place, f"{name}_tta", theirs)
     print(compare_views(rows, frame, augmented, config.eval_draws))
     return evaluation.table
 
@@ -82,7 +80,6 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
 def evaluate_folds(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
     """Evaluate the mean of a cross-validation's models on --data_dataset; return the table by label."""
     from rsna_crossvalidation import finished_folds
-    from rsna_evaluation import matching_predictions
     from rsna_fold_models import load_fold_models, mean_by_folds
     from rsna_prediction import dataset_folder_of
 
@@ -91,12 +88,12 @@ def evaluate_folds(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
     models = load_fold_models(config, folder, sequences=True, seq_features=config.seq_features)
     files = {fold: folder / facts["weights"] for fold, facts in finished_folds(folder).items()}
     rows = external_rows({files[fold]: model for fold, model in models.items()}, config)
-    if config.eval_compare is not None:
-        matching_predictions(read_other(config), rows.index, config.eval_compare)
+    theirs = compared_with(config, rows.index)
     frame, judged, prevalences = mean_by_folds(config, models, rows)
     dataset = dataset_folder_of(next(iter(models.values())))
     print(f"mean of the models of {len(models)} folds")
-    return report(config, frame, rows, prevalences, dataset, folder, f"evaluation_{config.data_dataset}", judged).table
+    name = f"evaluation_{config.data_dataset}"
+    return report(config, frame, rows, prevalences, dataset, folder, name, theirs, judged).table
 
 
 def external_rows(networks: Mapping[Path, TrainedNetwork], config: EvaluateConfig) -> pd.DataFrame:
@@ -165,7 +162,8 @@ def evaluate_file(config: EvaluateConfig, name: str | None = None) -> pd.DataFra
     print(f"{len(known)} of {len(frame)} predicted images have labels in {dataset}")
     prevalences = constant_basis(rows, known)[list(LABELS)].mean().to_numpy()
     name = name or f"{config.eval_file.stem}_evaluation"
-    return report(config, frame.loc[known], rows.loc[known], prevalences, dataset, config.eval_file.parent, name).table
+    place = (rows.loc[known], prevalences, dataset, config.eval_file.parent)
+    return report(config, frame.loc[known], *place, name, compared_with(config, known)).table
 
 
 def report(
@@ -176,9 +174,10 @@ def report(
     dataset: Path,
     folder: Path,
     name: str,
+    theirs: pd.DataFrame | None,
     judged: pd.DataFrame | None = None,
 ) -> Evaluation:
-    """Evaluate, write files ``<name>…`` to ``folder``, print what was found and the comparison that is asked for."""
+    """Evaluate, write files ``<name>…`` to ``folder``, print what was found and how it differs from ``theirs``."""
     from common.files import write_csv
     from common.statistics import format_table
     from rsna_evaluation import (
@@ -187,13 +186,9 @@ def report(
         describe_comparison,
         described_images,
         evaluate_predictions,
-        matching_predictions,
         write_evaluation,
     )
 
-    theirs = None  # what is wrong with it should be said before anything is written
-    if config.eval_compare is not None:
-        theirs = matching_predictions(read_other(config), rows.index, config.eval_compare)
     described = described_images(dataset, config.eval_truth)
     evaluation = evaluate_predictions(frame, rows, prevalences, config.eval_draws, described, judged)
     path = write_evaluation(evaluation, folder, name)
@@ -212,18 +207,23 @@ def report(
     return evaluation
 
 
-def read_other(config: EvaluateConfig) -> pd.DataFrame:
-    """Return the predictions to compare with: of a file, or an experiment's of images it wasn't trained on."""
+def compared_with(config: EvaluateConfig, ids: pd.Index) -> pd.DataFrame | None:
+    """Return --eval_compare's predictions of ``ids``: of a file, or an experiment's of images it wasn't trained on.
+
+    Asked for first of all: what is wrong with them should be said before anything is predicted or written.
+    """
+    if config.eval_compare is None:
+        return None
     from common.experiment import experiment_folder
     from rsna_dataset import read_predictions
-    from rsna_evaluation import experiment_predictions
+    from rsna_evaluation import experiment_predictions, matching_predictions
 
     path = Path(config.eval_compare)
     if path.suffix != ".csv":
         path = experiment_predictions(experiment_folder(config.output_dir, config.eval_compare, "--eval_compare"))
     if not path.is_file():
         raise UsageError(f"--eval_compare={config.eval_compare}: there is no {path}")
-    return read_predictions(path)
+    return matching_predictions(read_predictions(path), ids, config.eval_compare)
 
 
 if __name__ == "__main__":

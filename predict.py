@@ -62,7 +62,7 @@ def predict_split(config: PredictConfig) -> Path:
         load_asked,
         load_views,
         output_path,
-        predict_rows,
+        predict_with_studies,
         split_rows,
         write_predictions,
         write_studies,
@@ -72,13 +72,13 @@ def predict_split(config: PredictConfig) -> Path:
     rows = split_rows(trained, config.split)
     path = output_path(config, trained, config.net_weight_file.parent)
     calibration = asked_calibration(config, config.net_weight_file, trained)
-    frame = predict_rows(trained, rows, load_views(trained, config))
+    frame, studies = predict_with_studies(trained, rows, load_views(trained, config))
     if calibration is not None:
         frame = calibration_of(frame, calibration.slices)
+        studies = None if studies is None else calibration_of(studies, calibration.studies)
     write_predictions(trained, frame, config.split, path)
-    studies = write_studies(trained, rows, path, calibration)
     if studies is not None:
-        print(studies)
+        print(write_studies(studies, path))
     return path
 
 

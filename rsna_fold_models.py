@@ -26,7 +26,7 @@ from common.console import progress
 from common.datasets.batch import Batch
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.files import atomic_path, write_csv, write_json
+from common.files import atomic_path, write_json
 from common.hardware import loader_workers
 from common.models.embedding import head_input
 from common.networks.network import evaluation_mode
@@ -38,17 +38,15 @@ from rsna_dataset import dataset_folder, known_patients, read_dataset_info, read
 from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_network import RSNANetwork
 from rsna_prediction import (
-    NETWORKS,
     TrainedNetwork,
     dataset_folder_of,
     load_network,
     load_views,
     output_path,
-    predict_rows,
-    predict_whole_studies,
+    predict_with_studies,
     split_rows,
-    studies_file,
     write_predictions,
+    write_studies,
 )
 
 ANCHORS = 8192
@@ -97,9 +95,7 @@ def predict_by_folds(config: PredictConfig) -> Path:
     together, studies, prevalences = mean_by_folds(config, models, rows)
     write_predictions(replace(first, prevalences=prevalences), together, config.split, path)
     if studies is not None:
-        studies_path = studies_file(path)
-        write_csv(studies_path, studies, index=True)
-        print(studies_path)
+        print(write_studies(studies, path))
     return path
 
 
@@ -107,14 +103,21 @@ def mean_by_folds(
     config: PredictConfig | EvaluateConfig, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, np.ndarray]:
     """Return the models' mean probabilities of ``rows``, of whole studies where they judge these, and prevalences."""
-    frames = {f"fold {fold}": predict_rows(model, rows, load_views(model, config)) for fold, model in models.items()}
-    equal = [1.0] * len(models)
-    studies = None
-    if next(iter(models.values())).config.net_kind in NETWORKS:
-        parts = {f"fold {fold}": predict_whole_studies(model, rows) for fold, model in models.items()}
-        studies = combine(parts, equal, "mean")
+    predicted = {
+        f"fold {fold}": predict_with_studies(model, rows, load_views(model, config)) for fold, model in models.items()
+    }
     prevalences = np.mean([model.prevalences for model in models.values()], axis=0)
-    return combine(frames, equal, "mean"), studies, prevalences
+    return *mean_of(predicted), prevalences
+
+
+def mean_of(
+    predicted: Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]],
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return the mean of models' probabilities of slices, and of whole studies where all models judge these."""
+    equal = [1.0] * len(predicted)
+    frame = combine({name: slices for name, (slices, _) in predicted.items()}, equal, "mean")
+    judged = {name: studies for name, (_, studies) in predicted.items() if studies is not None}
+    return frame, combine(judged, equal, "mean") if len(judged) == len(predicted) else None
 
 
 @dataclass(frozen=True)

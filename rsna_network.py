@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from common.datasets.batch import Batch
 from common.metrics import probabilities
+from common.models.sequence_layers import SequenceOutput
 from common.networks.classifier import ClassifierNetwork
-from common.networks.network import Predictions, StepOutput, Training, evaluation_mode
+from common.networks.network import Predictions, StepOutput, Training
 from rsna_dataset import LABEL_WEIGHTS, LABELS
 
 MONITOR = "valid/weighted_log_loss"
@@ -74,13 +75,16 @@ class RSNASequenceNetwork(RSNANetwork):
         """Return what the model takes of a batch, in its order."""
         return tuple(batch.inputs[name] for name in self.inputs)
 
-    def predict_studies(self, batches: Iterable[Batch]) -> np.ndarray:
-        """Return the logits (S, 6) of all series in evaluation mode."""
-        parts = []
-        with evaluation_mode([self.model]), torch.inference_mode(), self.autocast():
-            for batch in batches:
-                parts.append(self.model(*self.inputs_of(self.prepare_batch(batch))).study.float().cpu())
-        return torch.cat(parts).numpy()
+    def predict_with_studies(self, batches: Iterable[Batch]) -> tuple[Predictions, np.ndarray]:
+        """Return the slices' predictions, as :meth:`predict`, and the logits (S, 6) of all series, from one pass."""
+        parts: list[Tensor] = []
+
+        def keep(model: nn.Module, inputs: object, output: SequenceOutput) -> None:
+            parts.append(output.study.float().cpu())
+
+        with self.model.register_forward_hook(keep):
+            predictions = self.predict(batches)
+        return predictions, torch.cat(parts).numpy()
 
 
 class RSNAStudyNetwork(RSNASequenceNetwork):

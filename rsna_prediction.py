@@ -18,7 +18,7 @@ from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, met
 from common.console import progress
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
-from common.evaluation.calibration import calibration_of, fit_temperatures
+from common.evaluation.calibration import fit_temperatures
 from common.files import check_output, write_csv, write_json
 from common.hardware import loader_workers, select_amp_dtype, select_device
 from common.models.sequence import sequence_settings
@@ -46,11 +46,9 @@ from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNet
 from rsna_sequence import (
     feature_folder,
     features_hash,
-    predict_slices,
-    predict_studies,
+    predict_features,
+    predict_series,
     sequence_options,
-    slice_frame,
-    study_frame,
 )
 from rsna_whole_series import loading_processes, study_loader
 
@@ -311,12 +309,30 @@ def predict_rows(
     ``workers`` load the images, 0: this process; None: as many as there are cores for. Raises UsageError
     where a view gives pictures of another size than the network was validated on.
     """
+    return predict_with_studies(trained, rows, views, workers)[0]
+
+
+def predict_with_studies(
+    trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None, workers: int | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return probabilities as :func:`predict_rows`, and from the same pass those of whole studies.
+
+    These (index ``study_id``) are None of a slice network, which says nothing of them.
+    """
     config = trained.config
     if config.net_kind == SEQUENCE:
         check_features(trained)
-        return predict_slices(trained.network, config, rows)
+        return predict_features(trained.network, config, rows)
     if config.net_kind == STUDY:
-        return slice_frame(trained.network, whole_series(trained, rows, workers), rows)
+        return predict_series(trained.network, whole_series(trained, rows, workers), rows)
+    return predict_slices(trained, rows, views, workers), None
+
+
+def predict_slices(
+    trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None, workers: int | None
+) -> pd.DataFrame:
+    """Return a slice network's probabilities; arguments and errors as of :func:`predict_rows`."""
+    config = trained.config
     if workers is None:
         workers = loader_workers(config.n_jobs, trained.network.device)
 
@@ -340,18 +356,6 @@ def whole_series(trained: TrainedNetwork, rows: pd.DataFrame, workers: int | Non
     if workers is None:
         workers = loading_processes(trained.config)
     return study_loader(trained.config, dataset_folder_of(trained), rows, trained.pipeline, workers)
-
-
-def predict_whole_studies(
-    trained: TrainedNetwork, rows: pd.DataFrame, workers: int | None = None
-) -> pd.DataFrame | None:
-    """Return probabilities of studies (index ``study_id``); None of a slice network, which says nothing of them."""
-    if trained.config.net_kind == SEQUENCE:
-        check_features(trained)
-        return predict_studies(trained.network, trained.config, rows)
-    if trained.config.net_kind == STUDY:
-        return study_frame(trained.network, whole_series(trained, rows, workers), rows)
-    return None
 
 
 def check_features(trained: TrainedNetwork) -> None:
@@ -446,15 +450,8 @@ def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, 
     check_submission(path, sample_path)
 
 
-def write_studies(
-    trained: TrainedNetwork, rows: pd.DataFrame, path: Path, calibration: Calibration | None = None
-) -> Path | None:
-    """Write the probabilities of whole studies beside those of their slices in ``path``; None of a slice network."""
-    studies = predict_whole_studies(trained, rows)
-    if studies is None:
-        return None
-    if calibration is not None:
-        studies = calibration_of(studies, calibration.studies)
+def write_studies(studies: pd.DataFrame, path: Path) -> Path:
+    """Write the probabilities of whole studies beside those of their slices in ``path``; return the file."""
     write_csv(studies_file(path), studies, index=True)
     return studies_file(path)
 

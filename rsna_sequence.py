@@ -141,34 +141,26 @@ def sequence_loader(config: TrainConfig, rows: pd.DataFrame, features: FeatureSe
     return make_loader(dataset, sampler, batch, 0, drop_last=False, seed=config.seed, collate=collate_sequences)
 
 
-def predict_slices(
+def predict_features(
     network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
-) -> pd.DataFrame:
-    """Return probabilities (index ``id``, in the order of ``rows``), each slice seen beside its series' others.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the same as :func:`predict_series`, by ``features``: those of --seq_features where None."""
+    return predict_series(network, prediction_loader(network, config, rows, features), rows)
 
-    ``features``: those of --seq_features where None.
+
+def predict_series(
+    network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return probabilities of ``rows``, whose series a loader gives, and of their whole studies.
+
+    Slices (index ``id``, in the order of ``rows``) are seen beside their series' others; of several series of a study
+    (index ``study_id``) each label has the highest.
     """
-    return slice_frame(network, prediction_loader(network, config, rows, features), rows)
-
-
-def predict_studies(
-    network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
-) -> pd.DataFrame:
-    """Return probabilities of whole studies (index ``study_id``); of several series the highest of each label."""
-    return study_frame(network, prediction_loader(network, config, rows, features), rows)
-
-
-def slice_frame(network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the probabilities of the slices that a loader of series gives, in the order of ``rows``."""
-    return prediction_frame(network.predict(loader)).loc[rows.index]
-
-
-def study_frame(network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the probabilities of the studies (index ``study_id``) whose series a loader gives."""
-    series = pd.DataFrame(probabilities(network.predict_studies(loader)), columns=list(LABELS))
+    slices, logits = network.predict_with_studies(loader)
     data = loader.dataset
     study_ids = rows.loc[data.image_ids[data.order[data.starts]], "study_id"].to_numpy(dtype=str)
-    return series.groupby(study_ids).max().rename_axis("study_id")
+    studies = pd.DataFrame(probabilities(logits), columns=list(LABELS)).groupby(study_ids).max()
+    return prediction_frame(slices).loc[rows.index], studies.rename_axis("study_id")
 
 
 def prediction_loader(

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Protocol
 import pandas as pd
 
 from common.checkpoint import chosen_weights, load_checkpoint
-from common.ensembling import combine
 from common.errors import UsageError
 from common.evaluation.calibration import calibration_of
 from common.models.sequence import sequence_settings
@@ -25,6 +24,7 @@ from rsna_fold_models import (
     load_fold_models,
     load_refit,
     mean_blocks,
+    mean_of,
     read_alignments,
     read_refit_alignment,
 )
@@ -37,11 +37,10 @@ from rsna_prediction import (
     load_calibration,
     load_network,
     load_views,
-    predict_rows,
-    predict_whole_studies,
+    predict_with_studies,
     sequence_alone,
 )
-from rsna_sequence import features_hash, predict_slices, predict_studies, sequence_options
+from rsna_sequence import features_hash, predict_features, sequence_options
 
 HIGHEST = "highest slice"
 
@@ -88,16 +87,16 @@ class SliceModels:
 
     def predict(self, rows: pd.DataFrame) -> Predicted:
         """Predict one study."""
-        frames = {
-            name: predict_rows(network, rows, self.views[name], workers=0) for name, network in self.networks.items()
-        }
-        frame = combine(frames, [1.0] * len(frames), "mean")
+        frame, studies = mean_of(
+            {
+                name: predict_with_studies(network, rows, self.views[name], workers=0)
+                for name, network in self.networks.items()
+            }
+        )
         if self.calibration is not None:
             frame = calibration_of(frame, self.calibration.slices)
-        if not self.judges_studies:
+        if studies is None:
             return Predicted(frame, frame[list(LABELS)].max())
-        parts = {name: predict_whole_studies(network, rows, workers=0) for name, network in self.networks.items()}
-        studies = combine(parts, [1.0] * len(parts), "mean")
         if self.calibration is not None:
             studies = calibration_of(studies, self.calibration.studies)
         return Predicted(frame, studies.iloc[0][list(LABELS)])
@@ -142,13 +141,11 @@ class SequenceModels:
         """Predict one study."""
         blocks = mean_blocks(self.networks, self.alignments, rows, workers=0)
         features = features_in_memory(blocks, self.folder)
-        parts: dict[str, list[pd.DataFrame]] = {"slices": [], "study": []}
-        for model in self.sequences.values():
-            parts["slices"].append(predict_slices(model.network, model.config, rows, features))
-            parts["study"].append(predict_studies(model.network, model.config, rows, features))
-        slices, study = (
-            combine({str(number): frame for number, frame in enumerate(frames)}, [1.0] * len(frames), "mean")
-            for frames in parts.values()
+        slices, study = mean_of(
+            {
+                name: predict_features(model.network, model.config, rows, features)
+                for name, model in self.sequences.items()
+            }
         )
         if self.calibration is not None:
             slices = calibration_of(slices, self.calibration.slices)

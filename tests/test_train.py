@@ -465,7 +465,9 @@ def test_a_checkpoint_of_another_task_is_one_line(trained, tmp_path, capsys, key
 def test_an_output_that_cannot_be_written_is_found_before_the_prediction(
     trained, tmp_path, capsys, monkeypatch, name: str, part: str
 ) -> None:
-    monkeypatch.setattr("rsna_prediction.predict_rows", lambda *_: pytest.fail("predicted before the output was tried"))
+    monkeypatch.setattr(
+        "rsna_prediction.predict_with_studies", lambda *_: pytest.fail("predicted before the output was tried")
+    )
     (tmp_path / "file").write_text("")
     flags = [f"--net_weight_file={trained.folder / 'best.pt'}", f"--output_file={tmp_path / name}"]
     code, line = failure(predict.main, flags, capsys)

@@ -25,7 +25,8 @@ from common.models.sequence import build_sequence_model
 from common.models.study_layers import StudyNetwork
 from config import TrainConfig
 from rsna_crossvalidation import fold_plan
-from rsna_dataset import LABELS, read_fold, read_predictions
+from rsna_dataset import LABELS, read_fold, read_metadata, read_predictions
+from rsna_prediction import load_network, predict_with_studies
 from tests.runs import assert_same_run, open_runs
 
 STUDY = [
@@ -136,6 +137,19 @@ def trained(finished: Path, small_dataset, tmp_path_factory) -> Path:
     start = f"--net_weight_file={finished / 'fold_0' / 'best.pt'}"
     place = f"--output_dir={tmp_path_factory.mktemp('results')}"
     return train.main([*small_dataset.flags, *STUDY, start, place, "--experiment_id=study", "--data_context=0"])
+
+
+def test_each_series_is_seen_once_for_its_slices_and_its_study(trained: Path, small_dataset) -> None:
+    network = load_network(trained / "best.pt")
+    metadata = read_metadata(small_dataset.folder, described=True)
+    rows = metadata.loc[read_fold(small_dataset.folder, "phantom", 0).query("sample_type == 'valid'").index]
+    seen: list[int] = []
+    network.network.model.register_forward_hook(lambda model, inputs, output: seen.append(len(output.study)))
+    slices, studies = predict_with_studies(network, rows)
+    assert sum(seen) == rows["series_id"].nunique()
+    written = read_predictions(trained / "predictions_valid.csv")
+    np.testing.assert_allclose(slices, written.loc[slices.index, list(LABELS)], atol=1e-6)
+    assert sorted(studies.index) == sorted(rows["study_id"].unique())
 
 
 def test_it_is_evaluated_and_predicts_slices_and_studies(trained: Path, finished, small_dataset, tmp_path, capsys):

@@ -72,16 +72,16 @@ class Runner:
     stopping: threading.Event = field(default_factory=threading.Event)
     processes: set[subprocess.Popen[str]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    number: int = 0
 
     def run(self, experiments: Sequence[Planned]) -> list[Outcome]:
         """Run them all; return how each ended, in their order. Ctrl-C, SIGTERM and SIGUSR1 end them."""
-        self.number = len(experiments)
         todo: queue.SimpleQueue[tuple[int, Planned]] = queue.SimpleQueue()
         for item in enumerate(experiments):
             todo.put(item)
         outcomes: dict[int, Outcome] = {}
-        threads = [threading.Thread(target=self._work, args=(slot, todo, outcomes)) for slot in self.slots]
+        threads = [
+            threading.Thread(target=self._work, args=(slot, todo, outcomes, len(experiments))) for slot in self.slots
+        ]
         before = {number: signal.signal(number, self._stop) for number in SIGNALS}
         try:
             for thread in threads:
@@ -101,15 +101,19 @@ class Runner:
                 process.send_signal(signal.SIGTERM)  # each saves its state and says how to go on
 
     def _work(
-        self, slot: int | None, todo: queue.SimpleQueue[tuple[int, Planned]], outcomes: dict[int, Outcome]
+        self,
+        slot: int | None,
+        todo: queue.SimpleQueue[tuple[int, Planned]],
+        outcomes: dict[int, Outcome],
+        number: int,
     ) -> None:
         while not self.stopping.is_set():
             try:
                 place, planned = todo.get_nowait()
             except queue.Empty:
                 return
-            if self.number > 1:
-                tell(f"[{place + 1} of {self.number}] {planned.name or 'a new experiment'}: {planned.state}")
+            if number > 1:
+                tell(f"[{place + 1} of {number}] {planned.name or 'a new experiment'}: {planned.state}")
             outcomes[place] = self._run(planned, slot)
             if outcomes[place].code and self.stop_on_failure:
                 self.stopping.set()
