@@ -31,7 +31,7 @@ from common.experiment import (
     launched_experiment,
     lock_experiment,
 )
-from common.files import write_csv, write_text
+from common.files import remove_temporaries, write_csv, write_text
 from common.losses import build_loss
 from common.models.facts import measure_model
 from common.models.sequence import sequence_settings
@@ -39,7 +39,7 @@ from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.optimizers import build_optimizer
-from common.reports.record import RUNNING, results_folder, write_status
+from common.reports.record import FINISHED, RUNNING, results_folder, write_status
 from common.resume import Run, resume_run
 from common.schedulers import Schedule, build_schedule
 from common.trackers.jsonl import JsonlTracker
@@ -314,7 +314,7 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
         for name in ("config.yaml", "environment.json"):
             group.log_file(experiment.folder / name)
         yield group
-        status = "finished"
+        status = FINISHED
     except (KeyboardInterrupt, Interrupted):
         status = "interrupted"
         raise
@@ -332,3 +332,10 @@ def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: 
             write_report(experiment.folder, status, tracker)
             write_leaderboard(results_folder(experiment.folder), {experiment.folder: status})
     distributed.tell(whereabouts(experiment.folder))
+
+
+def conclude_again(run: Run[TrainConfig]) -> None:
+    """Do for a run that trained to its end what it may have been killed before: its note, report and leaderboard."""
+    if distributed.is_main():
+        remove_temporaries(run.folder)
+        conclude(run.config, Experiment(run.folder.name, run.folder), FINISHED, TrackerGroup([]))

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         check_choices,
         check_interrupted,
         claim_experiment,
+        conclude_again,
         find_run,
         observed,
         report_start,
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         run = stack.enter_context(find_run(config, arguments))
         config = run.config
         if run.is_finished(config.tr_iteration_num):
+            conclude_again(run)
             print(f"the experiment is finished: there is nothing to go on with\n{run.folder}")
             return run.folder
         seed_everything(config.seed)

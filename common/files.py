@@ -49,9 +49,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove from ``folder`` what writers that were killed left; only where no other process writes there."""
-    for path in folder.glob(".*.tmp"):
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove from ``folder`` what writers of ``name`` (all files) that were killed left; only where nobody writes."""
+    for path in folder.glob(f".{name}.*.tmp"):
         path.unlink(missing_ok=True)
 
 

@@ -1,11 +1,12 @@
 """Runs train.py again and again in forked processes of one that has imported everything, and kills them on request.
 
 A line of JSON on stdin is a run: ``arguments``; ``signal`` (a number) sent ``times`` (1) by the run to itself in
-``place`` (iteration, validation or save) at iteration ``at``, or with ``fail`` an error with this text; ``processes``
-train together, and ``rank`` (0) is the one that gets the signal or the error; or ``after`` seconds for a SIGKILL from
-outside. With ``bound`` what is left is killed so many seconds after the first process ended. A line of JSON on stdout
-is the answer: ``code`` and, of all processes, ``codes`` (the exit code, or minus the signal that ended it),
-``seconds``, ``output`` (both streams) and, of each process, ``outputs``.
+``place`` (iteration, validation or save) at iteration ``at``, and with ``fail`` an error with this text; in place
+``write`` when ``file`` is about to get its name for the ``at``-th time; or ``after`` seconds for a kill from outside.
+``processes`` train together, and ``rank`` (0) is the one that gets the signal or the error. With ``bound`` what is left
+is killed so many seconds after the first process ended. A line of JSON on stdout is the answer: ``code`` and, of all
+processes, ``codes`` (the exit code, or minus the signal that ended it), ``seconds``, ``output`` (both streams) and, of
+each process, ``outputs``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import torch
 
 import rsna_experiment  # noqa: F401
 import train
-from common import checkpoint
+from common import checkpoint, files
 from common.errors import WorkError
 from common.networks.classifier import ClassifierNetwork
 from common.networks.network import AbstractNetwork
@@ -52,6 +53,19 @@ def arm(request: dict[str, Any]) -> None:
     if "at" not in request or int(os.environ.get("RANK", "0")) != request.get("rank", 0):
         return
     place = request.get("place", "iteration")
+    if place == "write":
+        atomic_path, names = files.atomic_path, []
+
+        @contextlib.contextmanager
+        def killed_before_the_name(path: Path) -> Iterator[Path]:
+            with atomic_path(path) as temporary:
+                yield temporary
+                names.append(path.name)
+                if names.count(request["file"]) == request["at"]:
+                    os.kill(os.getpid(), request["signal"])
+
+        files.atomic_path = killed_before_the_name
+        return
     if place == "save":
         save, saves = torch.save, []
 

@@ -74,6 +74,22 @@ def test_a_run_killed_anywhere_and_gone_on_with_equals_one_in_one_go_to_the_bit(
     assert f"--tr_resume={name}" in history[0]["command"]
 
 
+@pytest.mark.parametrize(("file", "at"), [("status.json", 2), ("report.html", 1), ("leaderboard.csv", 1)])
+def test_a_run_killed_after_its_last_iteration_is_concluded_by_the_next_start(runs: Runs, file: str, at: int) -> None:
+    name = f"kill_{file}"
+    folder = runs.output_dir / name
+    answer = runs.start(name, "--tr_report=1", signal=signal.SIGKILL, place="write", file=file, at=at)
+    assert answer["code"] == -signal.SIGKILL, answer["output"]
+    answer = runs.go_on(name)
+    assert answer["code"] == 0, answer["output"]
+    assert "the experiment is finished" in answer["output"]
+    assert json.loads((folder / "status.json").read_text())["status"] == "finished"
+    assert "finished" in (folder / "report.html").read_text()
+    assert f"{name},finished," in (runs.output_dir / "leaderboard.csv").read_text()
+    assert_same_run(folder, whole(runs))
+    assert not list(runs.output_dir.glob(".*.tmp"))
+
+
 @pytest.mark.parametrize(
     ("number", "place", "at"), [(signal.SIGTERM, "iteration", 5), (signal.SIGUSR1, "validation", 6)]
 )
