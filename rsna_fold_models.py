@@ -87,7 +87,7 @@ def predict_by_folds(config: PredictConfig) -> Path:
             "images by the models that were not trained on them"
         )
     if config.calibrate:
-        raise UsageError("--calibrate=1 needs one model's weights; a cross-validation has several")
+        raise several_models(config.net_weight_file)
     models = load_fold_models(config, config.net_weight_file, sequences=True, seq_features=config.seq_features)
     first = next(iter(models.values()))
     rows = split_rows(first, config.split)
@@ -97,6 +97,14 @@ def predict_by_folds(config: PredictConfig) -> Path:
     if studies is not None:
         print(write_studies(studies, path))
     return path
+
+
+def several_models(folder: Path) -> UsageError:
+    """Return the refusal of --calibrate=1 for a cross-validation: no model saw an image as the mean of all sees one."""
+    return UsageError(
+        f"--calibrate=1 needs one model's weights, and the cross-validation {folder} has several; python ensemble.py "
+        f"{folder.name} --ens_calibrate=temperature writes its calibrated submission"
+    )
 
 
 def mean_by_folds(

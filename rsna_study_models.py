@@ -27,6 +27,7 @@ from rsna_fold_models import (
     mean_of,
     read_alignments,
     read_refit_alignment,
+    several_models,
 )
 from rsna_prediction import (
     NETWORKS,
@@ -242,7 +243,7 @@ def check_calibration(config: PredictConfig) -> None:
     files = {"": config.net_weight_file} if config.sequence is None else sequence_files(config.sequence)
     (file,) = files.values() if len(files) == 1 else [None]
     if file is None or file.is_dir():
-        raise UsageError("--calibrate=1 needs one model's weights; a cross-validation has several")
+        raise several_models(config.sequence or config.net_weight_file)
     checkpoint = load_checkpoint(file)
     judges = checkpoint["config"].get("net_kind") in NETWORKS
     load_calibration(file, chosen_weights(checkpoint, config.net_weights)[0], checkpoint["iteration"], studies=judges)
