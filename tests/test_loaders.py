@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 PROJECT = Path(__file__).parent.parent
 TRAINER = """
@@ -26,6 +28,7 @@ if __name__ == "__main__":
     next(batches)
     print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
     sys.stdin.read()
+    raise ValueError("a fault")
 """
 
 
@@ -43,20 +46,48 @@ class Numbers:
         return Sample(image_id=str(key), image=np.zeros((1, 1, 1), np.float32), target=None, size=(1, 1))
 
 
-def test_no_worker_outlives_a_killed_trainer(tmp_path: Path) -> None:
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """A process that loads by two workers, tells the ids of all its processes, and fails when its stdin ends."""
     (tmp_path / "trainer.py").write_text(TRAINER)
-    trainer = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, tmp_path / "trainer.py"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin"},
-    )
-    with trainer:
-        workers = [psutil.Process(int(pid)) for pid in trainer.stdout.readline().split()]
-        assert len(workers) >= 3  # the fork server and its two workers
-        trainer.send_signal(signal.SIGKILL)
+    ) as trainer:
+        yield trainer
+        trainer.kill()
+
+
+def processes_of(trainer: subprocess.Popen) -> list[psutil.Process]:
+    processes = [psutil.Process(int(pid)) for pid in trainer.stdout.readline().split()]
+    assert len(processes) >= 3  # the fork server and its two workers
+    return processes
+
+
+def wait_for_the_end_of(processes: list[psutil.Process]) -> None:
     deadline = time.monotonic() + 300  # it takes a moment; without the guard they never end
-    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
-        assert time.monotonic() < deadline, [worker for worker in workers if worker.is_running()]
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        assert time.monotonic() < deadline, [process for process in processes if process.is_running()]
         time.sleep(0.05)
+
+
+def test_no_worker_outlives_a_killed_trainer(trainer: subprocess.Popen) -> None:
+    processes = processes_of(trainer)
+    trainer.send_signal(signal.SIGKILL)
+    wait_for_the_end_of(processes)
+
+
+@pytest.mark.parametrize("stuck", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_trainer_that_fails_while_its_traceback_holds_the_loader_ends(trainer: subprocess.Popen, stuck: bool) -> None:
+    processes = processes_of(trainer)
+    ids = {process.pid for process in processes}
+    for worker in (process for process in processes if stuck and process.ppid() in ids):
+        worker.suspend()
+    _, errors = trainer.communicate(timeout=300)  # without the guard it never ends
+    assert trainer.returncode == 1
+    assert errors.splitlines()[-1] == "ValueError: a fault"
+    wait_for_the_end_of(processes)

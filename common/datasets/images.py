@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ class ImageDataset:
 
         One look at the folder before the work, instead of an end in the middle of it.
         """
-        found = {path.name for path in self.image_folder.iterdir()} if self.image_folder.is_dir() else set()
+        found = {entry.name for entry in os.scandir(self.image_folder)} if self.image_folder.is_dir() else set()
         wanted = self.image_ids if self.neighbours is None else self.neighbours.image_ids()
         missing = [image_id for image_id in wanted.tolist() if f"{image_id}{self.suffix}" not in found]
         if missing:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
@@ -46,7 +49,7 @@ def make_loader(
     shard: EpochSampler | ShardedSampler = sampler
     if distributed.world_size() > 1 and not drop_last:  # a training's sampler knows of the processes
         shard = ShardedSampler(sampler, batch_size, distributed.rank(), distributed.world_size())
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size,
         sampler=shard,
@@ -59,6 +62,33 @@ def make_loader(
         generator=loader_generator(seed, type(sampler).__name__),
         persistent_workers=workers > 0,
     )
+
+
+class Loader(DataLoader):
+    """A DataLoader whose persistent processes are ended before Python waits for them at its exit.
+
+    They leave SIGTERM to the trainer, and that is all that torch and Python have for them where something still holds
+    the loader then: the traceback of an error, a script's variable. Python would wait for them for good.
+    """
+
+    guarded = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Return the iterator; the first one starts the processes."""
+        iterator = super().__iter__()
+        if self.num_workers and not self.guarded:
+            self.guarded = True
+            atexit.register(_end_workers, weakref.ref(iterator), iterator._workers)  # torch's own come after it
+        return iterator
+
+
+def _end_workers(iterator: weakref.ref, workers: Sequence[BaseProcess]) -> None:
+    """End the processes, by force where they don't."""
+    if (alive := iterator()) is not None:
+        alive._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def start_worker(worker: int) -> None:

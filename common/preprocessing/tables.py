@@ -80,8 +80,11 @@ def unmatched_labels(ids: pd.Index, failed: pd.DataFrame) -> pd.DataFrame:
 def remove_leftovers(folder: Path, images: Iterable[str], tables: Iterable[Path]) -> None:
     """Remove what an earlier or killed run left: images (names of files) and folds other than these, cut files."""
     keep = {*images} | {path.name for path in tables}
-    leftovers = [path for path in (folder / "images").iterdir() if path.is_file()]
-    leftovers += [*folder.glob("dataset_*_fold_*.csv"), *folder.glob("dataset_*_holdout.csv")]
-    for path in leftovers:
-        if path.name not in keep:
+    found = [
+        *(folder / "images").iterdir(),
+        *folder.glob("dataset_*_fold_*.csv"),
+        *folder.glob("dataset_*_holdout.csv"),
+    ]
+    for path in found:
+        if path.name not in keep and path.is_file():
             path.unlink()
