@@ -27,7 +27,8 @@ if __name__ == "__main__":
     batches = iter(loader)
     next(batches)
     print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
-    sys.stdin.read()
+    if sys.stdin.read():
+        list(batches)
     raise ValueError("a fault")
 """
 
@@ -48,7 +49,7 @@ class Numbers:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Iterator[subprocess.Popen]:
-    """A process that loads by two workers, tells the ids of all its processes, and fails when its stdin ends."""
+    """A process that loads by two workers, tells all its processes' ids, loads the rest if stdin says so, and fails."""
     (tmp_path / "trainer.py").write_text(TRAINER)
     with subprocess.Popen(
         [sys.executable, tmp_path / "trainer.py"],
@@ -91,3 +92,12 @@ def test_a_trainer_that_fails_while_its_traceback_holds_the_loader_ends(trainer:
     assert trainer.returncode == 1
     assert errors.splitlines()[-1] == "ValueError: a fault"
     wait_for_the_end_of(processes)
+
+
+def test_a_loading_process_that_is_killed_is_one_error_that_says_what_to_do(trainer: subprocess.Popen) -> None:
+    processes = processes_of(trainer)
+    ids = {process.pid for process in processes}
+    for worker in (process for process in processes if process.ppid() in ids):
+        worker.kill()
+    _, errors = trainer.communicate("load the rest", timeout=300)
+    assert errors.splitlines()[-1].startswith("common.errors.WorkError: a process that loads images was killed")

@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -19,9 +20,11 @@ from common import distributed
 from common.datasets.batch import Batch, collate
 from common.datasets.samplers import EpochSampler
 from common.datasets.shards import ShardedSampler
+from common.errors import WorkError
 from common.interruption import ignore_signals
 from common.reproducibility import loader_generator
 
+DYING_S = 1.0  # from a broken connection to the end of the process that broke it
 PRELOADED = ["torch", "cv2", "albumentations"]
 
 
@@ -74,12 +77,20 @@ class Loader(DataLoader):
     guarded = False
 
     def __iter__(self) -> Iterator[Batch]:
-        """Return the iterator; the first one starts the processes."""
+        """Yield the batches; the first call starts the processes. WorkError where one of them is killed."""
         iterator = super().__iter__()
         if self.num_workers and not self.guarded:
             self.guarded = True
             atexit.register(_end_workers, weakref.ref(iterator), iterator._workers)  # torch's own come after it
-        return iterator
+        try:
+            yield from iterator
+        except (RuntimeError, OSError, EOFError) as error:  # torch's own; or it died while it handed a batch over
+            if not self.num_workers or not wait([worker.sentinel for worker in iterator._workers], timeout=DYING_S):
+                raise
+            raise WorkError(
+                "a process that loads images was killed, most likely for want of memory; make some free, or let fewer "
+                "processes load (--n_jobs), and start again"
+            ) from error
 
 
 def _end_workers(iterator: weakref.ref, workers: Sequence[BaseProcess]) -> None:
