@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import os
 import sys
@@ -80,6 +81,11 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
             line = " ".join(str(error).splitlines())  # a file's name may hold a line break
             print(f"{error.prefix}{line}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            print(f"error: {error.filename}: no file can have so long a name", file=sys.stderr)
+            raise SystemExit(EXIT_USAGE) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(EXIT_INTERRUPTED) from None

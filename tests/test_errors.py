@@ -65,6 +65,13 @@ def test_a_reader_that_stops_early_ends_the_command_without_a_traceback():
     assert process.wait() == 141
 
 
+def test_a_name_that_no_file_system_takes_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(Path("a" * 300).read_text)()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {'a' * 300}: no file can have so long a name\n"
+
+
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
