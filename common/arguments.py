@@ -27,6 +27,7 @@ NONE_WORDS = ("none", "null", "~", "")
 BOOLEAN_WORDS = {"0": False, "1": True, "false": False, "true": True}
 REQUIRED: Any = dataclasses.MISSING
 EXAMPLES = 3
+LARGEST = 2**31 - 1  # whole number that an option takes, where its field doesn't say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +256,9 @@ class _Converter:
             raise ValueError(f"{text!r} is not a finite number")
         if self.spec.minimum is not None and value < self.spec.minimum:
             raise ValueError(f"{text} is below the smallest allowed value {self.spec.minimum}")
-        if self.spec.maximum is not None and value > self.spec.maximum:
-            raise ValueError(f"{text} is above the largest allowed value {self.spec.maximum}")
+        maximum = LARGEST if self.spec.maximum is None and self.kind is int else self.spec.maximum
+        if maximum is not None and value > maximum:
+            raise ValueError(f"{text} is above the largest allowed value {maximum}")
         return value
 
 

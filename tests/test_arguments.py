@@ -20,6 +20,7 @@ def parse_pair(text: str) -> tuple[int, int]:
 class Basics:
     """Basics."""
 
+    most: int = option(0, "no limit of its own")
     count: int = option(3, "how many", minimum=1, maximum=100)
     rate: float = option(1e-3, "how fast", minimum=0)
     enabled: bool = option(False, "whether")
@@ -88,6 +89,7 @@ def test_none_is_written_as_a_word() -> None:
         (["stray"], ["'stray'", "--name=value"]),
         (["--cou=3"], ["--cou", "written in full", "--count"]),
         (["--k=3"], ["--k", "written in full", "--kind"]),
+        ([f"--most={2**31}"], ["--most", "above the largest"]),
     ],
 )
 def test_a_wrong_argument_is_one_line_that_names_the_flag(argv: list[str], parts: list[str]) -> None:
