@@ -172,7 +172,7 @@ def parameter_groups(
 def check_optimizer(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the optimizer called ``name``; UsageError for another name or an option it doesn't know.
 
-    Also where it takes another number of betas.
+    Also where it takes another number of betas. Without momentum there is none of Nesterov's.
     """
     row = choose("optim", name, OPTIMIZERS)
     values = settings("optim", row, given)
@@ -182,6 +182,10 @@ def check_optimizer(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
             f"--optim_betas={','.join(f'{beta:g}' for beta in betas)}: --optim={name} takes {len(usual)} numbers of at "
             "least 0 and below 1"
         )
+    if values.get("optim_momentum") == 0 and values.get("optim_nesterov"):
+        if given.get("optim_nesterov"):
+            raise UsageError("--optim_nesterov=1 needs an --optim_momentum above 0")
+        values["optim_nesterov"] = False
     return values
 
 

@@ -186,6 +186,14 @@ def test_another_number_of_betas_is_refused():
         build_optimizer("adamw", Net(), 0.1, 0.0, {"optim_betas": (0.9, 1.0)})
 
 
+@pytest.mark.parametrize("name", ["sgd", "lookahead_sgd"])
+def test_without_momentum_sgd_is_plain_and_has_none_of_nesterovs(name):
+    model = nn.Linear(3, 2)
+    assert build_optimizer(name, model, 0.1, 0.0, {"optim_momentum": 0.0}).param_groups[0]["nesterov"] is False
+    with pytest.raises(UsageError, match="--optim_nesterov=1 needs an --optim_momentum above 0"):
+        build_optimizer(name, model, 0.1, 0.0, {"optim_momentum": 0.0, "optim_nesterov": True})
+
+
 def test_one_step_of_adamw_decays_weights_by_the_rate_and_leaves_biases_and_norms():
     model = Net()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
