@@ -13,7 +13,7 @@ import pandas as pd
 
 from common.arguments import to_dict
 from common.console import progress, tell
-from common.errors import UserError, WorkError
+from common.errors import UsageError, UserError, WorkError
 from common.files import write_csv, write_text
 from common.preprocessing.audit import AuditedDataset, audit_page
 from common.preprocessing.convert import ImageForm
@@ -51,14 +51,24 @@ def leaves_dataset_alone(config: PreprocessingConfig) -> bool:
         made_with = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))["options"]
     except UserError:
         return False
+    return not asked_anew(config, made_with)
+
+
+def asked_anew(config: PreprocessingConfig, made_with: dict[str, Any]) -> list[str]:
+    """Return the options that are asked for and that a dataset was made with other values of."""
     asked, usual = to_dict(config), to_dict(PreprocessingConfig())
-    return all(asked.get(name) in (value, usual.get(name)) for name, value in made_with.items())
+    return [name for name, value in made_with.items() if asked.get(name) not in (value, usual.get(name))]
 
 
 def find_dataset(config: PreprocessingConfig) -> Path:
-    """Return the folder of a finished dataset; the errors of :func:`rsna_dataset.read_dataset_info`."""
+    """Return the folder of a finished dataset; the errors of :func:`rsna_dataset.read_dataset_info`.
+
+    UsageError where --pre_verify is given options that the dataset was not made with.
+    """
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
-    read_dataset_info(folder)
+    made_with = read_dataset_info(folder)["options"]
+    for name in asked_anew(config, made_with):
+        raise UsageError(f"--{name}: {folder} was made with {made_with[name]}, and --pre_verify=1 converts nothing")
     if not config.pre_verify:
         tell(f"{folder}: is finished and left as it is; without --pre_audit it is brought up to date")
     return folder

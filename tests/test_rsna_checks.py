@@ -47,6 +47,12 @@ def test_a_whole_dataset_is_verified_without_its_source_and_left_alone(flags, fo
     assert state(folder) == before
 
 
+def test_a_verification_of_a_form_that_the_dataset_does_not_have_is_refused(flags, folder, capsys) -> None:
+    code, error = failure(capsys, [*flags, "--pre_verify=1", "--pre_size=512"])
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert f"--pre_size: {folder} was made with 0" in error
+
+
 def test_every_kind_of_fault_is_counted_listed_and_ends_with_exit_code_1(flags, folder, capsys) -> None:
     images = sorted((folder / "images").iterdir())[:5]
     images[0].unlink()
