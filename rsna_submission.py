@@ -20,6 +20,7 @@ from rsna_dataset import (
     check_submission,
     dataset_folder,
     list_some,
+    read_dataset_info,
     read_metadata,
     read_submission_texts,
 )
@@ -89,6 +90,8 @@ def expectations(config: PredictConfig) -> Expected:
     folder = dataset_folder(
         config.data_input_folder or TrainConfig.data_input_folder, config.data_dataset or TrainConfig.data_dataset
     )
+    if config.data_dataset is not None:
+        read_dataset_info(folder)  # one that is asked for is there
     path = config.audit_sample
     if path is None and (folder / SAMPLE_FILE).is_file():
         path = folder / SAMPLE_FILE
@@ -97,7 +100,7 @@ def expectations(config: PredictConfig) -> Expected:
         known = read_metadata(folder)[list(LABELS)].dropna()
     except UserError:
         known = pd.DataFrame(columns=list(LABELS))
-    if config.audit_sample is None and len(known):
+    if len(known) and (config.audit_sample is None or config.data_dataset is not None):
         return Expected(path, sample, known.mean(), f"of the {len(known)} labelled images of {folder}")
     return Expected(path, sample, pd.Series(PUBLISHED)[list(LABELS)], "published of the competition's stage 1")
 

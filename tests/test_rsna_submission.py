@@ -56,6 +56,16 @@ def test_a_good_submission_is_valid_and_nothing_is_remarked(tmp_path, sample, ca
     assert path.read_bytes() == before
 
 
+def test_a_dataset_that_is_named_is_there_and_gives_the_prevalences(tmp_path, sample, small_dataset, capsys):
+    path = made(tmp_path / "good.csv")
+    place = [f"--data_input_folder={tmp_path}", "--data_dataset=typo"]
+    assert "--data_dataset=typo: no such dataset" in refusal(capsys, 2, f"--audit={path}", *place)
+    predict.main([f"--audit={path}", f"--audit_sample={sample}", *small_dataset.flags])
+    text = capsys.readouterr().out
+    assert "valid" in text.splitlines()
+    assert f"labelled images of {small_dataset.folder}" in text
+
+
 def set_value(place, value):
     def change(frame):
         frame.loc[place, "Label"] = value
