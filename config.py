@@ -7,8 +7,10 @@ that ``--help`` shows.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.arguments import REQUIRED, option
 from common.errors import UsageError
@@ -105,6 +107,13 @@ def format_folds(folds: int | str | tuple[int, ...]) -> str:
 def format_numbers(numbers: tuple[float, ...] | None) -> str:
     """Write numbers in the form that :func:`parse_numbers` reads."""
     return "none" if numbers is None else ",".join(repr(number) for number in numbers)
+
+
+def refuse_given(config: Any, names: Iterable[str], why: str) -> None:
+    """Raise UsageError, "--name ``why``", for the first of ``names`` that has another value than its default."""
+    for name in names:
+        if getattr(config, name) != config.__dataclass_fields__[name].default:
+            raise UsageError(f"--{name} {why}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +232,7 @@ class SamplerOptions:
     )
     sampler_label: str | None = option(None, "balanced: the label to balance by")
     sampler_share: float | None = option(None, "balanced: share of the images that are positive", minimum=0, maximum=1)
-    sampler_slices: int | None = option(None, "study: images of each study in an epoch", minimum=1)
+    sampler_slices: int | None = option(None, "study: images of each study in an epoch", minimum=1, maximum=10_000)
     sampler_power: float | None = option(None, "hard: power of the loss to which chances are proportional", minimum=0)
     sampler_floor: float | None = option(None, "hard: share of an epoch that is drawn evenly", minimum=0, maximum=1)
 
@@ -323,16 +332,19 @@ class OptimizerOptions:
         1e-2, "weight decay of matrices and kernels; biases, norms and position embeddings don't decay", minimum=0
     )
     optim_layer_decay: float | None = option(
-        None, "each layer's rate as a share of the next one's, counted from the head (1: all the same)", minimum=0
+        None,
+        "each layer's rate as a share of the next one's, counted from the head (1: all the same)",
+        minimum=0,
+        maximum=1,
     )
     optim_head_factor: float | None = option(None, "the head's learning rate as a multiple of --optim_lr", minimum=0)
-    optim_momentum: float | None = option(None, "momentum", minimum=0, maximum=1)
+    optim_momentum: float | None = option(None, "momentum", minimum=0, maximum=0.9999)
     optim_nesterov: bool | None = option(None, "1: Nesterov's momentum")
     optim_betas: tuple[float, ...] | None = option(
         None, "decay of the running means, as in 0.9,0.999", parse=parse_numbers, form=format_numbers
     )
     optim_eps: float | None = option(None, "added to the denominator", minimum=0)
-    optim_alpha: float | None = option(None, "rmsprop: decay of the squared gradient", minimum=0, maximum=1)
+    optim_alpha: float | None = option(None, "rmsprop: decay of the squared gradient", minimum=0, maximum=0.999999)
     optim_rho: float | None = option(None, "adadelta: decay of the squared gradient", minimum=0, maximum=1)
     optim_lookahead_k: int | None = option(None, "lookahead_...: steps between two slow updates", minimum=1)
     optim_lookahead_alpha: float | None = option(
@@ -587,6 +599,8 @@ class TrainConfig(
             raise UsageError("--cv_run needs a cross-validation: --data_fold=all or several folds")
         if self.is_cross_validation and self.tr_overfit:
             raise UsageError("--tr_overfit validates on what it trains on, which is no cross-validation; name one fold")
+        if self.tr_resume is None:
+            refuse_given(self, ("tr_resume_change",), "needs --tr_resume, the experiment to go on with")
         self._check_kind()
 
     def _check_kind(self) -> None:
@@ -600,9 +614,8 @@ class TrainConfig(
         if self.net_kind in (SEQUENCE, STUDY):
             names |= {"tr_channels_last", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit"}
         names |= {name for group in groups for name in group.__dataclass_fields__} - OF_ANY_KIND
-        for name, field in self.__dataclass_fields__.items():
-            if name in names and getattr(self, name) != field.default:
-                raise UsageError(f"--{name} means nothing to --net_kind={self.net_kind}; leave it out")
+        meaningless = [name for name in self.__dataclass_fields__ if name in names]
+        refuse_given(self, meaningless, f"means nothing to --net_kind={self.net_kind}; leave it out")
         if self.net_kind == SEQUENCE and self.seq_features is None:
             raise UsageError("--net_kind=sequence needs --seq_features, the experiment of a cross-validation")
         if self.net_kind == STUDY and self.net_weight_file is None and not self.net_pretrained:
@@ -624,7 +637,11 @@ class TrainedOptions(ConsoleOptions):
     n_jobs: int | None = option(
         None, "CPU cores to use; 0: all there are; none: as the training", minimum=0, maximum=4096
     )
-    data_input_folder: Path | None = option(None, "folder that holds datasets/; none: the one of the training")
+    data_input_folder: Path | None = option(
+        None,
+        "folder that holds datasets/; none: the one of the training. For --source, --audit and --eval_file, which ask "
+        "no training, none: input (of --source it holds pseudonyms.key alone)",
+    )
     seq_features: str | None = option(
         None, "sequence models: experiment (id or folder) that has the features; none: the one of the training"
     )
@@ -667,14 +684,24 @@ class SweepConfig(ResultsLocation):
         "", "flags of train.py for every experiment of --lines or --grid, quoted as one: '--seed=1 ...'"
     )
     parallel: int = option(0, "experiments at once; 0: one on each GPU, or one where there is none", minimum=0)
-    evaluate: bool = option(True, "1: evaluate each experiment and predict the test images; 0: train only")
+    evaluate: bool = option(
+        True, "1: evaluate each experiment and predict the test images; 0: train only, as the trials of --space"
+    )
     dry_run: bool = option(False, "1: say what would run, and run nothing")
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.lines, self.grid, self.space)) != 1:
             raise UsageError("give one of --lines, --grid and --space")
-        if self.flags and self.space is not None:
-            raise UsageError("--flags: not with --space, whose base has the options of every trial")
+        if self.space is None:
+            refuse_given(self, ("trials", "seed"), "needs --space, a search")
+            return
+        refuse_given(self, ("flags",), "doesn't go with --space, whose base has the options of every trial")
+        refuse_given(
+            self,
+            ("parallel", "evaluate", "dry_run"),
+            "doesn't go with --space: its trials are only trained, one after the other in each process, and depend on "
+            "those before",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -692,6 +719,13 @@ class TTAOptions:
         "mean of the views' probabilities; logit: mean of their logits (probabilities clipped to 1e-7 from 0 and 1)",
         choices=("mean", "logit"),
     )
+
+    def __post_init__(self) -> None:
+        if self.tta is None:
+            refuse_given(self, ("tta_views", "tta_mean"), "needs --tta, the file of the views")
+
+
+OF_AUDITS = {"audit", "audit_sample", "audit_fill", "output_file", "data_input_folder", "data_dataset", "verbosity"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -762,11 +796,12 @@ class PredictConfig(TTAOptions, TrainedOptions):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.audit is None and (self.audit_sample is not None or self.audit_fill is not None):
             raise UsageError("--audit_sample and --audit_fill need --audit, the submission to look at")
         if self.audit is not None:
-            if self.net_weight_file is not None or self.source is not None:
-                raise UsageError("--audit predicts nothing: leave out --net_weight_file and --source")
+            predicting = [name for name in self.__dataclass_fields__ if name not in OF_AUDITS]
+            refuse_given(self, predicting, "doesn't go with --audit, which predicts nothing; leave it out")
             if self.output_file is not None and self.audit_fill is None:
                 raise UsageError("--output_file needs --audit_fill here: an audit alone writes nothing")
             if self.output_file is not None and self.output_file.resolve() == self.audit.resolve():
@@ -781,6 +816,9 @@ class PredictConfig(TTAOptions, TrainedOptions):
                 "--sequence needs --source; a dataset's split is predicted by the sequence model's own file as "
                 "--net_weight_file"
             )
+        if self.source is not None:
+            without = ("split", "data_dataset", "output_file", "seq_features")
+            refuse_given(self, without, "doesn't go with --source, which is no dataset; leave it out")
         if self.sequence is not None and self.tta is not None:
             raise UsageError("--sequence doesn't go with --tta: the features that it learnt from are of single views")
         if self.feature_refit is not None and not self.features and self.sequence is None:
@@ -789,6 +827,12 @@ class PredictConfig(TTAOptions, TrainedOptions):
             raise UsageError("--features=1 goes with none of --tta, --calibrate, --source and --output_file")
         if self.features and self.data_dataset is not None:
             raise UsageError("--features=1: features are of the cross-validation's dataset; leave out --data_dataset")
+        if self.features:
+            refuse_given(
+                self,
+                ("split", "seq_features"),
+                "doesn't go with --features=1, which sees the pictures of all folds and of the test; leave it out",
+            )
         if self.calibrate and self.tta is not None:
             raise UsageError("--calibrate=1 doesn't go with --tta: the temperatures were fitted to predictions without")
 
@@ -844,13 +888,17 @@ class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
     eval_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.experiment_id is None) == (self.eval_file is None):
             raise UsageError("give either --experiment_id or --eval_file")
         if self.eval_file is not None and self.data_dataset is None:
             raise UsageError("--eval_file needs --data_dataset, whose metadata.csv has the labels")
-        for name in ("tta", "net_weights", "seq_features"):
-            if self.eval_file is not None and getattr(self, name) != getattr(EvaluateConfig, name):
-                raise UsageError(f"--{name} needs --experiment_id: predictions in a file come from no network here")
+        if self.eval_file is not None:
+            self.refuse_network_options("needs --experiment_id: predictions in a file come from no network here")
+
+    def refuse_network_options(self, why: str) -> None:
+        """Raise UsageError for an option of a network, where none predicts."""
+        refuse_given(self, ("tta", "net_weights", "seq_features"), why)
 
 
 def parse_weights(text: str) -> tuple[float, ...]:

@@ -130,11 +130,7 @@ def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
 
     from rsna_evaluation import experiment_predictions
 
-    for name in ("tta", "net_weights", "seq_features"):
-        if getattr(config, name) != getattr(EvaluateConfig, name):
-            raise UsageError(
-                f"--{name}: {folder} has no weights of its own, so that its written predictions are judged"
-            )
+    config.refuse_network_options(f"means nothing here: {folder} has no weights, its written predictions are judged")
     options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset = config.data_dataset or options.get("data_dataset")
     if dataset is None:

@@ -38,7 +38,7 @@ from common.experiment import (
 from common.files import write_csv, write_json
 from common.metrics import constant_predictor
 from common.reports.record import FINISHED, RUNNING, read_record, write_status, write_value
-from common.resume import changed_options, read_options
+from common.resume import changed_options, check_place, read_options
 from common.statistics import format_table
 from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
@@ -167,6 +167,7 @@ def joined_options(config: TrainConfig, arguments: Sequence[str]) -> tuple[Train
     saved = read_options(folder)
     before = parse_args(TrainConfig, [], saved)
     if config.tr_resume is not None:
+        check_place(config, folder)
         config = parse_args(TrainConfig, arguments, saved)
     changed_options(before, config, (), f"train it under another --experiment_id than {folder.name}")
     return config, folder

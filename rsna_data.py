@@ -24,7 +24,7 @@ from common.hardware import loader_workers
 from common.metrics import constant_predictor
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
 from common.transforms.device import DevicePart, device_refusal
-from config import HOLDOUT, TrainConfig, Windows, parse_windows
+from config import HOLDOUT, TrainConfig, Windows, parse_windows, refuse_given
 from rsna_dataset import (
     DATASET_INFO,
     LABEL_WEIGHTS,
@@ -82,11 +82,7 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
         )
     if config.data_transform_device == "cuda" and device.type != "cuda":
         raise UsageError("--data_transform_device=cuda needs a GPU and there is none here; use auto or cpu")
-    windows, windowed = pipeline_windows(folder, config)
-    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
-    train_pipeline = load_pipeline(find_transform(config.data_train_transform), windows, **options)
-    valid_pipeline = load_pipeline(find_transform(config.data_valid_transform), windows, **options)
-    check_same_scale(train_pipeline, valid_pipeline)
+    train_pipeline, valid_pipeline = load_pipelines(folder, config)
     if config.tr_overfit:
         train_pipeline = valid_pipeline  # no augmentation: the images are to be learnt by heart
     train_pipeline, valid_pipeline = (
@@ -263,6 +259,23 @@ def overfit_rows(rows: pd.DataFrame, batches: int, batch_size: int) -> pd.DataFr
     if count > len(rows):
         raise UsageError(f"--tr_overfit={batches}: {count} images are more than the {len(rows)} of the training set")
     return rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def load_pipelines(folder: Path, config: TrainConfig) -> tuple[Pipeline, Pipeline]:
+    """Load the transforms of training and validation; UsageError where they don't fit each other.
+
+    Also for ``--data_windows`` where the pictures, or both files, have windows already.
+    """
+    windows, windowed = pipeline_windows(folder, config)
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
+    train = load_pipeline(find_transform(config.data_train_transform), windows, **options)
+    valid = load_pipeline(find_transform(config.data_valid_transform), windows, **options)
+    check_same_scale(train, valid)
+    if windows != config.data_windows:
+        refuse_given(config, ("data_windows",), f"means nothing to {folder}, whose pictures are windowed already")
+    if train.own_window and valid.own_window:
+        refuse_given(config, ("data_windows",), "means nothing to transform files with a DicomWindowShift of their own")
+    return train, valid
 
 
 def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:

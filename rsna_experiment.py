@@ -40,12 +40,12 @@ from common.networks.finders import find_batch_size, find_learning_rate, rate_pi
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.optimizers import build_optimizer
 from common.reports.record import FINISHED, RUNNING, results_folder, write_status
-from common.resume import Run, resume_run
+from common.resume import Run, check_place, resume_run
 from common.schedulers import Schedule, build_schedule
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import Tracker, TrackerGroup
-from config import SEQUENCE, STUDY, TrainConfig
+from config import SEQUENCE, STUDY, TrainConfig, refuse_given
 from rsna_data import TrainingData, build_data
 from rsna_dataset import (
     LABEL_WEIGHTS,
@@ -84,6 +84,10 @@ def check_choices(config: TrainConfig, model: nn.Module) -> None:
     if config.tr_batch_find and distributed.world_size() > 1:
         raise UsageError("--tr_batch_find=1: look for the size with one process, without torchrun")
     check_trackers(tracker_names(config))
+    if "neptune" not in tracker_names(config):
+        refuse_given(config, ("nml_project", "nml_mode"), "needs --trackers=neptune, or --nml_enabled=1")
+    if not config.tr_use_amp:
+        refuse_given(config, ("tr_amp_dtype",), "needs --tr_use_amp=1")
     if config.tr_sync_bn:
         distributed.check_synchronized_norms(model)
     build_optimization(config, model)
@@ -110,6 +114,9 @@ def find_run(config: TrainConfig, arguments: Sequence[str]) -> Iterator[Run[Trai
         yield Run(config)
         return
     with resume_run(TrainConfig, arguments, resume, config.tr_resume_change, config.output_dir) as run:
+        check_place(config, run.folder)
+        if config.cv_run is not None:
+            raise UsageError(f"--cv_run={config.cv_run}: {run.folder} is no cross-validation; leave it out")
         place = {"output_dir": run.folder.parent, "experiment_id": run.folder.name}
         yield replace(run, config=replace(run.config, tr_resume=None, tr_resume_change=(), **place))
 

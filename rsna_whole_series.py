@@ -16,13 +16,13 @@ from common.errors import UsageError
 from common.hardware import cpu_cores
 from common.metrics import constant_predictor
 from common.models.sequence import sequence_settings
-from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline
+from common.transforms import Pipeline
 from config import TrainConfig
 from rsna_data import (
     TrainingData,
     check_starting_weights,
     check_trial_images,
-    pipeline_windows,
+    load_pipelines,
     select_rows,
     trial_indices,
 )
@@ -42,13 +42,7 @@ def build_studies(config: TrainConfig) -> TrainingData:
     train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
     hashed = rows_hash(train_rows, valid_rows)
     check_starting_weights(config, rows)
-    windows, windowed = pipeline_windows(folder, config)
-    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
-    train_pipeline, valid_pipeline = (
-        load_pipeline(find_transform(name), windows, **options)
-        for name in (config.data_train_transform, config.data_valid_transform)
-    )
-    check_same_scale(train_pipeline, valid_pipeline)
+    train_pipeline, valid_pipeline = load_pipelines(folder, config)
     reverse = sequence_settings(config.seq_model, sequence_options(config))["seq_reverse"]
     train_set = picture_series(config, folder, train_rows, train_pipeline, reverse)
     if len(train_set) < config.tr_batch_size:

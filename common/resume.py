@@ -106,6 +106,14 @@ def resume_run(
         yield Run(config, folder, changed, checkpoint)
 
 
+def check_place(config: Any, folder: Path) -> None:
+    """Raise UsageError where a command line names another experiment or results folder than the resumed ``folder``."""
+    if config.experiment_id not in (None, folder.name):
+        raise UsageError(f"--experiment_id={config.experiment_id}: --tr_resume goes on in {folder}; leave it out")
+    if config.output_dir != type(config).output_dir and config.output_dir.resolve() != folder.resolve().parent:
+        raise UsageError(f"--output_dir={config.output_dir}: --tr_resume goes on in {folder}; leave it out")
+
+
 def _find(resume: str, output_dir: Path) -> tuple[Path, Path | None]:
     """Return the experiment's folder, and its checkpoint where there is one yet."""
     path = Path(resume)

@@ -19,7 +19,7 @@ from common.networks.averages import AVERAGES
 from common.optimizers import OPTIMIZERS
 from common.schedulers import SCHEDULES
 from common.tables import Row
-from config import TrainConfig, format_windows, parse_windows
+from config import EvaluateConfig, PredictConfig, SweepConfig, TrainConfig, format_windows, parse_windows
 
 TABLES = {
     "optim": OPTIMIZERS,
@@ -67,6 +67,36 @@ def test_a_validation_interval_between_optimizer_steps_is_refused_with_both_numb
         parse_args(TrainConfig, ["--tr_iteration_valid=10", "--tr_accumulation_step=4"])
     assert "--tr_iteration_valid=10" in str(caught.value)
     assert "--tr_accumulation_step=4" in str(caught.value)
+
+
+AUDIT = ["--audit=a.csv"]
+SOURCE = ["--net_weight_file=a.pt", "--source=s", "--predict_output=o"]
+FEATURES = ["--net_weight_file=cv", "--features=1"]
+FILE = ["--eval_file=a.csv", "--data_dataset=rsna"]
+SPACE = ["--space=s.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("config", "mode", "flag"),
+    [
+        (TrainConfig, [], "--tr_resume_change=optim_lr"),
+        *((PredictConfig, AUDIT, flag) for flag in ("--calibrate=1", "--split=train", "--n_jobs=2", "--tta=a.json")),
+        *((PredictConfig, AUDIT, flag) for flag in ("--net_weight_file=a.pt", "--source=s", "--net_weights=raw")),
+        *((PredictConfig, SOURCE, flag) for flag in ("--split=valid", "--data_dataset=a", "--output_file=a.csv")),
+        (PredictConfig, [*SOURCE, "--sequence=s.pt"], "--seq_features=1"),
+        *((PredictConfig, FEATURES, flag) for flag in ("--split=valid", "--seq_features=1")),
+        (PredictConfig, ["--net_weight_file=a.pt"], "--tta_views=8"),
+        (EvaluateConfig, ["--experiment_id=1"], "--tta_mean=logit"),
+        *((EvaluateConfig, FILE, flag) for flag in ("--tta=a.json", "--net_weights=raw", "--seq_features=1")),
+        *((SweepConfig, ["--lines=a.txt"], flag) for flag in ("--trials=5", "--seed=1")),
+        *((SweepConfig, SPACE, flag) for flag in ("--dry_run=1", "--parallel=2", "--evaluate=0", "--flags=--seed=1")),
+    ],
+)
+def test_an_option_that_has_no_effect_with_the_others_is_refused_by_its_name(config, mode, flag) -> None:
+    parse_args(config, mode)
+    with pytest.raises(UsageError) as caught:
+        parse_args(config, [*mode, flag])
+    assert str(caught.value).startswith(flag.partition("=")[0])
 
 
 def test_the_default_training_survives_the_way_through_a_checkpoint() -> None:

@@ -289,6 +289,7 @@ def test_every_option_is_either_free_at_resume_or_refused_unless_named(tmp_path:
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(TrainConfig(tr_early_stop=3))))
 
     def changed(*arguments: str) -> tuple[str, ...]:
+        arguments = (*arguments, f"--tr_resume={folder}")
         config = parse_args(TrainConfig, arguments)
         with resume_run(TrainConfig, arguments, str(folder), config.tr_resume_change, tmp_path) as run:
             return run.changed

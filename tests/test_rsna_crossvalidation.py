@@ -162,6 +162,22 @@ def test_other_options_than_the_folds_have_are_refused(copy: Path, capsys) -> No
     assert "--optim_lr=0.5 (the run has 0.001)" in error
 
 
+@pytest.mark.parametrize(
+    ("of", "flags", "part"),
+    [
+        ("cv", ["--experiment_id=other"], "--experiment_id=other: --tr_resume goes on in"),
+        ("cv", ["--output_dir=elsewhere"], "--output_dir=elsewhere: --tr_resume goes on in"),
+        ("cv/fold_0", ["--experiment_id=other"], "--experiment_id=other: --tr_resume goes on in"),
+        ("cv/fold_0", ["--output_dir=elsewhere"], "--output_dir=elsewhere: --tr_resume goes on in"),
+        ("cv/fold_0", ["--cv_run=1"], "--cv_run=1: "),
+    ],
+)
+def test_another_name_place_or_fold_than_that_of_what_is_gone_on_with_is_refused(
+    finished: Path, capsys, of: str, flags: list[str], part: str
+) -> None:
+    assert part in fails(capsys, 2, train.main, [f"--tr_resume={finished.parent / of}", *flags])
+
+
 def test_a_fold_that_changed_since_it_was_trained_is_refused(copy: Path, tables: SmallDataset, capsys) -> None:
     path = fold_path(tables.folder, "phantom", 1)
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)

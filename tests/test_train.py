@@ -252,6 +252,18 @@ def test_training_pictures_of_another_size_than_validation_pictures_are_warned_o
     assert "training pictures are 128 x 128 pixels and validation pictures 32 x 32" in caplog.text
 
 
+def test_windows_mean_nothing_to_pictures_that_have_theirs(trained, small_dataset, tmp_path, capsys) -> None:
+    shutil.copytree(small_dataset.folder, tmp_path / "datasets/phantom")
+    info = tmp_path / "datasets/phantom/dataset.json"
+    known = json.loads(info.read_text())
+    info.write_text(json.dumps(known | {"image_form": "window", "windows": "40/80,80/200,40/380"}))
+    flags = [*trained.flags, f"--data_input_folder={tmp_path}", f"--output_dir={tmp_path / 'results'}"]
+    code, line = failure(train.main, [*flags, "--data_windows=30/60,80/200,40/380"], capsys)
+    assert code == 2
+    assert "--data_windows means nothing to" in line
+    assert not (tmp_path / "results").exists()
+
+
 def test_tta_pictures_of_another_size_are_refused(trained, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         predict.main([f"--net_weight_file={trained.folder / 'best.pt'}", "--tta=test_intermediate_tta_128.json"])
@@ -372,6 +384,16 @@ def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:
         (["--optim=lion", "--optim_momentum=0.9"], ["--optim_momentum", "--optim=lion", "--optim_betas"]),
         (["--sched_power=2"], ["--sched_power", "--sched=cosine", "--sched_cycles"]),
         (["--sampler_share=0.5"], ["--sampler_share", "--data_sampler=random"]),
+        (["--tr_amp_dtype=bfloat16"], ["--tr_amp_dtype", "--tr_use_amp=1"]),
+        (["--nml_mode=offline"], ["--nml_mode", "--nml_enabled=1"]),
+        (
+            [
+                "--data_windows=30/60",
+                "--data_train_transform=train_complex_128.json",
+                "--data_valid_transform=train_complex_128.json",
+            ],
+            ["--data_windows", "DicomWindowShift"],
+        ),
         pytest.param(
             ["--data_transform_device=cuda"],
             ["--data_transform_device=cuda needs a GPU", "auto or cpu"],

@@ -52,16 +52,19 @@ class Pipeline:
         channels: int | None,
         *,
         fuse: bool = False,
+        own_window: bool = False,
     ) -> None:
         """``document``: the file in today's words; ``name``: the file, for messages; ``channels`` None: any.
 
         ``fuse``: all steps that move pixels become one warp, see :class:`common.transforms.canvas.Canvas`.
+        ``own_window``: the windows are the file's own.
         """
         self.name = name
         self.document = document
         self.transforms = list(transforms)
         self.channels = channels
         self.fuse = fuse
+        self.own_window = own_window
         self.scale = _scale(transforms, name, channels)
         self.compose = A.Compose(self.transforms)
 
@@ -205,7 +208,7 @@ def pipeline_from_dict(
     if slices > 1 and channels is not None:
         transforms = [_for_slices(transform, channels, slices) for transform in transforms]
         channels *= slices
-    return Pipeline(name, today, transforms, channels, fuse=fuse)
+    return Pipeline(name, today, transforms, channels, fuse=fuse, own_window=bool(own))
 
 
 def _for_slices(transform: Any, windows: int, slices: int) -> Any:
