@@ -817,8 +817,9 @@ class PredictConfig(TTAOptions, TrainedOptions):
                 "--net_weight_file"
             )
         if self.source is not None:
-            without = ("split", "data_dataset", "output_file", "seq_features")
-            refuse_given(self, without, "doesn't go with --source, which is no dataset; leave it out")
+            self.refuse_without_dataset("split", "output_file", "seq_features")
+        if self.output_file is not None and self.output_file.resolve() == self.net_weight_file.resolve():
+            raise UsageError(f"--output_file={self.output_file} is the weight file; give another name")
         if self.sequence is not None and self.tta is not None:
             raise UsageError("--sequence doesn't go with --tta: the features that it learnt from are of single views")
         if self.feature_refit is not None and not self.features and self.sequence is None:
@@ -835,6 +836,10 @@ class PredictConfig(TTAOptions, TrainedOptions):
             )
         if self.calibrate and self.tta is not None:
             raise UsageError("--calibrate=1 doesn't go with --tta: the temperatures were fitted to predictions without")
+
+    def refuse_without_dataset(self, *names: str) -> None:
+        """Raise UsageError for an option of a dataset beside --source."""
+        refuse_given(self, names, "doesn't go with --source, which is no dataset; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -856,6 +861,10 @@ class ExportConfig(TrainedOptions):
     data_dataset: str | None = option(
         None, "dataset whose images the file is checked on; none: the one of the training"
     )
+
+    def __post_init__(self) -> None:
+        if self.export_file is not None and self.export_file.resolve() == self.net_weight_file.resolve():
+            raise UsageError(f"--export_file={self.export_file} is the weight file; give another name")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import fit_temperatures
 from common.files import check_output, write_csv, write_json
-from common.hardware import loader_workers, select_amp_dtype, select_device
+from common.hardware import has_tf32, loader_workers, select_amp_dtype, select_device, this_device
 from common.models.sequence import sequence_settings
 from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
@@ -101,6 +101,7 @@ def load_network(
     given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
     given |= {"seq_features": seq_features}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    config = without_lacking_precision(config, weight_file)
     device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
     name, state = chosen_weights(checkpoint, weights)
     pipeline = None
@@ -126,6 +127,25 @@ def load_network(
         str(checkpoint["config"].get("data_dataset", TrainConfig.data_dataset)),
         checkpoint["transforms"].get("features", {}).get("sha256"),
     )
+
+
+def without_lacking_precision(config: TrainConfig, weight_file: Path) -> TrainConfig:
+    """Return the options of a training without the types that it computed in and this machine can't, with a warning."""
+    device, lacking = this_device(), []
+    if config.tr_tf32 and not has_tf32(device):
+        lacking.append("--tr_tf32=1")
+        config = replace(config, tr_tf32=False)
+    try:
+        if config.tr_use_amp:
+            select_amp_dtype(config.tr_amp_dtype, device)
+    except UsageError:
+        lacking.append(f"--tr_amp_dtype={config.tr_amp_dtype}")
+        config = replace(config, tr_use_amp=False)
+    if lacking:
+        logger.warning(
+            "%s: trained with %s, which this machine can't: computed in float32", weight_file, " and ".join(lacking)
+        )
+    return config
 
 
 def sequence_alone(weight_file: Path) -> UsageError:

@@ -67,6 +67,7 @@ class StudyResult:
 
 def predict_source(config: PredictConfig) -> Path:
     """Predict the studies of ``--source`` and write all to ``--predict_output``; return that folder."""
+    config.refuse_without_dataset("data_dataset")  # here, since that of the files is put in its place below
     images = stored_form(config)
     check_models(config)
     made = not config.predict_output.exists()

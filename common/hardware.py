@@ -25,10 +25,15 @@ def loader_workers(n_jobs: int, device: torch.device) -> int:
     return 0 if cores == 1 else 1 if device.type == "cpu" else cores
 
 
+def this_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def select_device(n_jobs: int, *, tf32: bool, deterministic: bool) -> torch.device:
-    """Return the GPU where there is one, else the CPU, set to compute as asked for; UsageError where it can't."""
+    """Return :func:`this_device`, set to compute as asked for; UsageError where it can't."""
     torch.set_num_threads(cpu_cores(n_jobs))
-    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    device = this_device()
     set_computation(device, tf32=tf32, deterministic=deterministic)
     return device
 
@@ -36,13 +41,18 @@ def select_device(n_jobs: int, *, tf32: bool, deterministic: bool) -> torch.devi
 def select_amp_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the type of mixed precision (auto, bfloat16, float16); UsageError where the device can't compute in it."""
     if name == "float16" and device.type == "cpu":
-        raise UsageError("--tr_amp_dtype=float16 needs a GPU and there is none here; use bfloat16, or --tr_use_amp=0")
+        raise UsageError("--tr_amp_dtype=float16 needs a GPU and there is none here; use bfloat16")
     has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and not has_bfloat16:
-        raise UsageError("--tr_amp_dtype=bfloat16: this GPU has no bfloat16; use float16, or --tr_use_amp=0")
+        raise UsageError("--tr_amp_dtype=bfloat16: this GPU has no bfloat16; use float16")
     if name == "auto":
         return torch.bfloat16 if has_bfloat16 else torch.float16
     return getattr(torch, name)
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Say whether a device computes products in TF32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def set_computation(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
@@ -51,7 +61,7 @@ def set_computation(device: torch.device, *, tf32: bool, deterministic: bool) ->
     Raises UsageError for TF32 where the device has none. With ``deterministic`` an operation that has no repeatable
     kernel is an error when it is reached.
     """
-    if tf32 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+    if tf32 and not has_tf32(device):
         raise UsageError("--tr_tf32=1 needs a GPU with TF32 (Ampere or newer) and there is none here; use --tr_tf32=0")
     precision = "tf32" if tf32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision

@@ -19,7 +19,7 @@ from common.networks.averages import AVERAGES
 from common.optimizers import OPTIMIZERS
 from common.schedulers import SCHEDULES
 from common.tables import Row
-from config import EvaluateConfig, PredictConfig, SweepConfig, TrainConfig, format_windows, parse_windows
+from config import EvaluateConfig, ExportConfig, PredictConfig, SweepConfig, TrainConfig, format_windows, parse_windows
 
 TABLES = {
     "optim": OPTIMIZERS,
@@ -82,7 +82,9 @@ SPACE = ["--space=s.yaml"]
         (TrainConfig, [], "--tr_resume_change=optim_lr"),
         *((PredictConfig, AUDIT, flag) for flag in ("--calibrate=1", "--split=train", "--n_jobs=2", "--tta=a.json")),
         *((PredictConfig, AUDIT, flag) for flag in ("--net_weight_file=a.pt", "--source=s", "--net_weights=raw")),
-        *((PredictConfig, SOURCE, flag) for flag in ("--split=valid", "--data_dataset=a", "--output_file=a.csv")),
+        *((PredictConfig, SOURCE, flag) for flag in ("--split=valid", "--output_file=a.csv")),
+        (PredictConfig, ["--net_weight_file=a.pt"], "--output_file=./a.pt"),
+        (ExportConfig, ["--net_weight_file=a.pt"], "--export_file=./a.pt"),
         (PredictConfig, [*SOURCE, "--sequence=s.pt"], "--seq_features=1"),
         *((PredictConfig, FEATURES, flag) for flag in ("--split=valid", "--seq_features=1")),
         (PredictConfig, ["--net_weight_file=a.pt"], "--tta_views=8"),

@@ -483,6 +483,26 @@ def test_a_checkpoint_of_another_task_is_one_line(trained, tmp_path, capsys, key
     assert [path.name for path in tmp_path.iterdir()] == ["other.pt"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tr_tf32": 1}, "--tr_tf32=1"),
+        ({"tr_use_amp": 1, "tr_amp_dtype": "float16"}, "--tr_amp_dtype=float16"),
+    ],
+)
+def test_what_a_gpu_trained_is_predicted_without_one(trained, tmp_path, caplog, options, named: str) -> None:
+    contents = torch.load(trained.folder / "best.pt", weights_only=True)
+    contents["config"] |= options
+    torch.save(contents, tmp_path / "gpu.pt")
+    frames = []
+    for file in (trained.folder / "best.pt", tmp_path / "gpu.pt"):
+        path = predict.main([f"--net_weight_file={file}", "--split=valid", f"--output_file={tmp_path / 'x.csv'}"])
+        frames.append(pd.read_csv(path, index_col="id"))
+    pd.testing.assert_frame_equal(*frames)
+    assert f"gpu.pt: trained with {named}, which this machine can't: computed in float32" in caplog.text
+
+
 @pytest.mark.parametrize(("name", "part"), [("file/x.csv", "can't be written"), ("", "is a folder")])
 def test_an_output_that_cannot_be_written_is_found_before_the_prediction(
     trained, tmp_path, capsys, monkeypatch, name: str, part: str
