@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from common.arguments import parse_args
 from common.console import set_verbosity
 from common.errors import UsageError, WorkError, command
-from common.files import write_csv, write_json
+from common.files import atomic_path, check_output, write_csv, write_json
 from config import PhantomConfig
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
         count_tests(config.phantom_studies, config.phantom_test_share)
     except ValueError as error:
         raise UsageError(f"--phantom_studies={config.phantom_studies} is too few: {error}") from None
+    sheet = config.phantom_contact_sheet
+    if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise UsageError(f"--phantom_contact_sheet={sheet}: is a PNG file; give a name that ends on .png")
+        check_output("phantom_contact_sheet", sheet)
     folder = config.phantom_folder.absolute()
     if config.phantom_only_if_missing and _read_mark(folder) == _mark(config):
         print(f"phantom: {folder} stands already, with the same options")
@@ -61,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
             _write_tables(truth, partial, config.seed)
             write_json(partial / MARK_FILE, _mark(config))
         _print_summary(truth, folder)
-    if config.phantom_contact_sheet is not None:
-        _write_contact_sheet(folder, config, config.phantom_contact_sheet)
+    if sheet is not None:
+        _write_contact_sheet(folder, config, sheet)
     return config.phantom_folder
 
 
@@ -249,14 +254,9 @@ def _write_contact_sheet(folder: Path, config: PhantomConfig, path: Path) -> Non
             tiles.append(_tile(picture.hu, f"{index}/{number} {' '.join(labels)}", bool(labels)))
         tiles += [np.zeros_like(tiles[0])] * (SHEET_SLICES - len(tiles))
         sheet.append(np.hstack(tiles))
-    done, content = cv2.imencode(path.suffix or ".png", np.vstack(sheet))
-    if not done:
-        raise WorkError(f"{path}: the contact sheet could not be encoded")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.tobytes())
-    except OSError as error:
-        raise WorkError(f"{path}: cannot be written ({error.strerror})") from error
+    content = cv2.imencode(".png", np.vstack(sheet))[1]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.tobytes())
     print(f"contact sheet: {path}")
 
 

@@ -526,6 +526,8 @@ def test_old_brains_hold_more_fluid() -> None:
         (["--phantom_image_size=8"], ["--phantom_image_size"]),
         (["--phantom_slices=99"], ["--phantom_slices"]),
         (["--phantom_study=12"], ["--phantom_studies"]),
+        (["--phantom_contact_sheet=sheet.xyz"], ["--phantom_contact_sheet=sheet.xyz", ".png"]),
+        (["--phantom_contact_sheet=/proc/sheet.png"], ["--phantom_contact_sheet=/proc/sheet.png", "can't be written"]),
     ],
 )
 def test_a_bad_option_is_refused_in_one_line_before_anything_is_written(
