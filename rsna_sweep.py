@@ -14,13 +14,14 @@ from common.reports.experiment import duration
 from common.reports.leaderboard import REPORT_FILE
 from common.reports.record import STATUS_FILE, read_record
 from common.statistics import WEIGHTED_ROW, format_table
-from common.sweeps.plan import Planned, flags_of, planned, read_grid, read_lines
+from common.sweeps.plan import NAME, Planned, flags_of, planned, read_grid, read_lines
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.sweeps.search import BEST_FILE, Search, read_space
 from config import SweepConfig, TrainConfig
 from rsna_report import METRIC, write_leaderboard
 
 ROOT = Path(__file__).resolve().parent
+IDLE = ("-h", "--help", "--list")  # flags of train.py that end it before a training
 
 
 def run_experiments(config: SweepConfig) -> Path:
@@ -98,10 +99,16 @@ def plan(lines: Sequence[Sequence[str]], config: SweepConfig) -> list[Planned]:
         shared = [*([] if place in line else [place]), *verbosity_flags(config)]
         flags = [*shared, *([] if has(line, "data_dataset") else data_flags(config)), *line]
         try:
-            parse_args(TrainConfig, flags)
+            idle = next((flag for flag in line if flag.split("=")[0] in IDLE), None)
+            if idle is not None:
+                raise UsageError(f"{idle} trains nothing")
+            options = parse_args(TrainConfig, flags)
         except UsageError as error:
             raise UsageError(f"experiment {number} ({' '.join(line)}): {error}") from None
-        experiments.append(planned(flags, config.output_dir))
+        name = [] if options.experiment_id is None else [f"{NAME}{options.experiment_id}"]
+        if name != [flag for flag in flags if flag.startswith(NAME)][-1:]:  # of a --config, or behind a space
+            flags += name
+        experiments.append(planned(flags, options.output_dir))
     names = [experiment.name for experiment in experiments if experiment.name is not None]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -152,7 +159,7 @@ def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:
     rows = {}
     for outcome in outcomes:
         name = outcome.folder.name if outcome.folder else outcome.planned.name or str(outcome.planned)
-        folder = results / name
+        folder = outcome.folder or results / name
         best = read_record(folder).best(METRIC) if folder.is_dir() else None
         ended = outcome.said or how_it_ended(outcome.code)
         rows[name] = {METRIC: best[0] if best else float("nan"), "ended": ended, "time": duration(outcome.seconds)}

@@ -211,6 +211,9 @@ def test_ctrl_c_lets_the_running_one_save_its_state_and_starts_no_other(fake: Pa
         ("--seed=1\n--optim_lrr=1", "experiment 2 (--optim_lrr=1): unknown option --optim_lrr"),
         ("--experiment_id=a\n--experiment_id=a", "two experiments are called a"),
         ("# nothing", "names no experiment"),
+        ("--experiment_id=a\n--experiment_id a", "two experiments are called a"),
+        ("--seed=1\n--list=optim", "experiment 2 (--list=optim): --list=optim trains nothing"),
+        ("--help", "experiment 1 (--help): --help trains nothing"),
     ],
 )
 def test_a_mistake_in_any_line_ends_the_sweep_before_the_first_one_runs(tmp_path: Path, lines, part, capsys) -> None:
@@ -233,6 +236,21 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(tmp_path: Path, capsys) 
         "# x is finished",
         f"python train.py {place} --data_dataset=phantom --experiment_id=y --tr_resume=y",
     ]
+
+
+def test_a_name_and_a_place_count_however_they_are_given(tmp_path: Path, capsys) -> None:
+    write_status(experiment(tmp_path / "results/x"), "finished")
+    write_status(experiment(tmp_path / "elsewhere/y"), "finished")
+    (tmp_path / "x.yaml").write_text("experiment_id: x")
+    lines = (
+        "--experiment_id x",
+        f"--config={tmp_path / 'x.yaml'}",
+        f"--experiment_id=y --output_dir={tmp_path / 'elsewhere'}",
+    )
+    for line, name in zip(lines, "xxy", strict=True):
+        (tmp_path / "lines").write_text(line)
+        sweep.main([f"--lines={tmp_path / 'lines'}", f"--output_dir={tmp_path / 'results'}", "--dry_run=1"])
+        assert capsys.readouterr().out == f"# {name} is finished\n"
 
 
 def test_flags_of_a_grids_command_reach_every_experiment(tmp_path: Path, capsys) -> None:
