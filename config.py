@@ -639,8 +639,7 @@ class TrainedOptions(ConsoleOptions):
     )
     data_input_folder: Path | None = option(
         None,
-        "folder that holds datasets/; none: the one of the training. For --source, --audit and --eval_file, which ask "
-        "no training, none: input (of --source it holds pseudonyms.key alone)",
+        "folder that holds datasets/; none: the one of the training, or input where no weight file is asked",
     )
     seq_features: str | None = option(
         None, "sequence models: experiment (id or folder) that has the features; none: the one of the training"
@@ -754,7 +753,8 @@ class PredictConfig(TTAOptions, TrainedOptions):
     source: Path | None = option(
         None,
         "folder or zip archive of DICOM files, of any origin, to predict instead of a dataset: tables of slices and "
-        "studies, JSON and a picture of each series, to --predict_output; none: a dataset",
+        "studies, JSON and a picture of each series, to --predict_output; names by the key pseudonyms.key in "
+        "--data_input_folder, of which none is input here; none: a dataset",
     )
     predict_output: Path | None = option(None, "new folder for what --source gives")
     sequence: Path | None = option(
@@ -1009,7 +1009,9 @@ class SecondLevelConfig(ResultsLocation):
         None, "name of the result, which is an experiment of its own, and its folder; none: the next free number"
     )
     seed: int = option(0, "seed of the trees", minimum=0, maximum=2**31 - 1)
-    level_neighbours: int = option(2, "slices on each side along the series whose predictions count", minimum=0)
+    level_neighbours: int = option(
+        2, "slices on each side along the series whose predictions count", minimum=0, maximum=100
+    )
     level_trees: int = option(
         100,
         "most trees of each label's model; how many, or none, is chosen by cross-validation over the patients",
