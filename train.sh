@@ -30,7 +30,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh
 
-grid="" flags=() sweep=()
+grid="" dry="" flags=()
 case ${1:-} in
 sweep)
   grid=${2:-}
@@ -58,7 +58,7 @@ for argument in "$@"; do
     set_up requirements.txt
     exec "$python" train.py --help
     ;;
-  --dry-run) sweep+=(--dry_run=1) ;;
+  --dry-run) dry=1 ;;
   *) flags+=("$argument") ;;
   esac
 done
@@ -92,17 +92,17 @@ PYTHON
 )
 { read -r input_folder; read -r dataset; read -r source; read -r results; } <<<"$plan"
 
-if [[ " ${sweep[*]-} " == *--dry_run* ]]; then source=none; fi
-
-case $source in
-competition) "$python" preprocessing.py --data_input_folder="$input_folder" >/dev/null ;;
-phantom)
-  "$python" rsna_phantom.py --phantom_folder="$input_folder/phantom" --phantom_difficulty=demo --phantom_only_if_missing=1 >/dev/null
-  if [ ! -e "$input_folder/datasets/phantom/dataset.json" ]; then
-    "$python" preprocessing.py --data_input_folder="$input_folder" --data_dataset=phantom --pre_source="$input_folder/phantom" >/dev/null
-  fi
-  ;;
-esac
+make_dataset() {
+  case $source in
+  competition) "$python" preprocessing.py --data_input_folder="$input_folder" >/dev/null ;;
+  phantom)
+    "$python" rsna_phantom.py --phantom_folder="$input_folder/phantom" --phantom_difficulty=demo --phantom_only_if_missing=1 >/dev/null
+    if [ ! -e "$input_folder/datasets/phantom/dataset.json" ]; then
+      "$python" preprocessing.py --data_input_folder="$input_folder" --data_dataset=phantom --pre_source="$input_folder/phantom" >/dev/null
+    fi
+    ;;
+  esac
+}
 
 # An experiment is a line of flags for train.py. All lines are checked, then each is trained, evaluated and predicted, one
 # after another or one on each GPU; one that fails stops no other. With --experiment_id=NAME it is skipped once it is
@@ -118,9 +118,16 @@ experiments() {
 }
 
 if [ -n "$grid" ]; then
-  sweep+=(--grid="$grid" --flags="$("$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' ${flags[@]+"${flags[@]}"})")
+  sweep=(--grid="$grid" --flags="$("$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' ${flags[@]+"${flags[@]}"})")
 else
   experiments ${flags[@]+"${flags[@]}"}
-  sweep+=(--lines="$lines")
+  sweep=(--lines="$lines")
 fi
-"$python" sweep.py --output_dir="$results" --data_dataset="$dataset" "${sweep[@]}"
+sweep=("$python" sweep.py --output_dir="$results" --data_dataset="$dataset" "${sweep[@]}")
+if [ -n "$dry" ]; then
+  "${sweep[@]}" --dry_run=1
+  exit
+fi
+"${sweep[@]}" --dry_run=1 >/dev/null # a mistake in any line ends here, before there is any data
+make_dataset
+"${sweep[@]}"

@@ -98,6 +98,17 @@ def test_a_wrong_flag_ends_train_sh_before_any_data_is_made(tmp_path: Path) -> N
     assert not (tmp_path / "input").exists()
 
 
+@pytest.mark.parametrize("arguments", [["--list=optim"], ["sweep", "no.yaml"], ["sweep", "g.yaml"]])
+def test_what_no_experiment_can_come_of_ends_train_sh_before_any_data_is_made(tmp_path: Path, arguments) -> None:
+    project = clone(tmp_path / "clone")
+    (project / ".venv").symlink_to(PROJECT / ".venv")
+    (project / "g.yaml").write_text("grid: {optim_lrr: [1]}")
+    result = bash(project, "train.sh", *arguments)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert not (project / "input/phantom").exists()
+
+
 def test_train_sh_without_a_flag_has_one_experiment(tmp_path: Path) -> None:
     project = clone(tmp_path / "clone")
     (project / ".venv").symlink_to(PROJECT / ".venv")
