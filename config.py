@@ -1125,7 +1125,7 @@ class PhantomConfig(GeneralOptions):
         None, "share of the studies that are test studies; none: the data's, about 0.14", minimum=0.001, maximum=0.9
     )
     phantom_slices: int = option(
-        0, "slices of every study; 0: spread as in the data (median 33, at most 60)", minimum=0, maximum=60
+        0, "slices of every study, 2 or more; 0: spread as in the data (median 33, at most 60)", minimum=0, maximum=60
     )
     phantom_image_size: int = option(512, "rows and columns of an image, in pixels", minimum=32, maximum=1024)
     phantom_difficulty: str = option(
@@ -1140,3 +1140,7 @@ class PhantomConfig(GeneralOptions):
         False, "1: write nothing where a complete phantom of the same options already stands"
     )
     seed: int = option(0, "seed of everything: the same seed gives the same bytes", minimum=0, maximum=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        if self.phantom_slices == 1:
+            raise UsageError("--phantom_slices=1: give 2 or more, since one of the studies repeats a slice's position")

@@ -525,6 +525,7 @@ def test_old_brains_hold_more_fluid() -> None:
         (["--phantom_difficulty=hard"], ["--phantom_difficulty", "demo"]),
         (["--phantom_image_size=8"], ["--phantom_image_size"]),
         (["--phantom_slices=99"], ["--phantom_slices"]),
+        (["--phantom_slices=1"], ["--phantom_slices=1", "2 or more"]),
         (["--phantom_study=12"], ["--phantom_studies"]),
         (["--phantom_contact_sheet=sheet.xyz"], ["--phantom_contact_sheet=sheet.xyz", ".png"]),
         (["--phantom_contact_sheet=/proc/sheet.png"], ["--phantom_contact_sheet=/proc/sheet.png", "can't be written"]),
