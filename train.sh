@@ -21,7 +21,7 @@
 # Results: output/results/<experiment>/ (report.html, best.pt, submission.csv, ...) and output/results/leaderboard.html.
 #
 # Exit codes: 0 all finished; 1 something failed, as a message above says; 2 a mistake in the flags, before anything is
-# written; 75 interrupted (Ctrl-C, SIGTERM, SIGUSR1), states saved: the same command goes on with what has a name.
+# written; 75 interrupted (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP), states saved: the same command goes on with what has a name.
 #
 # Environment variables: PYTHON, the Python that makes .venv (python3); CUDA_VISIBLE_DEVICES, the GPUs to use;
 # NEPTUNE_API_TOKEN, NEPTUNE_PROJECT, MLFLOW_TRACKING_URI and TRACKIO_SERVER_URL, the servers of --trackers=neptune, mlflow

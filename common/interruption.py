@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+
+
+def heard_signals() -> tuple[signal.Signals, ...]:
+    """Return SIGTERM, SIGUSR1 (what schedulers send ahead), Ctrl-C, and SIGHUP (a lost terminal) but under nohup."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in SIGNALS if number != signal.SIGHUP or not nohup)
+
+
+def leave_lost_terminal() -> None:
+    """Send what is written from here on nowhere where the terminal is gone: each word would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError):  # a stream without a file
+            try:
+                os.write(stream.fileno(), b"")
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
 def interruptible(request: Callable[[], None]) -> Iterator[None]:
-    """Within this context SIGTERM, SIGUSR1 (what schedulers send ahead) and Ctrl-C call ``request``, with a line.
+    """Within this context the signals of :func:`heard_signals` call ``request``, with a line.
 
     A second Ctrl-C raises KeyboardInterrupt at once. In a thread, which can't hear signals, nothing changes.
     """
@@ -28,12 +45,13 @@ def interruptible(request: Callable[[], None]) -> Iterator[None]:
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             raise KeyboardInterrupt
+        leave_lost_terminal()
         more = "; press Ctrl-C again to stop at once and lose what came after last.pt" if interrupts else ""
         name = signal.Signals(number).name
         print(f"{name}: the run saves its state after the current step and stops{more}", file=sys.stderr, flush=True)
         request()
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in heard_signals()}
     try:
         yield
     finally:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.console import tell
+from common.interruption import heard_signals, leave_lost_terminal
 from common.reports.record import RUNNING
 from common.sweeps.plan import FINISHED, Planned
 
 INTERRUPTED = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 
@@ -74,7 +74,7 @@ class Runner:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, experiments: Sequence[Planned]) -> list[Outcome]:
-        """Run them all; return how each ended, in their order. Ctrl-C, SIGTERM and SIGUSR1 end them."""
+        """Run them all; return how each ended, in their order. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end them."""
         todo: queue.SimpleQueue[tuple[int, Planned]] = queue.SimpleQueue()
         for item in enumerate(experiments):
             todo.put(item)
@@ -82,7 +82,7 @@ class Runner:
         threads = [
             threading.Thread(target=self._work, args=(slot, todo, outcomes, len(experiments))) for slot in self.slots
         ]
-        before = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        before = {number: signal.signal(number, self._stop) for number in heard_signals()}
         try:
             for thread in threads:
                 thread.start()
@@ -95,6 +95,7 @@ class Runner:
         return [outcomes[place] for place in sorted(outcomes)]
 
     def _stop(self, number: int, frame: object) -> None:
+        leave_lost_terminal()
         self.stopping.set()
         with self.lock:
             for process in self.processes:
