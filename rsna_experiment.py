@@ -84,8 +84,6 @@ def check_choices(config: TrainConfig, model: nn.Module) -> None:
     if config.tr_batch_find and distributed.world_size() > 1:
         raise UsageError("--tr_batch_find=1: look for the size with one process, without torchrun")
     check_trackers(tracker_names(config))
-    if "neptune" not in tracker_names(config):
-        refuse_given(config, ("nml_project", "nml_mode"), "needs --trackers=neptune, or --nml_enabled=1")
     if not config.tr_use_amp:
         refuse_given(config, ("tr_amp_dtype",), "needs --tr_use_amp=1")
     if config.tr_sync_bn:

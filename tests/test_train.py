@@ -385,7 +385,6 @@ def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:
         (["--sched_power=2"], ["--sched_power", "--sched=cosine", "--sched_cycles"]),
         (["--sampler_share=0.5"], ["--sampler_share", "--data_sampler=random"]),
         (["--tr_amp_dtype=bfloat16"], ["--tr_amp_dtype", "--tr_use_amp=1"]),
-        (["--nml_mode=offline"], ["--nml_mode", "--nml_enabled=1"]),
         (
             [
                 "--data_windows=30/60",
