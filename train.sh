@@ -107,9 +107,9 @@ make_dataset() {
 # An experiment is a line of flags for train.py. All lines are checked, then each is trained, evaluated and predicted, one
 # after another or one on each GPU; one that fails stops no other. With --experiment_id=NAME it is skipped once it is
 # finished, and goes on where it was cut; without, it is a new experiment each time.
-lines=$(mktemp)
-trap 'rm -f "$lines"' EXIT
-experiment() { "$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' --output_dir="$results" "$@" >>"$lines"; }
+quoted() { "$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "$@"; }
+lines=""
+experiment() { lines+=$(quoted --output_dir="$results" "$@")$'\n'; }
 
 # Experiments, one on each line. Add your own, for instance:
 #   experiment --experiment_id=resnet34 --net_model=resnet34 --optim_lr=5e-4 "$@"
@@ -118,16 +118,16 @@ experiments() {
 }
 
 if [ -n "$grid" ]; then
-  sweep=(--grid="$grid" --flags="$("$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' ${flags[@]+"${flags[@]}"})")
+  sweep=(--grid="$grid" --flags="$(quoted ${flags[@]+"${flags[@]}"})")
 else
   experiments ${flags[@]+"${flags[@]}"}
-  sweep=(--lines="$lines")
+  sweep=(--lines=/dev/fd/3)
 fi
 sweep=("$python" sweep.py --output_dir="$results" --data_dataset="$dataset" "${sweep[@]}")
 if [ -n "$dry" ]; then
-  "${sweep[@]}" --dry_run=1
+  "${sweep[@]}" --dry_run=1 3<<<"$lines"
   exit
 fi
-"${sweep[@]}" --dry_run=1 >/dev/null # a mistake in any line ends here, before there is any data
+"${sweep[@]}" --dry_run=1 3<<<"$lines" >/dev/null # a mistake in any line ends here, before there is any data
 make_dataset
-"${sweep[@]}"
+exec "${sweep[@]}" 3<<<"$lines" # in this process's place: a signal to it reaches the runs, which save their states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -287,6 +288,25 @@ def test_train_sh_hands_its_flags_to_a_grid(tmp_path: Path) -> None:
     assert all("--data_windows=40/80 --optim=lion" in line for line in said)
     missing = subprocess.run(["bash", "train.sh", "sweep"], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert (missing.returncode, "the file is missing" in missing.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_signal_to_train_sh_alone_reaches_the_run_which_saves_its_state(small_dataset, tmp_path: Path) -> None:
+    flags = [*small_dataset.flags, "--net_model=test_resnet", "--data_image_size=32", "--tr_batch_size=4", "--n_jobs=1"]
+    flags += ["--tr_iteration_num=100000", "--tr_iteration_valid=50000", "--tr_report=0"]
+    command = ["bash", "train.sh", *flags, f"--output_dir={tmp_path}", "--experiment_id=x"]
+    with (tmp_path / "errors").open("w") as errors:
+        run = subprocess.Popen(command, cwd=PROJECT, stderr=errors, start_new_session=True)
+    try:
+        while not (tmp_path / "x" / "metrics.jsonl").exists() or not (tmp_path / "x" / "metrics.jsonl").read_bytes():
+            assert run.poll() is None, (tmp_path / "errors").read_text()
+            time.sleep(0.05)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait() == 75, (tmp_path / "errors").read_text()
+        assert read_record(tmp_path / "x").status == "interrupted"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
