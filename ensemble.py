@@ -20,13 +20,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_ensemble import build_ensemble, describe_ensemble, read_members, write_ensemble
-    from rsna_report import write_result
 
     members = read_members(config)
     ensemble = build_ensemble(config, members)
     path = write_ensemble(config, members, ensemble, sys.argv if argv is None else ["ensemble.py", *argv])
-    if config.ens_output is None:
-        write_result(path)
     print(describe_ensemble(config, members, ensemble))
     print(path)
     return path

@@ -64,10 +64,11 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     name = f"evaluation_{config.data_dataset}" if external else "evaluation"
     frame, judged = predict_with_studies(trained, rows)
     place = (rows, trained.prevalences, dataset_folder_of(trained), folder)
+    if not external:
+        write_calibration(trained, frame, judged, rows, folder / CALIBRATION_FILE)  # a sweep takes the table for all
     evaluation = report(config, frame, *place, name, theirs, judged)
     if not external:
         print(compare_with_log(trained, evaluation.table))
-        write_calibration(trained, frame, judged, rows, folder / CALIBRATION_FILE)
     if views is None:
         return evaluation.table
     augmented = predict_rows(trained, rows, views)

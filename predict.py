@@ -76,9 +76,9 @@ def predict_split(config: PredictConfig) -> Path:
     if calibration is not None:
         frame = calibration_of(frame, calibration.slices)
         studies = None if studies is None else calibration_of(studies, calibration.studies)
-    write_predictions(trained, frame, config.split, path)
     if studies is not None:
         print(write_studies(studies, path))
+    write_predictions(trained, frame, config.split, path)  # last: a sweep takes it for all
     return path
 
 

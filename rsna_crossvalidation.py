@@ -59,7 +59,7 @@ from rsna_dataset import (
 from rsna_evaluation import PREDICTION_FILES, pooled_metrics
 from rsna_features import OUT_OF_FOLD
 from rsna_network import MONITOR
-from rsna_report import CROSS_VALIDATION_FILE, write_result
+from rsna_report import CROSS_VALIDATION_FILE, conclude
 from rsna_sequence import features_parent, open_features, rows_with_features
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,6 @@ ROOT = Path(__file__).resolve().parent
 FORMAT_VERSION = 1
 OWN_OPTIONS = ("data_fold", "experiment_id", "output_dir", "cv_run", "tr_resume", "tr_resume_change")
 ORPHAN_S = 60  # for which the last steps of a killed cross-validation's fold are waited for
-CLAIM_S = 20  # for which another job may need to write config.yaml
 
 
 @dataclass(frozen=True)
@@ -129,14 +128,18 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str]) -> Path:
     if config.cv_run is not None and config.cv_run not in [fold.number for fold in folds]:
         known = ", ".join(str(fold.number) for fold in folds)
         raise UsageError(f"--cv_run={config.cv_run}: the cross-validation has the folds {known}")
-    experiment = None
-    try:
-        with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
-            config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
-            run_folds(config, folds, experiment)
-    finally:  # outside the lock, which says that an experiment is in progress
-        if config.tr_report and experiment is not None and experiment.folder.is_dir():
-            write_result(experiment.folder)
+    with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
+        config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
+        status = None if config.cv_run is not None else "failed"  # what one of several jobs can't know
+        try:
+            if run_folds(config, folds, experiment):
+                status = FINISHED
+        except (KeyboardInterrupt, Interrupted):
+            status = status and "interrupted"
+            raise
+        finally:
+            if experiment.folder.is_dir():
+                conclude(experiment.folder, status, report=config.tr_report)
     print(experiment.folder)
     return experiment.folder
 
@@ -155,9 +158,6 @@ def joined_options(config: TrainConfig, arguments: Sequence[str]) -> tuple[Train
     elif config.experiment_id is not None:
         check_experiment_id(config.experiment_id)
         folder = config.output_dir / config.experiment_id
-        deadline = time.monotonic() + CLAIM_S
-        while folder.is_dir() and not (folder / CONFIG).is_file() and time.monotonic() < deadline:
-            time.sleep(0.2)  # another job has just made it
     elif config.cv_run is not None:
         raise UsageError("--cv_run needs --experiment_id, the name that the jobs have in common")
     if folder is None or not is_cross_validation(folder):
@@ -262,14 +262,15 @@ def claimed(config: TrainConfig, folder: Path | None, typed: Sequence[str]) -> I
         yield experiment
 
 
-def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment) -> None:
-    """Train what is left, and put the folds together where all are finished.
+def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment) -> bool:
+    """Train what is left, and put the folds together where all are finished; return whether they are.
 
     A first fold that couldn't begin leaves no experiment behind.
     """
     folder = experiment.folder
     wanted = [fold.number for fold in folds if config.cv_run in (None, fold.number)]
-    mark(config, folder, RUNNING)
+    if config.cv_run is None:
+        write_status(folder, RUNNING)
     with setup_logging(folder, config.dev_enabled):
         logger.info("cross-validation of %s, folds %s", config.data_dataset, ", ".join(map(str, wanted)))
         plan = [fold_plan(config, folder, number) for number in wanted]
@@ -283,7 +284,8 @@ def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment
     if missing:
         print(f"not finished yet: fold {', '.join(map(str, missing))}; the job that ends last puts the folds together")
     else:
-        print(conclude(config, folds, folder))
+        print(join_folds(config, folds, folder))
+    return not missing
 
 
 def is_finished(folder: Path) -> bool:
@@ -331,25 +333,17 @@ def check_outcomes(config: TrainConfig, outcomes: Sequence[Outcome], plan: Seque
     again = folder.name if config.output_dir == TrainConfig.output_dir else folder
     job = "" if config.cv_run is None else f" --cv_run={config.cv_run}"
     if not codes or codes[0] in (EXIT_RESUMABLE, INTERRUPTED):
-        mark(config, folder, "interrupted")
         raise Interrupted(f"interrupted; go on with: python train.py --tr_resume={again}{job}")
     if codes[0] == EXIT_USAGE and config.cv_run is None and not any(folder.glob("fold_*")):
         shutil.rmtree(folder, ignore_errors=True)
         raise UsageError("the first fold can't be trained by these options; nothing was written")
-    mark(config, folder, "failed")
     failed = next(outcome.planned.name for outcome in outcomes if outcome.code)
     raise WorkError(
         f"{folder / failed}: failed as its message says; go on with: python train.py --tr_resume={again}{job}"
     )
 
 
-def mark(config: TrainConfig, folder: Path, status: str) -> None:
-    """Note how the cross-validation goes or ended, where one process trains it."""
-    if config.cv_run is None:
-        write_status(folder, status)
-
-
-def conclude(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
+def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
     """Write predictions_oof.csv and cross_validation.json; return what they say as text.
 
     Raises WorkError where a fold was trained on other images than it has now, or predicted others.

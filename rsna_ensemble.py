@@ -19,10 +19,10 @@ from common.ensembling import align, build_link, combine, scaled_weights, stacke
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import MAPS, Map
 from common.evaluation.resampling import PatientBootstrap, interval, verdict
-from common.experiment import create_experiment, experiment_folder
+from common.experiment import experiment_folder
 from common.files import check_output, write_csv, write_json
 from common.metrics import binary_log_losses, normalized_weights
-from common.reports.record import FINISHED, write_status, write_value
+from common.reports.record import write_value
 from common.statistics import format_table, label_table, member_table
 from config import EnsembleConfig
 from rsna_dataset import (
@@ -51,6 +51,7 @@ from rsna_evaluation import (
     records,
     write_evaluation,
 )
+from rsna_report import put_together
 
 logger = logging.getLogger(__name__)
 
@@ -359,8 +360,14 @@ def write_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble,
     if config.ens_output is not None:
         write_one_file(members, ensemble, config.ens_output)
         return config.ens_output
-    experiment = create_experiment(config.output_dir, config.experiment_id, experiment_config(config, members), command)
-    folder = experiment.folder
+    options = experiment_config(config, members)
+    with put_together(config.output_dir, config.experiment_id, options, command) as folder:
+        write_parts(config, members, ensemble, folder)
+    return folder
+
+
+def write_parts(config: EnsembleConfig, members: Members, ensemble: Ensemble, folder: Path) -> None:
+    """Write the files of an ensemble's experiment."""
     if len(members.known):
         known = ensemble.predictions.loc[members.known]
         write_csv(folder / PREDICTION_FILES[0], known, index=True)
@@ -376,8 +383,6 @@ def write_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble,
     if ensemble.evaluation is not None:
         write_evaluation(ensemble.evaluation, folder)
     write_json(folder / "ensemble.json", ensemble_document(config, members, ensemble))
-    write_status(folder, FINISHED)
-    return folder
 
 
 def experiment_config(config: EnsembleConfig, members: Members) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.optimizers import build_optimizer
-from common.reports.record import FINISHED, RUNNING, results_folder, write_status
+from common.reports.record import FINISHED, RUNNING, write_status
 from common.resume import Run, check_place, resume_run
 from common.schedulers import Schedule, build_schedule
 from common.trackers.jsonl import JsonlTracker
@@ -55,7 +55,7 @@ from rsna_dataset import (
     read_dataset_info,
 )
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
-from rsna_report import no_reason_to_fail, whereabouts, write_leaderboard, write_report
+from rsna_report import conclude
 from rsna_sequence import build_sequences, sequence_options
 from rsna_whole_series import build_studies
 
@@ -325,22 +325,12 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
         raise
     finally:
         if distributed.is_main():
-            conclude(config, experiment, status, group)
+            conclude(experiment.folder, status, report=config.tr_report, tracker=group)
         group.finish(status)
-
-
-def conclude(config: TrainConfig, experiment: Experiment, status: str, tracker: Tracker) -> None:
-    """Note how the run ended; write its report and the leaderboard, which never changes how it ended."""
-    with no_reason_to_fail(experiment.folder):
-        write_status(experiment.folder, status)
-        if config.tr_report:
-            write_report(experiment.folder, status, tracker)
-            write_leaderboard(results_folder(experiment.folder), {experiment.folder: status})
-    distributed.tell(whereabouts(experiment.folder))
 
 
 def conclude_again(run: Run[TrainConfig]) -> None:
     """Do for a run that trained to its end what it may have been killed before: its note, report and leaderboard."""
     if distributed.is_main():
         remove_temporaries(run.folder)
-        conclude(run.config, Experiment(run.folder.name, run.folder), FINISHED, TrackerGroup([]))
+        conclude(run.folder, FINISHED, report=run.config.tr_report)

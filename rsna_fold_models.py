@@ -93,9 +93,9 @@ def predict_by_folds(config: PredictConfig) -> Path:
     rows = split_rows(first, config.split)
     path = output_path(config, first, config.net_weight_file)
     together, studies, prevalences = mean_by_folds(config, models, rows)
-    write_predictions(replace(first, prevalences=prevalences), together, config.split, path)
     if studies is not None:
         print(write_studies(studies, path))
+    write_predictions(replace(first, prevalences=prevalences), together, config.split, path)  # last, as in predict.py
     return path
 
 

@@ -23,14 +23,23 @@ from common.datasets.images import read_image
 from common.dicom.pictures import window
 from common.errors import UsageError, UserError
 from common.evaluation.resampling import Array
-from common.experiment import CONFIG, LOG_FILE
-from common.files import write_text
+from common.experiment import CONFIG, LOG_FILE, create_experiment, lock_experiment, plain
+from common.files import remove_temporaries, write_text
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.reports.evaluation import evaluation_page
 from common.reports.experiment import Evaluated, Together, experiment_page
 from common.reports.leaderboard import HTML_FILE, update_leaderboard
 from common.reports.montage import fit, overlay
-from common.reports.record import REPORT_FILE, Record, read_record, read_records, results_folder
+from common.reports.record import (
+    FINISHED,
+    REPORT_FILE,
+    RUNNING,
+    Record,
+    read_record,
+    read_records,
+    results_folder,
+    write_status,
+)
 from common.reports.together import folds_sections, members_section
 from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
@@ -83,12 +92,47 @@ def rewrite_reports(folder: Path) -> Path:
     return write_report(folder)
 
 
-def write_result(folder: Path) -> None:
-    """Write report and leaderboard of what was put together of others, and tell where they are; never fail."""
+def conclude(folder: Path, status: str | None, *, report: bool = True, tracker: Tracker | None = None) -> None:
+    """Write an experiment's report, then note how it ended, then write the leaderboard; tell where all is.
+
+    In this order what is noted as finished lacks nothing, wherever it is killed. None of it changes how a run ended.
+    ``status``: None of one that goes on elsewhere.
+    """
+    if report:
+        with no_reason_to_fail(folder):
+            write_report(folder, status, tracker)
     with no_reason_to_fail(folder):
-        write_report(folder)
-        write_leaderboard(results_folder(folder))
+        if status is not None:
+            write_status(folder, status)
+        if report:
+            write_leaderboard(results_folder(folder), {} if status is None else {folder: status})
     distributed.tell(whereabouts(folder))
+
+
+@contextmanager
+def put_together(
+    output_dir: Path, experiment_id: str | None, options: Mapping[str, Any], typed: Sequence[str]
+) -> Iterator[Path]:
+    """Yield the folder, under its lock, of a new experiment that is made of others, and conclude it.
+
+    One of this name with the same options that was killed while it was written is written again.
+    """
+    folder = None if experiment_id is None else output_dir / experiment_id
+    if folder is None or not is_left(folder, options):
+        folder = create_experiment(output_dir, experiment_id, options, typed).folder
+    with lock_experiment(folder):
+        remove_temporaries(folder)
+        write_status(folder, RUNNING)
+        yield folder
+        conclude(folder, FINISHED)
+
+
+def is_left(folder: Path, options: Mapping[str, Any]) -> bool:
+    """Whether an experiment with these options was begun in ``folder`` and ended before it was finished."""
+    if not (folder / CONFIG).is_file():
+        return False
+    record = read_record(folder)
+    return record.status not in (FINISHED, RUNNING) and record.config == plain(options)
 
 
 def whereabouts(folder: Path) -> list[str]:

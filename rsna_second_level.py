@@ -21,7 +21,7 @@ from sklearn.model_selection import GroupKFold
 from common.arguments import from_dict, to_dict
 from common.ensembling import align, clipped_logits
 from common.errors import UsageError, WorkError
-from common.experiment import create_experiment, experiment_folder
+from common.experiment import experiment_folder
 from common.files import write_csv, write_json
 from common.metrics import binary_log_losses
 from common.reports.record import write_value
@@ -47,7 +47,7 @@ from rsna_evaluation import (
     pooled_metrics,
     write_evaluation,
 )
-from rsna_report import write_result
+from rsna_report import put_together
 
 LEVEL_ROW = "second level"
 PARTS = 3  # of the patients, by which the number of trees is chosen
@@ -79,29 +79,27 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
     if all(path.is_file() for path in submissions.values()):
         submission = predict_test(config, submissions, metadata, labelled, known)
     written = to_dict(config) | {"data_input_folder": str(options.data_input_folder), "data_dataset": dataset.name}
-    experiment = create_experiment(config.output_dir, config.experiment_id, written, typed)
-    folder = experiment.folder
-    write_csv(folder / PREDICTION_FILES[0], predictions, index=True)
-    if submission is not None:
-        sample = next(iter(submissions.values()))
-        write_submission(submission, sample, folder / "submission.csv")
-        check_submission(folder / "submission.csv", sample)
     prevalences = labelled[list(LABELS)].mean().to_numpy(np.float64)
     targets = labelled[list(LABELS)].to_numpy(np.float64)
     scored = {name: frame.loc[labelled.index].to_numpy() for name, frame in frames.items()}
     table = member_table(scored | {LEVEL_ROW: predictions.to_numpy()}, targets, LABELS, LABEL_WEIGHTS, prevalences)
     evaluation = evaluate_predictions(predictions, labelled, prevalences, config.level_draws, metadata)
-    write_evaluation(evaluation, folder)
-    write_json(
-        folder / "second_level.json",
-        {
-            "members": {name: str(member / PREDICTION_FILES[0]) for name, member in members.items()},
-            "images": len(known),
-            "trees": {str(number): counts for number, (_, counts) in parts.items()},
-        },
-    )
-    write_value(folder, pooled_metrics(predictions, labelled))
-    write_result(folder)
+    with put_together(config.output_dir, config.experiment_id, written, typed) as folder:
+        write_csv(folder / PREDICTION_FILES[0], predictions, index=True)
+        if submission is not None:
+            sample = next(iter(submissions.values()))
+            write_submission(submission, sample, folder / "submission.csv")
+            check_submission(folder / "submission.csv", sample)
+        write_evaluation(evaluation, folder)
+        write_json(
+            folder / "second_level.json",
+            {
+                "members": {name: str(member / PREDICTION_FILES[0]) for name, member in members.items()},
+                "images": len(known),
+                "trees": {str(number): counts for number, (_, counts) in parts.items()},
+            },
+        )
+        write_value(folder, pooled_metrics(predictions, labelled))
     print(f"{format_table(table)}\n\n{describe(evaluation)}\n{folder}")
     return folder
 

@@ -7,10 +7,13 @@ that a slice gets the prediction that it would get in a preprocessed dataset. Id
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import logging
-import tempfile
+import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import pandas as pd
 
 from common.checkpoint import load_checkpoint
 from common.errors import UsageError, WorkError
-from common.files import write_csv, write_json
+from common.files import remove_temporaries, write_csv, write_json
 from common.hardware import cpu_cores
 from common.preprocessing.convert import ImageForm
 from common.preprocessing.failures import count_reasons, failure_table, is_no_ct_image
@@ -51,6 +54,7 @@ from rsna_study_models import Predicted, StudyModel, check_models, first_weight_
 logger = logging.getLogger(__name__)
 
 DATASET = "source"
+WORK = ".work"
 CAM_SLICES = 4
 
 
@@ -70,45 +74,66 @@ def predict_source(config: PredictConfig) -> Path:
     config.refuse_without_dataset("data_dataset")  # here, since that of the files is put in its place below
     images = stored_form(config)
     check_models(config)
-    made = not config.predict_output.exists()
-    folder = new_folder(config.predict_output)
+    folder = config.predict_output
+    made = not folder.exists()
     try:
-        predict_to(config, images, folder)
+        with work_folder(folder) as work:
+            predict_to(config, images, work, folder)
     finally:
-        if made and not any(folder.iterdir()):
+        if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     print(NOTICE)
     return folder
 
 
-def predict_to(config: PredictConfig, images: PreprocessingConfig, folder: Path) -> None:
-    """Predict the studies of ``--source`` and write all to an empty folder."""
+def predict_to(config: PredictConfig, images: PreprocessingConfig, inputs: Path, folder: Path) -> None:
+    """Predict the studies of ``--source``, whose images go to ``inputs``, and write all to ``folder``."""
     form = image_form(images)
-    with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as work:
-        inputs = Path(work)
-        started = time.perf_counter()
-        convert_source(config, images, form, inputs, folder)
-        reading = time.perf_counter() - started
-        model = load_study_model(dataclasses.replace(config, data_input_folder=inputs, data_dataset=DATASET))
-        rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
-        share = reading / len(rows)
-        results = []
-        for study_id, part in rows.groupby("study_id", sort=True):
-            result = predict_study(model, str(study_id), part, folder, share * len(part))
-            print(describe_study(result))
-            results.append(result)
+    started = time.perf_counter()
+    convert_source(config, images, form, inputs, folder)
+    reading = time.perf_counter() - started
+    model = load_study_model(dataclasses.replace(config, data_input_folder=inputs, data_dataset=DATASET))
+    rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
+    share = reading / len(rows)
+    results = []
+    for study_id, part in rows.groupby("study_id", sort=True):
+        result = predict_study(model, str(study_id), part, folder, share * len(part))
+        print(describe_study(result))
+        results.append(result)
     write_results(folder, model, results)
 
 
-def new_folder(path: Path) -> Path:
-    """Make an empty folder; UsageError where it can't be made or holds something."""
+@contextmanager
+def work_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder in ``output``, which is there until all is written; what a killed one left is removed.
+
+    Raises UsageError where ``output`` can't be made, holds something else, or another prediction is writing there.
+    """
+    work = output / WORK
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise UsageError(f"--predict_output={path}: is not empty; name a new folder")
+        output.mkdir(parents=True, exist_ok=True)
+        if any(output.iterdir()) and not work.is_dir():
+            raise UsageError(f"--predict_output={output}: is not empty; name a new folder")
+        work.mkdir(exist_ok=True)
+        handle = os.open(work, os.O_RDONLY)
     except OSError as error:
-        raise UsageError(f"--predict_output={path}: can't be made ({error.strerror}); name another folder") from None
-    return path
+        raise UsageError(f"--predict_output={output}: can't be made ({error.strerror}); name another folder") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"--predict_output={output}: another prediction is in progress there") from None
+        except OSError as error:
+            logger.warning("%s: can't be locked (%s); don't predict to it twice at once", output, error.strerror)
+        try:
+            for path in [*work.iterdir(), *output.glob("*.png")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove_temporaries(output)
+            yield work
+        finally:
+            shutil.rmtree(work)
+    finally:
+        os.close(handle)
 
 
 def stored_form(config: PredictConfig) -> PreprocessingConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,10 @@ def run_search(config: SweepConfig) -> Path:
         path = Search(space, folder, METRIC, ROOT, flags, check_flags).run(config.trials, config.seed)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command goes on with the search") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise WorkError(f"{folder}: the disk is full; make space and start again") from None
     print(f"best options   {folder / BEST_FILE}\nsearch         {path}")
     return path
 

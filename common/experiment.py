@@ -85,14 +85,14 @@ def create_experiment(
     try:
         _check_free_space(output_dir, free_bytes)
         output_dir.mkdir(parents=True, exist_ok=True)
-        experiment = _claim(output_dir, experiment_id)
-        try:
-            config_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-            write_text(experiment.folder / CONFIG, config_text)
-            write_json(experiment.folder / ENVIRONMENT, {**environment(command), "launch": launch})
-        except BaseException:
-            shutil.rmtree(experiment.folder, ignore_errors=True)
-            raise
+        with _claimed(output_dir, experiment_id) as experiment:
+            try:
+                config_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+                write_json(experiment.folder / ENVIRONMENT, {**environment(command), "launch": launch})
+                write_text(experiment.folder / CONFIG, config_text)  # last: it makes the folder an experiment's
+            except BaseException:
+                shutil.rmtree(experiment.folder, ignore_errors=True)
+                raise
     except OSError as error:
         raise _folder_error(output_dir, error) from error
     return experiment
@@ -158,7 +158,8 @@ def launched_experiment(output_dir: Path, launch: str | None) -> str | None:
     files = output_dir.glob(f"*/{ENVIRONMENT}") if launch is not None else ()
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         with suppress(OSError, ValueError):
-            if json.loads(file.read_text(encoding="utf-8")).get("launch") == launch:
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known.get("launch") == launch and (file.parent / CONFIG).is_file():
                 return str(file.parent.resolve())
     return None
 
@@ -300,17 +301,37 @@ class LogFile(logging.FileHandler):
             print(f"warning: {self.baseFilename}: {reason}", file=sys.stderr)
 
 
-def _claim(output_dir: Path, experiment_id: str | None) -> Experiment:
-    """Make the experiment's folder by a mkdir that fails if it exists: the file system decides who gets a number."""
-    if experiment_id is not None:
-        try:
-            (output_dir / experiment_id).mkdir()
-        except FileExistsError:
+@contextmanager
+def _claimed(output_dir: Path, experiment_id: str | None) -> Iterator[Experiment]:
+    """Yield the experiment with a folder that is this process's alone.
+
+    A named one that is there is taken where who made it was killed before it wrote config.yaml; who comes second waits
+    for the first to do so.
+    """
+    if experiment_id is None:
+        folder = _next_number(output_dir)
+    else:
+        folder = output_dir / experiment_id
+        if not folder.is_file():
+            folder.mkdir(exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if folder.is_file() or any(
+            path.name != ENVIRONMENT and not path.name.endswith(".tmp") for path in folder.iterdir()
+        ):
             raise UsageError(
                 f"--experiment_id={experiment_id}: exists in {output_dir}; choose another name, or leave "
                 "--experiment_id out to get the next number"
-            ) from None
-        return Experiment(experiment_id, output_dir / experiment_id)
+            )
+        yield Experiment(folder.name, folder)
+    finally:
+        os.close(handle)
+
+
+def _next_number(output_dir: Path) -> Path:
+    """Make the next folder by a mkdir that fails if it exists: the file system decides who gets a number."""
     while True:
         numbers = [int(entry.name) for entry in output_dir.iterdir() if NUMBER_PATTERN.fullmatch(entry.name)]
         folder = output_dir / str(max(numbers, default=0) + 1)
@@ -318,7 +339,7 @@ def _claim(output_dir: Path, experiment_id: str | None) -> Experiment:
             folder.mkdir()
         except FileExistsError:  # another process was quicker: look again
             continue
-        return Experiment(folder.name, folder)
+        return folder
 
 
 def _check_free_space(folder: Path, free_bytes: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -27,13 +29,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` to write to; on success it replaces ``path``, on failure it is removed.
 
     The file reaches the disk (fsync) before it gets its name, so that a killed process or a lost power supply
-    leaves either the old file or the new one. A full disk, a folder that can't be written and any other failure of
-    this file is a :class:`WorkError`; an OSError that names another file is left as it is.
+    leaves either the old file or the new one; what killed writers of it left is removed. A full disk, a folder that
+    can't be written and any other failure of this file is a :class:`WorkError`; an OSError that names another file is
+    left as it is.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            with suppress(OSError):  # a file system without locks: what killed writers left stays
+                fcntl.flock(file, fcntl.LOCK_EX)  # says that this writer lives
+                _remove_abandoned(path)
+            yield temporary
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -49,9 +55,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: Path, name: str = "*") -> None:
-    """Remove from ``folder`` what writers of ``name`` (all files) that were killed left; only where nobody writes."""
-    for path in folder.glob(f".{name}.*.tmp"):
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary siblings of ``path`` whose writers are gone."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove from ``folder`` what killed writers of any file left; only where nobody writes."""
+    for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
@@ -72,6 +86,7 @@ def keep_copy(path: Path, copy: Path) -> None:
     if not path.exists():
         return
     with atomic_path(copy) as temporary:
+        temporary.unlink()
         try:
             os.link(path, temporary)
         except OSError:  # a file system without hard links

@@ -1,8 +1,9 @@
 """Runs train.py again and again in forked processes of one that has imported everything, and kills them on request.
 
-A line of JSON on stdin is a run: ``arguments``; ``signal`` (a number) sent ``times`` (1) by the run to itself in
-``place`` (iteration, validation or save) at iteration ``at``, and with ``fail`` an error with this text; in place
-``write`` when ``file`` is about to get its name for the ``at``-th time; or ``after`` seconds for a kill from outside.
+A line of JSON on stdin is a run: ``arguments``; ``script``, where it is another than train; ``signal`` (a number) sent
+``times`` (1) by the run to itself in ``place`` (iteration, validation or save) at iteration ``at``, and with ``fail``
+an error with this text; in place ``write`` when ``file`` is about to get its name for the ``at``-th time; or ``after``
+seconds for a kill from outside.
 ``processes`` train together, and ``rank`` (0) is the one that gets the signal or the error. With ``bound`` what is left
 is killed so many seconds after the first process ended. A line of JSON on stdout is the answer: ``code`` and, of all
 processes, ``codes`` (the exit code, or minus the signal that ended it), ``seconds``, ``output`` (both streams) and, of
@@ -12,6 +13,7 @@ each process, ``outputs``.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -30,7 +32,7 @@ import timm  # noqa: F401
 import torch
 
 import rsna_experiment  # noqa: F401
-import train
+import train  # noqa: F401
 from common import checkpoint, files
 from common.errors import WorkError
 from common.networks.classifier import ClassifierNetwork
@@ -101,7 +103,7 @@ def child(request: dict[str, Any], output: Any) -> None:
     arm(request)
     code = 0
     try:
-        train.main(request["arguments"])
+        importlib.import_module(request.get("script", "train")).main(request["arguments"])
     except SystemExit as error:
         code = error.code
     except BaseException:

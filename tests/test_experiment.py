@@ -67,6 +67,15 @@ def test_an_id_that_exists_is_refused_with_the_way_out_and_left_alone(tmp_path):
     assert names(tmp_path / "a") == before
 
 
+@pytest.mark.parametrize("left", [[], [".environment.json.123.tmp"], ["environment.json", ".config.yaml.123.tmp"]])
+def test_a_folder_whose_maker_was_killed_before_it_wrote_anything_is_taken(tmp_path, left):
+    (tmp_path / "a").mkdir()
+    for name in left:
+        (tmp_path / "a" / name).write_text("half")
+    assert create(tmp_path, "a").folder == tmp_path / "a"
+    assert names(tmp_path / "a") == {"config.yaml", "environment.json"}
+
+
 @pytest.mark.parametrize(
     "experiment_id",
     ["", ".", "..", "../x", "a/b", "/tmp/x", ".hidden", "a b", "ä", "a\n", "a\0b", "x" * 101, "a\\b", "~"],

@@ -49,12 +49,35 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(tmp_path):
+    path = tmp_path / "[a].txt"
+    (tmp_path / ".[a].txt.999.tmp").write_text("of a killed writer")
+    (tmp_path / ".other.txt.999.tmp").write_text("of another file")
+    code = f"""if True:
+        from pathlib import Path
+        from common.files import atomic_path
+        with atomic_path(Path({str(path)!r})) as temporary:
+            temporary.write_text("second")
+            print(temporary.name, flush=True)
+            input()
+    """
+    writer = [sys.executable, "-c", code]
+    with subprocess.Popen(writer, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as living:
+        its = living.stdout.readline().strip()
+        write_text(path, "first")
+        assert names(tmp_path) == sorted([its, ".other.txt.999.tmp", "[a].txt"])
+        living.communicate("\n")
+    assert path.read_text() == "second"
+    assert names(tmp_path) == [".other.txt.999.tmp", "[a].txt"]
+
+
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
 
     def fill() -> None:
         with atomic_path(path) as temporary:
+            temporary.unlink()
             temporary.symlink_to("/dev/full")
             temporary.write_text("x" * 10_000)
 

@@ -22,6 +22,7 @@ from common.arguments import parse_args, to_dict
 from common.checkpoint import load_checkpoint
 from common.errors import UsageError
 from common.experiment import lock_experiment
+from common.reports.record import read_record
 from common.resume import resume_run
 from common.trackers.jsonl import cut_metrics
 from config import TrainConfig
@@ -80,6 +81,8 @@ def test_a_run_killed_after_its_last_iteration_is_concluded_by_the_next_start(ru
     folder = runs.output_dir / name
     answer = runs.start(name, "--tr_report=1", signal=signal.SIGKILL, place="write", file=file, at=at)
     assert answer["code"] == -signal.SIGKILL, answer["output"]
+    # A sweep or a cross-validation starts what is not finished again: what is must have its report.
+    assert read_record(folder).status == "killed" or (folder / "report.html").is_file()
     answer = runs.go_on(name)
     assert answer["code"] == 0, answer["output"]
     assert "the experiment is finished" in answer["output"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ pytest.importorskip("optuna")
 from optuna.trial import TrialState
 
 from common.reports.record import read_records
-from common.sweeps.search import BEST_FILE, Search, Space, open_study, read_space
+from common.sweeps.search import BEST_FILE, JOURNAL, Search, Space, _host, open_study, read_space, retry_dead
 
 PROJECT = Path(__file__).parent.parent
 SPACE = {"optim_lr": {"low": 1e-4, "high": 1e-1, "log": True}, "optim": ["adamw", "sgd"]}
@@ -106,6 +107,45 @@ def test_two_processes_share_a_search_and_the_trial_of_a_killed_one_is_tried_aga
     assert [trial.params for trial in again] == [lost.params]
 
 
+def test_the_trial_of_a_killed_search_saves_its_state_and_ends(root: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
+        "from pathlib import Path\n"
+        "from tests.test_search import make_search\n"
+        f"make_search(Path({str(root)!r}), slow=600).run(1, seed=3)\n"
+    )
+    search = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    while not (root / "s" / "trial_0000" / "metrics.jsonl").exists():
+        time.sleep(0.05)
+        assert search.poll() is None
+    search.send_signal(signal.SIGKILL)
+    search.communicate(timeout=300)  # ends when no process holds the pipe any more
+
+
+def test_half_a_line_that_a_full_disk_left_in_the_journal_does_not_end_the_search(root: Path) -> None:
+    make_search(root).run(1, seed=0)
+    with (root / "s" / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code":4,"worker_id":"a')
+    make_search(root).run(2, seed=0)
+    assert len(open_study(root / "s", 0).trials) == 2
+
+
+def test_a_dead_trial_that_two_processes_find_at_once_is_tried_again_once(root: Path, monkeypatch) -> None:
+    studies = [open_study(root / "s", 0) for _ in range(2)]
+    trial = studies[0].ask()
+    trial.set_user_attr("experiment", "trial_0000")
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    owner = {"host": _host(), "pid": process.pid, "started": 0.0}
+    process.wait()
+    trial.set_user_attr("owner", owner)
+    found = studies[1].get_trials(deepcopy=True, states=(TrialState.RUNNING,))
+    retry_dead(studies[0])
+    monkeypatch.setattr(studies[1], "get_trials", lambda **_: found)  # as they were when it looked
+    retry_dead(studies[1])
+    states = [trial.state.name for trial in open_study(root / "s", 0).trials]
+    assert states == ["FAIL", "WAITING"]
+
+
 def test_trials_that_all_fail_end_the_search(root: Path) -> None:
     with pytest.raises(WorkError, match="3 trials failed one after the other"):
         make_search(root, fail=1).run(5, seed=0)
@@ -170,3 +210,25 @@ def test_the_page_links_reports_and_sorts_by_the_numbers(root: Path) -> None:
     assert '<a href="trial_1/report.html">trial_1</a>' in html
     assert "3 trials: 2 complete, 1 fail" in html
     assert not re.search(r"<td>\d\.\d{9,}</td>", html)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("unshare")
+    or subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0,
+    reason="a small disk can't be mounted here (unshare -rm)",
+)
+def test_a_full_disk_ends_a_search_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("space: {optim: [adamw, sgd]}")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = f"""
+        mount -t tmpfs -o size=64k tmpfs {disk}
+        head -c 100000 /dev/zero > {disk}/taken
+        {sys.executable} sweep.py --space={tmp_path}/s.yaml --output_dir={disk} --trials=1
+    """
+    command = ["unshare", "-rm", "bash", "-c", script]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1] == f"error: {disk}/s: the disk is full; make space and start again"
+    assert "Traceback" not in result.stderr

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from common.files import remove_temporaries, write_csv, write_text
+from common.files import write_csv, write_text
 from common.reports import page
 from common.reports.record import REPORT_FILE, Record, read_records
 
@@ -45,8 +45,6 @@ def _alone(results: Path) -> Iterator[None]:
     with (results / LOCK).open("a") as file:
         with suppress(OSError):  # a file system without locks: two writers at once may need a rebuild
             fcntl.flock(file, fcntl.LOCK_EX)
-            for name in (CSV_FILE, HTML_FILE):
-                remove_temporaries(results, name)
         yield
 
 

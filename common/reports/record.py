@@ -14,8 +14,8 @@ import yaml
 
 from common.errors import UserError
 from common.experiment import CONFIG, ENVIRONMENT, is_in_progress
-from common.files import write_json
-from common.trackers.jsonl import FILE_NAME, JsonlTracker, read_metrics
+from common.files import write_json, write_text
+from common.trackers.jsonl import FILE_NAME, point_line, read_metrics
 
 STATUS_FILE = "status.json"
 REPORT_FILE = "report.html"
@@ -89,12 +89,8 @@ def write_status(folder: Path, status: str) -> None:
 
 def write_value(folder: Path, metrics: Mapping[str, float], iteration: int = 0) -> None:
     """Log validation metrics as the only ones of an experiment that was put together of others, in place of earlier."""
-    (folder / FILE_NAME).unlink(missing_ok=True)
-    tracker = JsonlTracker()
-    tracker.start(folder.name, folder, {})
-    tracker.log({f"valid/{name}": value for name, value in metrics.items()}, iteration, 0)
-    tracker.finish(FINISHED)
-    write_status(folder, FINISHED)
+    named = {f"valid/{name}": value for name, value in metrics.items()}
+    write_text(folder / FILE_NAME, point_line(named, iteration, 0))
 
 
 def results_folder(folder: Path) -> Path:

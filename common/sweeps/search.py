@@ -28,6 +28,7 @@ from common.files import write_text
 from common.reports import page
 from common.reports.record import REPORT_FILE, read_record
 from common.sweeps.plan import FINISHED, flags_of, planned, read_options, word_of
+from common.sweeps.runner import end_with_parent
 
 if TYPE_CHECKING:
     import optuna
@@ -151,7 +152,7 @@ class Search:
             *flags_of(self.space.suggest(trial)),
         ]
         self.check(line)
-        while is_in_progress(self.folder / name):  # its search was killed, and it trains on by itself
+        while is_in_progress(self.folder / name):  # its search was killed, and it saves its state
             time.sleep(POLL_S)
         experiment = planned(line, self.folder)
         code, pruned = (0, False) if experiment.state == FINISHED else self._train(trial, name, experiment.command)
@@ -171,6 +172,7 @@ class Search:
             [sys.executable, str(self.root / "train.py"), *arguments],
             stdout=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         pruned, seen = False, 0
         try:
@@ -247,13 +249,26 @@ def open_study(folder: Path, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     path = str(folder / JOURNAL)
-    storage = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+    lock = JournalFileOpenLock(path)
+    lock.acquire()
+    try:
+        _cut_half_line(folder / JOURNAL)
+    finally:
+        lock.release()
+    storage = JournalStorage(JournalFileBackend(path, lock))
     # Each process draws other points: the same seed in all of them would try the same.
     sampler = optuna.samplers.TPESampler(seed=(seed + os.getpid()) % 2**31, constant_liar=True)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     return optuna.create_study(
         study_name=folder.name, storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True
     )
+
+
+def _cut_half_line(path: Path) -> None:
+    """Remove the part of a line that a full disk took: with the next line behind it no study could be read."""
+    whole = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    if whole[2]:
+        os.truncate(path, len(whole[0]) + len(whole[1]))
 
 
 def retry_dead(study: optuna.Study) -> None:
@@ -264,7 +279,10 @@ def retry_dead(study: optuna.Study) -> None:
         owner = trial.user_attrs.get("owner")
         if owner is None or owner["host"] != _host() or _is_alive(owner):
             continue
-        study.tell(trial.number, state=TrialState.FAIL)
+        try:
+            study.tell(trial.number, state=TrialState.FAIL)
+        except (ValueError, RuntimeError):  # another process was quicker, and queues it
+            continue
         study.enqueue_trial(trial.params, user_attrs={"experiment": trial.user_attrs["experiment"]})
 
 

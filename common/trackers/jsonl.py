@@ -39,21 +39,8 @@ class JsonlTracker:
         return ""
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
-        """Write a line {"iteration", "step", "time" (seconds since 1970), name: value, ...}.
-
-        Values are floats with all their digits; what is not finite becomes null, since JSON has no word for it.
-        """
-        reserved = [key for key in POINT_KEYS if key in metrics]
-        if reserved:
-            raise ValueError(f"a metric can't be named {', '.join(reserved)}: the point itself has it")
-        values = {name: float(value) for name, value in metrics.items()}
-        point = {
-            "iteration": int(iteration),
-            "step": int(step),
-            "time": round(time.time(), 3),
-            **{name: value if math.isfinite(value) else None for name, value in values.items()},
-        }
-        self._write(json.dumps(point, allow_nan=False).encode() + b"\n")
+        """Write a point's line."""
+        self._write(point_line(metrics, iteration, step).encode())
 
     def log_figure(self, name: str, html: str) -> None:
         """Nothing to do: the run's report has it."""
@@ -77,6 +64,24 @@ class JsonlTracker:
             raise WorkError(f"{self.path}: cannot be written ({error.strerror}); make space and start again") from error
         if written != len(line):
             raise WorkError(f"{self.path}: cannot be written (the disk is full); make space and start again")
+
+
+def point_line(metrics: Mapping[str, float], iteration: int, step: int) -> str:
+    """Return the line {"iteration", "step", "time" (seconds since 1970), name: value, ...} of a point.
+
+    Values are floats with all their digits; what is not finite becomes null, since JSON has no word for it.
+    """
+    reserved = [key for key in POINT_KEYS if key in metrics]
+    if reserved:
+        raise ValueError(f"a metric can't be named {', '.join(reserved)}: the point itself has it")
+    values = {name: float(value) for name, value in metrics.items()}
+    point = {
+        "iteration": int(iteration),
+        "step": int(step),
+        "time": round(time.time(), 3),
+        **{name: value if math.isfinite(value) else None for name, value in values.items()},
+    }
+    return json.dumps(point, allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
