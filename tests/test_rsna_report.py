@@ -210,7 +210,7 @@ def test_a_report_that_cant_be_written_costs_a_line_and_not_the_run(reported: Re
     def broken(*_):
         raise ValueError("no page today")
 
-    monkeypatch.setattr("rsna_experiment.write_report", broken)
+    monkeypatch.setattr("rsna_report.write_report", broken)
     folder = train.main([*reported.flags, "--experiment_id=unreported"])
     assert "no report (no page today); python report.py writes it later" in caplog.text
     assert read_record(folder).status == "finished"
