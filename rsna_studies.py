@@ -54,7 +54,7 @@ from rsna_study_models import Predicted, StudyModel, check_models, first_weight_
 logger = logging.getLogger(__name__)
 
 DATASET = "source"
-WORK = ".work"
+WORK = ".rsna_source"  # says that a folder is ours, whose pictures may be removed
 CAM_SLICES = 4
 
 

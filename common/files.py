@@ -40,7 +40,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 fcntl.flock(file, fcntl.LOCK_EX)  # says that this writer lives
                 _remove_abandoned(path)
             yield temporary
-            os.fsync(file.fileno())
+            with temporary.open("rb") as written:  # another file than `file` where the name was given away meanwhile
+                os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
         if error.filename is not None and os.fspath(error.filename) not in (str(temporary), str(path)):

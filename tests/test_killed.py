@@ -15,6 +15,7 @@ import pytest
 
 from common.experiment import is_in_progress
 from common.reports.record import read_record
+from rsna_studies import WORK
 from tests.conftest import SmallDataset
 from tests.runs import Runs, open_runs
 
@@ -143,7 +144,7 @@ def test_a_prediction_of_dicom_files_that_was_killed_is_made_anew_in_its_folder(
     for file in ("failed.csv", "slices.csv", "predictions.json"):
         killed_at(runs, file, 1, "predict", [*arguments, f"--predict_output={output}"])
     (output / "of_another_source.png").write_bytes(b"")
-    with lock(output / ".work"):
+    with lock(output / WORK):
         answer = runs(*arguments, f"--predict_output={output}", script="predict")
         assert (answer["code"], "in progress there" in answer["output"]) == (2, True)
         assert (output / "slices.csv").is_file()
@@ -151,6 +152,6 @@ def test_a_prediction_of_dicom_files_that_was_killed_is_made_anew_in_its_folder(
     starts(runs, "predict", [*arguments, f"--predict_output={tmp_path / 'whole'}"])
     assert files(output) == files(tmp_path / "whole")
     assert (output / "slices.csv").read_bytes() == (tmp_path / "whole" / "slices.csv").read_bytes()
-    assert not (output / ".work").exists()
+    assert not (output / WORK).exists()
     answer = runs(*arguments, f"--predict_output={output}", script="predict")
     assert (answer["code"], "is not empty" in answer["output"]) == (2, True)
