@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -47,18 +48,30 @@ def terminal(*command: str) -> Iterator[subprocess.Popen]:
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     os.close(theirs)
-    threading.Thread(target=read_on, args=(ours,), daemon=True).start()
-    yield process
-    os.close(ours)
+    closing = threading.Event()
+    reader = threading.Thread(target=read_on, args=(ours, closing))
+    reader.start()
+    try:
+        yield process
+    finally:
+        closing.set()
+        reader.join()  # it would keep the terminal open
+        os.close(ours)
 
 
-def read_on(terminal: int) -> None:
-    with suppress(OSError):
-        while os.read(terminal, 4096):
-            pass
+def take_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def read_on(terminal: int, closing: threading.Event) -> None:
+    with suppress(OSError):  # the process has ended
+        while not closing.is_set():
+            if select.select([terminal], [], [], 0.1)[0]:
+                os.read(terminal, 4096)
 
 
 @pytest.mark.parametrize("script", ["train.py", pytest.param("sweep.py", marks=pytest.mark.slow)])
@@ -84,9 +97,10 @@ def test_a_run_whose_terminal_is_closed_saves_its_state_and_ends(
 
 
 def test_under_nohup_a_lost_terminal_is_not_heard() -> None:
-    assert signal.SIGHUP in heard_signals()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        assert signal.SIGHUP in heard_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert signal.SIGHUP not in heard_signals()
         assert signal.SIGTERM in heard_signals()
     finally:
