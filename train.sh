@@ -118,7 +118,8 @@ experiments() {
 }
 
 if [ -n "$grid" ]; then
-  sweep=(--grid="$grid" --flags="$(quoted ${flags[@]+"${flags[@]}"})")
+  sweep=(--grid="$grid")
+  [ ${#flags[@]} = 0 ] || sweep+=(--flags="$(quoted "${flags[@]}")")
 else
   experiments ${flags[@]+"${flags[@]}"}
   sweep=(--lines=/dev/fd/3)

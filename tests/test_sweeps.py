@@ -272,20 +272,13 @@ def test_flags_of_a_grids_command_reach_every_experiment(tmp_path: Path, capsys)
         assert part in capsys.readouterr().err
 
 
-def test_train_sh_hands_its_flags_to_a_grid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [[], ["--data_windows=40/80", "--optim=lion"]])
+def test_train_sh_hands_its_flags_to_a_grid(flags: list[str], tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("grid: {seed: [0, 1]}")
-    command = [
-        "bash",
-        "train.sh",
-        "sweep",
-        str(tmp_path / "g.yaml"),
-        "--dry-run",
-        "--data_windows=40/80",
-        "--optim=lion",
-    ]
+    command = ["bash", "train.sh", "sweep", str(tmp_path / "g.yaml"), "--dry-run", *flags]
     said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(said) == 2
-    assert all("--data_windows=40/80 --optim=lion" in line for line in said)
+    assert all(" ".join(flags) in line for line in said)
     missing = subprocess.run(["bash", "train.sh", "sweep"], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert (missing.returncode, "the file is missing" in missing.stderr) == (2, True)
 
