@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -21,12 +21,11 @@ def heard_signals() -> tuple[signal.Signals, ...]:
 
 def leave_lost_terminal() -> None:
     """Send what is written from here on nowhere where the terminal is gone: each word would be an error."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(ValueError):  # a stream without a file
-            try:
-                os.write(stream.fileno(), b"")
-            except OSError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    for descriptor in (1, 2):  # stdout and stderr, whatever Python has in their place
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Runner:
     stop_on_failure: bool = False
     stopping: threading.Event = field(default_factory=threading.Event)
     processes: set[subprocess.Popen[str]] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)  # a second signal comes while the first has it
 
     def run(self, experiments: Sequence[Planned]) -> list[Outcome]:
         """Run them all; return how each ended, in their order. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end them."""
