@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import albumentations as A
@@ -20,7 +21,8 @@ from common.albumentations import (
 from common.datasets.batch import Batch, collate
 from common.datasets.finish import KERNELS
 from common.datasets.images import ImageDataset
-from common.datasets.samplers import SampleKey
+from common.datasets.loaders import make_loader
+from common.datasets.samplers import SampleKey, SequentialSampler
 from common.errors import WorkError
 from common.transforms import FixedView, find_transform, load_pipeline
 from common.transforms.device import DevicePart, device_refusal
@@ -107,6 +109,31 @@ def test_every_kernel_is_tried_above(folder) -> None:
         parts = dataset(folder, DevicePart(pipeline(steps)))
         tried |= {group.kind for group in collate([parts[key] for key in KEYS]).plan.groups}
     assert tried == set(KERNELS)
+
+
+def same_batches(one: Batch, other: Batch) -> bool:
+    return (
+        one.plan.groups == other.plan.groups
+        and torch.equal(one.plan.numbers, other.plan.numbers)
+        and torch.equal(one.inputs["image"], other.inputs["image"])
+    )
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_copy_in_another_process_draws_the_same(folder, name: str) -> None:
+    parts = dataset(folder, DevicePart(pipeline(STEPS[name])))
+    copied = pickle.loads(pickle.dumps(parts))
+    assert same_batches(collate([copied[key] for key in KEYS]), collate([parts[key] for key in KEYS]))
+
+
+def test_loading_processes_draw_what_the_calling_one_does(folder) -> None:
+    for part in (DevicePart(pipeline(STEPS["one of"])), FixedView(DevicePart(pipeline(STEPS["holes"])), 2)):
+        here, loaded = (
+            list(make_loader(dataset(folder, part), SequentialSampler(8, 0), 4, count, drop_last=False, seed=0))
+            for count in (0, 1)
+        )
+        assert len(loaded) == len(here) == 2
+        assert all(map(same_batches, here, loaded))
 
 
 def test_a_pictures_result_does_not_depend_on_its_batch(folder) -> None:

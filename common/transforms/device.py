@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import albumentations as A
@@ -33,7 +33,6 @@ class DevicePart:
         """``pipeline``: one that :func:`device_refusal` has nothing against."""
         self.pipeline = pipeline
         self.name, self.document, self.channels = pipeline.name, pipeline.document, pipeline.channels
-        self._places = {id(leaf): place for place, leaf in enumerate(_leaves(pipeline.compose))}
 
     def set_random_seed(self, seed: int) -> None:
         """Seed the draws of the next call."""
@@ -41,7 +40,7 @@ class DevicePart:
 
     def __call__(self, *, image: np.ndarray) -> dict[str, Any]:
         """Return the picture, (H, W) or (H, W, K), and its steps."""
-        recorder = _Recorder(self._places)
+        recorder = _Recorder(_leaves(self.pipeline.compose))
         canvas = Canvas(recorder, image.shape, fuse=self.pipeline.fuse)
         run(self.pipeline.compose, canvas)
         canvas.finish()
@@ -81,14 +80,14 @@ def _leaves(transform: Any) -> Iterator[Any]:
 class _Recorder:
     """Writes down what a canvas paints, as steps."""
 
-    def __init__(self, places: dict[int, int]) -> None:
+    def __init__(self, leaves: Iterable[Any]) -> None:
         self.steps: list[Step] = []
-        self._places = places
+        self._places = (*leaves, None)  # found by what they are here: a loading process has a copy of each
 
     def paint(self, stroke: Stroke, shape: tuple[int, ...], place: Any) -> None:
         """Write one stroke down."""
         kind, constants, numbers = _TELL[type(stroke)](stroke, shape)
-        number = len(self._places) if place is None else self._places[id(place)]
+        number = next(number for number, leaf in enumerate(self._places) if leaf is place)
         self.steps.append(Step(2 * number + (kind != "flip"), kind, constants, numbers))  # a flip is in another's way
 
     def call(self, transform: Any, *, force: bool) -> NoReturn:
