@@ -47,14 +47,16 @@ def build_focal(values: Mapping[str, Any], labels: int) -> ElementLoss:
 
     α is the weight of positives and 1 − α that of negatives, as torchvision has it; without α both are 1.
     """
+    import torch
     from torch.nn import functional
 
     gamma, alpha = values["loss_gamma"], values["loss_alpha"]
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        p = logits.sigmoid()
-        focused = entropy * (p + targets - 2 * p * targets) ** gamma  # 1 - p_t, also for soft targets
+        wrong = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()  # 1 - p_t, also for soft targets
+        # 0 ** gamma has no finite slope for a gamma below 1: it made the gradient of what is predicted well NaN.
+        focused = entropy * wrong.clamp_min(torch.finfo(wrong.dtype).tiny) ** gamma
         return focused if alpha < 0 else focused * (alpha * targets + (1 - alpha) * (1 - targets))
 
     return smoothed(loss, values["loss_smoothing"])

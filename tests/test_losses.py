@@ -70,6 +70,28 @@ def test_every_loss_has_finite_gradients_where_the_logits_are_extreme(name: str)
     assert torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("gamma", [1e-3, 0.1, 0.5, 0.99, 1.0, 2.0])
+def test_a_focal_gradient_is_the_slope_at_every_logit(gamma: float, smoothing: float) -> None:
+    """From -200 to 200, where float32 knows no probability but 0 and 1; the slope is taken in 200 decimal digits."""
+    import mpmath
+
+    mpmath.mp.dps = 200
+    places = [-200.0, -104.0, -90.0, -20.0, -3.0, 0.0, 3.0, 17.0, 20.0, 90.0, 104.0, 200.0]
+
+    def exact(x: mpmath.mpf, hard: float) -> mpmath.mpf:
+        y = hard * (1 - mpmath.mpf(smoothing)) + mpmath.mpf(smoothing) / 2
+        p = 1 / (1 + mpmath.exp(-x))
+        return -(y * mpmath.log(p) + (1 - y) * mpmath.log(1 - p)) * (y * (1 - p) + (1 - y) * p) ** gamma
+
+    for hard in (0.0, 1.0):
+        logits = torch.tensor([places], requires_grad=True)
+        loss = build_loss("focal", {"loss_gamma": gamma, "loss_smoothing": smoothing}, (1,) * len(places))
+        (loss(logits, torch.full_like(logits, hard)) * len(places)).backward()
+        slopes = [float(mpmath.diff(lambda x, y=hard: exact(x, y), place)) for place in places]
+        np.testing.assert_allclose(logits.grad[0].numpy(), slopes, rtol=2e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("values", [{}, {"loss": "focal"}, {"loss_label_weights": (9.0, 1.0, 0.0)}])
 def test_the_metric_never_changes_with_the_loss(values: dict) -> None:
     network = build()
