@@ -52,6 +52,8 @@ DATASET_INFO = "dataset.json"
 METADATA_FILE = "metadata.csv"
 FAILED_FILE = "failed.csv"
 SAMPLE_FILE = "sample_submission.csv"
+JOURNAL = ".converted.csv"
+PUBLIC_NAMES = "public"  # in place of a key's fingerprint: the pseudonyms are the competition's own
 HASHED_AT_ONCE = 2**20
 FORMAT_VERSION = 1
 EXAMPLES = 5
@@ -503,6 +505,24 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION or not known:
         raise WorkError(f"{path}: of another version of this program; run python preprocessing.py again")
     return info
+
+
+def key_fingerprint(folder: Path) -> str:
+    """Return what tells whose pseudonyms a dataset has: those of two datasets can be compared where it is the same.
+
+    The fingerprint of the key that made them, :data:`PUBLIC_NAMES` where they are the competition's (or a phantom's)
+    own, and "" where nobody knows. Errors as :func:`read_dataset_info`.
+    """
+    info = read_dataset_info(folder)
+    if "pseudonyms" in info:
+        return str(info["pseudonyms"])
+    if info.get("source", {}).get("kind") in ("competition", "phantom"):
+        return PUBLIC_NAMES
+    try:  # a dataset of before dataset.json said so
+        with (folder / JOURNAL).open(encoding="utf-8", errors="replace") as file:
+            return str(json.loads(file.readline(HASHED_AT_ONCE))["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 IMAGE_OPTIONS = ("pre_size", "pre_window", "pre_type", "pre_crop")  # of preprocessing, that the pictures depend on

@@ -49,6 +49,7 @@ from rsna_dataset import (
     COMPETITION_FOLDER,
     DATASET_INFO,
     FORMAT_VERSION,
+    JOURNAL,
     LABELS,
     CompetitionSource,
     content_hash,
@@ -66,7 +67,6 @@ from rsna_dataset import (
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = ".converted.csv"
 KEY_FILE = "pseudonyms.key"  # in the input folder: beside the datasets, not in them, and the same for all of them
 UNMATCHED = "labels_without_image.csv"
 UNMATCHED_ROWS = "unmatched_rows.csv"
@@ -434,7 +434,14 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
         "labelled": int(images.index.isin(job.labels.index).sum()),
         "failed": len(failed),
         "hash": content_hash(job.folder, options),
-    }
+    } | whose_pseudonyms(job, images)
+
+
+def whose_pseudonyms(job: Job, images: pd.DataFrame) -> dict[str, str]:
+    """Return for dataset.json which key made the pseudonyms; nothing where all names are the competition's own."""
+    names = [images.index, *(images[name].unique() for name in ("patient_id", "study_id", "series_id"))]
+    own = all(name == "" or job.pseudonyms.is_public(name) for part in names for name in part)
+    return {} if own else {"pseudonyms": job.pseudonyms.fingerprint}
 
 
 def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,15 @@ from pydicom.dataset import FileDataset
 import preprocessing
 import train
 from common.errors import WorkError
-from rsna_dataset import LABELS, read_dataset_info, read_fold, read_label_file, read_metadata
+from rsna_dataset import (
+    LABELS,
+    PUBLIC_NAMES,
+    key_fingerprint,
+    read_dataset_info,
+    read_fold,
+    read_label_file,
+    read_metadata,
+)
 from tests.conftest import SmallDataset
 from tests.dicom_files import head, new_ct, write_ct
 
@@ -478,6 +487,25 @@ def test_pseudonyms_are_the_same_in_every_dataset_and_another_key_makes_all_anew
     third = read_metadata(run(archive))
     assert "converting all files anew" in capsys.readouterr().err
     assert not set(first["patient_id"]) & set(third["patient_id"])
+
+
+def test_a_dataset_says_which_key_made_its_pseudonyms_and_the_competitions_names_need_none(
+    archive: Path, small_dataset: SmallDataset
+) -> None:
+    first, second = run(archive), run(archive, dataset="second")
+    own = key_fingerprint(first)
+    assert len(own) == 16
+    assert key_fingerprint(second) == own
+    info = read_dataset_info(second)
+    del info["pseudonyms"]  # as in a dataset of before: its journal says it
+    (second / "dataset.json").write_text(json.dumps(info))
+    assert key_fingerprint(second) == own
+    (second / JOURNAL).unlink()
+    assert key_fingerprint(second) == ""
+    assert key_fingerprint(small_dataset.folder) == PUBLIC_NAMES
+    assert "pseudonyms" not in read_dataset_info(small_dataset.folder)
+    (archive.parent / "input" / KEY).unlink()
+    assert key_fingerprint(run(archive)) not in ("", own)
 
 
 def test_in_the_competitions_folders_a_strangers_identifiers_become_pseudonyms(tmp_path: Path) -> None:
