@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from common.datasets.batch import Batch
 from common.metrics import probabilities
-from common.models.sequence_layers import SequenceOutput
+from common.models.sequence_layers import SequenceOutput, in_series, of_slices
 from common.networks.classifier import ClassifierNetwork
 from common.networks.network import Predictions, StepOutput, Training
 from rsna_dataset import LABEL_WEIGHTS, LABELS
 
 MONITOR = "valid/weighted_log_loss"
-SEQUENCE_INPUTS = ("features", "logits", "position_mm", "mask")  # what a sequence model takes, in its order
-STUDY_INPUTS = ("image", "position_mm", "mask")  # and a network over whole series of pictures
+# What a sequence model takes, in its order, and a network over whole series of pictures; the lengths follow.
+SEQUENCE_INPUTS = ("features", "logits", "position_mm", "mask")
+STUDY_INPUTS = ("image", "position_mm", "mask", "places")
 
 
 class RSNANetwork(ClassifierNetwork):
@@ -57,23 +58,22 @@ class RSNASequenceNetwork(RSNANetwork):
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the loss of the batch's slices plus that of its series, whose labels are their slices' highest."""
-        output, mask = model(*self.inputs_of(batch)), batch.inputs["mask"]
-        logits = output.slices[mask]
+        output, places = model(*self.inputs_of(batch)), batch.inputs["places"]
+        logits = of_slices(output.slices, places)
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), batch.target)
             if self.study_weight:
-                targets = batch.target.new_zeros(output.slices.shape)
-                targets[mask] = batch.target
-                loss = loss + self.study_weight * self.loss(output.study.float(), targets.amax(dim=1))
+                targets = in_series(batch.target, places, output.slices.shape[:2]).amax(dim=1)
+                loss = loss + self.study_weight * self.loss(output.study.float(), targets)
         return StepOutput(loss, logits, batch.target, batch.image_id)
 
     def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits (N, 6) of the batch's slices, series after series."""
-        return model(*self.inputs_of(batch)).slices[batch.inputs["mask"]]
+        return of_slices(model(*self.inputs_of(batch)).slices, batch.inputs["places"])
 
-    def inputs_of(self, batch: Batch) -> tuple[Tensor, ...]:
+    def inputs_of(self, batch: Batch) -> tuple[Tensor | tuple[int, ...], ...]:
         """Return what the model takes of a batch, in its order."""
-        return tuple(batch.inputs[name] for name in self.inputs)
+        return *(batch.inputs[name] for name in self.inputs), batch.lengths
 
     def predict_with_studies(self, batches: Iterable[Batch]) -> tuple[Predictions, np.ndarray]:
         """Return the slices' predictions, as :meth:`predict`, and the logits (S, 6) of all series, from one pass."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.datasets.sequences import LengthSampler, SequenceDataset, collate_sequences, known_places
 from common.errors import UsageError
 from common.models.sequence import SEQUENCE_MODELS, build_sequence_model, sequence_settings
-from common.models.sequence_layers import noisy_or
+from common.models.sequence_layers import in_series, noisy_or, of_slices, packed
 
 FEATURES, CLASSES = 7, 6
 SMALL = {"seq_width": 16, "seq_layers": 2}
@@ -64,6 +64,39 @@ def test_padding_changes_nothing_whatever_stands_in_it(name, study, lengths, mor
             alone = built(one["features"], one["logits"], one["position_mm"], one["mask"])
             torch.testing.assert_close(together.slices[index, :length], alone.slices[0], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(together.study[index], alone.study[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), more=st.integers(0, 3))
+@settings(max_examples=8)
+def test_recurrent_layers_give_what_torchs_own_packing_of_unsorted_sequences_gives_to_the_bit(kind, lengths, more):
+    torch.manual_seed(0)
+    cell = getattr(torch.nn, kind)(5, 4, 2, batch_first=True, bidirectional=True)
+    mask = torch.arange(max(lengths) + more) < torch.tensor(lengths)[:, None]
+    found, expected = (torch.randn(*mask.shape, 5, requires_grad=True) for _ in range(2))
+    expected.data.copy_(found.data)
+    rnn = torch.nn.utils.rnn
+    sequences = rnn.pack_padded_sequence(expected, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+    theirs, _ = rnn.pad_packed_sequence(cell(sequences)[0], batch_first=True, total_length=mask.shape[1])
+    for given_lengths in (None, lengths):
+        ours = packed(cell, found, mask, given_lengths)
+        assert torch.equal(ours, theirs)
+    weights = torch.randn(theirs.shape)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    assert torch.equal(found.grad, expected.grad)
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6))
+def test_a_batch_knows_on_the_host_what_its_mask_says(lengths: list[int]) -> None:
+    data = dataset(lengths)
+    batch = collate_sequences([data[index] for index in range(len(lengths))])
+    mask, places = batch.inputs["mask"], batch.inputs["places"]
+    assert batch.lengths == tuple(mask.sum(dim=1).tolist()) == tuple(lengths)
+    assert torch.equal(of_slices(batch.inputs["logits"], places), batch.inputs["logits"][mask])
+    padded = in_series(batch.target, places, mask.shape)
+    assert torch.equal(padded[mask], batch.target)
+    assert not padded[~mask].any()
 
 
 @pytest.mark.parametrize("name", SEQUENCE_MODELS)

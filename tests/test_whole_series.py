@@ -47,11 +47,12 @@ def study_network(chunk: int) -> StudyNetwork:
     return StudyNetwork(slices, sequence, chunk)
 
 
-def series(*lengths: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def series(*lengths: int) -> tuple[torch.Tensor, ...]:
+    """Pictures, places in mm, mask and the slices' places in it."""
     generator = torch.Generator().manual_seed(1)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     places = torch.arange(max(lengths)).float().expand(mask.shape) * mask
-    return torch.randn(sum(lengths), 3, 32, 32, generator=generator), places, mask
+    return torch.randn(sum(lengths), 3, 32, 32, generator=generator), places, mask, torch.nonzero(mask.flatten())[:, 0]
 
 
 def gradients(network: StudyNetwork) -> dict[str, torch.Tensor]:
@@ -72,7 +73,7 @@ def test_chunks_change_neither_logits_nor_gradients_and_are_what_both_networks_s
     assert gradients(chunked).keys() == expected.keys()
     for name, gradient in gradients(chunked).items():
         torch.testing.assert_close(gradient, expected[name], atol=2e-3, rtol=2e-3, msg=name)
-    image, places, _ = inputs
+    image, places, *_ = inputs
     with torch.no_grad():
         slices = network.slices
         features = slices.forward_head(slices.forward_features(image), pre_logits=True)

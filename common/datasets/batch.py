@@ -19,12 +19,14 @@ class Batch:
     """``inputs`` by name, ``image`` is float32 (B, C, H, W); ``target`` float32 (B, K) or None; ``image_id`` has B.
 
     With ``plan`` ``image`` is still as it was read, int16 HU or float32 on 0..1, and the plan is what it gets.
+    ``lengths``: of a batch of series, how many slices each has; plain numbers, which stay on the host.
     """
 
     inputs: dict[str, Tensor]
     target: Tensor | None
     image_id: list[str]
     plan: Plan | None = None
+    lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.image_id)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from common.datasets.batch import Batch
+from common.datasets.batch import Batch, collate
 from common.datasets.context import series_spacing, slice_places
-from common.datasets.images import ImageDataset
+from common.datasets.images import ImageDataset, Sample
 from common.datasets.samplers import EpochSampler, SampleKey
 from common.hashing import stable_hash
 
 UNKNOWN_SPACING_MM = 5.0  # of a series whose slices have no position: what head CT mostly has
+PADDED = ("features", "logits")  # what a batch of SequenceSample holds, padded
 POOL = 100  # batches among which like lengths are put together
 
 
@@ -120,12 +121,10 @@ class SequenceDataset(Series):
 
 @dataclass(frozen=True)
 class PictureSample:
-    """One series: ``image`` float32 (L, C, H, W), ``position_mm`` (L,), ``target`` (L, K) or None."""
+    """One series: its L ``pictures``, which hold targets and names too, and ``position_mm`` (L,)."""
 
-    image: Tensor
+    pictures: list[Sample]
     position_mm: Tensor
-    target: Tensor | None
-    image_ids: list[str]
 
 
 class PictureSeries(Series):
@@ -150,10 +149,7 @@ class PictureSeries(Series):
         """Return a series as it is drawn."""
         _, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
         images, places = self.drawn(key)
-        pictures = [self.pictures[(int(image), epoch, occurrence)].image for image in images]
-        return PictureSample(
-            torch.from_numpy(np.stack(pictures)), places, self.target_of(images), self.image_ids[images].tolist()
-        )
+        return PictureSample([self.pictures[(int(image), epoch, occurrence)] for image in images], places)
 
 
 def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
@@ -202,33 +198,39 @@ class LengthSampler(EpochSampler):
 
 
 def collate_sequences(samples: Sequence[SequenceSample]) -> Batch:
-    """Pad series to the longest: ``features`` (B, L, F), ``logits``, ``position_mm``, ``mask``; targets of N slices.
+    """Pad series to the longest: ``features`` (B, L, F), ``logits`` (B, L, C) and what :func:`placed` gives.
 
     ``target`` (N, C) and ``image_id`` (N) are of the slices alone, series after series.
     """
-    inputs = {
-        name: pad_sequence([getattr(sample, name) for sample in samples], batch_first=True)
-        for name in ("features", "logits", "position_mm")
-    }
-    return _joined(samples, inputs)
+    targets = [sample.target for sample in samples if sample.target is not None]
+    return placed(
+        Batch(
+            {name: pad_sequence([getattr(one, name) for one in samples], batch_first=True) for name in PADDED},
+            torch.cat(targets) if targets else None,
+            [image_id for sample in samples for image_id in sample.image_ids],
+        ),
+        [sample.position_mm for sample in samples],
+    )
 
 
 def collate_pictures(samples: Sequence[PictureSample]) -> Batch:
-    """Put the pictures of all series one after another: ``image`` (N, C, H, W), ``position_mm`` and ``mask`` (B, L).
+    """Put the pictures of all series one after another, ``image`` (N, C, H, W), beside what :func:`placed` gives.
 
-    ``target`` (N, K) and ``image_id`` (N) in the same order.
+    ``target`` (N, K) and ``image_id`` (N) in the same order. Raises WorkError as :func:`common.datasets.batch.collate`.
     """
-    inputs = {
-        "image": torch.cat([sample.image for sample in samples]),
-        "position_mm": pad_sequence([sample.position_mm for sample in samples], batch_first=True),
-    }
-    return _joined(samples, inputs)
+    pictures = [picture for sample in samples for picture in sample.pictures]
+    return placed(collate(pictures), [sample.position_mm for sample in samples])
 
 
-def _joined(samples: Sequence[SequenceSample | PictureSample], inputs: dict[str, Tensor]) -> Batch:
-    """Return ``inputs`` with their mask, and targets and ids of the slices alone."""
-    lengths = torch.tensor([len(sample.image_ids) for sample in samples])
+def placed(batch: Batch, positions_mm: Sequence[Tensor]) -> Batch:
+    """Return a batch of N slices with where they lie in B series that are padded to L slices.
+
+    ``position_mm`` float32 (B, L); ``mask`` bool (B, L), true for slices; ``places`` int64 (N,): each slice's place
+    among the B · L, series after series; ``lengths``: slices of each series. All are made here, on the host: whoever
+    looks for the slices by the mask on a GPU makes the host wait for it.
+    """
+    lengths = torch.tensor([len(one) for one in positions_mm])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    targets = [sample.target for sample in samples if sample.target is not None]
-    image_ids = [image_id for sample in samples for image_id in sample.image_ids]
-    return Batch({**inputs, "mask": mask}, torch.cat(targets) if targets else None, image_ids)
+    position_mm = pad_sequence(list(positions_mm), batch_first=True)
+    inputs = {**batch.inputs, "position_mm": position_mm, "mask": mask, "places": mask.flatten().nonzero().flatten()}
+    return replace(batch, inputs=inputs, lengths=tuple(lengths.tolist()))

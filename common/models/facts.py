@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class ModelFacts:
         return round(own + batch_size * self.activation_bytes)
 
 
-def measure_model(model: nn.Module, *inputs: Tensor) -> ModelFacts:
+def measure_model(model: nn.Module, *inputs: Tensor | Sequence[int]) -> ModelFacts:
     """Measure ``model`` by one forward pass of one sample, as (1, C, H, W); weights and random numbers stay as is."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # no dropout draws a number, no norm takes statistics

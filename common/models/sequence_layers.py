@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,14 +49,24 @@ class SequenceModel(nn.Module):
             self.attention = nn.Linear(width, 1)
             self.study_head = zeroed(nn.Linear(width, num_classes))
 
-    def forward(self, features: Tensor, logits: Tensor, position_mm: Tensor, mask: Tensor) -> SequenceOutput:
-        """``features`` (B, L, F), ``logits`` (B, L, C), ``position_mm`` (B, L), ``mask`` bool (B, L)."""
+    def forward(
+        self,
+        features: Tensor,
+        logits: Tensor,
+        position_mm: Tensor,
+        mask: Tensor,
+        lengths: Sequence[int] | None = None,
+    ) -> SequenceOutput:
+        """``features`` (B, L, F), ``logits`` (B, L, C), ``position_mm`` (B, L), ``mask`` bool (B, L).
+
+        ``lengths``: true places of each row of the mask; None: they are read from it, and the host waits for a GPU.
+        """
         x = self.project_place(place_waves(position_mm).to(self.project_place.weight.dtype))
         if self.inputs != "logits":
             x = x + self.project(self.dropout(self.norm(features)))
         if self.inputs != "features":
             x = x + self.project_logits(logits.clamp(-20, 20) / 5)
-        x = self.encoder(self.dropout(functional.gelu(x)) * mask[..., None], mask)
+        x = self.encoder(self.dropout(functional.gelu(x)) * mask[..., None], mask, lengths)
         slices = logits + self.head(x)
         return SequenceOutput(slices, self._study(slices, x, mask))
 
@@ -78,6 +89,17 @@ def zeroed(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def in_series(values: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return ``values`` (N, …) in series of the ``shape`` (B, L): at their ``places`` among the B · L, 0 elsewhere."""
+    padded = values.new_zeros(math.prod(shape), *values.shape[1:])
+    return padded.index_copy(0, places, values).unflatten(0, tuple(shape))
+
+
+def of_slices(values: Tensor, places: Tensor) -> Tensor:
+    """Return the rows (N, …) of ``values`` (B, L, …) at the ``places`` (N,) of slices among the B · L."""
+    return values.flatten(0, 1).index_select(0, places)
 
 
 def place_waves(position_mm: Tensor) -> Tensor:
@@ -106,17 +128,24 @@ class Recurrent(nn.Module):
         self.out = nn.Linear(2 * width, width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Run over each sequence's own length."""
-        states = stepwise(self.cell, x, mask) if torch.compiler.is_exporting() else packed(self.cell, x, mask)
+        states = stepwise(self.cell, x, mask) if torch.compiler.is_exporting() else packed(self.cell, x, mask, lengths)
         return self.norm(x + self.out(states))
 
 
-def packed(cell: nn.RNNBase, x: Tensor, mask: Tensor) -> Tensor:
-    """Return the states (B, L, 2 · width) of a bidirectional ``cell``, 0 in padding."""
-    lengths = mask.sum(dim=1).cpu()
-    sequences = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    return nn.utils.rnn.pad_packed_sequence(cell(sequences)[0], batch_first=True, total_length=x.shape[1])[0]
+def packed(cell: nn.RNNBase, x: Tensor, mask: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    """Return the states (B, L, 2 · width) of a bidirectional ``cell``, 0 in padding.
+
+    The sequences are sorted by length where they lie. torch's own way to pack unsorted ones sorts on the host and
+    copies the order to the GPU, for which the host waits.
+    """
+    rnn = nn.utils.rnn
+    order = mask.sum(dim=1).argsort(descending=True, stable=True)
+    falling = sorted(mask.sum(dim=1).tolist() if lengths is None else lengths, reverse=True)
+    sequences = rnn.pack_padded_sequence(x.index_select(0, order), falling, batch_first=True)
+    states = rnn.pad_packed_sequence(cell(sequences)[0], batch_first=True, total_length=x.shape[1])[0]
+    return torch.empty_like(states).index_copy(0, order, states)
 
 
 def stepwise(cell: nn.RNNBase, x: Tensor, mask: Tensor) -> Tensor:
@@ -193,7 +222,7 @@ class Attention(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Attend to the slices."""
         return self.layers(x, src_key_padding_mask=~mask)
 
@@ -209,7 +238,7 @@ class Convolutions(nn.Module):
         self.across = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.dropout = nn.Dropout(drop)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Convolve; beyond a sequence's end there are zeros, whatever stands in the padding."""
         for norm, along, across in zip(self.norms, self.along, self.across, strict=True):
             inside = norm(x) * mask[..., None]

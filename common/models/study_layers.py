@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from common.models.sequence_layers import SequenceModel, SequenceOutput
+from common.models.sequence_layers import SequenceModel, SequenceOutput, in_series
 
 
 class StudyNetwork(nn.Module):
@@ -25,13 +27,19 @@ class StudyNetwork(nn.Module):
         self.sequence = sequence
         self.chunk = chunk
 
-    def forward(self, image: Tensor, position_mm: Tensor, mask: Tensor) -> SequenceOutput:
-        """``image`` (N, C, H, W) of all series, one after another; ``position_mm`` and ``mask`` (B, L), N true."""
+    def forward(
+        self, image: Tensor, position_mm: Tensor, mask: Tensor, places: Tensor, lengths: Sequence[int] | None = None
+    ) -> SequenceOutput:
+        """``image`` (N, C, H, W) of all series, one after another; ``position_mm`` and ``mask`` (B, L), N true.
+
+        ``places`` (N,): where the pictures lie among the B · L; ``lengths`` as of :class:`SequenceModel`.
+        """
         learns = torch.is_grad_enabled() and self.learns_slices
         with torch.set_grad_enabled(learns):
             parts = [self._chunk(part, learns) for part in image.split(self.chunk)]
         features, logits = (torch.cat(found) for found in zip(*parts, strict=True))
-        return self.sequence(in_series(features, mask), in_series(logits, mask), position_mm, mask)
+        features, logits = (in_series(found, places, mask.shape) for found in (features, logits))
+        return self.sequence(features, logits, position_mm, mask, lengths)
 
     @property
     def learns_slices(self) -> bool:
@@ -57,10 +65,3 @@ class StudyNetwork(nn.Module):
         """Return embeddings (n, F) and logits (n, C) of pictures, float32 whatever the network computes in."""
         features = self.slices.forward_head(self.slices.forward_features(pictures), pre_logits=True)
         return features.float(), self.slices.get_classifier()(features).float()
-
-
-def in_series(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the rows of ``values`` (N, K) at the true places of ``mask`` (B, L), 0 elsewhere: (B, L, K)."""
-    padded = values.new_zeros(*mask.shape, values.shape[-1])
-    padded[mask] = values
-    return padded
