@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from common.errors import UsageError
-from common.networks.averages import EqualAverage, ExponentialAverage, build_averages
+from common.networks.averages import EqualAverage, ExponentialAverage, build_averages, move
 from tests.test_network import Recorder, build, linear_model, weights
 
 
@@ -74,6 +74,20 @@ def test_both_equal_the_averages_of_timm_and_torch_buffers_included() -> None:
         for key, value in other.module.state_dict().items():
             if value.is_floating_point():
                 torch.testing.assert_close(our.model.state_dict()[key], value, rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [1.0, 0.63, 0.5, 0.48, 1 / 3, 0.001])
+def test_where_the_device_alone_knows_whether_an_update_landed_the_average_is_lerps_to_the_bit(share, dtype) -> None:
+    """Tensors of many sizes, so that the kernels' full vectors and what is left of them are seen."""
+    torch.manual_seed(0)
+    own, current = ([torch.randn(size).to(dtype) for size in (1, 3, 17, 64, 1000)] for _ in range(2))
+    expected = [torch.lerp(mine, other, share) for mine, other in zip(own, current, strict=True)]
+    before = [tensor.clone() for tensor in own]
+    move(own, current, share, torch.tensor(False))
+    assert all(map(torch.equal, own, before))
+    move(own, current, share, torch.tensor(True))
+    assert all(map(torch.equal, own, expected))
 
 
 def test_the_equal_average_averages_running_statistics_and_copies_counters() -> None:

@@ -45,17 +45,15 @@ class RunningAverage:
         if self.before is None:
             self.before = step - 1
         share = self.share(step - self.before)
-        own, current = list(self.model.state_dict().values()), list(model.state_dict().values())
-        pairs = [pair for pair in zip(own, current, strict=True) if pair[0].is_floating_point()]
-        for mine, other in zip(own, current, strict=True):
-            if not mine.is_floating_point():
-                mine.copy_(other)  # of an update that did not land: put back already, or counts a batch more
-        if landed is None:
-            torch._foreach_lerp_([mine for mine, _ in pairs], [other for _, other in pairs], share)
-            return
-        factor = landed * share
-        for mine, other in pairs:
-            mine.lerp_(other, factor.to(mine.dtype))
+        by_type: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for pair in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            by_type.setdefault(pair[0].dtype, []).append(pair)
+        for dtype, pairs in by_type.items():
+            own, current = (list(side) for side in zip(*pairs, strict=True))
+            if dtype.is_floating_point:
+                move(own, current, share, landed)
+            else:  # of an update that did not land: put back already, or counts a batch more
+                torch._foreach_copy_(own, current)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averaged weights and when the average began."""
@@ -65,6 +63,24 @@ class RunningAverage:
         """Take back what :meth:`state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.before = state["before"]
+
+
+def move(own: list[Tensor], current: list[Tensor], share: float, landed: Tensor | None) -> None:
+    """Move tensors of one type a ``share`` of the way to ``current``, in a few kernels for all of them.
+
+    Where ``landed`` (bool scalar, on the device) is false they stay as they are, to the bit. No kernel for many tensors
+    takes such a share from the device: below a half lerp's formula is put together from three, with the same bits; the
+    one or two first updates of an average, which go further, take a kernel for each tensor.
+    """
+    if landed is None:
+        torch._foreach_lerp_(own, current, share)
+    elif share < 0.5:
+        ways = torch._foreach_sub(current, own)
+        torch._foreach_mul_(ways, landed.to(own[0].dtype))
+        torch._foreach_add_(own, ways, alpha=share)
+    else:
+        for mine, other in zip(own, current, strict=True):
+            mine.lerp_(other, landed.to(mine.dtype) * share)
 
 
 class ExponentialAverage(RunningAverage):

@@ -40,6 +40,29 @@ class Attempt:
     evidence: Sequence[Evidence]
 
 
+class Statistics:
+    """Tensors that go back to what they were where an update did not land: a bad batch spoils them for good.
+
+    All of one type lie one behind the other in one copy, so that a few kernels do for all of them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Keep ``tensors`` as they are now."""
+        dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
+        self.groups = [[tensor.view(-1) for tensor in tensors if tensor.dtype == dtype] for dtype in dtypes]
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep them as they are now."""
+        self.kept = [torch.cat(group) for group in self.groups]
+
+    def settle(self, landed: Tensor) -> None:
+        """Keep them as they are now where ``landed`` (bool scalar, on their device) is true, else put them back."""
+        for group, kept in zip(self.groups, self.kept, strict=True):
+            torch.where(landed, torch.cat(group), kept, out=kept)
+            torch._foreach_copy_(group, kept.split([len(flat) for flat in group]))
+
+
 class StepGuard:
     """Clips gradients and steps the optimizer, except where a loss or gradient is not finite.
 
@@ -69,8 +92,7 @@ class StepGuard:
         self.clip_norm = clip_norm
         self.mode = mode
         self.limit = limit
-        self.statistics = list(statistics) if scaler.is_enabled() or mode == "skip" else []
-        self.kept = [tensor.clone() for tensor in self.statistics]
+        self.statistics = Statistics(statistics if scaler.is_enabled() or mode == "skip" else ())
         self.nonfinite_skips = 0
         self.scaler_skips = 0
         self.scaler_skips_in_a_row = 0
@@ -96,7 +118,7 @@ class StepGuard:
         flags = distributed.maximum_(~torch.isfinite(torch.stack([norm.float(), loss.float()])))
         self.landed = ~flags.any()
         self._step()
-        self._keep_statistics()
+        self.statistics.settle(self.landed)
         host_flags, arrived = flags, None
         if flags.is_cuda:
             host_flags = torch.empty(2, dtype=torch.bool, pin_memory=True)
@@ -143,7 +165,7 @@ class StepGuard:
         self.scaler_skips = state["scaler_skips"]
         self.scaler_skips_in_a_row = state["scaler_skips_in_a_row"]
         self.gradient_norm = state["gradient_norm"]
-        self.kept = [tensor.clone() for tensor in self.statistics]
+        self.statistics.keep()
 
     def _step(self) -> None:
         """Step the optimizer if the attempt lands: as the scaler's own ``step``, but the loss counts too."""
@@ -157,12 +179,6 @@ class StepGuard:
             self.optimizer.step()
             self.stepped = True
         self.scaler.update()
-
-    def _keep_statistics(self) -> None:
-        """Put the statistics back where the attempt did not land: a batch that is not finite spoils them for good."""
-        for current, kept in zip(self.statistics, self.kept, strict=True):
-            torch.where(self.landed, current, kept, out=current)
-            kept.copy_(current)
 
     def _refuse(self, evidence: Sequence[Evidence], what: str) -> None:
         self.nonfinite_skips += 1
