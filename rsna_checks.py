@@ -5,7 +5,6 @@ Both need nothing but the dataset, so that one made earlier or elsewhere can be 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from common.arguments import to_dict
 from common.console import progress, tell
 from common.errors import UsageError, UserError, WorkError
 from common.files import write_csv, write_text
+from common.machine import usable_cores
 from common.preprocessing.audit import AuditedDataset, audit_page
 from common.preprocessing.convert import ImageForm
 from common.preprocessing.verify import FAULTS, verify_images
@@ -95,7 +95,7 @@ def verify_dataset(folder: Path, dataset: str, n_jobs: int) -> None:
     form = stored_form(info)
     parts = []
     with progress(total=len(metadata), desc="verifying", unit="image") as bar:
-        for part in verify_images(folder / "images", metadata, form, n_jobs or len(os.sched_getaffinity(0))):
+        for part in verify_images(folder / "images", metadata, form, n_jobs or usable_cores()):
             parts.append(part)
             bar.update(len(part))
     found = pd.concat(parts, ignore_index=True).sort_values("id", ignore_index=True)

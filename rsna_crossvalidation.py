@@ -274,8 +274,7 @@ def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment
     with setup_logging(folder, config.dev_enabled):
         logger.info("cross-validation of %s, folds %s", config.data_dataset, ", ".join(map(str, wanted)))
         plan = [fold_plan(config, folder, number) for number in wanted]
-        places = slots(0) if len(wanted) > 1 else [None]
-        outcomes = Runner(ROOT, places, lambda _: [], stop_on_failure=True).run(plan)
+        outcomes = Runner(ROOT, slots(0, len(plan)), lambda _: [], stop_on_failure=True).run(plan)
         for outcome in outcomes:
             ended = outcome.said or ("finished" if outcome.code == 0 else f"exit code {outcome.code}")
             logger.info("%s: %s, %.0f s", outcome.planned.name, ended, outcome.seconds)

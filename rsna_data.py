@@ -20,7 +20,7 @@ from common.datasets.batch import finished_picture
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
 from common.errors import UsageError, UserError, WorkError
-from common.hardware import loader_workers
+from common.hardware import training_loader_workers
 from common.metrics import constant_predictor
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
 from common.transforms.device import DevicePart, device_refusal
@@ -103,9 +103,9 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     )
     sampler = build_sampler(config.data_sampler, given_options(config, "sampler_"), images)
     train_set.check_files()
-    workers = loader_workers(config.n_jobs, device)
+    workers, valid_workers = training_loader_workers(config.n_jobs, device)
     train_loader = make_loader(train_set, sampler, config.tr_batch_size, workers, drop_last=True, seed=config.seed)
-    valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, workers)
+    valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, valid_workers)
     check_trial_images("--data_train_transform", train_set, trial_indices(folder, train_rows, config))
     check_trial_images("--data_valid_transform", valid_loader.dataset, trial_indices(folder, valid_rows, config))
     warn_of_other_size(train_set, valid_loader.dataset)

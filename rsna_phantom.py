@@ -19,6 +19,7 @@ from common.arguments import parse_args
 from common.console import set_verbosity
 from common.errors import UsageError, WorkError, command
 from common.files import atomic_path, check_output, write_csv, write_json
+from common.machine import usable_cores
 from config import PhantomConfig
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _write_images(plans: list[StudyPlan], settings: PhantomSettings, folder: Pat
 
     for split in ("train", "test"):
         (folder / f"stage_2_{split}").mkdir()
-    jobs = min(n_jobs or joblib.cpu_count(), len(plans))
+    jobs = min(n_jobs or usable_cores(), len(plans))
     tasks = (joblib.delayed(write_study)(plan, settings, folder) for plan in plans)
     truth: list[dict[str, Any]] = []
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from common.console import progress, tell
 from common.dicom.errors import RETRIED_REASONS
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, remove_temporaries, write_csv, write_json
+from common.machine import usable_cores
 from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_ct_image
@@ -310,7 +310,7 @@ def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
     tell(f"{len(job.files)} files, {len(tasks)} of them to convert")
     failures, left = 0, len(tasks)
-    jobs = job.config.n_jobs or len(os.sched_getaffinity(0))
+    jobs = job.config.n_jobs or usable_cores()
     dask = job.config.pre_scheduler == "dask" and len(tasks) > 0
     workers = dask_cluster(job.config.pre_dask_address, jobs) if dask else nullcontext(jobs)
     with journal, workers as jobs, progress(total=len(tasks), desc="preprocessing", unit="file") as bar:

@@ -38,7 +38,8 @@ def run_experiments(config: SweepConfig) -> Path:
         for experiment in experiments:
             print(experiment if experiment.state in ("new", "resume") else f"# {experiment.name} is {experiment.state}")
         return config.output_dir
-    outcomes = Runner(ROOT, slots(config.parallel), lambda folder: steps(folder, config)).run(experiments)
+    places = slots(config.parallel, len(experiments))
+    outcomes = Runner(ROOT, places, lambda folder: steps(folder, config)).run(experiments)
     path = write_leaderboard(config.output_dir)
     print(f"\n{conclusion(outcomes, config.output_dir, path)}")
     if len(outcomes) < len(experiments) or any(outcome.code == EXIT_RESUMABLE for outcome in outcomes):

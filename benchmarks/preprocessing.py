@@ -243,9 +243,10 @@ def copy_files(paths: Sequence[Path], target: Path) -> None:
 
 def measure_all_cores(paths: Sequence[Path], target: Path) -> None:
     """Print the wall time of a run with all cores, and of copying the same bytes."""
+    from common.machine import usable_cores
     from common.preprocessing.workers import convert_files
 
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
 
     def copy() -> None:
         list(pool.map(copy_files, [paths[start::cores] for start in range(cores)], [target] * cores))

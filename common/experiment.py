@@ -29,6 +29,7 @@ import yaml
 from common.console import ALL, FILE_ONLY, NORMAL, verbosity
 from common.errors import UsageError, UserError, WorkError
 from common.files import write_json, write_text
+from common.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         **_git_state(PROJECT_FOLDER),
         "platform": anonymous(platform.platform()),
         "cpu_count": os.cpu_count(),
-        "cpu_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_usable": usable_cores(),
         "gpus": _gpu_names(),
     }
 

@@ -9,20 +9,33 @@ from torch import nn
 
 from common import distributed
 from common.errors import UsageError
+from common.machine import usable_cores
+
+LOADING_PROCESSES = 16  # of a run at most: each takes half a gigabyte, and so many feed any GPU
 
 
 def cpu_cores(n_jobs: int) -> int:
     """Return how many CPU cores to use: ``n_jobs``, or for 0 this process's share of all that it may use."""
-    return n_jobs or max(1, len(os.sched_getaffinity(0)) // distributed.local_processes())
+    return n_jobs or max(1, usable_cores() // distributed.local_processes())
 
 
 def loader_workers(n_jobs: int, device: torch.device) -> int:
     """Return the number of loading processes: a core each beside a GPU, one where the CPU computes, none on one core.
 
-    Results don't depend on it.
+    At most LOADING_PROCESSES. Results don't depend on it.
     """
     cores = cpu_cores(n_jobs)
-    return 0 if cores == 1 else 1 if device.type == "cpu" else cores
+    return 0 if cores == 1 else 1 if device.type == "cpu" else min(cores, LOADING_PROCESSES)
+
+
+def training_loader_workers(n_jobs: int, device: torch.device) -> tuple[int, int]:
+    """Return the numbers of loading processes of a training's two loaders: training, and a quarter for validation.
+
+    Both live as long as the run; together they are at most LOADING_PROCESSES.
+    """
+    workers = loader_workers(n_jobs, device)
+    validation = min(workers, max(1, workers // 4))
+    return min(workers, LOADING_PROCESSES - validation), validation
 
 
 def this_device() -> torch.device:

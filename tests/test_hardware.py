@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.errors import UsageError
-from common.hardware import arrange_model, set_computation
+from common.hardware import arrange_model, loader_workers, set_computation, training_loader_workers
 
 CPU = torch.device("cpu")
 
@@ -40,6 +40,15 @@ def build_small() -> nn.Module:
         nn.Flatten(),
         nn.Linear(4, 6),
     )
+
+
+@pytest.mark.parametrize(
+    ("cores", "predicting", "training"), [(1, 0, (0, 0)), (2, 2, (2, 1)), (8, 8, (8, 2)), (64, 16, (12, 4))]
+)
+def test_a_run_has_at_most_16_loading_processes_and_fewer_for_validation(cores, predicting, training) -> None:
+    assert loader_workers(cores, torch.device("cuda")) == predicting
+    assert training_loader_workers(cores, torch.device("cuda")) == training
+    assert training_loader_workers(cores, CPU) == (min(cores - 1, 1), min(cores - 1, 1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -19,7 +19,7 @@ from common.errors import UsageError
 from common.experiment import lock_experiment
 from common.reports.record import read_record, write_status
 from common.sweeps.plan import Planned, planned, read_grid, read_lines
-from common.sweeps.runner import Outcome, Runner
+from common.sweeps.runner import Outcome, Runner, gpu_names, slots
 from config import SweepConfig, TrainConfig
 from rsna_sweep import steps, summary
 from tests.test_record import experiment
@@ -124,7 +124,7 @@ def test_a_named_experiment_is_skipped_when_finished_and_goes_on_when_cut(tmp_pa
 
 def test_experiments_run_in_turn_and_a_failed_one_stops_no_other(fake: Path) -> None:
     done = Planned(("--experiment_id=old",), "old", "finished")
-    runner = Runner(fake, [None], lambda folder: [["evaluate.py", folder.name]])
+    runner = Runner(fake, [{}], lambda folder: [["evaluate.py", folder.name]])
     outcomes = runner.run([*named("one", "bad", "worse"), done, *named("last")])
     assert [outcome.code for outcome in outcomes] == [0, 1, 1, 0, 0]
     assert [outcome.said for outcome in outcomes] == [
@@ -142,7 +142,7 @@ def test_experiments_run_in_turn_and_a_failed_one_stops_no_other(fake: Path) -> 
 
 def test_a_finished_experiment_gets_what_is_still_to_follow_it(fake: Path) -> None:
     done = Planned(("--experiment_id=old",), "old", "finished", Path("results/old"))
-    (outcome,) = Runner(fake, [None], lambda folder: [["evaluate.py", folder.name]]).run([done])
+    (outcome,) = Runner(fake, [{}], lambda folder: [["evaluate.py", folder.name]]).run([done])
     assert (outcome.code, outcome.said, outcome.outputs) == (0, "", {"evaluate.py": "evaluated old"})
     assert not (fake / "log").exists()  # nothing was trained
 
@@ -164,7 +164,7 @@ def test_only_what_is_missing_or_older_than_the_run_follows_it(tmp_path: Path) -
 
 
 def test_each_experiment_is_announced_and_an_interrupted_one_is_not_called_failed(fake: Path, capsys) -> None:
-    Runner(fake, [None], lambda folder: []).run([*named("one"), Planned(("--experiment_id=2",))])
+    Runner(fake, [{}], lambda folder: []).run([*named("one"), Planned(("--experiment_id=2",))])
     announced = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
     assert announced == ["[1 of 2] one: new", "[2 of 2] a new experiment: new"]
     outcomes = [Outcome(named("a")[0], code=75), Outcome(named("b")[0], code=1)]
@@ -175,7 +175,9 @@ def test_each_experiment_is_announced_and_an_interrupted_one_is_not_called_faile
 
 
 def test_each_gpu_has_one_experiment_at_a_time(fake: Path) -> None:
-    outcomes = Runner(fake, [0, 1], lambda folder: []).run(named("slow1", "slow2", "slow3", "slow4"))
+    outcomes = Runner(fake, [{"CUDA_VISIBLE_DEVICES": name} for name in "01"], lambda folder: []).run(
+        named("slow1", "slow2", "slow3", "slow4")
+    )
     assert [outcome.code for outcome in outcomes] == [0] * 4
     running: dict[str, str] = {}
     for line in sorted((fake / "log").read_text().splitlines(), key=lambda line: float(line.split()[0])):
@@ -188,13 +190,71 @@ def test_each_gpu_has_one_experiment_at_a_time(fake: Path) -> None:
             running[name] = gpu[0]
 
 
+@pytest.mark.parametrize(
+    ("listed", "count", "names"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("2,5", 2, ["2", "5"]),
+        (" 3, 1 ,0", 3, ["3", "1", "0"]),
+        ("2,-1,5", 1, ["2"]),  # CUDA ends the list there
+        ("1,9", 1, ["1"]),  # and at a GPU that there isn't
+        ("GPU-8932f937,GPU-4fd3", 2, ["GPU-8932f937", "GPU-4fd3"]),
+        # A process sees one part of a GPU, whatever the list names.
+        ("MIG-41b36014,MIG-6ca0a4b2,MIG-0c757cd7", 1, ["MIG-41b36014", "MIG-6ca0a4b2", "MIG-0c757cd7"]),
+        ("MIG-GPU-8932f937/1/0,MIG-GPU-8932f937/2/0", 1, ["MIG-GPU-8932f937/1/0", "MIG-GPU-8932f937/2/0"]),
+        ("", 0, []),
+        ("NoDevFiles", 0, []),  # Slurm, for a job without a GPU
+        ("MIG-41b36014", 0, []),
+    ],
+)
+def test_the_gpus_of_a_sweep_are_those_of_the_users_own_list(listed: str | None, count: int, names: list[str]) -> None:
+    assert gpu_names(listed, count) == names
+
+
+def test_slots_have_a_gpu_of_the_list_each_and_share_the_cores(tmp_path: Path, monkeypatch) -> None:
+    # A torch that counts GPUs as the real one does; there are eight here.
+    (tmp_path / "torch.py").write_text(
+        "import os, types\n"
+        "listed = os.environ.get('CUDA_VISIBLE_DEVICES', '0,1,2,3,4,5,6,7')\n"
+        "cuda = types.SimpleNamespace(device_count=lambda: len(listed.split(',')) if listed else 0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(20)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+
+    def chosen(parallel: int, experiments: int) -> list[tuple[str | None, str | None]]:
+        names = ("CUDA_VISIBLE_DEVICES", "LOKY_MAX_CPU_COUNT")
+        return [tuple(place.get(name) for name in names) for place in slots(parallel, experiments)]
+
+    assert chosen(0, 10) == [("4", "6"), ("6", "6"), ("7", "6")]
+    assert chosen(0, 2) == [("4", "10"), ("6", "10")]
+    assert chosen(6, 10) == [("4", "3"), ("6", "3"), ("7", "3")] * 2
+    assert chosen(0, 1) == [(None, None)]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [gpu for gpu, _ in chosen(0, 10)] == list("01234567")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # one: it stays as it is
+    assert chosen(2, 10) == [(None, "10")] * 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert chosen(4, 10) == [(None, "5")] * 4
+    assert chosen(0, 10) == [(None, None)]
+
+
+def test_an_experiment_of_a_slot_uses_its_share_of_the_cores() -> None:
+    code = "from common.hardware import cpu_cores; print(cpu_cores(0), cpu_cores(3))"
+    shared = {**os.environ, "LOKY_MAX_CPU_COUNT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env=shared, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "3"]
+
+
 def test_ctrl_c_lets_the_running_one_save_its_state_and_starts_no_other(fake: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
         "from pathlib import Path\n"
         "from tests.test_sweeps import named\n"
         "from common.sweeps.runner import Runner\n"
-        "outcomes = Runner(Path.cwd(), [None], lambda folder: []).run(named('wait', 'never'))\n"
+        "outcomes = Runner(Path.cwd(), [{}], lambda folder: []).run(named('wait', 'never'))\n"
         "print([outcome.code for outcome in outcomes])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=fake, stdout=subprocess.PIPE, text=True)

@@ -10,17 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.console import tell
 from common.interruption import heard_signals, leave_lost_terminal
+from common.machine import CORES_VARIABLE, usable_cores
 from common.reports.record import RUNNING
 from common.sweeps.plan import FINISHED, Planned
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 
 
@@ -30,14 +32,35 @@ def end_with_parent() -> None:
         PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def slots(parallel: int) -> list[int | None]:
-    """Return where experiments run at once: a GPU each, or one after another where there is none."""
+def slots(parallel: int, experiments: int) -> list[dict[str, str]]:
+    """Return where ``experiments`` run at once, as environment variables: on a GPU each, with a share of the cores.
+
+    ``parallel``: how many at once; 0: one on each GPU, or one where there is none.
+    """
+    if experiments == 1:
+        return [{}]
     listing = "import torch; print(torch.cuda.device_count())"  # in a process that ends: CUDA's state is not forked
     found = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=False)
-    gpus = int(found.stdout or 0)
-    if gpus == 0:
-        return [None] * (parallel or 1)
-    return [number % gpus for number in range(parallel or gpus)]
+    gpus = gpu_names(os.environ.get(GPUS_VARIABLE), int(found.stdout or 0))
+    count = min(parallel or len(gpus) or 1, experiments)
+    places = [{GPUS_VARIABLE: gpus[number % len(gpus)]} if len(gpus) > 1 else {} for number in range(count)]
+    share = {CORES_VARIABLE: str(max(1, usable_cores() // count))} if count > 1 else {}
+    return [place | share for place in places]
+
+
+def gpu_names(listed: str | None, count: int) -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES calls each of the ``count`` GPUs that torch sees.
+
+    ``listed``: the variable as it is, such as a user's or Slurm's choice; None: not set, and all are numbered. A name
+    in it may be a number, or begin with GPU- or MIG-; CUDA ends the list at the first that it doesn't know. Of parts of
+    GPUs (MIG) one process sees only the first, so that all of the list count.
+    """
+    if listed is None:
+        return [str(number) for number in range(count)]
+    names = [name.strip() for name in listed.split(",")]
+    if count and names[0].startswith("MIG-"):
+        return [name for name in names if name.startswith("MIG-")]
+    return names[:count]
 
 
 @dataclass
@@ -58,7 +81,7 @@ class Outcome:
 
 @dataclass
 class Runner:
-    """Runs planned experiments on ``slots``: a GPU's number each, or None for wherever torch computes.
+    """Runs planned experiments on ``slots``, the environment variables of each; see :func:`slots`.
 
     ``root`` holds the scripts. ``steps``: what is still to follow a training that ended well, now or earlier, as
     commands made from its folder; the first that fails gives the experiment's exit code. ``stop_on_failure``: one that
@@ -66,7 +89,7 @@ class Runner:
     """
 
     root: Path
-    slots: Sequence[int | None]
+    slots: Sequence[Mapping[str, str]]
     steps: Callable[[Path], list[list[str]]]
     stop_on_failure: bool = False
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -103,7 +126,7 @@ class Runner:
 
     def _work(
         self,
-        slot: int | None,
+        slot: Mapping[str, str],
         todo: queue.SimpleQueue[tuple[int, Planned]],
         outcomes: dict[int, Outcome],
         number: int,
@@ -119,7 +142,7 @@ class Runner:
             if outcomes[place].code and self.stop_on_failure:
                 self.stopping.set()
 
-    def _run(self, planned: Planned, slot: int | None) -> Outcome:
+    def _run(self, planned: Planned, slot: Mapping[str, str]) -> Outcome:
         if planned.state == RUNNING:
             return Outcome(planned, said="is in progress elsewhere")
         began = time.monotonic()
@@ -141,11 +164,8 @@ class Runner:
         outcome.seconds = time.monotonic() - began
         return outcome
 
-    def _call(self, command: Sequence[str], slot: int | None) -> tuple[int, list[str]]:
+    def _call(self, command: Sequence[str], slot: Mapping[str, str]) -> tuple[int, list[str]]:
         """Run one of the project's scripts, its messages on stderr; return its exit code and lines of stdout."""
-        environment = dict(os.environ)
-        if slot is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot)
         with self.lock:
             if self.stopping.is_set():
                 return INTERRUPTED, []
@@ -153,7 +173,7 @@ class Runner:
                 [sys.executable, str(self.root / command[0]), *command[1:]],
                 stdout=subprocess.PIPE,
                 text=True,
-                env=environment,
+                env={**os.environ, **slot},
                 start_new_session=True,
                 preexec_fn=end_with_parent,
             )
