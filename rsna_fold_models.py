@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import Tensor
 
 from common.arguments import from_dict
 from common.checkpoint import BEST
@@ -29,6 +30,7 @@ from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_json
 from common.hardware import loader_workers
 from common.models.embedding import head_input
+from common.networks.arrival import arrived
 from common.networks.network import evaluation_mode
 from common.resume import read_options
 from config import HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
@@ -171,18 +173,20 @@ def _explained(features: Floats, reference: Floats, held: np.ndarray, penalty: f
     return 1.0 - float((left**2).sum()) / max(float((spread**2).sum()), 1e-30)
 
 
-def embed(network: RSNANetwork, batch: Batch) -> tuple[Floats, Floats]:
-    """Return embeddings (B, F) and logits (B, 6) of a batch that is on the device."""
+def embed(network: RSNANetwork, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return embeddings (B, F) and logits (B, 6), float32, of a batch that is on the device, where they stay."""
     model = network.model
     with evaluation_mode([model]), torch.inference_mode(), head_input(model) as seen, network.autocast():
         logits = network.prediction_step(model, batch)
-    return seen[0].float().cpu().numpy(), logits.float().cpu().numpy()
+    return seen[0].float(), logits.float()
 
 
 def embeddings(model: TrainedNetwork, rows: pd.DataFrame, label: str) -> Iterator[tuple[list[str], Floats, Floats]]:
     """Yield ids, embeddings and logits of ``rows``, a batch at a time."""
-    for batch in batches(model, rows, label):
-        yield batch.image_id, *embed(model.network, model.network.prepare_batch(batch))
+    network = model.network
+    parts = ((batch.image_id, embed(network, network.prepare_batch(batch))) for batch in batches(model, rows, label))
+    for ids, (features, logits) in arrived(parts):
+        yield ids, features.numpy(), logits.numpy()
 
 
 def batches(model: TrainedNetwork, rows: pd.DataFrame, label: str, workers: int | None = None) -> Iterator[Batch]:
@@ -421,11 +425,16 @@ def mean_blocks(
 ) -> Iterator[Block]:
     """Yield the mean over all models of aligned embeddings and of logits, of images that no model has seen."""
     first = next(iter(models.values()))
-    for batch in batches(first, rows, "new images", workers):
-        ready = first.network.prepare_batch(batch)
-        parts = {number: embed(model.network, ready) for number, model in models.items()}
-        features = np.mean([alignments[number](own) for number, (own, _) in parts.items()], axis=0)
-        yield Block(batch.image_id, features, np.mean([logits for _, logits in parts.values()], axis=0), NO_FOLD)
+
+    def seen() -> Iterator[tuple[list[str], list[Tensor]]]:
+        for batch in batches(first, rows, "new images", workers):
+            ready = first.network.prepare_batch(batch)
+            yield batch.image_id, [part for model in models.values() for part in embed(model.network, ready)]
+
+    for ids, parts in arrived(seen()):
+        own, logits = ([part.numpy() for part in parts[start::2]] for start in (0, 1))
+        features = np.mean([alignments[number](one) for number, one in zip(models, own, strict=True)], axis=0)
+        yield Block(ids, features, np.mean(logits, axis=0), NO_FOLD)
 
 
 def features_document(

@@ -80,11 +80,11 @@ class RSNASequenceNetwork(RSNANetwork):
         parts: list[Tensor] = []
 
         def keep(model: nn.Module, inputs: object, output: SequenceOutput) -> None:
-            parts.append(output.study.float().cpu())
+            parts.append(output.study.float())
 
         with self.model.register_forward_hook(keep):
             predictions = self.predict(batches)
-        return predictions, torch.cat(parts).numpy()
+        return predictions, torch.cat(parts).cpu().numpy()
 
 
 class RSNAStudyNetwork(RSNASequenceNetwork):

@@ -22,6 +22,7 @@ from common.checkpoint import RAW, metric_key
 from common.datasets.batch import Batch
 from common.errors import UsageError, WorkError
 from common.models.freezing import train_mode
+from common.networks.arrival import arrived
 from common.networks.guard import Evidence, StepGuard, batch_statistics
 from common.reproducibility import rng_state, set_rng_state
 from common.schedulers import Schedule
@@ -322,20 +323,29 @@ class AbstractNetwork(ABC):
         logits: dict[str, list[Tensor]] = {name: [] for name in models}
         targets: list[Tensor] = []
         with evaluation_mode(models.values()), torch.inference_mode():
-            for batch in batches:
-                image_ids += batch.image_id
-                if batch.target is not None:
-                    targets.append(batch.target)
-                on_device = self.prepare_batch(batch)
-                for name, model in models.items():
-                    with self.autocast():
-                        logits[name].append(self.prediction_step(model, on_device).float())
+            for (names, target), found in arrived(self._logits(batches, models.values())):
+                image_ids += names
+                if target is not None:
+                    targets.append(target)
+                for parts, part in zip(logits.values(), found, strict=True):
+                    parts.append(part)
         if self.interrupt_requested or (not image_ids and distributed.world_size() > 1):
             return {}
         if not image_ids:
             raise WorkError("there is no image to predict")
         known = torch.cat(targets).numpy() if targets else None
         return {name: checked_predictions(image_ids, torch.cat(parts), known) for name, parts in logits.items()}
+
+    def _logits(
+        self, batches: Iterable[Batch], models: Iterable[nn.Module]
+    ) -> Iterator[tuple[tuple[list[str], Tensor | None], list[Tensor]]]:
+        """Yield names and targets (on the host) of each batch, and each model's logits, where they were computed."""
+        for batch in batches:
+            ready, found = self.prepare_batch(batch), []
+            for model in models:
+                with self.autocast():
+                    found.append(self.prediction_step(model, ready).float())
+            yield (batch.image_id, batch.target), found
 
     def _pooled(self, predictions: dict[str, Predictions]) -> dict[str, Predictions]:
         """Return the predictions of all processes, each image once, in the order of a single process."""
