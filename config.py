@@ -1059,6 +1059,13 @@ class PreprocessingConfig(GeneralOptions, DataLocation):
     pre_holdout: float = option(
         0.0, "share of the labelled images, by whole patients, that are held out of all folds", minimum=0, maximum=0.9
     )
+    pre_group: str = option(
+        "patient",
+        "what stays together in folds and intervals: patient: all studies of a PatientID; study: each study counts as "
+        "a patient, for archives that give all their patients the same PatientID. Either way images of one study, and "
+        "patients with a picture in common, stay together",
+        choices=("patient", "study"),
+    )
     pre_size: int = option(
         0, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
     )

@@ -153,6 +153,7 @@ def audit_dataset(folder: Path, dataset: str) -> Path:
         images=folder / "images",
         suffix=form.suffix,
         is_hu=form.name == "hu",
+        by_study=info["options"].get("pre_group") == "study",
     )
     path = folder / AUDIT_FILE
     write_text(path, audit_page(data))

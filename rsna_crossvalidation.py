@@ -210,7 +210,7 @@ def check_disjoint(tables: Mapping[int, pd.DataFrame], paths: Mapping[int, Path]
     for number, rows in tables.items():
         valid = rows[rows["sample_type"] == "valid"]
         train = rows[rows["sample_type"] == "train"]
-        both = set(valid["patient_id"]) & set(train["patient_id"]) - {""}
+        both = set(valid["group_id"]) & set(train["group_id"])
         if both:
             raise WorkError(
                 f"{paths[number]}: {len(both)} patients stand in both train and valid ({list_some(sorted(both))}); run "
@@ -218,7 +218,7 @@ def check_disjoint(tables: Mapping[int, pd.DataFrame], paths: Mapping[int, Path]
             )
         for other, before in held.items():
             images = before.index.intersection(valid.index)
-            patients = set(before["patient_id"]) & set(valid["patient_id"]) - {""}
+            patients = set(before["group_id"]) & set(valid["group_id"])
             if len(images) or patients:
                 what = (
                     f"{len(images)} images ({list_some(images)})"
@@ -394,7 +394,7 @@ def fold_result(folder: Path, fold: Fold) -> tuple[pd.DataFrame, dict[str, Any]]
         "best_weights": checkpoint["best_weights"],
         "iteration": checkpoint["iteration"],
         "images": len(frame),
-        "patients": int(fold.valid["patient_id"].nunique()),
+        "patients": int(fold.valid["group_id"].nunique()),
         "constant_log_loss": constant_predictor(prevalences, targets.to_numpy(), LABEL_WEIGHTS),
         **pooled_metrics(frame, targets),
     }

@@ -32,7 +32,7 @@ from rsna_dataset import (
     RSNADataset,
     dataset_folder,
     fold_hash,
-    known_patients,
+    known_groups,
     read_dataset_info,
     read_fold,
     read_metadata,
@@ -135,7 +135,7 @@ def check_starting_weights(config: TrainConfig, rows: pd.DataFrame) -> None:
     seen = training_rows(checkpoint, config.data_input_folder)
     place = f"fold {config.data_fold} of {config.data_dataset}"
     if seen is not None:
-        again = np.unique(known_patients(rows[(rows["sample_type"] == "valid") & learnt_from(rows, seen)]))
+        again = np.unique(known_groups(rows[(rows["sample_type"] == "valid") & learnt_from(rows, seen)]))
         if len(again):
             raise UsageError(
                 f"--net_weight_file={path}: was trained on {len(again)} of the patients who validate {place}; use the "
@@ -181,7 +181,8 @@ def fold_hashes(rows: pd.DataFrame) -> set[str]:
 
 def learnt_from(rows: pd.DataFrame, seen: pd.DataFrame) -> np.ndarray:
     """Say of each of ``rows`` whether its patient stands among ``seen``, of unknown patients whether the image does."""
-    return np.isin(known_patients(rows), known_patients(seen))
+    own, theirs = (part["patient_id"].where(part["patient_id"] != "", part.index.to_series()) for part in (rows, seen))
+    return np.isin(own.to_numpy(dtype=str), theirs.to_numpy(dtype=str))
 
 
 def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.device) -> Pipeline | DevicePart:

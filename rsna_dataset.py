@@ -12,7 +12,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from common.datasets.image_files import SUFFIXES
 from common.datasets.images import ImageDataset, Neighbours, Transform
 from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
+from common.preprocessing.groups import Identities, group_images, picture_keys
 from common.preprocessing.series import NORMAL
 from common.preprocessing.sources import SourceFile, Tree, open_tree
 from config import HOLDOUT
@@ -57,6 +58,8 @@ PUBLIC_NAMES = "public"  # in place of a key's fingerprint: the pseudonyms are t
 HASHED_AT_ONCE = 2**20
 FORMAT_VERSION = 1
 EXAMPLES = 5
+IDENTITY_COLUMNS = ("patient_id", "study_id", "group_id")  # of metadata and folds: whose an image is
+PICTURE_COLUMNS = {"picture_hash": str, "hu_min": np.int64, "hu_max": np.int64, "solid": np.float64}
 
 
 # --- ids and labels ---------------------------------------------------------------------------------------------------
@@ -551,8 +554,9 @@ def content_hash(folder: Path, options: dict[str, Any]) -> str:
 def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
     """Read a dataset's ``metadata.csv``: index ``id``, a row for each image.
 
-    Columns: split (train or test), patient_id, study_id, series_id, slice_index, position_mm, row_spacing_mm,
-    column_spacing_mm, rows, columns, mended (names joined by ``;``), and :data:`LABELS`, NaN where unknown.
+    Columns: split (train or test), patient_id, study_id, series_id, group_id (see :func:`known_groups`), slice_index,
+    position_mm, row_spacing_mm, column_spacing_mm, rows, columns, mended (names joined by ``;``), and :data:`LABELS`,
+    NaN where unknown. A dataset of an earlier version has no group_id: it follows from patients, studies and pictures.
 
     ``described`` adds thickness_mm; of the series slice_spacing_mm and normal_x, normal_y, normal_z, and in geometry
     what is unusual about the slice's place (see :func:`common.preprocessing.series.place_slices`); of the picture as
@@ -571,12 +575,15 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
         numbers += ["slice_spacing_mm", *NORMAL, "thickness_mm", "hu_mean", "solid"]
         integers += ["hu_min", "hu_max", "crop_top", "crop_left", "crop_rows", "crop_columns"]
     types = dict.fromkeys(texts, str) | dict.fromkeys(integers, np.int64) | dict.fromkeys(numbers, np.float64)
-    table = _read_table(folder / METADATA_FILE, types)
+    table = _read_table(folder / METADATA_FILE, types, PICTURE_COLUMNS | {"group_id": str})
+    if "group_id" not in table:
+        table = table.assign(group_id=group_images(identities_of(table)))
+    table = table[[name for name in table.columns if name in types or name == "group_id"]]
     return table if labels else table.assign(**dict.fromkeys(LABELS, np.nan))
 
 
 def read_fold(folder: Path, dataset: str, fold: int | str) -> pd.DataFrame:
-    """Read a fold: index ``id``, sample_type (train or valid), int8 :data:`LABELS`, patient_id, study_id.
+    """Read a fold: index ``id``, sample_type (train or valid), int8 :data:`LABELS`, :data:`IDENTITY_COLUMNS`.
 
     Of the fold ``HOLDOUT`` all images of the folds are for training, and those held out of them for validation.
 
@@ -591,7 +598,7 @@ def read_fold(folder: Path, dataset: str, fold: int | str) -> pd.DataFrame:
     if fold == HOLDOUT:
         held_out = read_holdout(folder, dataset).assign(sample_type="valid")
         rows = pd.concat([read_fold(folder, dataset, 0).assign(sample_type="train"), held_out])
-        _warn_of_split_patients(holdout_path(folder, dataset), rows)
+        _warn_of_split_groups(holdout_path(folder, dataset), rows)
         return rows
     path = fold_path(folder, dataset, fold)
     if not path.is_file():
@@ -621,9 +628,32 @@ def fold_hash(rows: pd.DataFrame) -> str:
     return rows_hash(*(rows[rows["sample_type"] == kind] for kind in ("train", "valid")))
 
 
-def known_patients(rows: pd.DataFrame) -> np.ndarray:
-    """Return the patient of each image; an image whose patient is unknown counts as a patient of its own."""
-    return rows["patient_id"].where(rows["patient_id"] != "", rows.index.to_series()).to_numpy(dtype=str)
+def known_groups(rows: pd.DataFrame) -> np.ndarray:
+    """Return the group of each image (N,), text: the unit that folds keep whole, intervals draw and tests count.
+
+    A group is a patient (of images without PatientID a study, else the image), joined with those who share a study or
+    a picture that is equal to the last pixel. ``rows``: index ``id``, as :func:`read_fold` and :func:`read_metadata`
+    return them; of a table without group_id patient_id and study_id decide, as far as it has them.
+    """
+    groups = rows["group_id"] if "group_id" in rows else group_images(identities_of(rows))
+    return np.asarray(groups).astype(str)
+
+
+def identities_of(rows: pd.DataFrame, group: str = "patient") -> Identities:
+    """Return whose the images of a table (index: their ids) are, from what it has of the metadata's columns.
+
+    ``group``: as --pre_group; ``study`` leaves the patients out.
+    """
+    nothing = np.full(len(rows), "", object)
+
+    def texts(name: str) -> np.ndarray:
+        return rows[name].to_numpy(dtype=object) if name in rows else nothing
+
+    pictures = nothing
+    if set(PICTURE_COLUMNS) <= set(rows.columns):
+        pictures = picture_keys(rows.rename(columns={"picture_hash": "digest"}))
+    found = Identities(texts("patient_id"), texts("study_id"), pictures, rows.index.to_numpy(dtype=object))
+    return found.by_study() if group == "study" else found
 
 
 def read_holdout(folder: Path, dataset: str) -> pd.DataFrame:
@@ -639,7 +669,9 @@ def read_holdout(folder: Path, dataset: str) -> pd.DataFrame:
 
 def _read_fold_table(path: Path, sample_types: Sequence[str]) -> pd.DataFrame:
     texts = dict.fromkeys(("id", "sample_type", "patient_id", "study_id"), str)
-    rows = _read_table(path, texts | dict.fromkeys(LABELS, np.int8))
+    rows = _read_table(path, texts | dict.fromkeys(LABELS, np.int8), {"group_id": str})
+    if "group_id" not in rows:
+        rows = rows.assign(group_id=_groups_of_metadata(path.parent, rows))
     for columns, allowed in ((["sample_type"], sample_types), (list(LABELS), (0, 1))):
         wrong = ~rows[columns].isin(allowed).to_numpy()
         if wrong.any():
@@ -648,17 +680,25 @@ def _read_fold_table(path: Path, sample_types: Sequence[str]) -> pd.DataFrame:
                 f"{path}: image {rows.index[row]}: {columns[column]} {rows[columns].iloc[row, column]} is not "
                 f"{' or '.join(map(str, allowed))}; run python preprocessing.py again"
             )
-    _warn_of_split_patients(path, rows)
+    _warn_of_split_groups(path, rows)
     return rows
 
 
-def _warn_of_split_patients(path: Path, rows: pd.DataFrame) -> None:
-    """Warn where a fold that was edited has a patient on both sides: its validation then promises too much."""
-    known = rows[rows["patient_id"] != ""]
-    sides = known.groupby("patient_id")["sample_type"].nunique()
+def _groups_of_metadata(folder: Path, rows: pd.DataFrame) -> np.ndarray:
+    """Return the groups of a fold that doesn't name them: by its own patients and studies, and by the metadata's."""
+    images = identities_of(rows)
+    if not (folder / METADATA_FILE).is_file():
+        return group_images(images)
+    groups = read_metadata(folder)["group_id"].reindex(rows.index).fillna("").to_numpy(dtype=object)
+    return group_images(replace(images, pictures=groups))
+
+
+def _warn_of_split_groups(path: Path, rows: pd.DataFrame) -> None:
+    """Warn where a fold that was edited has a group on both sides: its validation then promises too much."""
+    sides = rows.groupby("group_id")["sample_type"].nunique()
     if (sides > 1).any():
         logger.warning(
-            "%s: %d patients stand in both train and valid; the validation then looks better than it is",
+            "%s: %d patients (or groups of them) stand in both train and valid; validation looks better than it is",
             path,
             int((sides > 1).sum()),
         )
@@ -675,9 +715,13 @@ def _missing_dataset(folder: Path) -> UsageError:
     )
 
 
-def _read_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
-    """Read a CSV of this project with exactly typed columns; WorkError where it isn't one."""
-    numbers = [name for name, kind in types.items() if kind is not str]
+def _read_table(path: Path, types: dict[str, Any], optional: dict[str, Any] | None = None) -> pd.DataFrame:
+    """Read a CSV of this project with exactly typed columns; WorkError where it isn't one.
+
+    Of the ``optional`` columns those are read that it has.
+    """
+    known = (optional or {}) | types
+    numbers = [name for name, kind in known.items() if kind is not str]
     try:
         # Text stays as it is, also "NA" or nothing; an empty number is NaN. All columns are read: where only some are
         # asked for, pandas overlooks a row with too many fields.
@@ -685,12 +729,12 @@ def _read_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
                 path,
-                dtype=types,
+                dtype=known,
                 index_col=False,
                 keep_default_na=False,
                 na_values={name: [""] for name in numbers},
             )
-        table = table[list(types)]
+        table = table[[*types, *(name for name in known if name in table and name not in types)]]
     except OSError as error:
         raise WorkError(f"{path}: cannot be read ({error.strerror}); run python preprocessing.py again") from None
     except (ValueError, KeyError, OverflowError, pd.errors.ParserWarning):

@@ -26,13 +26,14 @@ from common.reports.record import write_value
 from common.statistics import format_table, label_table, member_table
 from config import EnsembleConfig
 from rsna_dataset import (
+    IDENTITY_COLUMNS,
     LABEL_WEIGHTS,
     LABELS,
     METADATA_FILE,
     SUBMISSION_COLUMNS,
     check_submission,
     dataset_folder,
-    known_patients,
+    known_groups,
     read_competition_labels,
     read_dataset_info,
     read_predictions,
@@ -67,8 +68,8 @@ class Members:
     """What an ensemble is made of, by member.
 
     ``predictions``: frames of the same rows, aligned; ``files``: where each was read. ``labels``: of some of these rows
-    and others, with patient_id and study_id where they are known, from ``label_source``; None where no labels are
-    known. ``described``: the dataset's metadata, for strata. ``submissions``: the members' files for the test set,
+    and others, with patient_id, study_id and group_id where they are known, from ``label_source``; None where no labels
+    are known. ``described``: the dataset's metadata, for strata. ``submissions``: the members' files for the test set,
     where all have one.
     """
 
@@ -148,7 +149,7 @@ def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
         raise UsageError(f"{path}: its dataset can't be found ({error}); name the labels by --ens_labels") from None
     described = described_images(dataset)
     labels = described[described[list(LABELS)].notna().all(axis=1)]
-    return dataset / METADATA_FILE, labels[[*LABELS, "patient_id", "study_id"]], described
+    return dataset / METADATA_FILE, labels[[*LABELS, *IDENTITY_COLUMNS]], described
 
 
 def check_labels(config: EnsembleConfig, members: Members) -> None:
@@ -180,9 +181,9 @@ def is_submission(path: Path) -> bool:
 def read_labels(path: Path) -> pd.DataFrame:
     """Return the known labels of a fold CSV, a metadata.csv or the competition's train CSV: index id, 0 or 1 a label.
 
-    The former two also have patient_id and study_id. Images without labels (the test images of a metadata.csv) are left
-    out. Raises UsageError where the file can't be read or has other columns, WorkError for a label that is not 0 or 1,
-    an image with some labels only, or twice.
+    The former two also have patient_id, study_id and group_id. Images without labels (the test images of a
+    metadata.csv) are left out. Raises UsageError where the file can't be read or has other columns, WorkError for a
+    label that is not 0 or 1, an image with some labels only, or twice.
     """
     try:
         if is_submission(path):
@@ -194,7 +195,7 @@ def read_labels(path: Path) -> pd.DataFrame:
                 f"--ens_labels={path}: has no column {', '.join(missing)}; give a fold CSV, a metadata.csv "
                 "or the competition's train CSV"
             )
-        named = [name for name in ("patient_id", "study_id") if name in header]
+        named = [name for name in IDENTITY_COLUMNS if name in header]
         text = pd.read_csv(path, usecols=["id", *LABELS, *named], dtype=str).set_index("id")
     except OSError as error:
         raise UsageError(f"--ens_labels={path}: cannot be read ({error.strerror})") from None
@@ -232,7 +233,7 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
     place = first.index.get_indexer(known)
     rows = members.labels.loc[known]
     targets = rows[list(LABELS)].to_numpy(np.float64)
-    patients = known_patients(rows) if "patient_id" in rows else None
+    patients = known_groups(rows) if "patient_id" in rows else None
 
     def honest(chosen: Sequence[int]) -> tuple[np.ndarray, FittedEnsemble | None]:
         """Return predictions (N, 6) of the labelled images by some of the members, fitted without their patients."""

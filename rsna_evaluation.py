@@ -27,10 +27,11 @@ from common.metrics import WeightedLogLoss, binary_log_losses, normalized_weight
 from common.reports.evaluation import evaluation_page
 from common.statistics import format_table, label_table
 from rsna_dataset import (
+    IDENTITY_COLUMNS,
     LABEL_WEIGHTS,
     LABELS,
     TRUTH_FILE,
-    known_patients,
+    known_groups,
     list_some,
     read_dataset_info,
     read_metadata,
@@ -83,7 +84,7 @@ def labelled_rows(folder: Path) -> pd.DataFrame:
     rows = metadata[metadata[list(LABELS)].notna().all(axis=1)]
     if rows.empty:
         raise UsageError(f"{folder}: no image of the dataset has labels; give them to preprocessing.py --pre_labels")
-    return rows[[*LABELS, "patient_id", "study_id"]].astype(dict.fromkeys(LABELS, np.int8))
+    return rows[[*LABELS, *IDENTITY_COLUMNS]].astype(dict.fromkeys(LABELS, np.int8))
 
 
 def constant_basis(labelled: pd.DataFrame, known: pd.Index) -> pd.DataFrame:
@@ -122,7 +123,7 @@ def evaluate_predictions(
     what the model itself says of whole studies (index ``study_id``).
     """
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
-    patients = known_patients(rows)
+    patients = known_groups(rows)
     study = ReaderStudy(predictions, targets, PatientBootstrap(patients, draws, SEED), LABELS, LABEL_WEIGHTS)
     studies = study_level(predictions, targets, rows, draws)
     basic = evaluation_table(frame, rows, prevalences)
@@ -164,7 +165,7 @@ def study_level(
 
     With ``judged`` (index ``study_id``) the probabilities are these.
     """
-    patients = pd.Series(known_patients(rows), index=rows.index)
+    patients = pd.Series(known_groups(rows), index=rows.index)
     studies = rows["study_id"].where(rows["study_id"] != "", patients).to_numpy(dtype=str)
     first = pd.Series(patients.to_numpy()).groupby(studies).first()  # sorted, as by_group
     bootstrap = PatientBootstrap(first.to_numpy(dtype=str), draws, SEED)
@@ -383,7 +384,7 @@ def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFra
     weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
     losses = [binary_log_losses(frame.loc[rows.index].to_numpy(), targets) @ weights for frame in (plain, augmented)]
     change = losses[1] - losses[0]
-    bootstrap = PatientBootstrap(known_patients(rows), draws, SEED)
+    bootstrap = PatientBootstrap(known_groups(rows), draws, SEED)
     totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([change, np.ones(len(change))])))
     low, high = interval(totals[:, 0] / totals[:, 1])
     said = "a sure gain" if high < 0 else "a sure loss" if low > 0 else "neither a sure gain nor a sure loss"

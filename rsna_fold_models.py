@@ -36,7 +36,7 @@ from common.resume import read_options
 from config import HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
 from rsna_crossvalidation import Fold, finished_folds, read_folds
 from rsna_data import build_loader, place_transform, select_rows
-from rsna_dataset import dataset_folder, known_patients, read_dataset_info, read_fold, read_metadata, rows_hash
+from rsna_dataset import dataset_folder, known_groups, read_dataset_info, read_fold, read_metadata, rows_hash
 from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_network import RSNANetwork
 from rsna_prediction import (
@@ -274,7 +274,7 @@ def write_refit_features(config: PredictConfig) -> Path:
     anchors = common_images(folds, reference)
     target = table(embeddings(models[reference], anchors, "common images, first fold"))
     own = table(embeddings(refit, anchors, "common images, refit"))
-    alignment = fit_alignment(own, target, known_patients(anchors))
+    alignment = fit_alignment(own, target, known_groups(anchors))
     facts = {
         "chosen": refit.weights,
         "iteration": refit.iteration,
@@ -400,7 +400,7 @@ def fit_alignments(models: Mapping[int, TrainedNetwork], folds: Mapping[int, Fol
         common = anchors.drop(index=anchors.index.intersection(folds[number].valid.index))
         own = table(embeddings(models[number], common, f"common images, fold {number}"))
         place = anchors.index.get_indexer(common.index)
-        found[number] = fit_alignment(own, target[place], known_patients(common))
+        found[number] = fit_alignment(own, target[place], known_groups(common))
     return found
 
 

@@ -28,7 +28,8 @@ from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_ct_image
 from common.preprocessing.folder import check_space, claim_folder, list_files
-from common.preprocessing.folds import assign_folds, check_folds, check_links, fold_tables, link_patients, picture_keys
+from common.preprocessing.folds import assign_folds, check_folds, fold_tables
+from common.preprocessing.groups import describe_links, group_images, large_group
 from common.preprocessing.journal import Journal
 from common.preprocessing.labels import join_labels
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
@@ -36,19 +37,19 @@ from common.preprocessing.scheduler import dask_cluster
 from common.preprocessing.sources import Tree, file_ids, open_tree
 from common.preprocessing.tables import (
     REPEATED_UID,
-    first_known,
     mark_repeated,
     metadata_table,
     remove_leftovers,
     unique_images,
     unmatched_labels,
 )
-from common.preprocessing.workers import convert_files
+from common.preprocessing.workers import convert_files, find_persons
 from config import PreprocessingConfig
 from rsna_dataset import (
     COMPETITION_FOLDER,
     DATASET_INFO,
     FORMAT_VERSION,
+    IDENTITY_COLUMNS,
     JOURNAL,
     LABELS,
     CompetitionSource,
@@ -57,6 +58,7 @@ from rsna_dataset import (
     find_competition,
     fold_path,
     holdout_path,
+    identities_of,
     list_competition,
     list_some,
     read_competition_labels,
@@ -148,6 +150,8 @@ def preprocess(config: PreprocessingConfig) -> Path:
         if not tasks and is_complete(job, state):
             tell(f"{len(job.files)} files: nothing has changed since the dataset was made")
         else:
+            if tasks and is_labelled(job):
+                check_persons(job)
             for name in (DATASET_INFO, *LOOKED_AT):  # until the end the dataset is not complete
                 (folder / name).unlink(missing_ok=True)
             remove_temporaries(folder)
@@ -207,7 +211,17 @@ def form_options(form: ImageForm) -> dict[str, Any]:
 
 def dataset_options(config: PreprocessingConfig) -> dict[str, Any]:
     """Return the options that a dataset depends on, as they stand in dataset.json; not where its source lay."""
-    names = ("pre_folds", "pre_holdout", "pre_size", "pre_window", "pre_type", "pre_format", "pre_crop", "seed")
+    names = (
+        "pre_folds",
+        "pre_holdout",
+        "pre_group",
+        "pre_size",
+        "pre_window",
+        "pre_type",
+        "pre_format",
+        "pre_crop",
+        "seed",
+    )
     return {name: value for name, value in to_dict(config).items() if name in names}
 
 
@@ -302,6 +316,32 @@ def is_complete(job: Job, state: str) -> bool:
     return same and all(path.is_file() for path in paths)
 
 
+def check_persons(job: Job) -> None:
+    """Raise UsageError, before anything is converted, where the files name fewer patients than folds are asked for.
+
+    Anonymized archives often have one PatientID for all.
+    """
+    config = job.config
+    parts = config.pre_folds + (config.pre_holdout > 0)
+    by_study = config.pre_group == "study"
+    persons, studies = find_persons(tasks_of(job, job.files), parts, by_study=by_study)
+    if persons >= parts or persons == 0:  # none: the conversion says why no file can be read
+        return
+    what = f"all {studies} studies carry the same PatientID" if persons == 1 < studies and not by_study else (
+        f"the files are of {persons} {'studies' if by_study else 'patients'} in {studies} studies"
+    )  # fmt: skip
+    way = (
+        "if it stands for many patients, --pre_group=study takes each study for a patient; else give "
+        if studies >= parts and not by_study
+        else "give "
+    )
+    raise UsageError(
+        f"{config.pre_source or config.data_input_folder}: {what}, and --pre_folds={config.pre_folds}"
+        f"{f' with --pre_holdout={config.pre_holdout}' * (config.pre_holdout > 0)} needs {parts} of them: "
+        f"{way}fewer --pre_folds, or no labels; nothing was converted"
+    )
+
+
 def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     """Convert what is pending, noting each chunk of files in the journal as it is finished."""
     stored = list_files(job.folder / "images", job.form.suffix).set_index("name")["bytes"]
@@ -336,6 +376,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     failed = failure_table(records, job.files, job.refused)
     write_csv(folder / "failed.csv", failed)
     job, images, unmatched = label_images(job, images, failed)
+    images = images.assign(group_id=make_groups(job, images))
     table = metadata_table(images, job.labels)
     if job.label_file is not None:
         unlabelled = np.flatnonzero((table["split"] == "test").to_numpy()) + 2
@@ -356,7 +397,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     remove_leftovers(folder, images.index + job.form.suffix, fold_paths)
     write_csv(folder / "metadata.csv", table)
     del table  # of a million images: 300 MB
-    rows = train.join(job.labels).reindex(columns=[*LABELS, "patient_id", "study_id"])  # no labels: no rows either
+    rows = train.join(job.labels).reindex(columns=[*LABELS, *IDENTITY_COLUMNS])  # no labels: no rows either
     for path, part in zip(fold_paths, fold_tables(rows, fold, job.config.pre_folds), strict=False):
         write_csv(path, part.rename_axis("id"), index=True)
     copy_sample(job)
@@ -502,17 +543,32 @@ def warn_about_labels(job: Job, images: pd.DataFrame, unmatched: pd.DataFrame) -
             )  # fmt: skip
 
 
+def make_groups(job: Job, images: pd.DataFrame) -> np.ndarray:
+    """Return the group of each image (index ``image_id``); say what joins patients, and what looks like no patient."""
+    identities = identities_of(images.rename(columns={"digest": "picture_hash"}), job.config.pre_group)
+    groups = group_images(identities)
+    lines = describe_links(identities)
+    if "study" in lines:
+        logger.warning("%s; each with all its patients stays together", lines["study"])
+    if "picture" in lines:
+        tell(lines["picture"])
+    large = large_group(groups, identities)
+    if large is not None:
+        name, studies, share = large
+        logger.warning(
+            "%.0f %% of the images, of %d studies, are one group (%s): if that PatientID stands for many patients, "
+            "--pre_group=study takes each study for a patient",
+            100 * share, studies, name,
+        )  # fmt: skip
+    return groups
+
+
 def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
-    """Return the fold of each training image (index ``image_id``, sorted), checked; say which patients were linked."""
-    patients = first_known(train, "patient_id", "study_id")
-    pictures = picture_keys(train)
-    groups = link_patients(patients, pictures)
-    linked = check_links(groups, patients, train.index.to_numpy(dtype=object))
-    if linked:
-        tell(linked)
+    """Return the fold of each training image (index ``image_id``, sorted; with its ``group_id``), checked."""
+    groups = train["group_id"].to_numpy(dtype=object)
     labels = job.labels.loc[train.index, list(LABELS)].to_numpy()
     fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed, job.config.pre_holdout)
-    check_folds(fold, patients, pictures, train.index.to_numpy(dtype=object))
+    check_folds(fold, groups, identities_of(train.rename(columns={"digest": "picture_hash"}), job.config.pre_group))
     return fold
 
 

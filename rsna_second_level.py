@@ -34,7 +34,7 @@ from rsna_dataset import (
     LABELS,
     check_submission,
     dataset_folder,
-    known_patients,
+    known_groups,
     read_metadata,
     read_predictions,
     write_submission,
@@ -152,7 +152,7 @@ def fit_predict(
     that they were not fitted to; none, which is the members' mean logit, where that predicts them better.
     """
     rows = labels.loc[known.index]
-    patients = known_patients(rows)
+    patients = known_groups(rows)
     found, counts = {}, {}
     for label in LABELS:
         truth = rows[label].to_numpy()

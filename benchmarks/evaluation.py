@@ -53,7 +53,7 @@ def main(images: int, patients: int) -> None:
     ids = pd.Index([f"ID_{number:09x}" for number in range(images)], name="id")
     rows = pd.DataFrame(targets.astype(np.int8), columns=list(LABELS), index=ids)
     names = np.char.add("patient_", owners.astype(str))
-    rows = rows.assign(patient_id=names, study_id=names)
+    rows = rows.assign(patient_id=names, study_id=names, group_id=names)
     frame = pd.DataFrame(predictions, columns=list(LABELS), index=ids)
     start = time.perf_counter()
     evaluate_predictions(frame, rows, targets.mean(axis=0), 2_000)

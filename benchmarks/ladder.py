@@ -182,7 +182,7 @@ class Ladder:
         table = pd.read_csv(self.folder / "phantom" / "phantom_truth.csv", index_col="id", keep_default_na=False)
         metadata = read_metadata(dataset_folder(self.folder, DATASET))
         tests = metadata.index[metadata["split"] == "test"]
-        return table.loc[tests, list(LABELS)].join(metadata["patient_id"])
+        return table.loc[tests, list(LABELS)].join(metadata["group_id"])
 
     def submission(self, path: Path) -> pd.DataFrame:
         """Read predictions of the test images, in one order."""
@@ -333,7 +333,7 @@ def table_of(ladder: Ladder) -> pd.DataFrame:
     from common.evaluation.resampling import PatientBootstrap, interval, verdict
 
     truth = ladder.truth
-    bootstrap = PatientBootstrap(truth["patient_id"].to_numpy(), DRAWS)
+    bootstrap = PatientBootstrap(truth["group_id"].to_numpy(), DRAWS)
     values = {rung.name: losses(rung.test, truth) for rung in ladder.rungs}
 
     def mean_interval(values: Any) -> tuple[float, float]:
@@ -403,7 +403,7 @@ def main() -> None:
     rivals(ladder)
     table = table_of(ladder)
     text = f"{budget.model}, {budget.size} pixels, {budget.iterations} iterations of {budget.batch} for each network"
-    facts = {"images": len(ladder.truth), "patients": ladder.truth["patient_id"].nunique(), "text": text}
+    facts = {"images": len(ladder.truth), "patients": ladder.truth["group_id"].nunique(), "text": text}
     write_csv(ladder.folder / "ladder.csv", table)
     report = markdown(table, facts)
     write_text(ladder.folder / "ladder.md", report + "\n")

@@ -51,7 +51,7 @@ def main(folder: Path, studies: int, iterations: int) -> None:
     metadata = read_metadata(dataset_folder(folder, "real")).loc[predicted.index]
     clipped = predicted[list(LABELS)].clip(1e-7, 1 - 1e-7)
     table = np.log(clipped / (1 - clipped)).assign(series=metadata["series_id"], place=metadata["slice_index"])
-    labels, patients = rows.loc[predicted.index, list(LABELS)], metadata["patient_id"]
+    labels, patients = rows.loc[predicted.index, list(LABELS)], metadata["group_id"]
     network, constant = scores.loc["weighted", ["log_loss", "constant_log_loss"]]
     lines = {"constant predictor": constant, "ResNet-18, one slice": network}
     lines["+ neighbours' predictions"] = second_level(table, labels, patients, table)

@@ -26,6 +26,7 @@ def data(tmp_path: Path) -> AuditedDataset:
             "split": "train",
             "patient_id": np.char.replace(series, "S", "P"),
             "study_id": np.char.replace(series, "S", "T"),
+            "group_id": np.char.replace(series, "S", "P"),
             "series_id": series,
             "slice_index": np.tile(np.arange(SLICES), SERIES),
             "position_mm": np.tile(np.arange(SLICES) * 5.0, SERIES),
@@ -50,7 +51,7 @@ def data(tmp_path: Path) -> AuditedDataset:
     )
     for image_id in metadata.index:
         np.save(tmp_path / f"{image_id}.npy", np.full((8, 8), 40, np.int16))
-    fold = metadata[["patient_id", *LABELS]].assign(sample_type=np.where(series == "S0", "valid", "train"))
+    fold = metadata[["group_id", *LABELS]].assign(sample_type=np.where(series == "S0", "valid", "train"))
     failed = pd.DataFrame({"id": [], "file": [], "reason": [], "message": []}, dtype=str)
     return AuditedDataset(
         "x", "made for a test", metadata, failed, {"fold 0": fold}, LABELS, None, tmp_path, ".npy", True
@@ -111,6 +112,43 @@ def test_equal_pictures_of_two_patients_and_their_other_labels_are_seen(data) ->
     assert any("Pixel-identical images with different labels: 2 (ID_05, ID_16)" in text for text in found)
     empty = change(same, ["ID_05", "ID_16"], solid=0.001)
     assert not any("identical" in text for text in looks(empty))
+
+
+def test_groups_are_told_by_cause(data) -> None:
+    """Three patients by a shared study, two by a picture; a study without PatientID; one image with neither."""
+    table = data.metadata.copy()
+    table.loc[table["series_id"].isin(["S1", "S2"]), "study_id"] = "T0"
+    table.loc[["ID_35", "ID_45"], "picture_hash"] = "same"
+    table.loc[table["series_id"] == "S5", "patient_id"] = ""
+    table.loc["ID_59", "study_id"] = ""
+    groups = {"P0": "P0", "P1": "P0", "P2": "P0", "P3": "P3", "P4": "P3", "": "T5"}
+    table["group_id"] = table["patient_id"].map(groups)
+    table.loc["ID_59", "group_id"] = "ID_59"
+    changed = replace(data, metadata=table)
+    cells = {
+        row[0]: row[1:]
+        for row in (
+            re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", line)
+            for line in re.findall(r"<tr>.*?</tr>", audit_page(changed))
+        )
+        if row
+    }
+    assert cells["all groups"] == ["4", "", "", "60"]
+    assert cells["of a study, for want of a PatientID"] == ["1", "", "", "9"]
+    assert cells["of one image, which names neither"] == ["1", "", "", "1"]
+    assert cells["joined by a study"] == ["1", "3", "3", "30"]
+    assert cells["joined by a picture"] == ["1", "2", "2", "20"]
+    assert cells["joined by either"] == ["2", "5", "3", "50"]
+    assert any(text.startswith("Images of patients who share a study") for text in looks(changed))
+
+
+def test_a_patient_id_of_nearly_all_studies_is_seen(data) -> None:
+    table = pd.concat([data.metadata] * 2).set_axis([f"ID_{n:03d}" for n in range(120)])
+    table["study_id"] = np.repeat([f"T{n}" for n in range(12)], 10)
+    table["picture_hash"] = table.index
+    ids = ["ANONYMOUS"] * 110 + ["P"] * 10
+    many = replace(data, metadata=table.assign(patient_id=ids, group_id=ids))
+    assert any("92% of the images, of 11 studies, are one group (ANONYMOUS)" in text for text in looks(many))
 
 
 def test_failures_are_counted_by_reason(data) -> None:

@@ -288,7 +288,7 @@ def test_calibration_without_labels_or_patients_is_refused(files, tmp_path, caps
 def test_calibration_by_one_patient_is_refused_and_leaves_no_experiment(experiments, tmp_path, capsys):
     """There is nobody else to judge it by; the row `calibrated` showed the predictions as they had been."""
     results, rows = experiments
-    rows.assign(patient_id="one").astype(dict.fromkeys(LABELS, int)).to_csv(tmp_path / "labels.csv")
+    rows.assign(group_id="one").astype(dict.fromkeys(LABELS, int)).to_csv(tmp_path / "labels.csv")
     flags = [f"--output_dir={results}", f"--ens_labels={tmp_path / 'labels.csv'}", "--experiment_id=one"]
     assert "--ens_calibrate: all images are of one patient" in fails(
         capsys, 1, ["good", *flags, "--ens_calibrate=temperature"]

@@ -1,4 +1,4 @@
-"""common/preprocessing/folds.py: groups of patients, balance, repeatability, and rows held out."""
+"""common/preprocessing/groups.py and folds.py: groups of images, balance, repeatability, and rows held out."""
 
 from __future__ import annotations
 
@@ -15,21 +15,38 @@ from common.preprocessing.folds import (
     HELD_OUT,
     assign_folds,
     check_folds,
-    check_links,
     fold_tables,
-    link_patients,
-    picture_keys,
 )
+from common.preprocessing.groups import Identities, causes, describe_links, group_images, large_group, picture_keys
 from rsna_dataset import LABELS
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Synthetic images: patient, picture ("" links nobody) and labels of each."""
+    """Synthetic images: whose they are, and labels of each."""
 
-    patients: np.ndarray
-    pictures: np.ndarray
+    images: Identities
     labels: np.ndarray
+
+
+def identities(patients: object, studies: object = None, pictures: object = None) -> Identities:
+    """Images 0, 1, ... of these patients, studies and pictures; none of those that are not given."""
+    count = len(patients)
+    given = [np.full(count, "") if keys is None else keys for keys in (patients, studies, pictures)]
+    ids = [f"ID_{number}" for number in range(count)]
+    return Identities(*(np.array(keys, dtype=object) for keys in (*given, ids)))
+
+
+def islands(images: Identities) -> list[set[int]]:
+    """The groups by their definition, the slow way: whoever shares a name with one of an island joins it."""
+    found: list[tuple[set[object], set[int]]] = []
+    for place, row in enumerate(zip(images.patients, images.studies, images.pictures, strict=True)):
+        names = {(kind, name) for kind, name in zip("pqr", row, strict=True) if name} or {("id", place)}
+        touched = [island for island in found if island[0] & names]
+        found = [island for island in found if not island[0] & names]
+        members = {place}.union(*(island[1] for island in touched))
+        found.append((names.union(*(island[0] for island in touched)), members))
+    return sorted((members for _, members in found), key=min)
 
 
 @st.composite
@@ -41,19 +58,21 @@ def rows_of_images(draw: st.DrawFn) -> Rows:
     who = np.concatenate([np.arange(patients), generator.integers(0, patients, count - patients)])
     pictures = generator.integers(0, count * draw(st.integers(1, 50)), count)
     links = generator.random(count) < draw(st.floats(0, 0.5))
-    names = np.where(links, np.char.add("h", pictures.astype(str)), "").astype(object)
+    pictures = np.where(links, np.char.add("h", pictures.astype(str)), "").astype(object)
     labels = (generator.random((count, len(LABELS))) < draw(st.floats(0, 1))).astype(np.int8)
-    return Rows(np.char.add("P", who.astype(str)).astype(object), names, labels)
+    names = np.where(generator.random(count) < draw(st.floats(0, 0.5)), "", np.char.add("P", who.astype(str)))
+    studies = generator.integers(0, 3 * patients, count)
+    scanned = generator.random(count) < draw(st.floats(0, 1))
+    studies = np.where(scanned, np.char.add("S", studies.astype(str)), "")
+    return Rows(identities(names, studies, pictures), labels)
 
 
 @settings(max_examples=60, deadline=None)
 @given(rows=rows_of_images(), seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
 def test_folds_keep_groups_whole_whatever_the_order_of_rows(rows: Rows, seed: int, order: object) -> None:
-    groups = link_patients(rows.patients, rows.pictures)
-    table = pd.DataFrame({"patient": rows.patients, "picture": rows.pictures, "group": groups})
-    assert table.groupby("patient")["group"].nunique().max() == 1
-    linked = table[table["picture"] != ""]
-    assert linked.empty or linked.groupby("picture")["group"].nunique().max() == 1
+    groups = group_images(rows.images)
+    found = pd.Series(range(len(groups))).groupby(groups).agg(set)
+    assert sorted(found, key=min) == islands(rows.images)
     if len(set(groups)) < 3:
         with pytest.raises(UsageError, match="groups of patients"):
             assign_folds(groups, rows.labels, 3, seed)
@@ -61,18 +80,30 @@ def test_folds_keep_groups_whole_whatever_the_order_of_rows(rows: Rows, seed: in
     fold = assign_folds(groups, rows.labels, 3, seed)
     assert set(fold) == {0, 1, 2}
     assert pd.DataFrame({"g": groups, "f": fold}).groupby("g")["f"].nunique().max() == 1
-    check_folds(fold, rows.patients, rows.pictures, np.arange(len(fold)).astype(str).astype(object))
+    check_folds(fold, groups, rows.images)
 
     shuffled = np.arange(len(fold))
     order.shuffle(shuffled)
-    again = link_patients(rows.patients[shuffled], rows.pictures[shuffled])
+    again = group_images(Identities(*(values[shuffled] for values in vars(rows.images).values())))
     np.testing.assert_array_equal(assign_folds(again, rows.labels[shuffled], 3, seed), fold[shuffled])
 
 
-def test_groups_follow_chains_of_shared_pictures() -> None:
-    patients = np.array(["a", "b", "b", "c", "d", "e", "e"], dtype=object)
-    pictures = np.array(["1", "1", "2", "2", "3", "", ""], dtype=object)
-    assert link_patients(patients, pictures).tolist() == ["a", "a", "a", "a", "d", "e", "e"]
+def test_groups_follow_chains_of_shared_pictures_and_studies() -> None:
+    patients = ["a", "b", "b", "c", "d", "e", "e"]
+    pictures = ["1", "1", "2", "2", "3", "", ""]
+    assert group_images(identities(patients, None, pictures)).tolist() == ["a", "a", "a", "a", "d", "e", "e"]
+    studies = ["", "", "", "S", "S", "", "T"]
+    assert group_images(identities(patients, studies, pictures)).tolist() == ["a", "a", "a", "a", "a", "e", "e"]
+
+
+def test_images_without_patient_are_of_their_study_and_else_alone() -> None:
+    images = identities(["", "", "", "", "P"], ["S", "S", "", "", "T"])
+    assert group_images(images).tolist() == ["S", "S", "ID_2", "ID_3", "P"]
+    same_for_all = identities(["ANONYMOUS"] * 4, ["S", "S", "T", "T"], ["", "h", "", "k"])
+    assert set(group_images(same_for_all)) == {"ANONYMOUS"}
+    assert group_images(same_for_all.by_study()).tolist() == ["S", "S", "T", "T"]
+    twins = identities(["ANONYMOUS"] * 4, ["S", "S", "T", "T"], ["", "h", "h", ""]).by_study()
+    assert group_images(twins).tolist() == ["S", "S", "S", "S"]
 
 
 def test_folds_are_balanced_by_label_at_the_datas_prevalences() -> None:
@@ -97,13 +128,12 @@ def test_another_seed_gives_other_folds() -> None:
     assert (assign_folds(groups, labels, 5, 0) != assign_folds(groups, labels, 5, 1)).any()
 
 
-@pytest.mark.parametrize("what", ["patient", "picture"])
-def test_the_last_check_refuses_folds_that_tear_a_patient_or_a_picture(what: str) -> None:
-    same, other = np.array(["x", "x"], dtype=object), np.array(["y", "z"], dtype=object)
-    patients, pictures = (same, other) if what == "patient" else (other, same)
-    ids = np.array(["ID_1", "ID_2"], dtype=object)
-    with pytest.raises(WorkError, match=f"a {what} stands in more than one fold.*ID_1, ID_2"):
-        check_folds(np.array([0, 1]), patients, pictures, ids)
+@pytest.mark.parametrize("what", ["group", "study", "picture"])
+def test_the_last_check_refuses_folds_that_tear_what_belongs_together(what: str) -> None:
+    torn = {"group": ["y", "z"], "study": ["y", "z"], "picture": ["y", "z"]} | {what: ["x", "x"]}
+    images = identities(["", ""], torn["study"], torn["picture"])
+    with pytest.raises(WorkError, match=f"a {what} stands in more than one fold.*ID_0, ID_1"):
+        check_folds(np.array([0, 1]), np.array(torn["group"], dtype=object), images)
 
 
 def test_constant_pictures_and_pictures_of_air_link_nobody() -> None:
@@ -118,19 +148,27 @@ def test_constant_pictures_and_pictures_of_air_link_nobody() -> None:
     assert picture_keys(records).tolist() == ["", "", "c", "d"]
 
 
-def linked(patients: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def linked(patients: int, group: int) -> Identities:
     """One image for each patient; the first ``group`` share a picture."""
-    names = np.array([f"P{number:05d}" for number in range(patients)], dtype=object)
-    pictures = np.where(np.arange(patients) < group, "same", "").astype(object)
-    ids = np.array([f"ID_{number}" for number in range(patients)], dtype=object)
-    return link_patients(names, pictures), names, ids
+    return identities(
+        [f"P{number:05d}" for number in range(patients)],
+        None,
+        ["same" if number < group else "" for number in range(patients)],
+    )
 
 
-def test_the_largest_linked_group_is_reported_with_images() -> None:
-    line = check_links(*linked(50, 4))
+def test_what_joins_patients_is_told_by_cause_with_images_of_the_largest_group() -> None:
+    line = describe_links(linked(50, 4))["picture"]
     assert "link 4 patients to 1 groups" in line
     assert "the largest has 4 patients (images ID_0, ID_1, ID_2, ID_3)" in line
-    assert check_links(*linked(50, 0)) == ""
+    assert describe_links(linked(50, 0)) == {}
+    mixed = identities(["a", "b", "c", "c", ""], ["S", "S", "T", "T", "U"], ["", "", "h", "", "h"])
+    lines = describe_links(mixed)
+    assert "join 2 patients to 1 groups; the largest has 2 patients (images ID_0, ID_1)" in lines["study"]
+    assert "link 2 patients to 1 groups; the largest has 2 patients (images ID_2, ID_3, ID_4)" in lines["picture"]
+    assert {name: (part.groups, part.patients) for name, part in causes(mixed).items()} == {
+        "study": (1, 2), "picture": (1, 2), "both": (2, 4)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("patients", "group", "refused"), [(1001, 11, True), (1001, 10, False), (1000, 500, False)])
@@ -139,9 +177,17 @@ def test_a_group_of_more_than_a_hundredth_of_many_patients_is_an_error_that_name
 ) -> None:
     if refused:
         with pytest.raises(WorkError, match=r"largest has 11 patients \(images ID_0, ID_1, ID_10, .*too many"):
-            check_links(*linked(patients, group))
+            describe_links(linked(patients, group))
     else:
-        assert f"the largest has {group} patients" in check_links(*linked(patients, group))
+        assert f"the largest has {group} patients" in describe_links(linked(patients, group))["picture"]
+
+
+def test_a_patient_with_most_images_in_many_studies_is_named() -> None:
+    images = identities(["ANONYMOUS"] * 12 + ["P", "Q"], [f"S{n // 2}" for n in range(14)])
+    assert large_group(group_images(images), images) == ("ANONYMOUS", 6, 12 / 14)
+    assert large_group(group_images(images.by_study()), images) is None
+    few = identities(["P"] * 10 + ["Q"], [f"S{n // 2}" for n in range(11)])
+    assert large_group(group_images(few), few) is None, "five studies may be one patient's"
 
 
 @pytest.mark.parametrize("folds", [1, 2, 7, 40])

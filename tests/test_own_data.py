@@ -547,3 +547,74 @@ def test_what_leads_out_of_the_source_is_refused_by_name(
     assert (failed["reason"] == reason).sum() == 1
     assert len(read_metadata(folder)) == 13
     assert not list(archive.parent.parent.glob("evil*"))
+
+
+# --- what belongs together --------------------------------------------------------------------------------------------
+
+
+def studies_of(root: Path, patient_ids: Callable[[int, int], str], studies: int = 6) -> list[str]:
+    """Write studies of two slices whose PatientID is that of a study's number and place; return the label flags."""
+    texts = {}
+    for study in range(studies):
+        (root / f"case{study}").mkdir(parents=True)
+        for place in range(2):
+            write_ct(root / f"case{study}" / f"IM{place}", slice_of(study, place, PatientID=patient_ids(study, place)))
+            texts[f"case{study}/IM{place}"] = "0,0,0,0,0,0"
+    return [f"--pre_labels={wide(root.parent / 'labels.csv', 'path', texts)}"]
+
+
+def test_a_study_of_two_patient_ids_is_whole_in_every_fold_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = studies_of(tmp_path / "export", lambda study, place: f"MRN-{study}-{place}")
+    folder = run(tmp_path / "export", *labels)
+    assert "studies of several PatientIDs join 12 patients to 6 groups" in caplog.text
+    for number in range(2):
+        fold = read_fold(folder, "own", number)
+        assert fold.groupby("study_id")["sample_type"].nunique().max() == 1
+        assert fold["patient_id"].nunique() == 12
+        assert fold["group_id"].nunique() == 6
+    assert "both train and valid" not in caplog.text
+
+
+def test_one_patient_id_for_all_studies_is_told_before_anything_is_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = studies_of(tmp_path / "export", lambda study, place: "ANONYMOUS")
+    code, line = failure(capsys, flags(tmp_path / "export", *labels))
+    assert code == 2
+    assert "all 6 studies carry the same PatientID" in line
+    assert "--pre_group=study" in line
+    assert not list((tmp_path / "input" / "datasets" / "own" / "images").iterdir())
+
+    folder = run(tmp_path / "export", *labels, "--pre_group=study")
+    for number in range(2):
+        fold = read_fold(folder, "own", number)
+        assert fold["group_id"].nunique() == fold["study_id"].nunique() == 6
+        assert fold.groupby("study_id")["sample_type"].nunique().max() == 1
+    assert "both train and valid" not in caplog.text
+
+
+def test_a_new_study_of_a_known_patient_is_added_to_a_dataset_of_many(tmp_path: Path) -> None:
+    labels = studies_of(tmp_path / "export", lambda study, place: f"MRN-{study}")
+    run(tmp_path / "export", *labels)
+    write_ct(tmp_path / "export" / "IM9", slice_of(0, 9, PatientID="MRN-0"))
+    assert len(read_metadata(run(tmp_path / "export", *labels))) == 13
+
+
+def test_nearly_all_studies_of_one_patient_id_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = studies_of(tmp_path / "export", lambda study, place: "ANONYMOUS" if study else "MRN", studies=7)
+    run(tmp_path / "export", *labels)
+    assert "86 % of the images, of 6 studies, are one group" in caplog.text
+
+
+def test_a_dataset_of_an_earlier_version_has_the_same_groups(tmp_path: Path) -> None:
+    """They wrote no group_id: it follows from patients, studies and pictures, of folds too."""
+    labels = studies_of(tmp_path / "export", lambda study, place: f"MRN-{10 + study if place else study // 2}")
+    folder = run(tmp_path / "export", *labels)
+    due = read_metadata(folder)["group_id"], read_fold(folder, "own", 0)["group_id"]
+    for path in folder.glob("*.csv"):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table.drop(columns="group_id", errors="ignore").to_csv(path, index=False)
+    pd.testing.assert_series_equal(read_metadata(folder)["group_id"], due[0])
+    pd.testing.assert_series_equal(read_fold(folder, "own", 0)["group_id"], due[1])

@@ -246,7 +246,9 @@ def test_windows_are_stored_as_channels(source: Source, form: str, dtype: type, 
 
 def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(source: Source) -> None:
     folder = source.run()
-    columns = "id,split,patient_id,study_id,series_id,slice_index,position_mm,row_spacing_mm,column_spacing_mm,rows,"
+    columns = (
+        "id,split,patient_id,study_id,series_id,group_id,slice_index,position_mm,row_spacing_mm,column_spacing_mm,rows,"
+    )
     columns = columns.replace(",rows", ",thickness_mm,rows")
     columns = (
         columns.replace(",row_s", ",slice_spacing_mm,normal_x,normal_y,normal_z,geometry,row_s")

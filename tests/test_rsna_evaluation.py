@@ -50,7 +50,7 @@ def test_predictions_of_any_origin_are_evaluated_with_intervals(small_dataset, l
     pd.testing.assert_frame_equal(written, table, check_exact=True)
     document = json.loads((tmp_path / "mine_evaluation.json").read_text())
     assert document["images"] == len(labelled)
-    assert document["patients"] == labelled["patient_id"].nunique()
+    assert document["patients"] == labelled["group_id"].nunique()
     assert document["studies"] == labelled["study_id"].nunique()
     for row in document["slice_level"]:
         assert set(METRICS) <= set(row)
@@ -60,7 +60,7 @@ def test_predictions_of_any_origin_are_evaluated_with_intervals(small_dataset, l
         "stored pixels: bits/signed/slope/intercept",
     }
     text = capsys.readouterr().out
-    assert f"over {labelled['patient_id'].nunique()} patients" in text
+    assert f"over {labelled['group_id'].nunique()} patients" in text
     assert "any, slices: sensitivity" in text
 
 

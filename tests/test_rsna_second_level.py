@@ -90,7 +90,7 @@ def test_labels_of_a_fold_never_reach_its_own_predictions(member: Path, small_da
     known = neighbour_table({"cv": frame}, metadata, frame.index, 2)
     held = fold.index[fold["sample_type"] == "valid"]
     config = parse_args(SecondLevelConfig, ["cv", *FEW])
-    labels = metadata.loc[frame.index, [*LABELS, "patient_id"]].astype(dict.fromkeys(LABELS, int))
+    labels = metadata.loc[frame.index, [*LABELS, "group_id"]].astype(dict.fromkeys(LABELS, int))
     honest, _ = fit_predict(config, known.drop(index=held), labels, known.loc[held])
     labels.loc[held, list(LABELS)] = 1 - labels.loc[held, list(LABELS)]
     again, _ = fit_predict(config, known.drop(index=held), labels, known.loc[held])

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.image_files import load_image
-from common.preprocessing.folds import picture_keys
+from common.preprocessing.groups import Identities, causes, large_group, picture_keys
 from common.reports import page
 
 SAMPLED_IMAGES = 400
@@ -35,8 +35,8 @@ Findings = list[tuple[bool, str]]
 class AuditedDataset:
     """What is audited. ``metadata`` as written (index ``id``); ``labels`` the names of its label columns, none where it
     is unlabelled; ``published`` the shares of positives elsewhere, by label, or None; ``folds`` by name their rows
-    (sample_type, labels, patient_id); ``images`` the folder of the image files and ``suffix`` theirs; ``is_hu`` whether
-    they hold Hounsfield units."""
+    (sample_type, labels, group_id); ``images`` the folder of the image files and ``suffix`` theirs; ``is_hu`` whether
+    they hold Hounsfield units; ``by_study`` whether each study stands for a patient (--pre_group)."""
 
     name: str
     description: str
@@ -48,6 +48,7 @@ class AuditedDataset:
     images: Path
     suffix: str
     is_hu: bool
+    by_study: bool = False
 
 
 def audit_page(data: AuditedDataset) -> str:
@@ -55,7 +56,7 @@ def audit_page(data: AuditedDataset) -> str:
     verdict: Findings = []
     parts = [
         section(data, verdict)
-        for section in (_counts, _geometry, _storage, _intensities, _duplicates, _labels, _folds, _outliers)
+        for section in (_counts, _groups, _geometry, _storage, _intensities, _duplicates, _labels, _folds, _outliers)
     ]
     verdict.sort(key=lambda row: not row[0])
     looks = sum(look for look, _ in verdict)
@@ -89,9 +90,9 @@ def _text(values: pd.Series, count: int = TOP_ROWS) -> pd.DataFrame:
 
 def _counts(data: AuditedDataset, verdict: Findings) -> str:
     table = data.metadata
-    groups = ["patient_id", "study_id", "series_id"]
+    kinds = ["patient_id", "study_id", "series_id"]
     rows = {
-        split: [f"{len(part):,}", *(f"{part[name][part[name] != ''].nunique():,}" for name in groups)]
+        split: [f"{len(part):,}", *(f"{part[name][part[name] != ''].nunique():,}" for name in kinds)]
         for split, part in [*table.groupby("split"), ("all", table)]
     }
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["images", "patients", "studies", "series"])
@@ -104,18 +105,64 @@ def _counts(data: AuditedDataset, verdict: Findings) -> str:
         verdict.append((True, f"{len(failed):,} of {total:,} files gave no image ({counted}): see failed.csv"))
     else:
         verdict.append((False, "Every file gave an image."))
-    train, test = (set(table.loc[table["split"] == split, "patient_id"]) - {""} for split in ("train", "test"))
+    train, test = (set(table.loc[table["split"] == split, "group_id"]) for split in ("train", "test"))
     _flag(verdict, sorted(train & test), "Patients in both train and test", "No patient stands in both train and test.")
-    unknown = table.index[table["patient_id"] == ""]
-    if len(unknown):
-        verdict.append(
-            (True, f"{len(unknown):,} images have no patient id; their study counts as one: {_some(unknown)}")
-        )
     note = "Reasons are explained in README.md, Preprocessing." if len(failed) else "None."
     return page.section(
         "Files, patients and studies",
         page.cards(page.table("What there is", frame), page.table("Files that gave no image, by reason", shown, note)),
     )
+
+
+def _groups(data: AuditedDataset, verdict: Findings) -> str:
+    """Tell what stays together in folds and intervals, and why."""
+    table = data.metadata
+    ids = table.index.to_numpy(dtype=object)
+    columns = (table[name].to_numpy(dtype=object) for name in ("patient_id", "study_id"))
+    images = Identities(*columns, _pictures(table).to_numpy(dtype=object), ids)
+    if data.by_study:
+        images = images.by_study()
+    found = causes(images)
+    nameless, alone = (images.patients == ""), (images.patients == "") & (images.studies == "")
+    unknown = table.index[table["patient_id"] == ""]
+    if len(unknown):
+        verdict.append(
+            (True, f"{len(unknown):,} images have no patient id; their study counts as one: {_some(unknown)}")
+        )
+    study = found["study"]
+    _flag(verdict, table.index[study.sizes > 1], "Images of patients who share a study (a study with several "
+          "PatientIDs; such patients stay together)", "Every study has one PatientID.")  # fmt: skip
+    large = large_group(table["group_id"].to_numpy(), images)
+    if large is not None:
+        name, studies, share = large
+        verdict.append(
+            (True, f"{share:.0%} of the images, of {studies} studies, are one group ({name}): a PatientID that stands "
+             "for many patients? Then --pre_group=study takes each study for a patient.")
+        )  # fmt: skip
+    rows = {
+        "all groups": [table["group_id"].nunique(), "", "", len(table)],
+        "of a study, for want of a PatientID": [
+            len(set(images.studies[nameless & ~alone])), "", "", int((nameless & ~alone).sum())
+        ],
+        "of one image, which names neither": [int(alone.sum()), "", "", int(alone.sum())],
+    }  # fmt: skip
+    texts = {"study": "joined by a study", "picture": "joined by a picture", "both": "joined by either"}
+    for cause, text in texts.items():
+        part = found[cause]
+        rows[text] = [part.groups, part.patients, part.largest if part.groups else 0, int((part.sizes > 1).sum())]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["groups", "patients", "largest", "images"])
+    frame = frame.map(lambda value: value if isinstance(value, str) else f"{value:,}")
+    note = (
+        "A group is what folds keep whole and intervals draw: a study here (--pre_group=study)."
+        if data.by_study
+        else "A group is what folds keep whole and intervals draw: a patient, with those of the same study or picture."
+    )
+    return page.section("Groups", page.cards(page.table("What stays together, by cause", frame, note)))
+
+
+def _pictures(table: pd.DataFrame) -> pd.Series:
+    """Return the picture of each image that links patients, "" for one that doesn't."""
+    return pd.Series(picture_keys(table.rename(columns={"picture_hash": "digest"})), index=table.index)
 
 
 def _geometry(data: AuditedDataset, verdict: Findings) -> str:
@@ -238,7 +285,7 @@ def _load(data: AuditedDataset, image_id: str) -> np.ndarray | None:
 
 def _duplicates(data: AuditedDataset, verdict: Findings) -> str:
     table = data.metadata
-    keys = pd.Series(picture_keys(table.rename(columns={"picture_hash": "digest"})), index=table.index)
+    keys = _pictures(table)
     repeated = keys[(keys != "") & keys.duplicated(keep=False)]
     rows = table.loc[repeated.index].assign(picture=repeated)
     across = rows.groupby("picture")["patient_id"].nunique()
@@ -311,10 +358,10 @@ def _folds(data: AuditedDataset, verdict: Findings) -> str:
     for name, fold in data.folds.items():
         valid = fold[fold["sample_type"] != "train"]
         train = fold[fold["sample_type"] == "train"]
-        rows[name] = [f"{len(valid):,}", f"{valid['patient_id'].nunique():,}"] + [
+        rows[name] = [f"{len(valid):,}", f"{valid['group_id'].nunique():,}"] + [
             f"{valid[n].mean():.2%}" for n in labels
         ]
-        torn += sorted((set(train["patient_id"]) & set(valid["patient_id"])) - {""})
+        torn += sorted(set(train["group_id"]) & set(valid["group_id"]))
         overall = fold[labels].mean()
         off = (valid[labels].mean() / overall - 1).abs()
         if len(train):

@@ -157,6 +157,19 @@ def convert_tasks(tasks: Sequence[Task], form: ImageForm, pseudonyms: Pseudonyms
     return records
 
 
+def read_persons(sources: Sequence[SourceFile]) -> list[tuple[str, str]]:
+    """Return PatientID and StudyInstanceUID of some files as they stand there; of what is no CT image neither."""
+    found = []
+    with quiet_pydicom():
+        for source in sources:
+            try:
+                identity = read_dicom(read_source(source)).header.identity
+                found.append((identity.patient_id, identity.study_id))
+            except Exception:  # the conversion says what is wrong with it
+                found.append(("", ""))
+    return found
+
+
 def _convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms, messages: Sequence[str]) -> list[Record]:
     """Convert one file; return a record for each image of it, or for the failure of the file.
 

@@ -1,4 +1,4 @@
-"""Folds for cross-validation that keep patients and identical pictures together and are balanced by label."""
+"""Folds for cross-validation that keep groups of images together and are balanced by label."""
 
 from __future__ import annotations
 
@@ -6,63 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from common.errors import UsageError, WorkError
+from common.preprocessing.groups import Identities
 
-SOLID_SHARE = 0.01  # of the pixels
 HELD_OUT = -1
-LINKED_SHARE = 0.01
-LINKED_MIN_PATIENTS = 1000
-EXAMPLES = 5
-
-
-def picture_keys(records: pd.DataFrame) -> np.ndarray:
-    """Return for each record the picture that links its patient to others who have it, (N,); "" for one that doesn't.
-
-    ``records``: columns digest, hu_min, hu_max and solid. Constant pictures, and those that are hardly anything but
-    air, are equal by chance.
-    """
-    telling = (records["hu_min"] < records["hu_max"]) & (records["solid"] >= SOLID_SHARE)
-    return np.where(telling, records["digest"], "").astype(object)
-
-
-def link_patients(patients: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-    """Return a group for each image, (N,): patients that share a picture are one group, and so on transitively.
-
-    ``patients`` (N,) names each image's patient; ``pictures`` (N,) its picture, or "" for one that links nobody. A
-    group has the name of its first patient.
-    """
-    patient, names = pd.factorize(patients, sort=True)
-    shared, count = pd.factorize(pictures)
-    linking = pictures != ""
-    # A graph of patients and pictures, with an edge for each image.
-    edges = (patient[linking], len(names) + shared[linking])
-    size = len(names) + len(count)
-    graph = coo_array((np.ones(len(edges[0]), dtype=np.int8), edges), shape=(size, size))
-    _, component = connected_components(graph, directed=False)
-    first = pd.Series(np.arange(len(names))).groupby(component[: len(names)]).transform("min").to_numpy()
-    return names[first][patient]
-
-
-def check_links(groups: np.ndarray, patients: np.ndarray, image_ids: np.ndarray) -> str:
-    """Return a line that says which patients were linked, with the largest group's images; empty where none were.
-
-    Raises WorkError where the largest group has more than :data:`LINKED_SHARE` of the patients and there are more than
-    :data:`LINKED_MIN_PATIENTS`: a fault in the pictures, as of a scanner's test image, and no coincidence.
-    """
-    sizes = pd.Series(patients).groupby(groups).nunique()
-    if sizes.max() <= 1:
-        return ""
-    examples = ", ".join(sorted(image_ids[groups == sizes.idxmax()])[:EXAMPLES])
-    line = (
-        f"pixel-identical pictures link {int(sizes[sizes > 1].sum())} patients to {int((sizes > 1).sum())} groups; "
-        f"the largest has {sizes.max()} patients (images {examples})"
-    )
-    if sizes.sum() > LINKED_MIN_PATIENTS and sizes.max() > LINKED_SHARE * sizes.sum():
-        raise WorkError(f"{line}, too many to be true; look at these images")
-    return line
 
 
 def assign_folds(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int, holdout: float = 0) -> np.ndarray:
@@ -80,7 +28,8 @@ def assign_folds(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int, 
     if len(names) < parts:
         raise UsageError(
             f"--pre_folds={folds}{f' and --pre_holdout={holdout}' * (holdout > 0)}: there are only {len(names)} groups "
-            "of patients with labelled images"
+            "of patients with labelled images; where a PatientID stands for many patients, --pre_group=study takes "
+            "each study for a patient"
         )
     wanted = np.full(parts, (1 - holdout) / folds)
     wanted[folds:] = holdout
@@ -120,10 +69,10 @@ def _typed_rows(rows: pd.DataFrame, sample_type: np.ndarray | str) -> pd.DataFra
     return rows.assign(sample_type=sample_type)[["sample_type", *rows.columns]]
 
 
-def check_folds(fold: np.ndarray, patients: np.ndarray, pictures: np.ndarray, image_ids: np.ndarray) -> None:
-    """Raise WorkError if a patient, or a picture that links, stands in two folds and so on both sides of one."""
-    for what, keys in (("patient", patients), ("picture", pictures)):
-        table = pd.DataFrame({"key": keys, "fold": fold, "id": image_ids})[keys != ""]
+def check_folds(fold: np.ndarray, groups: np.ndarray, images: Identities) -> None:
+    """Raise WorkError if a group, or a picture that links, stands in two folds and so on both sides of one."""
+    for what, keys in (("group", groups), ("study", images.studies), ("picture", images.pictures)):
+        table = pd.DataFrame({"key": keys, "fold": fold, "id": images.image_ids})[keys != ""]
         split = table.groupby("key", observed=True)["fold"].transform("nunique") > 1
         if split.any():
             ids = ", ".join(table.loc[split, "id"].head(5))

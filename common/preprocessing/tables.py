@@ -17,7 +17,8 @@ REPEATED_UID = "repeated_uid"
 def metadata_table(images: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """Return metadata.csv: a row for each image in the order split, study, series, slice.
 
-    ``images``: records of the journal (index ``image_id``); ``labels``: index ``id``, a column for each label.
+    ``images``: records of the journal (index ``image_id``) with their ``group_id``; ``labels``: index ``id``, a column
+    for each label.
     """
     table = images.join(place_slices(images, first_known(images, "series_id", "study_id")))
     known = labels.reindex(table.index).where(table["split"] == "train")  # float64, NaN where unknown
@@ -27,6 +28,7 @@ def metadata_table(images: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
         "patient_id",
         "study_id",
         "series_id",
+        "group_id",
         "slice_index",
         "position_mm",
         "slice_spacing_mm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from common.preprocessing.convert import ImageForm, Record, Task, convert_tasks, failure
+from common.preprocessing.convert import ImageForm, Record, Task, convert_tasks, failure, read_persons
 from common.preprocessing.isolation import CallFailed, Processes
 from common.preprocessing.pseudonyms import Pseudonyms
 
@@ -38,6 +38,35 @@ def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms:
         PROCESSES.stop()
         raise
     PROCESSES.close(keep=1)
+
+
+def find_persons(tasks: Sequence[Task], wanted: int, *, by_study: bool = False) -> tuple[int, int]:
+    """Return how many patients and studies files name, reading no more of them than until there are ``wanted``.
+
+    A file that names no patient counts its study; with ``by_study`` all do. The files are read in an order that is
+    spread over all of them, and what can't be read counts nothing. Raises nothing for any file.
+    """
+    import numpy as np
+
+    order = np.random.default_rng(0).permutation(len(tasks))
+    persons: set[tuple[str, str]] = set()
+    studies: set[str] = set()
+    for start in range(0, len(order), FILES_PER_CHUNK):
+        sources = [tasks[place].source for place in order[start : start + FILES_PER_CHUNK]]
+        try:
+            with PROCESSES.borrow() as process:
+                found = process.call(read_persons, FILE_SECONDS, sources)
+        except CallFailed:
+            continue
+        for patient, study in found:
+            person = ("study", study) if by_study or not patient else ("patient", patient)
+            if person[1]:
+                persons.add(person)
+            if study:
+                studies.add(study)
+        if len(persons) >= wanted:
+            break
+    return len(persons), len(studies)
 
 
 def convert_chunk(tasks: Sequence[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:

@@ -1,0 +1,144 @@
+"""Which images belong together: of one patient, of one study, or of patients who share a picture to the last pixel.
+
+A group is the unit everywhere: folds and hold-out keep it whole, intervals draw it, an evaluation leaves it out as a
+whole. PatientID alone is not enough: archives give the slices of one study several, and public data has the same
+pictures under several patients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from common.errors import WorkError
+
+SOLID_SHARE = 0.01  # of the pixels
+LINKED_SHARE = 0.01
+LINKED_MIN_PATIENTS = 1000
+LARGE_SHARE, SEVERAL_STUDIES = 0.5, 5  # of the images in one group of more studies than that: hardly one patient
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Whose each of N images is: ``patients``, ``studies`` and ``pictures`` (N,), "" for unknown; ``image_ids`` (N,).
+
+    ``pictures`` come from :func:`picture_keys`, where "" is also a picture that links nobody.
+    """
+
+    patients: np.ndarray
+    studies: np.ndarray
+    pictures: np.ndarray
+    image_ids: np.ndarray
+
+    def persons(self) -> np.ndarray:
+        """Return for each image its patient, where that is unknown its study, and else its own id, (N,)."""
+        study = np.where(self.studies != "", self.studies, self.image_ids)
+        return np.where(self.patients != "", self.patients, study).astype(object)
+
+    def by_study(self) -> Identities:
+        """Return the same with no patient known, so that the study stands for the patient."""
+        return Identities(np.full(len(self.image_ids), "", object), self.studies, self.pictures, self.image_ids)
+
+
+def picture_keys(records: pd.DataFrame) -> np.ndarray:
+    """Return for each record the picture that links its patient to others who have it, (N,); "" for one that doesn't.
+
+    ``records``: columns digest, hu_min, hu_max and solid. Constant pictures, and those that are hardly anything but
+    air, are equal by chance.
+    """
+    telling = (records["hu_min"] < records["hu_max"]) & (records["solid"] >= SOLID_SHARE)
+    return np.where(telling, records["digest"], "").astype(object)
+
+
+def group_images(images: Identities) -> np.ndarray:
+    """Return the group of each image (N,): of one patient, of one study, or with one picture, and so on transitively.
+
+    A group has the name of its first patient, of images without one that of their study, and else the image's id.
+    """
+    persons, names = pd.factorize(images.persons(), sort=True)
+    edges = []
+    size = len(names)
+    for keys in (images.studies, images.pictures):  # a graph of persons, studies and pictures: an edge for each image
+        place, found = pd.factorize(keys)
+        known = np.asarray(keys != "", dtype=bool)
+        edges.append((persons[known], size + place[known]))
+        size += len(found)
+    rows, columns = (np.concatenate(ends) for ends in zip(*edges, strict=True))
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    first = pd.Series(np.arange(len(names))).groupby(component[: len(names)]).transform("min").to_numpy()
+    return names[first][persons]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why images of several patients are one group: ``groups`` of ``patients`` altogether; ``sizes`` of each image's.
+
+    ``sizes`` (N,): how many patients the image's group has by this cause alone.
+    """
+
+    groups: int
+    patients: int
+    sizes: np.ndarray
+
+    @property
+    def largest(self) -> int:
+        """Patients of the largest group."""
+        return int(self.sizes.max(initial=0))
+
+
+def causes(images: Identities) -> dict[str, Cause]:
+    """Return what joins patients to groups, by cause: ``study`` that they share, ``picture``, and ``both`` together."""
+    nothing = np.full(len(images.image_ids), "", object)
+    persons = images.persons()
+    parts = {
+        "study": Identities(images.patients, images.studies, nothing, images.image_ids),
+        "picture": Identities(images.patients, np.where(images.patients == "", images.studies, "").astype(object),
+                              images.pictures, images.image_ids),
+        "both": images,
+    }  # fmt: skip
+    found = {}
+    for cause, part in parts.items():
+        groups = pd.Series(group_images(part))
+        sizes = pd.Series(persons).groupby(groups).nunique()
+        joined = sizes[sizes > 1]
+        found[cause] = Cause(len(joined), int(joined.sum()), groups.map(sizes).to_numpy())
+    return found
+
+
+def describe_links(images: Identities) -> dict[str, str]:
+    """Return by cause (``study``, ``picture``) a line that says how many patients it joins; none where it joins none.
+
+    Raises WorkError where pictures join more than :data:`LINKED_SHARE` of the patients to one group and there are more
+    than :data:`LINKED_MIN_PATIENTS`: a fault in the pictures, as of a scanner's test image, and no coincidence.
+    """
+    found = causes(images)
+    lines = {}
+    texts = {"study": "studies of several PatientIDs join", "picture": "pixel-identical pictures link"}
+    for cause, text in texts.items():
+        part = found[cause]
+        if part.groups:
+            examples = ", ".join(sorted(images.image_ids[part.sizes == part.largest])[:EXAMPLES])
+            lines[cause] = (
+                f"{text} {part.patients} patients to {part.groups} groups; the largest has {part.largest} patients "
+                f"(images {examples})"
+            )
+    patients = len(np.unique(images.persons().astype(str)))
+    if patients > LINKED_MIN_PATIENTS and found["picture"].largest > LINKED_SHARE * patients:
+        raise WorkError(f"{lines['picture']}, too many to be true; look at these images")
+    return lines
+
+
+def large_group(groups: np.ndarray, images: Identities) -> tuple[str, int, float] | None:
+    """Return name, studies and share of the images of a group of many studies with most images; None without one."""
+    names, place, counts = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
+    if len(names) == 0 or counts.max() <= LARGE_SHARE * len(groups):
+        return None
+    largest = int(counts.argmax())
+    studies = len(set(images.studies[place == largest]) - {""})
+    return (names[largest], studies, counts[largest] / len(groups)) if studies > SEVERAL_STUDIES else None
