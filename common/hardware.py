@@ -76,9 +76,13 @@ def set_computation(device: torch.device, *, tf32: bool, deterministic: bool) ->
     """
     if tf32 and not has_tf32(device):
         raise UsageError("--tr_tf32=1 needs a GPU with TF32 (Ampere or newer) and there is none here; use --tr_tf32=0")
-    precision = "tf32" if tf32 else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision  # torch's own default is tf32
+    # Both of torch's interfaces: after the newer one alone the older one's getters raise, which Inductor, torch.export
+    # and torch.backends.cudnn.flags call. The older can't tell recurrent layers from convolutions.
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    for place in (matmul, cudnn):
+        place.allow_tf32 = tf32
+    for place in (matmul, cudnn, cudnn.conv, cudnn.rnn):  # torch's own default of the last two is tf32
+        place.fp32_precision = "tf32" if tf32 else "ieee"
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
     torch.use_deterministic_algorithms(deterministic)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import timm
 import torch
 from torch import nn
 
+from common import hardware
 from common.errors import UsageError
 from common.hardware import arrange_model, loader_workers, set_computation, training_loader_workers
 
@@ -64,6 +67,30 @@ def test_determinism_holds_for_the_run_that_asks_for_it_and_not_for_the_next() -
     set_computation(CPU, tf32=False, deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+
+
+@pytest.fixture
+def ampere(monkeypatch) -> Iterator[None]:
+    """A device that has TF32, as far as its settings go."""
+    monkeypatch.setattr(hardware, "has_tf32", lambda device: True)
+    yield
+    set_computation(CPU, tf32=False, deterministic=False)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_the_same_for_products_convolutions_and_recurrent_layers_whoever_asks(ampere, tf32: bool) -> None:
+    backends = torch.backends
+    set_computation(CPU, tf32=not tf32, deterministic=False)
+    set_computation(CPU, tf32=tf32, deterministic=False)
+    for place in (backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn):
+        assert place.fp32_precision == ("tf32" if tf32 else "ieee")
+    # Torch's older interface, which Inductor, torch.export and others ask: after the newer one alone it raises.
+    assert backends.cuda.matmul.allow_tf32 == tf32
+    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    with backends.cudnn.flags(enabled=True, allow_tf32=not tf32):
+        assert backends.cudnn.allow_tf32 != tf32
+    assert backends.cudnn.allow_tf32 == tf32
+    assert backends.cudnn.rnn.fp32_precision == ("tf32" if tf32 else "ieee")
 
 
 @pytest.mark.parametrize("more", [{"channels_last": True}, {"grad_checkpoint": True}])

@@ -68,7 +68,7 @@ def export_model(
     shapes = free or {key: {0: "batch"} for key in inputs}
     dimensions = {name: torch.export.Dim(name, min=1) for places in shapes.values() for name in places.values()}
     dynamic = tuple({place: dimensions[name] for place, name in shapes[key].items()} for key in inputs)
-    with _quiet(), _default_precision(), _plain_attention(), torch.no_grad():
+    with _quiet(), _plain_attention(), torch.no_grad():
         try:
             program = torch.export.export(plain, tensors, dynamic_shapes=dynamic)
         except Exception as error:  # whatever the tracer meets in a model
@@ -111,23 +111,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _default_precision() -> Iterator[None]:
-    """Put TF32's settings where they are by default: torch.export asks for them in an older way that knows no others.
-
-    They are a GPU's, and the export computes on the CPU.
-    """
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    set_before = [place.fp32_precision for place in places]
-    for place, precision in zip(places, ("ieee", "tf32"), strict=True):
-        place.fp32_precision = precision
-    try:
-        yield
-    finally:
-        for place, precision in zip(places, set_before, strict=True):
-            place.fp32_precision = precision
 
 
 @contextmanager
