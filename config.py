@@ -1046,7 +1046,7 @@ class PreprocessingConfig(GeneralOptions, DataLocation):
     pre_max_failed: float = option(
         0.01,
         "largest accepted share of failed files; above it everything is still written, with exit code 1. Files that "
-        "are no CT images (reports, localizers, text files, ...) don't count, but for the competition's folders",
+        "are no CT slices (reports, localizers, dose pages, maps, text files, ...) never count",
         minimum=0,
         maximum=1,
     )

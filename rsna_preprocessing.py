@@ -26,7 +26,7 @@ from common.files import atomic_path, remove_temporaries, write_csv, write_json
 from common.machine import usable_cores
 from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
-from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_ct_image
+from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_slice
 from common.preprocessing.folder import check_space, claim_folder, list_files
 from common.preprocessing.folds import assign_folds, check_folds, fold_tables
 from common.preprocessing.groups import describe_links, group_images, large_group
@@ -75,6 +75,7 @@ UNMATCHED_ROWS = "unmatched_rows.csv"
 PUBLIC_ID = "ID_[0-9a-f]+"  # what the competition replaced all identifiers by
 CROP_SHEET = "crop_sheet.png"
 LOOKED_AT = (CROP_SHEET, "audit.html", "verify_failed.csv")  # what is no longer true once the dataset changes
+READING_RULES = 2  # of what is a slice and what its HU are; with others all files are read anew
 TABLE_BYTES = 1000  # that an image takes in the tables and the journal, at most
 MARKS = {  # of the metadata's column ``mended`` that a person should know of
     "wrap_doubtful": "may hold wrapped values and were left alone",
@@ -201,7 +202,8 @@ def image_form(config: PreprocessingConfig) -> ImageForm:
 
 def journal_options(job: Job) -> dict[str, Any]:
     """Return what an image and its record depend on beside its file: with another value all are made anew."""
-    return form_options(job.form) | {"key": job.pseudonyms.fingerprint, "public": job.pseudonyms.public}
+    options = form_options(job.form) | {"key": job.pseudonyms.fingerprint, "public": job.pseudonyms.public}
+    return options | {"rules": READING_RULES}
 
 
 def form_options(form: ImageForm) -> dict[str, Any]:
@@ -407,7 +409,9 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
         write_crop_sheet(folder / CROP_SHEET, tasks_of(job, files), chosen, job.pseudonyms)
     write_json(folder / DATASET_INFO, dataset_info(job, images, failed, state))
     counts = images["split"].value_counts()
-    said = [f"{counts.get('train', 0)} train and {counts.get('test', 0)} test images", f"{len(failed)} failed files"]
+    other = int(is_no_slice(failed).sum())
+    said = [f"{counts.get('train', 0)} train and {counts.get('test', 0)} test images"]
+    said += [f"{len(failed) - other} failed files", f"{other} that are no slices"]
     if len(train):
         said.append(", ".join(f"{name} {share:.2%}" for name, share in rows[list(LABELS)].mean().items()))
     tell("; ".join(said))
@@ -444,13 +448,14 @@ def label_images(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> tuple[
 def check_share(records: pd.DataFrame, job: Job) -> None:
     """Raise WorkError, with the reasons counted, where more files failed than --pre_max_failed accepts.
 
-    In an archive, files that are no CT image don't count. In the competition's folders every file should be one.
+    What is no slice never counts.
     """
-    failed = failure_table(records, job.files, job.refused).drop_duplicates("file")  # of frames of a file, one
-    total = len(job.files) + len(job.refused)
-    if job.source.competition is None:
-        other = is_no_ct_image(failed)
-        failed, total = failed[~other], total - int(other.sum())
+    failed = failure_table(records, job.files, job.refused)
+    other = is_no_slice(failed)
+    failed, other = failed[~other].drop_duplicates("file"), failed[other].drop_duplicates("file")
+    # A file counts once, however many frames it has, and only where all that failed of it is no slice it doesn't.
+    other = other[~other["file"].isin(failed["file"])]
+    total = len(job.files) + len(job.refused) - len(other)
     if len(failed) > job.config.pre_max_failed * total:
         raise WorkError(
             f"{len(failed)} of {total} files failed ({len(failed) / total:.2%}), more than "
@@ -487,10 +492,14 @@ def whose_pseudonyms(job: Job, images: pd.DataFrame) -> dict[str, str]:
 
 def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: pd.DataFrame) -> None:
     """Warn, with counts, of everything that is not as it should be."""
-    if len(failed):
+    other = is_no_slice(failed)
+    if other.any():
+        tell(f"{int(other.sum())} files are no CT slices and don't count as failures ({count_reasons(failed[other])})")
+    if not other.all():
         logger.warning(
-            "%d files gave no image (%s); see %s", len(failed), count_reasons(failed), job.folder / "failed.csv"
-        )
+            "%d files gave no image (%s); see %s",
+            int((~other).sum()), count_reasons(failed[~other]), job.folder / "failed.csv",
+        )  # fmt: skip
     warn_about_labels(job, images, unmatched)
     missing = job.asked.difference(images.index)
     if len(missing):

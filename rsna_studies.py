@@ -26,7 +26,7 @@ from common.errors import UsageError, WorkError
 from common.files import remove_temporaries, write_csv, write_json
 from common.hardware import cpu_cores
 from common.preprocessing.convert import ImageForm
-from common.preprocessing.failures import count_reasons, failure_table, is_no_ct_image
+from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
 from common.preprocessing.sources import open_tree
 from common.preprocessing.tables import mark_repeated, metadata_table, unique_images
@@ -191,9 +191,9 @@ def convert_source(
     failed = failure_table(records, files, refused)
     write_csv(output / "failed.csv", failed.assign(notice=NOTICE))
     if len(failed):
-        other = int(is_no_ct_image(failed).sum())
+        other = int(is_no_slice(failed).sum())
         reasons = count_reasons(failed)
-        logger.warning("%d files gave no image, %d of them no CT images (%s)", len(failed), other, reasons)
+        logger.warning("%d files gave no image, %d of them no CT slices (%s)", len(failed), other, reasons)
     table = unique_images(records).sort_index()
     if table.empty:
         raise WorkError(

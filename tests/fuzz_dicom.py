@@ -46,6 +46,7 @@ def seeds() -> list[bytes]:
     if not _seeds:
         from pydicom import dcmread
         from pydicom.data import get_testdata_file
+        from pydicom.uid import CTImageStorage
 
         from tests.dicom_encoders import LOSSLESS, content_of, ct_in, jpeg_baseline
         from tests.dicom_files import head
@@ -54,6 +55,7 @@ def seeds() -> list[bytes]:
         for name in SHIPPED:
             dataset = dcmread(get_testdata_file(name, download=False))
             if "PixelData" in dataset:
+                dataset.SOPClassUID, dataset.ImageType = CTImageStorage, None
                 dataset.Modality, dataset.RescaleSlope, dataset.RescaleIntercept = "CT", "1", "-1024"
             _seeds.append(content_of(dataset))
         for syntax in LOSSLESS:

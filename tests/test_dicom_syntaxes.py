@@ -13,6 +13,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import (
     JPEG2000,
     MPEG2MPML,
+    CTImageStorage,
     HTJ2KLossless,
     JPEGExtended12Bit,
     JPEGLossless,
@@ -150,6 +151,7 @@ def test_an_uncompressed_picture_that_once_was_lossy_is_marked() -> None:
 def test_twelve_bit_lossy_jpeg_is_refused_by_name() -> None:
     dataset = dcmread(get_testdata_file("JPGExtended.dcm", download=False))
     assert dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit
+    dataset.SOPClassUID, dataset.ImageType = CTImageStorage, None
     dataset.Modality, dataset.RescaleSlope, dataset.RescaleIntercept = "CT", "1", "-1024"
     with pytest.raises(DicomError, match="12-bit lossy JPEG is not read") as caught:
         raise next(iter(read_dicom(content_of(dataset)).frames()))
@@ -186,6 +188,7 @@ def test_the_decoder_is_the_named_one_whatever_else_is_installed(monkeypatch: py
 def test_pydicoms_compressed_files_give_what_its_uncompressed_copy_gives(name: str) -> None:
     def as_ct(name: str) -> bytes:
         dataset = dcmread(get_testdata_file(name, download=False))
+        dataset.SOPClassUID = CTImageStorage
         dataset.Modality, dataset.RescaleSlope, dataset.RescaleIntercept = "CT", "1", "0"
         return content_of(dataset)
 
@@ -297,9 +300,9 @@ def test_the_frames_of_a_cut_file_that_are_whole_are_kept() -> None:
     assert cut[2] == "truncated"
 
 
-def test_values_that_are_no_hounsfield_units_are_marked() -> None:
-    dataset = new_ct(head(0))
-    dataset.RescaleType = "MGML"
+def test_values_of_an_unknown_unit_are_marked() -> None:
+    dataset = new_ct(head(0), intercept=0)
+    dataset.RescaleType = "houndsfield"
     assert only(content_of(dataset))[1] == {"rescale_type"}
     dataset.RescaleType = "HU"
     assert only(content_of(dataset))[1] == set()

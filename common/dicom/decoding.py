@@ -118,11 +118,13 @@ def _decode(data: bytes, uid: str, syntax: Syntax, form: PixelForm) -> Stored:
     from pydicom.pixels import get_decoder
 
     marks: tuple[str, ...] = ()
+    precision = form.bits_stored
     if syntax.read_codestream is None:
         check_rle(data, form.bits_allocated // 8, form.rows * form.columns)
     else:
         codestream = syntax.read_codestream(data)
         _check_codestream(codestream, uid, form)
+        precision = codestream.precision
         marks = ("lossy",) if codestream.lossy else ()
     values, _ = get_decoder(uid).as_array(
         encapsulate([data]),
@@ -139,7 +141,20 @@ def _decode(data: bytes, uid: str, syntax: Syntax, form: PixelForm) -> Stored:
         pixel_representation=int(form.signed),
         pixel_keyword="PixelData",
     )
-    return Stored(_as_container(values, form), marks)
+    container = _as_container(values, form)
+    if precision > form.bits_stored and not _fits(container, form):
+        message = f"the codestream has numbers of {precision} bits, BitsStored is {form.bits_stored}"
+        raise DicomError("pixel_format", message)
+    return Stored(container, marks)
+
+
+def _fits(container: np.ndarray, form: PixelForm) -> bool:
+    """Whether BitsStored hold all of the numbers, with their sign or without.
+
+    Many exports compress 12 bits as 16 and are right; where the upper ones are used, the header is wrong.
+    """
+    low, high, size = int(container.min()), int(container.max()), 1 << form.bits_stored
+    return (low >= 0 and high < size) or (form.signed and low >= -size // 2 and high < size // 2)
 
 
 def _check_codestream(codestream: Codestream, uid: str, form: PixelForm) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 MAX_READS = 2**17  # two or three for each element; an enhanced CT of 1,000 frames takes about 90,000
 TEXT_LENGTH = 64  # the longest value that DICOM allows for the identifiers kept here
+# What PS3.5 6.2 allows in a decimal string (DS). Python's float takes more: 1_0, nan, digits of other scripts.
+DECIMAL = r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *"
+_DECIMAL = re.compile(DECIMAL)
 
 
 class BoundedStream(BytesIO):
@@ -50,6 +54,15 @@ def text_of(dataset: Dataset, keyword: str) -> str:
     return str(value_of(dataset, keyword) or "").strip()
 
 
+def texts_of(dataset: Dataset, keyword: str) -> str:
+    """Return the texts of an element of several values, parted by a backslash; empty where there is none."""
+    value = value_of(dataset, keyword)
+    if value is None:
+        return ""
+    several = not isinstance(value, str | bytes) and hasattr(value, "__iter__")
+    return "\\".join(str(part).strip() for part in (value if several else (value,)))
+
+
 def identifier_of(dataset: Dataset, keyword: str) -> str:
     """Return an identifier as one line of printable text of at most :data:`TEXT_LENGTH` characters; empty for none."""
     return printable(str(value_of(dataset, keyword) or ""))
@@ -64,6 +77,7 @@ def integer_of(dataset: Dataset, keyword: str) -> int:
     """Return a whole number; DicomError (pixel_format) where there is none."""
     value = value_of(dataset, keyword)
     try:
+        _check_decimal(value)
         return int(value)
     except (TypeError, ValueError, OverflowError):
         raise DicomError("pixel_format", f"{keyword} is missing or not a whole number") from None
@@ -76,10 +90,20 @@ def numbers_of(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
     if value is None or (count > 1 and isinstance(value, (str, bytes))):
         return unknown
     try:
-        numbers = tuple(float(number) for number in (value if count > 1 else (value,)))
+        parts = tuple(value) if count > 1 else (value,)
+        for part in parts:
+            _check_decimal(part)
+        numbers = tuple(map(float, parts))
     except (TypeError, ValueError):
         return unknown
     return numbers if len(numbers) == count and all(math.isfinite(number) for number in numbers) else unknown
+
+
+def _check_decimal(value: Any) -> None:
+    """Raise ValueError for a number that was read from a text which is no decimal number of DICOM's."""
+    text = value if isinstance(value, str) else getattr(value, "original_string", None)
+    if text is not None and _DECIMAL.fullmatch(text) is None:
+        raise ValueError("no decimal string")
 
 
 def items_of(dataset: Dataset, keyword: str) -> list[Dataset]:

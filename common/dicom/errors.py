@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from common.errors import WorkError
 
-REASONS = {
+NO_SLICE = {  # something else than a CT slice: no failure of anything
     "not_dicom": "the mark DICM is missing",
+    "not_ct": "Modality is missing or not CT",
+    "no_image": "an object without an image, as a structured report",
+    "colour": "not one grey value for each pixel",
+    "localizer": "a localizer (scout, surview, topogram)",
+    "dose_report": "a page of doses, settings or results",
+    "screen_save": "a copy of a screen",
+    "rendering": "a three-dimensional rendering",
+    "projection": "a projection: maximum, minimum or sum along rays",
+    "map": "a perfusion, material or other map, whose values are no Hounsfield units",
+    "no_hounsfield": "RescaleType is no Hounsfield unit, and a second sign says the same",
+    "burned_in": "BurnedInAnnotation says that text stands in the picture",
+    "secondary_capture": "a secondary capture",
+    "other_class": "an object of another class than CT, Enhanced CT and Legacy Converted Enhanced CT",
+}
+FAULTS = {  # what should have been a slice, or can't be told
     "unreadable": "cannot be opened, or is damaged beyond what a DICOM reader can follow",
     "too_large": "the file, its header or its image is beyond the limits",
     "transfer_syntax": "the pixels are stored in a way that is not read: unknown, video, 12-bit lossy JPEG",
-    "not_ct": "Modality is missing or not CT",
-    "localizer": "a localizer (scout) image",
-    "no_image": "an object without an image, as a report or a dose sheet",
-    "colour": "not one grey value for each pixel",
     "multi_frame": "several frames without the functional groups that say what each of them is",
-    "pixel_format": "the fields that say how pixels are stored are missing or contradict each other",
-    "rescale": "slope or intercept is missing, not finite, or the slope is 0",
+    "pixel_format": "the fields that say how pixels are stored are missing, given twice, or contradict each other",
+    "rescale": "slope or intercept is missing, no finite number or leaves no pixel in a CT's range, or the slope is 0",
     "truncated": "fewer pixels than declared: a cut file",
     "decoding": "the compressed pixels are damaged",
     "crashed": "the process that read the file died",
     "timeout": "reading the file took longer than the limit",
     "memory": "reading the file took more memory than the limit",
 }
+REASONS = NO_SLICE | FAULTS
 # Perhaps the fault of the disk or the machine: a later run tries these files again.
 RETRIED_REASONS = ("unreadable", "crashed", "timeout", "memory")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from common.dicom.elements import identifier_of, integer_of, items_of, numbers_of, text_of, value_of
+from common.dicom.elements import identifier_of, integer_of, items_of, numbers_of, text_of, texts_of, value_of
 from common.dicom.errors import DicomError
+from common.dicom.evidence import Evidence, check_evidence, unit_marks
 from common.dicom.geometry import SliceGeometry
 from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader
 
@@ -14,16 +15,15 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-HOUNSFIELD_TYPES = ("", "HU", "US")  # of RescaleType; US is "unspecified"
 
 
 def read_header(dataset: Dataset) -> CtHeader:
-    """Return what the header says; DicomError for what is no CT image of one grey value a pixel.
+    """Return what the header says; DicomError for what is no CT slice of one grey value a pixel.
 
     The rescale and the place of a frame of an enhanced CT (PS3.3 C.7.6.16) come from its functional groups, and where
     these have none from the shared ones, never from another frame.
     """
-    check_is_ct_image(dataset)
+    doubt = check_is_ct_image(dataset)
     form = pixel_form(dataset)
     identity = Identity(
         *(
@@ -33,28 +33,42 @@ def read_header(dataset: Dataset) -> CtHeader:
     )
     marks = ("lossy",) if text_of(dataset, "LossyImageCompression") == "01" else ()
     if any(keyword in dataset for keyword in FRAME_GROUPS):
-        return CtHeader(identity, form, _enhanced_frames(dataset, form.frames, marks))
+        return CtHeader(identity, form, _enhanced_frames(dataset, form.frames, marks, doubt))
     if form.frames > 1:
         raise DicomError("multi_frame", f"{form.frames} frames without functional groups")
-    return CtHeader(identity, form, (_slice_header(dataset, dataset, dataset, dataset, marks),))
+    return CtHeader(identity, form, (_slice_header(dataset, dataset, dataset, dataset, marks, doubt),))
 
 
-def check_is_ct_image(dataset: Dataset) -> None:
-    """Raise DicomError for an object without an image, another modality, a localizer, colour."""
+def check_is_ct_image(dataset: Dataset) -> str:
+    """Raise DicomError for an object without an image, another modality, no slice, colour; return a doubt that is left.
+
+    See :func:`common.dicom.evidence.check_evidence`. ``dataset.file_meta`` is read where there is one.
+    """
     if "Rows" not in dataset:
         raise DicomError("no_image", "holds no image (no Rows): a report, an index (DICOMDIR), a plan, ...")
     if text_of(dataset, "Modality") != "CT":
         raise DicomError("not_ct", "Modality is missing or not CT")
-    _check_is_no_localizer(dataset, "ImageType")
+    meta = getattr(dataset, "file_meta", None)
+    doubt = check_evidence(
+        Evidence(
+            text_of(dataset, "SOPClassUID"),
+            "" if meta is None else text_of(meta, "MediaStorageSOPClassUID"),
+            texts_of(dataset, "ImageType"),
+            text_of(dataset, "RescaleType"),
+            text_of(dataset, "BurnedInAnnotation"),
+        )
+    )
     if integer_of(dataset, "SamplesPerPixel") != 1:
         raise DicomError("colour", "SamplesPerPixel is not 1")
     if not text_of(dataset, "PhotometricInterpretation").startswith("MONOCHROME"):
         raise DicomError("colour", "PhotometricInterpretation is not MONOCHROME1 or MONOCHROME2")
+    return doubt
 
 
 def pixel_form(dataset: Dataset) -> PixelForm:
     """Return how the pixels are stored; DicomError where fields are missing, out of range or contradict each other."""
     frames = integer_of(dataset, "NumberOfFrames") if value_of(dataset, "NumberOfFrames") is not None else 1
+    frames = frames or 1  # 0 is how some writers say that it isn't a multi-frame image
     bits_allocated, bits_stored = integer_of(dataset, "BitsAllocated"), integer_of(dataset, "BitsStored")
     if not 1 <= bits_stored <= bits_allocated or integer_of(dataset, "HighBit") != bits_stored - 1:
         raise DicomError("pixel_format", "BitsAllocated, BitsStored and HighBit don't fit each other")
@@ -90,11 +104,6 @@ def rescale(slope: float, intercept: float) -> tuple[float, float]:
     return slope, intercept
 
 
-def _check_is_no_localizer(dataset: Dataset, keyword: str) -> None:
-    if "LOCALIZER" in str(value_of(dataset, keyword) or "").upper():
-        raise DicomError("localizer", f"{keyword} says that it is a localizer (scout) image")
-
-
 def _padding(dataset: Dataset, bits_allocated: int, signed: bool) -> tuple[int, int] | None:
     if value_of(dataset, "PixelPaddingValue") is None:
         return None
@@ -106,23 +115,24 @@ def _padding(dataset: Dataset, bits_allocated: int, signed: bool) -> tuple[int, 
 
 
 def _slice_header(
-    values: Dataset, position: Dataset, orientation: Dataset, measures: Dataset, marks: tuple[str, ...]
+    values: Dataset, position: Dataset, orientation: Dataset, measures: Dataset, marks: tuple[str, ...], doubt: str
 ) -> SliceHeader:
     """Read a frame's fields, each from the data set that holds it."""
     slope, intercept = (numbers_of(values, keyword, 1)[0] for keyword in ("RescaleSlope", "RescaleIntercept"))
-    if text_of(values, "RescaleType").upper() not in HOUNSFIELD_TYPES:
-        marks = (*marks, "rescale_type")
+    marks = (*marks, *unit_marks(text_of(values, "RescaleType")))
     geometry = SliceGeometry(
         numbers_of(position, "ImagePositionPatient", 3),
         numbers_of(orientation, "ImageOrientationPatient", 6),
         *numbers_of(measures, "PixelSpacing", 2),
         *numbers_of(measures, "SliceThickness", 1),
     )
-    return SliceHeader(*rescale(slope, intercept), geometry, marks)
+    return SliceHeader(*rescale(slope, intercept), geometry, marks, doubt)
 
 
-def _enhanced_frames(dataset: Dataset, count: int, marks: tuple[str, ...]) -> tuple[SliceHeader | DicomError, ...]:
-    """Return the header of each frame, or why it has none."""
+def _enhanced_frames(
+    dataset: Dataset, count: int, marks: tuple[str, ...], doubt: str
+) -> tuple[SliceHeader | DicomError, ...]:
+    """Return the header of each frame, or why it has none; ``doubt`` is the whole file's."""
     from pydicom import Dataset as NewDataset
 
     nothing = NewDataset()
@@ -136,13 +146,16 @@ def _enhanced_frames(dataset: Dataset, count: int, marks: tuple[str, ...]) -> tu
     for index in range(count):
         frame = per_frame[index] if index < len(per_frame) else nothing
         try:
-            _check_is_no_localizer(group(frame, "CTImageFrameTypeSequence"), "FrameType")
+            values = group(frame, "PixelValueTransformationSequence")
+            kind = texts_of(group(frame, "CTImageFrameTypeSequence"), "FrameType")
+            own_doubt = check_evidence(Evidence(image_type=kind, rescale_type=text_of(values, "RescaleType")))
             header = _slice_header(
-                group(frame, "PixelValueTransformationSequence"),
+                values,
                 group(frame, "PlanePositionSequence"),
                 group(frame, "PlaneOrientationSequence"),
                 group(frame, "PixelMeasuresSequence"),
                 marks,
+                doubt or own_doubt,
             )
         except DicomError as error:
             headers.append(error)

@@ -13,6 +13,13 @@ AIR_HU = -1024
 PADDING_STORED = -2000  # what GE scanners store outside their circle, whether or not PixelPaddingValue says so
 CONTAINER_BITS = 16
 BLOCK_PIXELS = 2**20  # of a picture, rescaled at once in float64
+# Padding that isn't exactly what the header says, or of which it says nothing: -2048, -3024, or spread by lossy coding.
+FAR_HU = 200  # below air: no measurement, but for a few pixels beside metal
+OUTSIDE_SHARE = 0.005  # of the pixels, at least so many of them far from air are the outside of the scanner's circle
+OUTSIDE_PIXELS = 16
+AIR_RANGE_HU = (-1100, -900)
+SOLID_HU = -500
+CT_HIGHEST_HU = 4095  # of a scale of 12 bits; metal and wide scales reach more
 
 # The wrap, known from 123 images of the competition: 12-bit values that were stored modulo 4096 in a file whose
 # intercept says otherwise.
@@ -32,7 +39,8 @@ def hounsfield(container: np.ndarray, form: PixelForm, header: SliceHeader) -> t
     never changed. HU = slope x stored + intercept (PS3.3 C.11.1), rounded to the nearest integer (half to even),
     clipped to int16.
 
-    - ``padding``: pixels that hold no measurement (PixelPaddingValue or its range, or -2000) became -1024.
+    - ``padding``: pixels that hold no measurement became -1024: PixelPaddingValue or its range, -2000, and where many
+      lie below air (see :func:`_outside`) all that do.
     - ``wrap``: values stored modulo 4096 were unwrapped. ``wrap_doubtful``: the header looks like such a file's, the
       picture doesn't; it was left alone.
     - ``unused_bits``: bits above BitsStored were set and ignored, as PS3.5 8.1.1 has it.
@@ -52,8 +60,13 @@ def hounsfield(container: np.ndarray, form: PixelForm, header: SliceHeader) -> t
     if stored is not container:
         low, high = lowest_and_highest(stored)
     image_hu = _apply_rescale(stored, low, high, header.slope, intercept)
+    air = _air(image_hu.shape)
     if padding is not None:
-        image_hu = cv2.copyTo(_air(image_hu.shape), padding.view(np.uint8), image_hu)  # a third of np.copyto's time
+        image_hu = cv2.copyTo(air, padding.view(np.uint8), image_hu)  # a third of np.copyto's time
+    outside = _outside(image_hu, form, header, padding)
+    if outside is not None:
+        image_hu = cv2.copyTo(air, outside.view(np.uint8), image_hu)
+    if padding is not None or outside is not None:
         mended.append("padding")
     return image_hu, tuple(mended)
 
@@ -86,6 +99,36 @@ def _padding_mask(
             inside = container == first if first == last else (container >= first) & (container <= last)
             mask = inside if mask is None else mask | inside
     return mask if mask is not None and mask.any() else None
+
+
+def _outside(
+    image_hu: np.ndarray, form: PixelForm, header: SliceHeader, padding: np.ndarray | None
+) -> np.ndarray | None:
+    """Return which pixels of a picture, whose known ``padding`` is air by now, lie outside the circle; None for none.
+
+    Nothing in a patient is below air. A few pixels are, beside metal, and keep their values. Where many are far below
+    it, or all the same, they lie outside the circle, and with them whatever is below air: lossy coding and
+    interpolation spread it. In a lossy picture the exact padding is a part of these. Without a padding value in the
+    header the picture must show air and something solid where they belong: else it is the rescale that is wrong, and
+    nothing is mended. In a lossy picture whose padding is above a CT's range its spread is found there.
+    """
+    low, high = lowest_and_highest(image_hu)
+    lossy = "lossy" in header.marks
+    known = np.count_nonzero(padding) if lossy and padding is not None else 0
+    enough = max(OUTSIDE_PIXELS, OUTSIDE_SHARE * image_hu.size)
+    needed = enough - known
+    if low < AIR_HU and (form.padding is not None or high > SOLID_HU):
+        far = np.count_nonzero(image_hu < AIR_HU - FAR_HU)
+        if (far and far >= needed) or np.count_nonzero(image_hu == low) >= needed:
+            first, last = AIR_RANGE_HU
+            if form.padding is not None or np.count_nonzero((image_hu >= first) & (image_hu <= last)) >= enough:
+                return image_hu < AIR_HU
+    if lossy and form.padding is not None and high > CT_HIGHEST_HU:
+        nearest = min(header.slope * end + header.intercept for end in form.padding)
+        middle = (CT_HIGHEST_HU + min(nearest, HU_LIMITS.max)) / 2
+        if middle > CT_HIGHEST_HU and np.count_nonzero(image_hu >= middle) >= needed:
+            return image_hu >= middle
+    return None
 
 
 def _without_unused_bits(container: np.ndarray, low: int, high: int, form: PixelForm) -> np.ndarray:

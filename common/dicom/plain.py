@@ -13,10 +13,11 @@ import struct
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from common.dicom.elements import printable
+from common.dicom.elements import DECIMAL, printable
 from common.dicom.errors import DicomError
+from common.dicom.evidence import Evidence, check_evidence, unit_marks
 from common.dicom.geometry import SliceGeometry
-from common.dicom.header import HOUNSFIELD_TYPES, as_stored
+from common.dicom.header import as_stored
 from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader
 
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -29,27 +30,28 @@ HEADER_BYTES = dict.fromkeys(
 ) | dict.fromkeys(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(), 12)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 PIXEL_DATA = 0x7FE00010
-SYNTAX, CHARACTER_SET = 0x00020010, 0x00080005
-IMAGE_TYPE, INSTANCE_ID, MODALITY, PATIENT_ID = 0x00080008, 0x00080018, 0x00080060, 0x00100020
+META_CLASS, SYNTAX, CHARACTER_SET = 0x00020002, 0x00020010, 0x00080005
+IMAGE_TYPE, CLASS, INSTANCE_ID, MODALITY, PATIENT_ID = 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x00100020
 THICKNESS, STUDY_ID, SERIES_ID, POSITION, ORIENTATION = 0x00180050, 0x0020000D, 0x0020000E, 0x00200032, 0x00200037
 SAMPLES, PHOTOMETRIC, FRAMES, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011
 SPACING, ALLOCATED, STORED, HIGH_BIT, SIGNED = 0x00280030, 0x00280100, 0x00280101, 0x00280102, 0x00280103
-PADDING, PADDING_LIMIT, INTERCEPT, SLOPE, UNIT, LOSSY = (
-    0x00280120, 0x00280121, 0x00281052, 0x00281053, 0x00281054, 0x00282110,
+PADDING, PADDING_LIMIT, BURNED_IN, INTERCEPT, SLOPE, UNIT, LOSSY = (
+    0x00280120, 0x00280121, 0x00280301, 0x00281052, 0x00281053, 0x00281054, 0x00282110,
 )  # fmt: skip
 KINDS = {
-    SYNTAX: b"UI", CHARACTER_SET: b"CS", IMAGE_TYPE: b"CS", INSTANCE_ID: b"UI", MODALITY: b"CS", PATIENT_ID: b"LO",
+    META_CLASS: b"UI", SYNTAX: b"UI", CHARACTER_SET: b"CS", IMAGE_TYPE: b"CS", CLASS: b"UI", INSTANCE_ID: b"UI",
+    MODALITY: b"CS", PATIENT_ID: b"LO",
     THICKNESS: b"DS", STUDY_ID: b"UI", SERIES_ID: b"UI", POSITION: b"DS", ORIENTATION: b"DS", SAMPLES: b"US",
     PHOTOMETRIC: b"CS", FRAMES: b"IS", ROWS: b"US", COLUMNS: b"US", SPACING: b"DS", ALLOCATED: b"US", STORED: b"US",
     HIGH_BIT: b"US", SIGNED: b"US", PADDING: b"US SS", PADDING_LIMIT: b"US SS", INTERCEPT: b"DS", SLOPE: b"DS",
-    UNIT: b"LO", LOSSY: b"CS",
+    UNIT: b"LO", LOSSY: b"CS", BURNED_IN: b"CS",
 }  # fmt: skip
 SERIES_FIELDS = tuple(tag for tag in KINDS if tag not in (INSTANCE_ID, PATIENT_ID, STUDY_ID, SERIES_ID, POSITION))
 MAX_VALUE_BYTES = 1024  # of a field that matters; longer ones are not kept
 FUNCTIONAL_GROUPS = {0x52009229, 0x52009230}
 ASCII_SETS = ("", "ISO_IR 6", "ISO_IR 100", "ISO_IR 192")  # character sets in which ASCII is ASCII
 TEXT = re.compile(rb"[ -\[\]-~]*")  # ASCII without the backslash, which parts values
-NUMBER = re.compile(rb" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *")
+NUMBER = re.compile(DECIMAL.encode())
 
 
 class PlainFile(NamedTuple):
@@ -103,32 +105,34 @@ def _elements(content: bytes) -> tuple[dict[int, tuple[bytes, bytes]], int, int]
 
 
 def _header(values: dict[int, tuple[bytes, bytes]]) -> CtHeader:
-    form, slope, intercept, measures, marks = _series_fields(tuple(map(values.get, SERIES_FIELDS)))
+    form, slope, intercept, measures, marks, doubt = _series_fields(tuple(map(values.get, SERIES_FIELDS)))
     geometry = SliceGeometry(_numbers(values, POSITION, 3), *measures)
     identity = Identity(*(printable(_text(values, tag)) for tag in (PATIENT_ID, STUDY_ID, SERIES_ID, INSTANCE_ID)))
-    return CtHeader(identity, form, (SliceHeader(slope, intercept, geometry, marks),))
+    return CtHeader(identity, form, (SliceHeader(slope, intercept, geometry, marks, doubt),))
 
 
 @lru_cache(maxsize=256)
 def _series_fields(
     fields: tuple[tuple[bytes, bytes] | None, ...],
-) -> tuple[PixelForm, float, float, tuple[Any, ...], tuple[str, ...]]:
+) -> tuple[PixelForm, float, float, tuple[Any, ...], tuple[str, ...], str]:
     """Check and return what :data:`SERIES_FIELDS` say; kept, since it is the same for nearly all slices of a series.
 
-    That is the form of the pixels, slope, intercept, a slice's geometry but for its position, marks.
+    That is the form of the pixels, slope, intercept, a slice's geometry but for its position, marks, doubt.
     """
     values = {tag: field for tag, field in zip(SERIES_FIELDS, fields, strict=True) if field is not None}
     if (
         _text(values, SYNTAX) != EXPLICIT_LITTLE_ENDIAN
         or _text(values, CHARACTER_SET) not in ASCII_SETS
         or _text(values, MODALITY) != "CT"
-        or "LOCALIZER" in _text(values, IMAGE_TYPE, several=True).upper()
         or _integer(values, SAMPLES) != 1
         or _text(values, PHOTOMETRIC) not in ("MONOCHROME1", "MONOCHROME2")
         or _text(values, FRAMES) not in ("", "1")
-        or _text(values, UNIT).upper() not in HOUNSFIELD_TYPES
     ):
         raise _NotPlain
+    unit = _text(values, UNIT)
+    kind = "\\".join(value.strip() for value in _text(values, IMAGE_TYPE, several=True).split("\\"))
+    classes = _text(values, CLASS), _text(values, META_CLASS)
+    doubt = check_evidence(Evidence(*classes, kind, unit, _text(values, BURNED_IN)))
     allocated, stored, signed = (_integer(values, tag) for tag in (ALLOCATED, STORED, SIGNED))
     if signed not in (0, 1) or not 1 <= stored <= allocated or _integer(values, HIGH_BIT) != stored - 1:
         raise _NotPlain
@@ -143,7 +147,8 @@ def _series_fields(
     if not slope or math.isnan(slope) or math.isnan(intercept):
         raise _NotPlain
     measures = (_numbers(values, ORIENTATION, 6), *_numbers(values, SPACING, 2), *_numbers(values, THICKNESS, 1))
-    return form, slope, intercept, measures, ("lossy",) if _text(values, LOSSY) == "01" else ()
+    marks = (*(("lossy",) if _text(values, LOSSY) == "01" else ()), *unit_marks(unit))
+    return form, slope, intercept, measures, marks, doubt
 
 
 def _text(values: dict[int, tuple[bytes, bytes]], tag: int, *, several: bool = False) -> str:

@@ -54,12 +54,17 @@ class PixelForm(NamedTuple):
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """What one frame's stored numbers mean, and where it lies. ``marks``: what is remarkable about it, by name."""
+    """What one frame's stored numbers mean, and where it lies.
+
+    ``marks``: what is remarkable about it, by name. ``doubt``: what its picture must show before it is a slice; see
+    :func:`common.dicom.evidence.check_picture`.
+    """
 
     slope: float
     intercept: float
     geometry: SliceGeometry
     marks: tuple[str, ...] = ()
+    doubt: str = ""
 
 
 def stored_as(form: PixelForm, header: SliceHeader) -> str:

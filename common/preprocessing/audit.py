@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.image_files import load_image
+from common.preprocessing.failures import count_reasons, is_no_slice
 from common.preprocessing.groups import Identities, causes, large_group, picture_keys
 from common.reports import page
 
@@ -100,11 +101,16 @@ def _counts(data: AuditedDataset, verdict: Findings) -> str:
     reasons = failed["reason"].value_counts()
     shown = pd.DataFrame({"files": [f"{count:,}" for count in reasons]}, index=reasons.index)
     total = len(table) + len(failed)
-    if len(failed):
-        counted = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-        verdict.append((True, f"{len(failed):,} of {total:,} files gave no image ({counted}): see failed.csv"))
+    other = is_no_slice(failed)
+    faults, total = failed[~other], total - int(other.sum())
+    if len(faults):
+        verdict.append(
+            (True, f"{len(faults):,} of {total:,} files gave no image ({count_reasons(faults)}): see failed.csv")
+        )
     else:
-        verdict.append((False, "Every file gave an image."))
+        verdict.append((False, "Every file gave an image." if not len(failed) else "Every CT slice gave an image."))
+    if other.any():
+        verdict.append((False, f"{int(other.sum()):,} files are no CT slices ({count_reasons(failed[other])})."))
     train, test = (set(table.loc[table["split"] == split, "group_id"]) for split in ("train", "test"))
     _flag(verdict, sorted(train & test), "Patients in both train and test", "No patient stands in both train and test.")
     note = "Reasons are explained in README.md, Preprocessing." if len(failed) else "None."

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -15,7 +15,9 @@ import numpy as np
 import xxhash
 
 from common.datasets.image_files import COMPRESSED_SHARE, SUFFIXES, encode_image
+from common.dicom.decoding import Stored
 from common.dicom.errors import DicomError
+from common.dicom.evidence import check_picture
 from common.dicom.hounsfield import hounsfield, lowest_and_highest
 from common.dicom.pictures import resize_area, window
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
@@ -205,16 +207,29 @@ def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterato
     header_hash = hashlib.blake2b(file.header_bytes, key=pseudonyms.key, digest_size=HEADER_HASH_BYTES).hexdigest()
     digits = max(FRAME_DIGITS, len(str(len(headers))))
     for number, (header, stored) in enumerate(zip(headers, file.frames(), strict=True), start=1):
-        error = next((part for part in (header, stored) if isinstance(part, DicomError)), None)
-        if error is not None:
+        try:
+            image_hu, header, marks = _picture(header, stored, file)
+        except DicomError as error:
             yield failure(task, error.reason, str(error)), None
             continue
         record = _new_record(task, image_id if len(headers) == 1 else f"{image_id}_{number:0{digits}d}")
-        image_hu, mended = hounsfield(stored.container, file.header.form, header)
         _describe_header(record, file, header, pseudonyms)
         record.header_hash = header_hash
-        record.mended = ";".join(dict.fromkeys((*mended, *stored.marks, *header.marks)))
+        record.mended = ";".join(marks)
         yield record, describe_image(image_hu, form, record)
+
+
+def _picture(
+    header: SliceHeader | DicomError, stored: Stored | DicomError, file: CtFile
+) -> tuple[np.ndarray, SliceHeader, tuple[str, ...]]:
+    """Return a frame's picture in HU, its header and all marks; DicomError where it has none or is no slice."""
+    for part in (header, stored):
+        if isinstance(part, DicomError):
+            raise part
+    header = replace(header, marks=tuple(dict.fromkeys((*stored.marks, *header.marks))))
+    image_hu, mended = hounsfield(stored.container, file.header.form, header)
+    check_picture(image_hu, header)
+    return image_hu, header, tuple(dict.fromkeys((*mended, *header.marks)))
 
 
 def failure(task: Task, reason: str, message: str) -> Record:

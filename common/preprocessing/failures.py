@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from common.dicom.errors import NO_SLICE
 from common.preprocessing.sources import printable
 
-NO_CT_IMAGE = ("not_dicom", "not_ct", "localizer", "no_image", "special")  # reasons for an archive's other files
+NO_SLICES = (*NO_SLICE, "special")  # reasons of files that never were to be slices
 
 
 def failure_rows(files: pd.DataFrame) -> pd.DataFrame:
@@ -33,10 +34,10 @@ def failure_table(records: pd.DataFrame, files: pd.DataFrame, refused: pd.DataFr
     return pd.concat([failure_rows(rows), refused]).sort_values(["file", "reason"], ignore_index=True)
 
 
-def is_no_ct_image(failed: pd.DataFrame) -> pd.Series:
-    """Whether each row of failed.csv is for a file of another kind; what is named .dcm claims to be DICOM."""
+def is_no_slice(failed: pd.DataFrame) -> pd.Series:
+    """Whether each row of failed.csv is for something else than a slice; what is named .dcm claims to be DICOM."""
     named = failed["file"].str.lower().str.endswith(".dcm")
-    return failed["reason"].isin(NO_CT_IMAGE) & ~(named & (failed["reason"] == "not_dicom"))
+    return failed["reason"].isin(NO_SLICES) & ~(named & (failed["reason"] == "not_dicom"))
 
 
 def count_reasons(failed: pd.DataFrame) -> str:

@@ -1,0 +1,133 @@
+"""Whether an image is a CT slice: one table of what speaks against it.
+
+A scanner's archive also holds scouts, dose pages, screenshots, renderings and maps, many of them with Modality CT and
+the geometry of a slice. Each of them has a sign of its own in the header. What a header lacks is no sign: anonymized
+files often lack ImageType and SOPClassUID.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from common.dicom.errors import DicomError
+
+if TYPE_CHECKING:
+    from common.dicom.slices import SliceHeader
+
+HOUNSFIELD_UNITS = ("", "HU", "HOUNSFIELD", "HOUNSFIELD UNIT", "HOUNSFIELD UNITS")  # of RescaleType
+UNSPECIFIED = "US"  # RescaleType's word for "unspecified" (PS3.3 C.11.1.1.2)
+CT_HU = (-1100, 4095)  # from noise around air to the densest of a scale of 12 bits
+OUTSIDE_SHARE = 0.01  # of the pixels beyond that range: metal takes less
+_CT_CLASSES = r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2(\.[12])?"  # CT, Enhanced CT, Legacy Converted Enhanced CT
+_CAPTURES = r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.[1-4])?"  # Secondary Capture, and its multi-frame kinds
+_NO_LETTERS = re.compile(r"[^A-Z0-9|]+")
+
+
+class Evidence(NamedTuple):
+    """What a header says of an image's kind, as it stands there; empty for what it lacks.
+
+    ``sop_class`` of the data set and ``meta_class`` of the file's meta part, values of ``image_type`` (ImageType, or a
+    frame's FrameType) parted by a backslash.
+    """
+
+    sop_class: str = ""
+    meta_class: str = ""
+    image_type: str = ""
+    rescale_type: str = ""
+    burned_in: str = ""
+
+
+class Rule(NamedTuple):
+    """A sign against a slice: ``pattern`` is searched in the field, whose letters are capitals.
+
+    Of ImageType and RescaleType each run of signs and blanks is one blank there, and ``|`` parts values. A key of
+    :data:`common.dicom.errors.NO_SLICE` is the ``reason``.
+    """
+
+    reason: str
+    field: str
+    pattern: str
+
+
+# The first that fits counts, so the most telling come first. Words of ImageType are those of the standard (PS3.3
+# C.8.2.1.1.1, C.8.15.2, C.8.16.1) and of GE, Philips, Siemens and Toshiba. DERIVED and SECONDARY alone say nothing:
+# many good heads are reconstructed later.
+RULES = (
+    Rule("localizer", "image_type", r"LOCALI[SZ]ER|SCOUT|SURVIEW|SCANO|TOPOGRAM|\bCT SOM\d+ TOP\b"),
+    Rule("dose_report", "image_type", r"(?<!LOW )\bDOSE|\bCT SOM\d+ PROT\b|\bPROTOCOL\b|\bPATIENT INFO|\bREPORT\b"),
+    Rule("dose_report", "image_type", r"\bRESULTS?\b|\bSUMMARY\b|\bGRAPH\b"),
+    Rule("screen_save", "image_type", r"\bSCREEN|\bSNAP ?SHOT\b|\bCAPTURE\b"),
+    Rule("rendering", "image_type", r"\b3 ?D\b|\bVRT?\b|VOLREN|VOLUME REND|RENDER|\bSSD\b|\bSURFACE\b"),
+    Rule("projection", "image_type", r"MIP\b|\bM(IN|AX) ?IP\b|PROJECTION|RAY ?SUM|\bM(IN|AX)IMUM\b"),
+    Rule("map", "image_type", r"\b[RCP]{0,2}B[FV]\b|\bMTT\b|\bTT[PSD]\b|\bT ?MAX\b|PENUMBRA|\bBLOOD (FLOW|VOL)"),
+    Rule("map", "image_type", r"MAP\b|PARAMETRIC|PERMEABILITY|\bIODINE\b|ELECTRON DENSITY|\bRHO ?Z\b|\bZ ?EFF"),
+    Rule("map", "image_type", r"\bEFF\w* (Z|ATOMIC)\b|\bMAT(ERIAL)? (SPEC|REM|FRAC|MOD|VAL|DENS|QUANT|DECOMP)"),
+    Rule("map", "image_type", r"\bSTD DEV|\b(SUBTRACT|DIVIS|MULTIPLICAT)ION\b|\bQUANTITY\b"),
+    Rule("map", "image_type", r"^(?!.*\bORIGINAL\b).*\bPERF"),  # an ORIGINAL one is a scan that maps are made of
+    Rule("map", "rescale_type", r"^(HU ?MOD|Z ?EFF|MG ?ML|EDW?|PCT)$"),
+    Rule("burned_in", "burned_in", r"^YES$"),
+    Rule("secondary_capture", "sop_class", rf"^{_CAPTURES}$"),
+    Rule("other_class", "sop_class", rf"^(?!{_CT_CLASSES}$)."),
+)
+_PATTERNS = tuple((rule, re.compile(rule.pattern)) for rule in RULES)
+_SAYS = {  # never a header's own words: they may hold a name
+    "sop_class": "SOPClassUID is none of CT, Enhanced CT, Legacy Converted Enhanced CT",
+    "image_type": "ImageType says so",
+    "rescale_type": "RescaleType says so",
+    "burned_in": "BurnedInAnnotation is YES",
+}
+
+
+def check_evidence(found: Evidence) -> str:
+    """Raise DicomError where a header says that an image is no CT slice; return what :func:`check_picture` must ask.
+
+    ``""``: nothing. ``unit``: RescaleType is no Hounsfield unit and nothing else speaks against the slice so far.
+    ``class``: the data set names a class that is no CT's, the file's meta part a CT's. That is decided last, so that a
+    file whose header contradicts itself elsewhere is named for that.
+    """
+    contradiction = bool(found.sop_class) and re.fullmatch(_CT_CLASSES, found.meta_class) is not None
+    fields = {
+        "sop_class": found.sop_class or found.meta_class,
+        "image_type": "|".join(_bare(value) for value in found.image_type.upper().split("\\")),
+        "rescale_type": _bare(found.rescale_type.upper()),
+        "burned_in": found.burned_in.upper(),
+    }
+    for rule, pattern in _PATTERNS:
+        if pattern.search(fields[rule.field]):
+            if rule.reason == "other_class" and contradiction:
+                return "class"
+            raise DicomError(rule.reason, _SAYS[rule.field])
+    if fields["rescale_type"] in HOUNSFIELD_UNITS:
+        return ""
+    if fields["image_type"] and "ORIGINAL" not in fields["image_type"]:
+        raise DicomError("no_hounsfield", "RescaleType is no Hounsfield unit, and ImageType isn't ORIGINAL")
+    return "unit"
+
+
+def check_picture(image_hu: np.ndarray, header: SliceHeader) -> None:
+    """Raise DicomError where a picture (H, W) in HU proves that it is none of a CT.
+
+    No pixel lies in a CT's range: a broken rescale. More than a hundredth lie beyond it and RescaleType is no
+    Hounsfield unit: a map. ``header.doubt`` is what :func:`check_evidence` left open.
+    """
+    low, high = CT_HU
+    inside = np.count_nonzero((image_hu >= low) & (image_hu <= high))
+    if inside == 0:
+        raise DicomError("rescale", f"slope and intercept leave no pixel between {low} and {high} HU")
+    if header.doubt == "unit" and inside < (1 - OUTSIDE_SHARE) * image_hu.size:
+        raise DicomError("no_hounsfield", "RescaleType is no Hounsfield unit, and the values are beyond a CT's range")
+    if header.doubt == "class":
+        raise DicomError("other_class", _SAYS["sop_class"])
+
+
+def unit_marks(rescale_type: str) -> tuple[str, ...]:
+    """Return the mark of an image whose RescaleType is neither Hounsfield units nor unspecified."""
+    known = (*HOUNSFIELD_UNITS, UNSPECIFIED)
+    return () if _bare(rescale_type.upper()) in known else ("rescale_type",)
+
+
+def _bare(text: str) -> str:
+    return _NO_LETTERS.sub(" ", text).strip()
