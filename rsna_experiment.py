@@ -185,7 +185,7 @@ def build_network(
         nonfinite_limit=config.tr_nonfinite_limit,
         averages=build_weight_averages(config, model),
     )
-    loss = build_training_loss(config)
+    loss = build_training_loss(config, device)
     if config.net_kind in (SEQUENCE, STUDY):
         kind = RSNASequenceNetwork if config.net_kind == SEQUENCE else RSNAStudyNetwork
         weight = sequence_settings(config.seq_model, sequence_options(config))["seq_study_weight"]
@@ -193,9 +193,9 @@ def build_network(
     return RSNANetwork(model, device, amp_dtype, training, loss)
 
 
-def build_training_loss(config: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build the training loss; UsageError where an option is given that it doesn't know."""
-    return build_loss(config.loss, given_options(config, "loss_"), LABEL_WEIGHTS)
+def build_training_loss(config: TrainConfig, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Build the training loss for logits on ``device``; UsageError where an option is given that it doesn't know."""
+    return build_loss(config.loss, given_options(config, "loss_"), LABEL_WEIGHTS, device)
 
 
 def build_weight_averages(config: TrainConfig, model: nn.Module) -> dict[str, Average]:

@@ -13,6 +13,7 @@ from common.errors import UsageError
 from common.tables import Row, choose, settings, table
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # (logits (N, C) float32, targets (N, C) float32 in 0..1) -> losses (N, C)
@@ -21,28 +22,26 @@ ElementLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class LossRow(Row):
-    """One loss, and how it is built from the values of the options that it knows and the number of labels."""
+    """One loss, and how it is built: from the values of the options that it knows, the labels' number, the device."""
 
-    build: Callable[[Mapping[str, Any], int], ElementLoss]
+    build: Callable[[Mapping[str, Any], int, torch.device | None], ElementLoss]
 
 
-def build_bce(values: Mapping[str, Any], labels: int) -> ElementLoss:
+def build_bce(values: Mapping[str, Any], labels: int, device: torch.device | None) -> ElementLoss:
     """Binary cross entropy; ``loss_positive_weights`` multiply the part of the positives."""
     import torch
     from torch.nn import functional
 
     weights = per_label("loss_positive_weights", values["loss_positive_weights"], labels)
-    positive = torch.tensor(weights, dtype=torch.float32)
+    positive = torch.tensor(weights, dtype=torch.float32, device=device)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(
-            logits, targets, reduction="none", pos_weight=positive.to(logits.device)
-        )
+        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=positive)
 
     return smoothed(loss, values["loss_smoothing"])
 
 
-def build_focal(values: Mapping[str, Any], labels: int) -> ElementLoss:
+def build_focal(values: Mapping[str, Any], labels: int, device: torch.device | None) -> ElementLoss:
     """Focal loss (Lin et al., "Focal Loss for Dense Object Detection", 2017): α_t · (1 − p_t)^γ · BCE.
 
     α is the weight of positives and 1 − α that of negatives, as torchvision has it; without α both are 1.
@@ -98,13 +97,14 @@ def per_label(option: str, numbers: Sequence[float], labels: int) -> list[float]
 
 
 def build_loss(
-    name: str, given: Mapping[str, Any], label_weights: Sequence[float]
+    name: str, given: Mapping[str, Any], label_weights: Sequence[float], device: torch.device | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build the loss called ``name``: (logits (N, C), targets (N, C)) → scalar.
 
     ``given`` are the ``loss_…`` options, None where not given; ``loss_label_weights`` among them replace
-    ``label_weights`` (C,), which are relative. Raises UsageError for another name, an option the loss doesn't know,
-    and another number of weights.
+    ``label_weights`` (C,), which are relative. ``device``: where logits and targets will be; None: on the CPU. What the
+    loss needs is put there now: a copy in each iteration would let the host wait for the device. Raises UsageError for
+    another name, an option the loss doesn't know, and another number of weights.
     """
     import torch
 
@@ -115,10 +115,10 @@ def build_loss(
     weights = torch.tensor(chosen, dtype=torch.float64)
     if weights.sum() == 0:
         raise UsageError("--loss_label_weights must not all be 0")
-    weights = (weights / weights.sum()).float()
-    each = LOSSES[name].build(values, count)
+    weights = (weights / weights.sum()).float().to(device=device)
+    each = LOSSES[name].build(values, count, device)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return (each(logits, targets) * weights.to(logits.device)).sum(dim=1).mean()
+        return (each(logits, targets) * weights).sum(dim=1).mean()
 
     return loss

@@ -48,7 +48,7 @@ def make_loader(
     context = None
     if workers:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context.set_forkserver_preload([*PRELOADED, type(dataset).__module__])
     shard: EpochSampler | ShardedSampler = sampler
     if distributed.world_size() > 1 and not drop_last:  # a training's sampler knows of the processes
         shard = ShardedSampler(sampler, batch_size, distributed.rank(), distributed.world_size())

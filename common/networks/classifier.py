@@ -33,7 +33,7 @@ class ClassifierNetwork(AbstractNetwork):
         super().__init__(model, device, amp_dtype, training)
         self.class_names = tuple(class_names)
         self.class_weights = tuple(class_weights)
-        self.loss = loss or build_loss("bce", {}, self.class_weights)
+        self.loss = loss or build_loss("bce", {}, self.class_weights, device)
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the training loss of ``batch.inputs["image"]`` (B, C, H, W) against ``batch.target`` (B, K)."""
