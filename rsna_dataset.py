@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 LABEL_WEIGHTS = (1, 1, 1, 1, 1, 2)
+METRIC = "weighted_log_loss"  # by which experiments are compared
 PUBLISHED = {  # prevalences among stage 1's 674,258 training images (Flanders et al. 2020, doi 10.1148/ryai.2020190211)
     "epidural": 2_761 / 674_258,
     "intraparenchymal": 32_564 / 674_258,

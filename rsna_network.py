@@ -15,9 +15,9 @@ from common.metrics import probabilities
 from common.models.sequence_layers import SequenceOutput, in_series, of_slices
 from common.networks.classifier import ClassifierNetwork
 from common.networks.network import Predictions, StepOutput, Training
-from rsna_dataset import LABEL_WEIGHTS, LABELS
+from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC
 
-MONITOR = "valid/weighted_log_loss"
+MONITOR = f"valid/{METRIC}"
 # What a sequence model takes, in its order, and a network over whole series of pictures; the lengths follow.
 SEQUENCE_INPUTS = ("features", "logits", "position_mm", "mask")
 STUDY_INPUTS = ("image", "position_mm", "mask", "places")

@@ -48,6 +48,7 @@ from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
+    METRIC,
     RSNADataset,
     dataset_folder,
     read_dataset_info,
@@ -56,13 +57,11 @@ from rsna_dataset import (
 )
 from rsna_evaluation import PREDICTION_FILES, constant_basis, described_images, evaluate_predictions
 from rsna_evaluation import labelled_rows as dataset_labels
-from rsna_network import MONITOR
 from rsna_pictures import grey_slices, heat_maps
 from rsna_prediction import dataset_folder_of, load_network
 
 logger = logging.getLogger(__name__)
 
-METRIC = MONITOR.partition("/")[2]
 CROSS_VALIDATION_FILE = "cross_validation.json"  # what rsna_crossvalidation.py writes
 DRAWS = 200  # evaluate.py makes more; a report should not take minutes
 PICTURES_EACH, TILE = 9, 180

@@ -11,15 +11,14 @@ import pandas as pd
 
 from common.arguments import parse_args
 from common.errors import EXIT_RESUMABLE, Interrupted, UsageError, WorkError
-from common.reports.experiment import duration
-from common.reports.leaderboard import REPORT_FILE
-from common.reports.record import STATUS_FILE, read_record
+from common.reports.leaderboard import update_leaderboard
+from common.reports.record import REPORT_FILE, STATUS_FILE, duration, read_record
 from common.statistics import WEIGHTED_ROW, format_table
 from common.sweeps.plan import NAME, Planned, flags_of, planned, read_grid, read_lines
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.sweeps.search import BEST_FILE, Search, read_space
 from config import SweepConfig, TrainConfig
-from rsna_report import METRIC, write_leaderboard
+from rsna_dataset import METRIC
 
 ROOT = Path(__file__).resolve().parent
 IDLE = ("-h", "--help", "--list")  # flags of train.py that end it before a training
@@ -40,7 +39,7 @@ def run_experiments(config: SweepConfig) -> Path:
         return config.output_dir
     places = slots(config.parallel, len(experiments))
     outcomes = Runner(ROOT, places, lambda folder: steps(folder, config)).run(experiments)
-    path = write_leaderboard(config.output_dir)
+    path = update_leaderboard(config.output_dir, METRIC)
     print(f"\n{conclusion(outcomes, config.output_dir, path)}")
     if len(outcomes) < len(experiments) or any(outcome.code == EXIT_RESUMABLE for outcome in outcomes):
         raise Interrupted("interrupted; the same command goes on: it skips what is finished and has a name")

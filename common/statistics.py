@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.metrics import binary_log_losses, normalized_weights
 
@@ -34,6 +33,8 @@ def label_table(
     and as ``positives`` the images with at least one positive class. Raises ValueError where shapes don't agree, N is
     0, or a prediction is not a probability.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # here: sweep.py needs none of its second
+
     values = np.asarray(predictions, dtype=np.float64)
     truth = np.asarray(targets, dtype=np.float64)
     constants = np.asarray(prevalences, dtype=np.float64)

@@ -390,3 +390,11 @@ def test_a_sweep_trains_evaluates_and_predicts_and_skips_what_is_finished(small_
     assert "was finished before" in second.stdout
     assert (results / "a" / "best.pt").stat().st_mtime_ns == stamp
     assert read_record(results / "1").status == "finished"
+
+
+def test_a_sweep_is_planned_and_ended_without_the_packages_that_its_runs_import() -> None:
+    code = (
+        "import sys, rsna_sweep; print(*{'torch', 'sklearn', 'albumentations', 'timm', 'torchvision'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

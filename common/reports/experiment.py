@@ -15,7 +15,7 @@ from common.evaluation.resampling import Array
 from common.reports import page
 from common.reports.evaluation import evaluation_sections
 from common.reports.page import Line
-from common.reports.record import FINISHED, Record
+from common.reports.record import FINISHED, Record, duration
 from common.statistics import WEIGHTED_ROW
 
 SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that say nothing of the result
@@ -188,13 +188,6 @@ def _times(record: Record) -> pd.DataFrame:
         if len(values):
             rows[title] = form.format(values.max() if key.endswith("_gb") else np.median(values))
     return pd.DataFrame({"": rows})
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time as people say it."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _configuration(record: Record, rivals: Sequence[Record], metric: str, defaults: Mapping[str, Any]) -> list[str]:

@@ -146,3 +146,10 @@ def _status(folder: Path) -> str:
     if status != FINISHED and is_in_progress(folder):  # a finished run holds its lock while it writes its report
         return RUNNING
     return KILLED if status == RUNNING else status
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
