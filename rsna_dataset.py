@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.datasets.context import find_neighbours, slice_places
+from common.console import tell
+from common.datasets.context import describe_lacks, find_neighbours, slice_places
 from common.datasets.image_files import SUFFIXES
 from common.datasets.images import ImageDataset, Neighbours, Transform
+from common.distributed import is_main
 from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
 from common.preprocessing.groups import Identities, group_images, picture_keys
@@ -787,7 +789,10 @@ def _all_neighbours(path: Path, stamp: tuple[int, int], context: int) -> tuple[n
     series, _ = pd.factorize(metadata["series_id"])
     slice_index = metadata["slice_index"].to_numpy()
     places = slice_places(series, metadata["position_mm"].to_numpy(), slice_index)
-    return metadata.index.to_numpy(dtype=np.str_), find_neighbours(series, places, slice_index, context)
+    rows = find_neighbours(series, places, slice_index, context)
+    if is_main():
+        tell(f"{path.parent}: --data_context={context}: {describe_lacks(rows)}")
+    return metadata.index.to_numpy(dtype=np.str_), rows
 
 
 class RSNADataset(ImageDataset):

@@ -20,7 +20,7 @@ import train
 from common.albumentations import fixed_windows
 from common.checkpoint import load_checkpoint
 from common.datasets.batch import collate
-from common.datasets.context import find_neighbours, slice_places
+from common.datasets.context import describe_lacks, find_neighbours, slice_places
 from common.errors import UsageError, WorkError
 from common.models.backbone import create_model
 from common.transforms import find_transform, load_pipeline, pipeline_from_dict
@@ -63,25 +63,70 @@ def test_a_slice_without_a_place_stands_alone_and_a_series_without_any_goes_by_i
     np.testing.assert_array_equal(places, [1, 0, 3, np.nan])
 
 
+def test_thin_slices_below_and_thick_ones_above_have_the_neighbours_beside_them() -> None:
+    """The posterior fossa at 2.5 mm, the rest at 5 (dcm2niix issue 22): one spacing for all left six slices alone."""
+    places = [0, 2.5, 5, 7.5, 10, 12.5, 15, 17.5, 20, 25, 30, 35, 40, 45, 50]
+    last = len(places) - 1
+    assert neighbours(places, 1) == [[max(row - 1, 0), row, min(row + 1, last)] for row in range(last + 1)]
+    assert neighbours(places, 2)[8] == [6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3, 1.0])
+def test_a_head_scanned_twice_is_not_mixed(offset: float) -> None:
+    places = [place + scan * offset for place in (0, 5, 10, 15) for scan in (0, 1)]
+    assert neighbours(places, 1) == [[max(row - 2, row % 2), row, min(row + 2, 6 + row % 2)] for row in range(8)]
+    thrice = [place + scan * offset / 2 for place in (0, 5, 10) for scan in (0, 1, 2)]
+    assert neighbours(thrice, 1) == [[max(row - 3, row % 3), row, min(row + 3, 6 + row % 3)] for row in range(9)]
+
+
+def test_thin_slices_beside_a_gap_stay_each_others_neighbours() -> None:
+    places = [0, 0.6, 1.2, 1.8, 20, 20.6, 21.2, 21.8]
+    assert neighbours(places, 1) == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3], [4, 4, 5], [4, 5, 6], [5, 6, 7],
+                                     [6, 7, 7]]  # fmt: skip
+
+
 def slow(series: list[int], places: list[float], count: int) -> list[list[int]]:
     """The rule once more, slice by slice."""
     found = []
-    for row, place in enumerate(places):
-        own = [other for other in range(len(places)) if series[other] == series[row]]
-        sites = sorted({places[other] for other in own})
-        steps = np.diff(sites)
-        spacing = float(np.median(steps)) if len(steps) else 1.0
-        twins = [other for other in own if places[other] == place]
+    for row in range(len(places)):
+        own = sorted(
+            (other for other in range(len(places)) if series[other] == series[row]), key=lambda o: (places[o], o)
+        )
+        exact = sorted({places[other] for other in own})
+        steps = [float(step) for step in np.diff(exact)]
+        merged = set()
+        for start in range(len(steps)):
+            for run in (1, 2):
+                bounds = [steps[k] for k in (start - 1, start + run) if 0 <= k < len(steps)]
+                inner = steps[start : start + run]
+                if len(inner) == run and bounds and max(inner) < 0.3 * min(bounds):
+                    merged |= set(range(start, start + run))
+        sites: list[list[float]] = []
+        for number, value in enumerate(exact):
+            if number - 1 in merged:
+                sites[-1].append(value)
+            else:
+                sites.append([value])
+        groups = [[other for other in own if places[other] in site] for site in sites]
+        centers = [float(np.mean([places[other] for other in group])) for group in groups]
+        gaps = np.diff(centers)
+        spacings = [
+            float(np.median(around)) if len(around := gaps[max(site - 3, 0) : site + 3]) else 1.0
+            for site in range(len(sites))
+        ]
+        mine = next(number for number, group in enumerate(groups) if row in group)
         slots = {0: row}
         for direction in (-1, 1):
+            here, position, spacing = mine, centers[mine], spacings[mine]
             for j in range(1, count + 1):
-                wanted = place + direction * j * spacing
-                near = min(sites, key=lambda site: (abs(site - wanted), site))
-                there = abs(near - wanted) <= spacing / 2 + 1e-3 and near != place
-                same = [other for other in own if places[other] == near]
-                slots[direction * j] = (
-                    same[min(twins.index(row), len(same) - 1)] if there else slots[direction * (j - 1)]
-                )
+                position += direction * spacing
+                beside = [site for site in range(len(centers)) if abs(centers[site] - position) <= spacing / 2 + 1e-3]
+                near = min(beside, key=lambda site: direction * centers[site], default=here)
+                if near != here:
+                    here, position, spacing = near, centers[near], spacings[near]
+                    slots[direction * j] = groups[near][min(groups[mine].index(row), len(groups[near]) - 1)]
+                else:
+                    slots[direction * j] = slots[direction * (j - 1)]
         found.append([slots[j] for j in range(-count, count + 1)])
     return found
 
@@ -92,7 +137,7 @@ def slow(series: list[int], places: list[float], count: int) -> list[list[int]]:
 )
 def test_neighbours_of_any_series_are_those_of_the_rule(rows: list[tuple[int, int]], count: int) -> None:
     codes, _ = pd.factorize(pd.Series([series for series, _ in rows]))
-    places = [float(place) for _, place in rows]
+    places = [place / 2 for _, place in rows]
     assert neighbours(places, count, codes.tolist()) == slow(codes.tolist(), places, count)
 
 
@@ -116,6 +161,23 @@ def test_channels_are_the_windows_of_each_neighbour_in_their_order(small_dataset
     found = beside[ids.index(middle)].image
     assert found.shape == (9, 48, 48)
     np.testing.assert_allclose(found, np.concatenate(wanted), atol=1e-5)  # nine channels go another way than three
+
+
+def test_slices_that_lack_a_neighbour_are_counted_by_side() -> None:
+    found = describe_lacks(np.array(neighbours([0, 5, 10, 20, 25, np.nan], 1)))
+    assert found.startswith("5 of 6 slices lack a neighbour")
+    assert found.endswith("4 at one side, 0 at both, 1 that have none at all")
+
+
+def test_how_many_slices_lack_a_neighbour_is_said_once_at_the_start(small_dataset, tmp_path, capsys) -> None:
+    folder = tmp_path / "datasets/phantom"
+    shutil.copytree(small_dataset.folder, folder)
+    capsys.readouterr()
+    for _ in range(2):
+        dataset(folder, 1, size=48)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "lack a neighbour" in line]
+    assert len(lines) == 1
+    assert f" of {len(read_metadata(folder))} slices lack a neighbour" in lines[0]
 
 
 def test_whole_batches_on_the_device_are_the_pictures_with_their_neighbours(small_dataset) -> None:
