@@ -724,11 +724,20 @@ class TTAOptions:
             refuse_given(self, ("tta_views", "tta_mean"), "needs --tta, the file of the views")
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How much is predicted at a time."""
+
+    batch_size: int | None = option(
+        None, "images (or series) in a batch; lower it where memory runs out; none: as the training", minimum=1
+    )
+
+
 OF_AUDITS = {"audit", "audit_sample", "audit_fill", "output_file", "data_input_folder", "data_dataset", "verbosity"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(TTAOptions, TrainedOptions):
+class PredictConfig(TTAOptions, BatchOptions, TrainedOptions):
     """Predict a dataset's split, or the studies of any DICOM files (--source), or audit a submission (--audit).
 
     Model, transforms and image settings come from the weight file. Not a medical device; not for diagnosis.
@@ -868,7 +877,7 @@ class ExportConfig(TrainedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
+class EvaluateConfig(TTAOptions, BatchOptions, ResultsLocation, TrainedOptions):
     """Evaluate an experiment on its validation fold, or any predictions, beside the constant predictor.
 
     Every metric has a 95 % interval over patients. With --tta also with test-time augmentation, and what it changes.
@@ -907,7 +916,7 @@ class EvaluateConfig(TTAOptions, ResultsLocation, TrainedOptions):
 
     def refuse_network_options(self, why: str) -> None:
         """Raise UsageError for an option of a network, where none predicts."""
-        refuse_given(self, ("tta", "net_weights", "seq_features"), why)
+        refuse_given(self, ("tta", "batch_size", "net_weights", "seq_features"), why)
 
 
 def parse_weights(text: str) -> tuple[float, ...]:

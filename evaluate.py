@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from common.arguments import parse_args
 from common.console import set_verbosity
 from common.errors import UsageError, command
+from common.memory import PREDICTION_ADVICE, out_of_memory_advice
 from config import EvaluateConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Print the metrics with their intervals, write ``evaluation…`` as CSV and JSON, and return the table by label."""
     config = parse_args(EvaluateConfig, argv)
     set_verbosity(config.verbosity)
-    if config.eval_file is not None:
-        return evaluate_file(config)
-    return evaluate_experiment(config)
+    with out_of_memory_advice(PREDICTION_ADVICE):
+        return evaluate_experiment(config) if config.eval_file is None else evaluate_file(config)
 
 
 def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:

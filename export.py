@@ -8,6 +8,7 @@ from pathlib import Path
 from common.arguments import parse_args
 from common.console import set_verbosity
 from common.errors import command
+from common.memory import out_of_memory_advice
 from config import ExportConfig
 
 
@@ -20,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     # Here, so that --help and a wrong flag answer at once.
     from rsna_export import export_network
 
-    path = export_network(config)
+    with out_of_memory_advice("let less run beside this; CUDA_VISIBLE_DEVICES= computes on the CPU"):
+        path = export_network(config)
     print(path)
     return path
 

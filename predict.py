@@ -8,6 +8,7 @@ from pathlib import Path
 from common.arguments import parse_args
 from common.console import set_verbosity
 from common.errors import command
+from common.memory import PREDICTION_ADVICE, out_of_memory_advice
 from config import PredictConfig
 
 
@@ -19,14 +20,15 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """
     config = parse_args(PredictConfig, argv)
     set_verbosity(config.verbosity)
-    if config.audit is not None:
-        path = audit_file(config)
-    elif config.source is not None:
-        path = predict_studies(config)
-    elif config.features or config.net_weight_file.is_dir():
-        path = predict_folds(config)
-    else:
-        path = predict_split(config)
+    with out_of_memory_advice(PREDICTION_ADVICE):
+        if config.audit is not None:
+            path = audit_file(config)
+        elif config.source is not None:
+            path = predict_studies(config)
+        elif config.features or config.net_weight_file.is_dir():
+            path = predict_folds(config)
+        else:
+            path = predict_split(config)
     print(path)
     return path
 

@@ -32,6 +32,7 @@ from common.experiment import (
     lock_experiment,
 )
 from common.files import remove_temporaries, write_csv, write_text
+from common.hardware import check_graphs, select_amp_dtype
 from common.losses import build_loss
 from common.models.facts import measure_model
 from common.models.sequence import sequence_settings
@@ -77,8 +78,39 @@ def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.opt
     return optimizer, build_schedule(config.sched, optimizer, steps, given_options(config, "sched_"))
 
 
-def check_choices(config: TrainConfig, model: nn.Module) -> None:
+def choose_precision(run: Run[TrainConfig], device: torch.device) -> tuple[TrainConfig, torch.dtype | None]:
+    """Return a run's options with the type of mixed precision that ``auto`` means on this device, and that type.
+
+    It is stored so: a resumed run computes in the type that it began with. UsageError where the device has not got it.
+    """
+    config = run.config
+    if not config.tr_use_amp:
+        return config, None
+    name = config.tr_amp_dtype
+    if name == "auto" and run.checkpoint is not None:  # of a version that did not store it
+        name = "float16" if run.checkpoint["scaler"] else "bfloat16"
+    try:
+        dtype = select_amp_dtype(name, device)
+    except UsageError as error:
+        if run.checkpoint is None or run.changed:
+            raise
+        raise UsageError(f"{run.folder} was trained so: {error}, with --tr_resume_change=tr_amp_dtype") from None
+    return replace(config, tr_amp_dtype=str(dtype).removeprefix("torch.")), dtype
+
+
+def training_memory_advice(config: TrainConfig) -> str:
+    """Return what to do where a training is out of memory."""
+    hint = "; --tr_batch_find=1 tells what fits" if torch.cuda.is_available() else ""
+    pictures = "" if config.net_kind == SEQUENCE else "lower --data_image_size, or "
+    return (
+        f"lower --tr_batch_size={config.tr_batch_size} (and raise --tr_accumulation_step as much for the same steps), "
+        f"or {pictures}use --tr_use_amp=1 or a smaller model{hint}"
+    )
+
+
+def check_choices(config: TrainConfig, model: nn.Module, device: torch.device) -> None:
     """Build what the options choose once, before there is a folder, so that what can't work leaves none behind."""
+    check_graphs(config.tr_compile, config.tr_accumulation_step, device)
     if config.tr_batch_find and not torch.cuda.is_available():
         raise UsageError("--tr_batch_find=1 needs a GPU: without one the system ends a run that takes too much")
     if config.tr_batch_find and distributed.world_size() > 1:

@@ -45,6 +45,7 @@ from rsna_prediction import (
     load_network,
     load_views,
     output_path,
+    place_of,
     predict_with_studies,
     split_rows,
     write_predictions,
@@ -72,10 +73,10 @@ def load_fold_models(
     ``weights``: which of each fold's (raw, ema, swa), instead of those that --net_weights names; ``more`` goes to
     :func:`rsna_prediction.load_network`.
     """
-    options = (config.n_jobs, config.data_input_folder, config.data_dataset)
+    more |= place_of(config)
     return {
         fold: load_network(
-            folder / facts["weights"], *options, config.net_weights if weights is None else weights[fold], **more
+            folder / facts["weights"], weights=config.net_weights if weights is None else weights[fold], **more
         )
         for fold, facts in finished_folds(folder).items()
     }
@@ -292,7 +293,7 @@ def load_refit(config: PredictConfig) -> TrainedNetwork:
     """Load the network of ``--feature_refit``; UsageError for one that was not trained on all folds."""
     path = config.feature_refit
     file = path / BEST if path.is_dir() else path
-    refit = load_network(file, config.n_jobs, config.data_input_folder, config.data_dataset, config.net_weights)
+    refit = load_network(file, weights=config.net_weights, **place_of(config))
     if refit.config.data_fold != HOLDOUT:
         raise UsageError(
             f"--feature_refit={path}: was trained with --data_fold={refit.config.data_fold}; it takes a "

@@ -20,7 +20,7 @@ from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import fit_temperatures
 from common.files import check_output, write_csv, write_json
-from common.hardware import has_tf32, loader_workers, select_amp_dtype, select_device, this_device
+from common.hardware import arrange_model, has_tf32, loader_workers, select_amp_dtype, select_device, this_device
 from common.models.sequence import sequence_settings
 from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
@@ -65,7 +65,8 @@ class TrainedNetwork:
     """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average.
 
     ``pipeline`` is None for a sequence model; ``data_hash``: of the images and labels of the training, ``trained_on``
-    the name of their dataset; ``features_sha256``: of the features that a sequence model was trained on.
+    the name of their dataset; ``features_sha256``: of the features that a sequence model was trained on. Batches of
+    ``config.tr_batch_size`` are predicted; ``trained_batch``: that of the training.
     """
 
     network: RSNANetwork
@@ -78,6 +79,7 @@ class TrainedNetwork:
     data_hash: str | None
     trained_on: str
     features_sha256: str | None
+    trained_batch: int
 
 
 def load_network(
@@ -89,6 +91,7 @@ def load_network(
     *,
     sequences: bool = False,
     seq_features: str | None = None,
+    batch_size: int | None = None,
 ) -> TrainedNetwork:
     """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
 
@@ -99,7 +102,8 @@ def load_network(
     check_task(checkpoint, weight_file)
     config = from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
     given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
-    given |= {"seq_features": seq_features}
+    given |= {"seq_features": seq_features, "tr_batch_size": batch_size}
+    trained_batch = config.tr_batch_size
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     config = without_lacking_precision(config, weight_file)
     device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
@@ -113,6 +117,7 @@ def load_network(
         pipeline = checkpoint_pipeline(checkpoint, config, weight_file)
         model = build_architecture(config, pipeline.channels)
     load_weights(model, state, str(weight_file), config.net_model)
+    arrange_model(model, channels_last=config.tr_channels_last)
     amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
     network = NETWORKS.get(config.net_kind, RSNANetwork)(model, device, amp_dtype)
     return TrainedNetwork(
@@ -126,6 +131,7 @@ def load_network(
         checkpoint.get("data_hash"),
         str(checkpoint["config"].get("data_dataset", TrainConfig.data_dataset)),
         checkpoint["transforms"].get("features", {}).get("sha256"),
+        trained_batch,
     )
 
 
@@ -159,14 +165,14 @@ def sequence_alone(weight_file: Path) -> UsageError:
 def load_asked(config: PredictConfig | EvaluateConfig | ExportConfig, weight_file: Path) -> TrainedNetwork:
     """Rebuild a network of any kind as a command's options ask for; see :func:`load_network`."""
     return load_network(
-        weight_file,
-        config.n_jobs,
-        config.data_input_folder,
-        config.data_dataset,
-        config.net_weights,
-        sequences=True,
-        seq_features=config.seq_features,
+        weight_file, weights=config.net_weights, sequences=True, seq_features=config.seq_features, **place_of(config)
     )
+
+
+def place_of(config: PredictConfig | EvaluateConfig | ExportConfig) -> dict[str, Any]:
+    """Return the options of a command that say where and how :func:`load_network`'s network predicts."""
+    names = ("n_jobs", "data_input_folder", "data_dataset", "batch_size")
+    return {name: getattr(config, name) for name in names if name in config.__dataclass_fields__}
 
 
 def checkpoint_pipeline(checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline:
@@ -218,7 +224,7 @@ def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
         return read_holdout(folder, config.data_dataset)
     fold = read_fold(folder, config.data_dataset, config.data_fold)
     if config.tr_overfit:  # such a run validates on what it trains on
-        return overfit_rows(select_rows(fold, "train", config.dev_enabled), config.tr_overfit, config.tr_batch_size)
+        return overfit_rows(select_rows(fold, "train", config.dev_enabled), config.tr_overfit, trained.trained_batch)
     return select_rows(fold, split, config.dev_enabled)
 
 

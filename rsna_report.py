@@ -13,7 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 
 from common import distributed
 from common.arguments import from_dict, parse_args, to_dict
@@ -25,6 +24,7 @@ from common.errors import UsageError, UserError
 from common.evaluation.resampling import Array
 from common.experiment import CONFIG, LOG_FILE, create_experiment, lock_experiment, plain
 from common.files import remove_temporaries, write_text
+from common.memory import is_out_of_memory
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.reports.evaluation import evaluation_page
 from common.reports.experiment import Evaluated, Together, experiment_page
@@ -381,7 +381,9 @@ def heat_pictures(
                     return {}, f"No heat: {options.net_model} has no Grad-CAM."
                 cells = " × ".join(map(str, heat.shape[1:]))
                 found[str(asked.index[place])] = overlay(fit(grey, TILE), heat[0])
-    except (UserError, OSError, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        if not (isinstance(error, (UserError, OSError)) or is_out_of_memory(error)):
+            raise
         return {}, f"No heat: {' '.join(str(error).split())}"
     return found, (
         f"Right heat: Grad-CAM of any ({cells} cells, each slice to its own highest), where the network's last feature "

@@ -38,6 +38,7 @@ from rsna_prediction import (
     load_calibration,
     load_network,
     load_views,
+    place_of,
     predict_with_studies,
     sequence_alone,
 )
@@ -255,7 +256,6 @@ def load_study_model(config: PredictConfig) -> StudyModel:
     Raises UsageError for models that don't go together, and the errors of :func:`rsna_prediction.load_network`.
     """
     path = config.net_weight_file
-    options = (config.n_jobs, config.data_input_folder, config.data_dataset)
     if config.sequence is not None:
         sequences = load_sequences(config, path)
         (name, first), *_ = sequences.items()
@@ -274,7 +274,7 @@ def load_study_model(config: PredictConfig) -> StudyModel:
     if path.is_dir():
         networks = {fold_key(fold): network for fold, network in load_fold_models(config, path).items()}
     else:
-        networks = {path.name: load_network(path, *options, config.net_weights)}
+        networks = {path.name: load_network(path, weights=config.net_weights, **place_of(config))}
     calibration = None if path.is_dir() else asked_calibration(config, path, networks[path.name])
     views = {name: load_views(network, config) for name, network in networks.items()}
     return SliceModels(networks, views, calibration)
@@ -305,6 +305,5 @@ def load_sequences(config: PredictConfig, parent: Path) -> dict[str, TrainedNetw
             raise UsageError(
                 f"--sequence={path}: {file} was trained on other features than those that lie in {parent / 'features'}"
             )
-        place = (config.n_jobs, config.data_input_folder, config.data_dataset)
-        found[name] = load_network(file, *place, config.net_weights, sequences=True)
+        found[name] = load_network(file, weights=config.net_weights, sequences=True, **place_of(config))
     return found

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     # Here, so that --help and a wrong flag answer at once.
     from common import distributed
     from common.experiment import setup_logging
-    from common.hardware import select_amp_dtype, select_device
+    from common.hardware import select_device
     from common.interruption import interruptible
     from common.memory import out_of_memory_advice
     from common.reproducibility import seed_everything, seed_process
@@ -41,12 +41,14 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         build_training_data,
         check_choices,
         check_interrupted,
+        choose_precision,
         claim_experiment,
         conclude_again,
         find_run,
         observed,
         report_start,
         run_finders,
+        training_memory_advice,
     )
     from rsna_model import build_model
 
@@ -61,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
             print(f"the experiment is finished: there is nothing to go on with\n{run.folder}")
             return run.folder
         seed_everything(config.seed)
+        stack.enter_context(out_of_memory_advice(training_memory_advice(config)))
         device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
-        amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
+        config, amp_dtype = choose_precision(run, device)
         data = build_training_data(config, device)
         model = build_model(config, data.channels, starting_weights=run.checkpoint is None)
-        check_choices(config, model)
+        check_choices(config, model, device)
         experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))
         if distributed.is_main():
             stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         seed_process(config.seed, distributed.rank())
         if distributed.is_main():
             report_start(config, data, network)
-        with interruptible(network.interrupt), out_of_memory_advice(config.tr_batch_size, device):
+        with interruptible(network.interrupt):
             if run.checkpoint is None:
                 run_finders(config, experiment, network)
             run.restore(network)

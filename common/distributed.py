@@ -81,6 +81,12 @@ def process_group() -> Iterator[None]:
         return
     gpus = torch.cuda.is_available()
     if gpus:
+        count = torch.cuda.device_count()
+        if max(local_processes(), local_rank() + 1) > count:
+            raise UsageError(
+                f"torchrun started {local_processes()} processes on this machine, which has {count} GPU(s) to use: "
+                f"start as many, --nproc_per_node={count}"
+            )
         torch.cuda.set_device(local_rank())
     store, number, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
     if local_processes() == size:

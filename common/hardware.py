@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from common import distributed
 from common.errors import UsageError
 from common.machine import usable_cores
 
+logger = logging.getLogger(__name__)
+
+DEVICE_FILES = Path("/dev")
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+GRAPH_MODES = ("reduce-overhead", "max-autotune")  # in which torch.compile records CUDA graphs
 LOADING_PROCESSES = 16  # of a run at most: each takes half a gigabyte, and so many feed any GPU
 
 
@@ -44,11 +55,72 @@ def this_device() -> torch.device:
 
 
 def select_device(n_jobs: int, *, tf32: bool, deterministic: bool) -> torch.device:
-    """Return :func:`this_device`, set to compute as asked for; UsageError where it can't."""
+    """Return :func:`this_device`, set to compute as asked for; UsageError where it can't.
+
+    A GPU that torch leaves alone is told of in a line.
+    """
     torch.set_num_threads(cpu_cores(n_jobs))
     device = this_device()
+    if device.type == "cuda":
+        check_architecture(device)
+    elif (line := unused_gpu()) is not None:
+        logger.warning("%s", line)
     set_computation(device, tf32=tf32, deterministic=deterministic)
     return device
+
+
+def check_architecture(device: torch.device) -> None:
+    """Raise UsageError for a GPU that this build of torch has no kernels for: the first one would end the run.
+
+    Kernels (sm_80) run on newer GPUs of the same generation (8.0 to 8.9), those named sm_90a on their own alone, and
+    compute_90 is code that any newer GPU translates.
+    """
+    capability = torch.cuda.get_device_capability(device)
+    built = torch.cuda.get_arch_list()
+    known = [match for name in built if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name))]
+    for kind, major, minor, suffix in (match.groups() for match in known):
+        wanted = (int(major), int(minor))
+        if wanted == capability or (kind == "compute" and not suffix and wanted < capability):
+            return
+        if suffix != "a" and wanted[0] == capability[0] and wanted < capability:
+            return
+    if known:
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} is an sm_{capability[0]}{capability[1]} and torch "
+            f"{torch.__version__} is built for {', '.join(built)}: install a build of torch for this GPU "
+            "(pytorch.org), or compute on the CPU by CUDA_VISIBLE_DEVICES="
+        )
+
+
+def unused_gpu() -> str | None:
+    """Say why torch doesn't use the NVIDIA GPU that is here; None where there is none, or the user hides it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not re.match(r"\s*(\d|GPU-|MIG-)", hidden):
+        return None
+    if not any(_can_open(path) for path in DEVICE_FILES.glob("nvidia[0-9]*")):
+        return None
+    try:
+        found = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", DRIVER_FILE.read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    driver = f"driver {found[1]}" if found else "driver"
+    if torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is built without CUDA; install a build that has it (pytorch.org)"
+    else:
+        reason = (
+            f"its {driver} doesn't serve torch {torch.__version__}, which is built for CUDA {torch.version.cuda}; "
+            "nvidia-smi tells the newest CUDA that it serves: update it, or install a torch for that CUDA (pytorch.org)"
+        )
+    return f"there is a GPU here and this computes on the CPU: {reason}. CUDA_VISIBLE_DEVICES= hides the GPU"
+
+
+def _can_open(path: Path) -> bool:
+    """Whether a device may be used; a job without one on a cluster may see the others' files."""
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except OSError:
+        return False
+    return True
 
 
 def select_amp_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -89,7 +161,9 @@ def set_computation(device: torch.device, *, tf32: bool, deterministic: bool) ->
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def arrange_model(model: nn.Module, *, channels_last: bool, grad_checkpoint: bool, compile_mode: str) -> nn.Module:
+def arrange_model(
+    model: nn.Module, *, channels_last: bool = False, grad_checkpoint: bool = False, compile_mode: str = "none"
+) -> nn.Module:
     """Return ``model`` with what was asked for; its parameters keep their names. UsageError where it can't be."""
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -98,7 +172,31 @@ def arrange_model(model: nn.Module, *, channels_last: bool, grad_checkpoint: boo
     if compile_mode != "none":
         check_compiler()
         model.compile(mode=compile_mode)
+        if compile_mode in GRAPH_MODES:
+            model._compiled_call_impl = _with_own_outputs(model._compiled_call_impl)
     return model
+
+
+def check_graphs(compile_mode: str, accumulation_step: int, device: torch.device) -> None:
+    """Raise UsageError where CUDA graphs would add up gradients: the next graph writes over the first's.
+
+    Torch then ends the run, or gives a part of the sum without a word (its issues 169545 and 96693).
+    """
+    if compile_mode in GRAPH_MODES and accumulation_step > 1 and device.type == "cuda":
+        raise UsageError(
+            f"--tr_compile={compile_mode} records CUDA graphs, in which torch can't add up the gradients of "
+            f"--tr_accumulation_step={accumulation_step} batches; use --tr_compile=default, or a step of 1"
+        )
+
+
+def _with_own_outputs(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a compiled model's call whose outputs stay as they are: a CUDA graph writes each into the same memory."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return tree_map_only(torch.Tensor, torch.clone, compiled(*args, **kwargs))
+
+    return call
 
 
 def _checkpoint_gradients(model: nn.Module) -> None:

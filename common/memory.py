@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from common.errors import UserError, WorkError
+from common.machine import memory_limit
 
-from common.errors import WorkError
+# What is said where no exception of its own is raised: torch's allocator on the CPU, the driver's error 2, cuDNN 8 and
+# 9, cuBLAS and its kin (whose handles are made late, on a full device), NCCL, OpenCV, C++.
+MESSAGES = re.compile(
+    r"can't allocate memory|not enough memory|cannot allocate memory|out of memory|bad_alloc|insufficient memory"
+    r"|ALLOC_FAILED|ALLOCATION_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .?cublasCreate",
+    re.IGNORECASE,
+)
+PREDICTION_ADVICE = "lower --batch_size, or --n_jobs; CUDA_VISIBLE_DEVICES= computes on the CPU"
+GPU = re.compile(r"cuda|cudnn|cublas|cusolver|cusparse|cufft|nccl|\bgpu", re.IGNORECASE)
 
-# What torch's allocator on the CPU says; it has no class of its own.
-CPU_MESSAGES = ("can't allocate memory", "not enough memory")
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that there was no memory left, on a GPU or on the host."""
+    if error is None or isinstance(error, UserError):
+        return False
+    if isinstance(error, MemoryError) or _is_of_torch(error):
         return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in CPU_MESSAGES)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    library = isinstance(error, RuntimeError) or type(error).__module__ == "cv2"
+    return (library and MESSAGES.search(str(error)) is not None) or is_out_of_memory(error.__cause__)
 
 
 @contextmanager
-def out_of_memory_advice(batch_size: int, device: torch.device) -> Iterator[None]:
-    """Within this context running out of memory is a :class:`WorkError` that says what to lower."""
+def out_of_memory_advice(advice: str) -> Iterator[None]:
+    """Within this context running out of memory is a :class:`WorkError`, which ends with ``advice``: what to lower."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
-        place = "GPU" if device.type == "cuda" else "host"
-        hint = "; --tr_batch_find=1 tells what fits" if device.type == "cuda" else ""
-        raise WorkError(
-            f"out of {place} memory at --tr_batch_size={batch_size}: lower it (and raise --tr_accumulation_step as "
-            "much for the same steps), or lower --data_image_size, or use --tr_use_amp=1 or a smaller --net_model"
-            f"{hint}"
-        ) from error
+        place = "GPU memory"
+        if not (_is_of_torch(error) or GPU.search(str(error))):
+            place = "host memory"
+            if (limit := memory_limit()) is not None:
+                place += f" (the container or job may use {limit / 2**30:.1f} GiB)"
+        raise WorkError(f"out of {place}: {advice}") from error
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    """Whether it is torch.OutOfMemoryError; told by its name, since torch need not be imported."""
+    return any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)

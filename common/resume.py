@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -101,9 +101,17 @@ def resume_run(
             )
         saved = read_options(folder) if checkpoint is None else checkpoint["config"]
         before = parse_args(config_class, [], saved)
-        config = parse_args(config_class, arguments, saved)
+        config = as_settled(before, parse_args(config_class, arguments, saved), changes)
         changed = changed_options(before, config, changes)
         yield Run(config, folder, changed, checkpoint)
+
+
+def as_settled(before: ConfigT, config: ConfigT, changes: Sequence[str]) -> ConfigT:
+    """Return ``config`` with what the run settled on where it says auto, unless ``changes`` names the option."""
+    free = {*changeable_options(type(config)), *changes}
+    old, new = to_dict(before), to_dict(config)
+    settled = [name for name, value in new.items() if value == "auto" and name not in free and old[name] != value]
+    return replace(config, **{name: getattr(before, name) for name in settled})
 
 
 def check_place(config: Any, folder: Path) -> None:

@@ -48,6 +48,18 @@ def runs(small_dataset, tmp_path_factory) -> Iterator[Runs]:
         yield runs
 
 
+def test_more_processes_than_gpus_are_refused_before_any_waits_for_another(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4, "RANK": 1, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with (
+        pytest.raises(UsageError, match=r"4 processes on this machine, which has 2 GPU\(s\).* --nproc_per_node=2"),
+        distributed.process_group(),
+    ):
+        pass
+
+
 def test_two_processes_have_the_losses_and_weights_of_one_with_twice_the_batch(runs: Runs) -> None:
     answer = runs.start("one", "--tr_batch_size=8")
     assert answer["code"] == 0, answer["output"]

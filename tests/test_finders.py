@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import timm
@@ -10,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from common.callbacks.callback import Callback
+from common.datasets.batch import Batch
 from common.errors import WorkError
 from common.models.facts import measure_model
-from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
+from common.networks.averages import ExponentialAverage
+from common.networks.finders import RateCurve, find_batch_size, find_learning_rate, rate_picture
+from common.networks.guard import StepGuard
 from tests.test_network import Pictures, build, linear_model, weights
 
 
@@ -74,19 +79,19 @@ def test_the_picture_has_a_point_for_each_rate_and_names_the_suggestion() -> Non
 
 
 class Hungry(nn.Module):
-    """Takes at most so many images, as a full GPU does."""
+    """Takes at most so many images in training, and in evaluation, as a full GPU does."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_in_evaluation: int = 1000) -> None:
         super().__init__()
-        self.inner, self.most = linear_model(), most
+        self.inner, self.most, self.most_in_evaluation = linear_model(), most, most_in_evaluation
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > self.most:
+        if len(x) > (self.most if self.training else self.most_in_evaluation):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.inner(x)
 
 
-@pytest.mark.parametrize(("most", "limit", "found"), [(5, 100, 4), (8, 100, 8), (100, 24, 16), (1, 100, 1)])
+@pytest.mark.parametrize(("most", "limit", "found"), [(5, 100, 4), (8, 100, 8), (100, 24, 16), (2, 100, 2), (1, 1, 1)])
 def test_the_largest_power_of_two_that_fits_is_found_and_nothing_is_changed(most: int, limit: int, found: int) -> None:
     network = build(model=Hungry(most))
     before = weights(network).clone()
@@ -94,9 +99,73 @@ def test_the_largest_power_of_two_that_fits_is_found_and_nothing_is_changed(most
     assert torch.equal(weights(network), before)
 
 
-def test_where_not_even_one_image_fits_it_is_said() -> None:
-    with pytest.raises(WorkError, match="not even one image"):
-        find_batch_size(build(model=Hungry(0)), 8)
+def test_a_batch_that_validates_no_more_is_none_that_fits() -> None:
+    assert find_batch_size(build(model=Hungry(100, most_in_evaluation=9)), 100) == 8
+
+
+def test_the_averages_take_room_too_and_are_put_back() -> None:
+    model = Hungry(100)
+    average = ExponentialAverage(model, 0.9)
+    average.model.most_in_evaluation = 5  # there is less left for the second of two models
+    network = build(model=model, averages={"ema": average})
+    before = {name: value.clone() for name, value in average.model.state_dict().items()}
+    assert find_batch_size(network, 100) == 4
+    assert not average.started(10)
+    for name, value in average.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_room_is_left_for_the_batches_that_are_on_their_way() -> None:
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+
+    class Full(nn.Module):
+        """A device for 64 images, which are counted while they lie on it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear_model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if sum(map(len, alive)) > 64:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.inner(x)
+
+    network = build(model=Full())
+
+    def prepare(batch: Batch) -> Batch:
+        ready = replace(batch, inputs={"image": batch.inputs["image"].clone()})
+        alive.add(ready.inputs["image"])
+        return ready
+
+    network.prepare_batch = prepare
+    assert find_batch_size(network, 1000) == 16  # of three batches at a time
+
+
+def test_a_model_with_batch_norms_over_single_values_is_no_fault() -> None:
+    assert find_batch_size(build(model=normed_model()), 16) == 16
+
+
+def test_where_not_even_two_images_fit_it_is_said() -> None:
+    with pytest.raises(WorkError, match="not even two images"):
+        find_batch_size(build(model=Hungry(1)), 8)
+
+
+def test_a_scaler_that_must_come_down_first_spoils_no_momentum() -> None:
+    """Fused SGD takes its momentum from memory as it lies there where its first step is left out."""
+
+    def searched(fused: bool) -> RateCurve:
+        network = build(fused=fused)
+        network.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        loss, training = network.loss, network.training
+        network.loss = lambda logits, targets: 100 * loss(logits, targets)  # the first scaled gradients are infinite
+        network.guard = StepGuard(training.optimizer, network.scaler, late=True, clip_norm=0, mode="stop", limit=0)
+        return find_learning_rate(network, steps=40)
+
+    torch.use_deterministic_algorithms(True)  # fills memory that nothing was written to with NaN
+    try:
+        assert searched(True).losses == pytest.approx(searched(False).losses, rel=1e-4)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_operations_parameters_and_kept_bytes_of_a_small_model_are_as_counted_by_hand() -> None:

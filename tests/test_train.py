@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ import predict
 import train
 from common.arguments import parse_args
 from common.checkpoint import load_checkpoint
+from common.errors import UsageError
 from common.models.backbone import create_model
+from common.resume import Run
 from common.trackers.jsonl import read_metrics
 from common.transforms import Pipeline
 from common.transforms.canvas import Canvas
@@ -28,6 +30,9 @@ from common.transforms.device import DevicePart
 from config import TrainConfig
 from rsna_data import build_data
 from rsna_dataset import LABELS, read_fold, read_metadata, read_submission
+from rsna_experiment import choose_precision
+from rsna_network import RSNANetwork
+from rsna_prediction import load_network
 
 KEY = "valid/weighted_log_loss"
 SMALL = [
@@ -314,6 +319,69 @@ def test_accumulation_and_mixed_precision_train(trained, tmp_path) -> None:
     checkpoint = load_checkpoint(folder / "last.pt")
     assert (checkpoint["iteration"], checkpoint["step"]) == (12, 3)
     evaluate.main([f"--experiment_id={folder.name}", f"--output_dir={tmp_path}"])
+    # The type that auto meant is the run's from then on, also where the same words are said again.
+    assert checkpoint["config"]["tr_amp_dtype"] == "bfloat16"
+    more = ["--tr_amp_dtype=auto", "--tr_iteration_num=16", f"--output_dir={tmp_path}"]
+    train.main([f"--tr_resume={folder.name}", *more])
+    assert load_checkpoint(folder / "last.pt")["iteration"] == 16
+
+
+def test_a_run_goes_on_in_the_type_of_its_begin_or_not_at_all(monkeypatch) -> None:
+    """Begun on a GPU that has bfloat16 and gone on with on one that has it not, and the other way round."""
+    gpu = torch.device("cuda")
+    auto = parse_args(TrainConfig, ["--tr_use_amp=1"])
+
+    def chosen(has_bfloat16: bool, config: TrainConfig = auto, **run) -> tuple[TrainConfig, torch.dtype | None]:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+        return choose_precision(Run(config, **run), gpu)
+
+    (newer, bfloat16), (older, float16) = chosen(True), chosen(False)
+    assert (bfloat16, float16) == (torch.bfloat16, torch.float16)
+    assert (newer.tr_amp_dtype, older.tr_amp_dtype) == ("bfloat16", "float16")
+    assert chosen(True, older, folder=Path("x"), checkpoint={"scaler": {"scale": 1.0}})[1] is torch.float16
+    with pytest.raises(UsageError, match="use float16, with --tr_resume_change=tr_amp_dtype"):
+        chosen(False, newer, folder=Path("x"), checkpoint={"scaler": {}})
+    # Checkpoints of before say auto; whether there was a scaler says what that was.
+    assert chosen(True, folder=Path("x"), checkpoint={"scaler": {"scale": 1.0}})[1] is torch.float16
+    with pytest.raises(UsageError, match="x was trained so: --tr_amp_dtype=bfloat16: this GPU has no bfloat16"):
+        chosen(False, folder=Path("x"), checkpoint={"scaler": {}})
+    assert chosen(True, replace(auto, tr_use_amp=False))[1] is None
+
+
+def test_predictions_are_computed_in_the_trainings_memory_format_and_in_batches_of_any_size(
+    trained, tmp_path, capsys
+) -> None:
+    more = ["--tr_channels_last=1", "--tr_overfit=1", f"--output_dir={tmp_path}"]
+    folder = train.main([*trained.flags, *more])
+    network = load_network(folder / "best.pt").network
+    kernels = [p for p in network.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    place = [f"--experiment_id={folder.name}", f"--output_dir={tmp_path}"]
+    evaluate.main(place)
+    assert "reproduces the logged" in capsys.readouterr().out
+    first = pd.read_csv(folder / "predictions_valid.csv", index_col="id")
+    sizes = []
+    forward = RSNANetwork.prediction_step
+
+    def counted(self, model, batch):
+        sizes.append(len(batch))
+        return forward(self, model, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RSNANetwork, "prediction_step", counted)
+        output = predict.main(
+            [
+                f"--net_weight_file={folder / 'best.pt'}",
+                "--split=valid",
+                "--batch_size=3",
+                f"--output_file={tmp_path / 'x.csv'}",
+            ]
+        )
+        assert sizes == [3, 3, 2]  # the eight images that were learnt by heart, whatever the batch is now
+        evaluate.main([*place, "--batch_size=5"])
+        assert sizes[3:] == [5, 3]
+    pd.testing.assert_frame_equal(pd.read_csv(output, index_col="id"), first, rtol=0, atol=1e-6)
 
 
 def test_training_starts_from_a_weight_file_of_ours(trained, tmp_path) -> None:

@@ -16,8 +16,13 @@ from common import distributed
 from common.errors import WorkError
 from common.memory import is_out_of_memory
 from common.models.freezing import train_mode
+from common.networks.arrival import AHEAD
+from common.networks.guard import Evidence
+from common.networks.network import evaluation_mode
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     from common.datasets.batch import Batch
     from common.networks.network import AbstractNetwork
 
@@ -74,19 +79,17 @@ def find_learning_rate(
 
 
 def find_batch_size(network: AbstractNetwork, limit: int) -> int:
-    """Return the largest power of two, at most ``limit``, that trains as a batch without running out of memory.
+    """Return the largest power of two, at most ``limit``, with which a run doesn't run out of memory.
 
-    Raises WorkError where not even one image fits. Everything is put back as for :func:`find_learning_rate`.
+    It begins at two images: a batch norm takes no batch of one where its map has one place. Raises WorkError where not
+    even two fit. Everything is put back as for :func:`find_learning_rate`.
     """
-    loader = network.training.train_loader
-    found, size = 0, 1
+    found, size = 0, min(2, limit)
     with restored(network):
         while size <= limit:
             try:
-                train_once(
-                    network, loader.collate_fn([loader.dataset[index % len(loader.dataset)] for index in range(size)])
-                )
-            except (RuntimeError, MemoryError) as error:
+                try_batch_size(network, size)
+            except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 break
@@ -94,8 +97,31 @@ def find_batch_size(network: AbstractNetwork, limit: int) -> int:
     if network.device.type == "cuda":
         torch.cuda.empty_cache()
     if not found:
-        raise WorkError("not even one image fits into memory; lower --data_image_size or use a smaller --net_model")
+        raise WorkError("not even two images fit into memory; lower --data_image_size or use a smaller --net_model")
     return found
+
+
+def try_batch_size(network: AbstractNetwork, size: int) -> None:
+    """Do what a run does, with as many batches on the device as it has there: updates, averages and validation."""
+    training = network.training
+    batch = first_batch(training.train_loader, size)
+    ahead = [network.prepare_batch(batch) for _ in range(AHEAD)]
+    for _ in range(2):  # the first makes the optimizer's state, which the second has beside its activations
+        train_once(network, batch)
+    for average in training.averages.values():
+        average.update(network.model, training.step_num)
+    del ahead
+    batch = first_batch(training.valid_loader, size)
+    ahead = [network.prepare_batch(batch) for _ in range(1 + AHEAD)]
+    models = [network.model, *(average.model for average in training.averages.values())]
+    with evaluation_mode(models), torch.inference_mode(), network.autocast():
+        for model in models:
+            network.prediction_step(model, ahead[0])
+
+
+def first_batch(loader: DataLoader, size: int) -> Batch:
+    """Return a batch of the first ``size`` samples, over again where there are fewer."""
+    return loader.collate_fn([loader.dataset[index % len(loader.dataset)] for index in range(size)])
 
 
 @contextmanager
@@ -122,18 +148,19 @@ def training_batches(network: AbstractNetwork) -> Iterator[Batch]:
 
 
 def train_once(network: AbstractNetwork, batch: Batch) -> float:
-    """Make one optimizer step on a batch, without counters, schedule or callbacks.
+    """Make one optimizer step on a batch, as a run does it, without counters, schedule or callbacks.
 
-    Return its loss, the mean over the processes, so that all of them decide alike.
+    One that is not finite changes nothing. Return its loss, the mean over the processes, so that all decide alike.
     """
     optimizer = network.training.optimizer
     optimizer.zero_grad(set_to_none=True)
     with network.autocast():
         output = network.training_step(network.training_model, network.prepare_batch(batch))
+    loss = output.loss.detach()
     network.scaler.scale(output.loss).backward()
-    network.scaler.step(optimizer)
-    network.scaler.update()
-    return distributed.mean(float(output.loss.detach()))
+    network.guard.attempt([Evidence(network.iteration, output.image_ids, loss, output.logits.detach())])
+    network.guard.pending = None  # a trial, which nobody counts
+    return distributed.mean(float(loss))
 
 
 def rate_picture(curve: RateCurve) -> str:

@@ -165,6 +165,7 @@ class StepGuard:
         self.scaler_skips = state["scaler_skips"]
         self.scaler_skips_in_a_row = state["scaler_skips_in_a_row"]
         self.gradient_norm = state["gradient_norm"]
+        self.stepped = False  # the optimizer's state is another
         self.statistics.keep()
 
     def _step(self) -> None:

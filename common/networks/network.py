@@ -415,7 +415,8 @@ class AbstractNetwork(ABC):
             self.validated = state["loop"]["validated"]
             self.should_stop = state["loop"]["should_stop"] and not keep_options
             self.training.train_loader.sampler.load_state_dict(state["sampler"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # of a run in another precision it is empty, which an enabled scaler refuses
+                self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
             parts = {type(callback).__name__: callback for callback in self.training.callbacks}
             for items, states in ((self.training.averages, state["averages"]), (parts, state["callbacks"])):
