@@ -127,12 +127,11 @@ def external_rows(networks: Mapping[Path, TrainedNetwork], config: EvaluateConfi
 
 def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
     """Return the options for an experiment that has no weights of its own: an ensemble, or all folds together."""
-    import yaml
-
+    from common.experiment import experiment_options
     from rsna_evaluation import experiment_predictions
 
     config.refuse_network_options(f"means nothing here: {folder} has no weights, its written predictions are judged")
-    options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    options = experiment_options(folder)
     dataset = config.data_dataset or options.get("data_dataset")
     if dataset is None:
         raise UsageError(f"{folder}: names no dataset; name the one that has the labels by --data_dataset")

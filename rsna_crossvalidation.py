@@ -7,7 +7,6 @@ saw neither it nor its patient) and ``cross_validation.json``.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -36,8 +35,9 @@ from common.experiment import (
     setup_logging,
 )
 from common.files import write_csv, write_json
+from common.foreign import read_json
 from common.metrics import constant_predictor
-from common.reports.record import FINISHED, RUNNING, read_record, write_status, write_value
+from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, read_record, write_status, write_value
 from common.resume import changed_options, check_place, read_options
 from common.statistics import format_table
 from common.sweeps.plan import Planned, flags_of, planned
@@ -130,12 +130,12 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str]) -> Path:
         raise UsageError(f"--cv_run={config.cv_run}: the cross-validation has the folds {known}")
     with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
         config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
-        status = None if config.cv_run is not None else "failed"  # what one of several jobs can't know
+        status = None if config.cv_run is not None else FAILED  # what one of several jobs can't know
         try:
             if run_folds(config, folds, experiment):
                 status = FINISHED
         except (KeyboardInterrupt, Interrupted):
-            status = status and "interrupted"
+            status = status and STOPPED
             raise
         finally:
             if experiment.folder.is_dir():
@@ -417,7 +417,7 @@ def finished_folds(folder: Path) -> dict[int, dict[str, Any]]:
     """Return the folds' parts of cross_validation.json by number; UsageError where not all are finished."""
     path = folder / CROSS_VALIDATION_FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         facts = {int(fact["fold"]): fact for fact in document["folds"]}
         weights = [folder / fact["weights"] for fact in facts.values()]
     except (FileNotFoundError, NotADirectoryError):

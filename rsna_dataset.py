@@ -27,6 +27,7 @@ from common.datasets.images import ImageDataset, Neighbours, Transform
 from common.distributed import is_main
 from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
+from common.foreign import read_json
 from common.preprocessing.groups import Identities, group_images, picture_keys
 from common.preprocessing.series import NORMAL
 from common.preprocessing.sources import SourceFile, Tree, open_tree
@@ -498,7 +499,7 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / DATASET_INFO
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
         version = info["format_version"]
         info.setdefault("format", "npy")  # in the first datasets there was no other
         known = info["image_form"] in ("hu", "window") and info["format"] in SUFFIXES

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from common.arguments import to_dict
 from common.ensemble_fitting import FittedEnsemble, fit_nested, logit_correlations, outer_folds, weighted_loss
 from common.ensembling import align, build_link, combine, scaled_weights, stacked, weighted_mean
-from common.errors import UsageError, WorkError
+from common.errors import UsageError, UserError, WorkError
 from common.evaluation.calibration import MAPS, Map
 from common.evaluation.resampling import PatientBootstrap, interval, verdict
-from common.experiment import experiment_folder
+from common.experiment import experiment_folder, experiment_options
 from common.files import check_output, write_csv, write_json
 from common.metrics import binary_log_losses, normalized_weights
 from common.reports.record import write_value
@@ -140,13 +139,12 @@ def read_members(config: EnsembleConfig) -> Members:
 
 def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
     """Return the file, the labelled rows, and the whole metadata of the dataset that an experiment was trained on."""
-    path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = experiment_options(folder)
         dataset = dataset_folder(Path(config["data_input_folder"]), str(config["data_dataset"]))
         read_dataset_info(dataset)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UsageError) as error:
-        raise UsageError(f"{path}: its dataset can't be found ({error}); name the labels by --ens_labels") from None
+    except (KeyError, TypeError, UserError) as error:
+        raise UsageError(f"{folder}: its dataset can't be found ({error}); name the labels by --ens_labels") from None
     described = described_images(dataset)
     labels = described[described[list(LABELS)].notna().all(axis=1)]
     return dataset / METADATA_FILE, labels[[*LABELS, *IDENTITY_COLUMNS]], described

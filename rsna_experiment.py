@@ -40,7 +40,7 @@ from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.optimizers import build_optimizer
-from common.reports.record import FINISHED, RUNNING, write_status
+from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, write_status
 from common.resume import Run, check_place, resume_run
 from common.schedulers import Schedule, build_schedule
 from common.trackers.jsonl import JsonlTracker
@@ -342,7 +342,7 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
         neptune = {"project": config.nml_project, "mode": config.nml_mode}
         trackers += build_trackers(tracker_names(config), {"neptune": neptune})
     group = TrackerGroup(trackers)
-    status = "failed"
+    status = FAILED
     try:
         if distributed.is_main():
             write_status(experiment.folder, RUNNING)
@@ -353,7 +353,7 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
         yield group
         status = FINISHED
     except (KeyboardInterrupt, Interrupted):
-        status = "interrupted"
+        status = STOPPED
         raise
     finally:
         if distributed.is_main():

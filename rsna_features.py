@@ -8,7 +8,6 @@ on others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pandas as pd
 
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_csv, write_json
+from common.foreign import read_json
 from rsna_dataset import LABELS, fold_hash, fold_path, list_some, read_dataset_info, read_fold
 
 FORMAT_VERSION = 1
@@ -160,7 +160,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     """Read features.json; UsageError where there is none or one of another version, WorkError where it is damaged."""
     path = folder / INFO_FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         known = {name: document[name] for name in ("kind", "dataset", "dataset_hash", "num_features", "folds")}
         {int(fold): str(facts["hash"]) for fold, facts in known["folds"].items()}
     except FileNotFoundError:

@@ -9,7 +9,6 @@ of the other folds, so that no image takes part in the map that is applied to it
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from common.datasets.batch import Batch
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_json
+from common.foreign import read_json
 from common.hardware import loader_workers
 from common.models.embedding import head_input
 from common.networks.arrival import arrived
@@ -325,7 +325,7 @@ def read_refit_alignment(config: PredictConfig, refit: TrainedNetwork) -> Alignm
     if not info.is_file():
         raise UsageError(f"--feature_refit: {parent / 'features'} keeps no map of it; {again} makes one")
     try:
-        facts = json.loads(info.read_text(encoding="utf-8"))
+        facts = read_json(info)
         known = (facts["chosen"], facts["iteration"])
         space, r2 = facts["space"], float(facts["alignment_r2"])
         (own,) = _read_maps(path, facts["alignment_sha256"])

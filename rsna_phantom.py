@@ -7,7 +7,6 @@ says nothing about how well a model would do on real images.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from common.arguments import parse_args
 from common.console import set_verbosity
 from common.errors import UsageError, WorkError, command
 from common.files import atomic_path, check_output, write_csv, write_json
+from common.foreign import read_json
 from common.machine import usable_cores
 from config import PhantomConfig
 
@@ -99,7 +99,7 @@ def _mark(config: PhantomConfig) -> dict[str, Any]:
 def _read_mark(folder: Path) -> dict[str, Any] | None:
     """The options of the complete phantom in ``folder``; None where there is none."""
     try:
-        mark = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
+        mark = read_json(folder / MARK_FILE)
     except (OSError, ValueError):
         return None
     return mark if isinstance(mark, dict) and "phantom" in mark else None

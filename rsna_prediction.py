@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import fit_temperatures
 from common.files import check_output, write_csv, write_json
+from common.foreign import read_json
 from common.hardware import arrange_model, has_tf32, loader_workers, select_amp_dtype, select_device, this_device
 from common.models.sequence import sequence_settings
 from common.models.weights import load_weights
@@ -287,7 +287,7 @@ def load_calibration(weight_file: Path, weights: str, iteration: int, *, studies
     """
     path = weight_file.parent / CALIBRATION_FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         found = Calibration(
             _temperatures(document["temperatures"]), _temperatures(document["study_temperatures"]) if studies else None
         )

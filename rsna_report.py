@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from common.errors import UsageError, UserError
 from common.evaluation.resampling import Array
 from common.experiment import CONFIG, LOG_FILE, create_experiment, lock_experiment, plain
 from common.files import remove_temporaries, write_text
+from common.foreign import read_json
 from common.memory import is_out_of_memory
 from common.metrics import binary_log_losses, constant_predictor, normalized_weights
 from common.reports.evaluation import evaluation_page
@@ -36,10 +36,10 @@ from common.reports.record import (
     RUNNING,
     Record,
     read_record,
-    read_records,
     results_folder,
     write_status,
 )
+from common.reports.summary import Summary, read_summaries
 from common.reports.together import folds_sections, members_section
 from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
@@ -73,15 +73,20 @@ def write_report(folder: Path, status: str | None = None, tracker: Tracker | Non
     ``tracker`` gets a run's evaluation as a figure, but not the report, which shows slices of patients.
     """
     record = read_record(folder, status)
-    others = read_records(results_folder(folder))
-    if "members" in record.config:
+    others = read_summaries(results_folder(folder), METRIC)
+    if isinstance(record.config.get("members"), list):
         page = members_report(record, others)
-    elif (folds := [other for other in others if other.folder.parent == record.folder]) or is_of_folds(record):
+    elif (folds := fold_records(folder)) or is_of_folds(record):
         page = folds_report(record, others, folds)
     else:
         page = run_report(record, others, tracker)
     write_text(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
+
+
+def fold_records(folder: Path) -> list[Record]:
+    """Read the folds of a cross-validation, by name."""
+    return [read_record(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))]
 
 
 def rewrite_reports(folder: Path) -> Path:
@@ -156,7 +161,7 @@ def no_reason_to_fail(folder: Path) -> Iterator[None]:
         logger.warning("%s: no report (%s); python report.py writes it later", folder, reason)
 
 
-def run_report(record: Record, others: Sequence[Record], tracker: Tracker | None = None) -> str:
+def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | None = None) -> str:
     """Return the report of one run; ``tracker`` gets its evaluation."""
     rivals = [other for other in others if same_data(other, record)]
     constant, evaluated, missing = None, None, ""
@@ -180,11 +185,11 @@ def is_of_folds(record: Record) -> bool:
         return False
 
 
-def folds_report(record: Record, others: Sequence[Record], folds: Sequence[Record]) -> str:
+def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Record]) -> str:
     """Return the report of a cross-validation: its folds, and all their predictions of what they held out."""
     rivals = [other for other in others if same_data(other, record)]
-    summary = read_json(record.folder / CROSS_VALIDATION_FILE)
-    facts = {str(fact.get("experiment")): fact for fact in summary.get("folds", ())}
+    summary = read_object(record.folder / CROSS_VALIDATION_FILE)
+    facts = {str(fact.get("experiment")): fact for fact in objects(summary, "folds")}
     evaluated, missing = None, ""
     try:
         config = from_dict(TrainConfig, record.config, str(record.folder / CONFIG))
@@ -199,10 +204,11 @@ def folds_report(record: Record, others: Sequence[Record], folds: Sequence[Recor
     return experiment_page(record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing, together)
 
 
-def members_report(record: Record, others: Sequence[Record]) -> str:
+def members_report(record: Record, others: Sequence[Summary]) -> str:
     """Return the report of an ensemble or a second level; its rivals are its members."""
     names = [str(name) for name in record.config["members"]]
     members = {other.name: other for other in others if other.name in names}
+    reported = [name for name in members if (results_folder(record.folder) / name / REPORT_FILE).is_file()]
     evaluated, missing = None, ""
     try:
         if record.config.get("data_dataset") is None:
@@ -211,15 +217,15 @@ def members_report(record: Record, others: Sequence[Record]) -> str:
         evaluated = evaluate_together(record, parse_args(TrainConfig, [], place), [])
     except UserError as error:
         missing = f"There is no evaluation: {error}"
-    document = read_json(record.folder / "ensemble.json")
+    document = read_object(record.folder / "ensemble.json")
     tables = {
-        "weight": {row["name"]: row["weight"] for row in document.get("members", ())},
-        "ensemble without it": {row["member"]: row["without"] for row in document.get("contributions", ())},
+        "weight": {row["name"]: row["weight"] for row in objects(document, "members")},
+        "ensemble without it": {row["member"]: row["without"] for row in objects(document, "contributions")},
     }
     kind = EnsembleConfig if "ens_method" in record.config else SecondLevelConfig
     together = Together(
         "all images that the members were not trained on",
-        [members_section(names, members, METRIC, tables)],
+        [members_section(names, members, METRIC, reported, tables)],
         again(record),
     )
     return experiment_page(
@@ -240,13 +246,19 @@ def again(record: Record) -> str:
     return shlex.join(["python", *typed, f"--experiment_id={record.folder.name}_again"])
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Return a JSON object; an empty one where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def objects(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the objects of a list in a document; what is there otherwise is left out."""
+    found = document.get(name)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def write_leaderboard(results: Path, known: Mapping[Path, str] | None = None) -> Path:
@@ -257,7 +269,7 @@ def write_leaderboard(results: Path, known: Mapping[Path, str] | None = None) ->
     return update_leaderboard(results, METRIC, known)
 
 
-def same_data(one: Record, other: Record) -> bool:
+def same_data(one: Record | Summary, other: Record | Summary) -> bool:
     """Whether two experiments were validated on the same images, so that their values can be compared."""
     names = ("data_dataset", "data_fold", "data_input_folder", "dev_enabled", "tr_overfit")
     return all(one.config.get(name) == other.config.get(name) for name in names)

@@ -310,21 +310,21 @@ def _check_values(parser: argparse.ArgumentParser, arguments: list[str], source:
 def _read_yaml(path: Path, source: str) -> dict[str, Any]:
     import yaml  # here: parsing a plain command line does not need it
 
+    from common.foreign import parse_yaml, read_text
+
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         # Every scalar as the text it is: "1e-3", "007" and "yes" mean the same as on the command line.
-        document = yaml.load(text, Loader=yaml.BaseLoader)
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
+        document = parse_yaml(text, texts=True)
     except OSError as error:
         raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{source}: not a YAML file ({reason})") from None
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
     if document in (None, ""):
         return {}
     if not isinstance(document, dict):
         raise UsageError(f"{source}: must hold lines of the form 'option: value'")
-    names = [str(key.value) for key, _ in root.value]
+    names = [str(key.value) for key, _ in yaml.compose(text, Loader=yaml.BaseLoader).value]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:  # YAML itself forbids it, its reader takes the last without a word
         raise UsageError(f"{source}: option {repeated[0]!r} stands there twice")

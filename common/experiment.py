@@ -6,7 +6,6 @@ import errno
 import fcntl
 import getpass
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -29,6 +28,7 @@ import yaml
 from common.console import ALL, FILE_ONLY, NORMAL, verbosity
 from common.errors import UsageError, UserError, WorkError
 from common.files import write_json, write_text
+from common.foreign import read_json, read_yaml
 from common.machine import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -147,19 +147,30 @@ def add_to_history(folder: Path, command: Sequence[str], iteration: int) -> None
     """Add to environment.json's ``resumed`` how and from which iteration the run was gone on with."""
     path = folder / ENVIRONMENT
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # killed while the folder was made, or removed by hand
+        document = dict(read_json(path))
+    except (OSError, ValueError, TypeError):  # killed while the folder was made, or changed by hand
         document = {}
     document.setdefault("resumed", []).append({"iteration": iteration, **environment(command)})
     write_json(path, document)
+
+
+def experiment_options(folder: Path) -> dict[str, Any]:
+    """Return the options of an experiment's config.yaml in plain types; WorkError where it can't be read."""
+    path = folder / CONFIG
+    try:
+        return dict(read_yaml(path))
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError) as error:
+        raise WorkError(f"{path}: damaged ({error})") from None
 
 
 def launched_experiment(output_dir: Path, launch: str | None) -> str | None:
     """Return the folder, as text, of the newest experiment of this ``launch``; None where there is none."""
     files = output_dir.glob(f"*/{ENVIRONMENT}") if launch is not None else ()
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        with suppress(OSError, ValueError):
-            known = json.loads(file.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, AttributeError):
+            known = read_json(file)
             if known.get("launch") == launch and (file.parent / CONFIG).is_file():
                 return str(file.parent.resolve())
     return None

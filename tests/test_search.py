@@ -20,7 +20,7 @@ pytest.importorskip("optuna")
 
 from optuna.trial import TrialState
 
-from common.reports.record import read_records
+from common.reports.summary import read_summaries
 from common.sweeps.search import BEST_FILE, JOURNAL, Search, Space, _host, open_study, read_space, retry_dead
 
 PROJECT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def test_the_best_options_are_found_written_and_shown(root: Path) -> None:
     best = min(complete.values(), key=lambda trial: trial.value)
     assert len([trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]) == 6
     assert yaml.safe_load((root / "s" / BEST_FILE).read_text()) == best.params
-    values = {record.name: record.best("weighted_log_loss")[0] for record in read_records(root / "s")}
+    values = {one.name: one.best[0] for one in read_summaries(root / "s", "weighted_log_loss")}
     assert best.value == min(values.values())
     assert best.user_attrs["experiment"] in page.read_text()
     assert make_search(root).run(6, seed=1) == page  # nothing is left to do

@@ -91,7 +91,7 @@ def test_a_grid_gives_every_combination_under_a_name_of_its_own(tmp_path: Path) 
         ("grid: {seed: 1}", "grid, seed: give a list"),
         ("base: {seed: 1}", "expected 'grid:"),
         ("grid: {seed: [1]}\nmore: 1", "expected 'grid:"),
-        ("[", "not YAML"),
+        ("[", "not a YAML file"),
         ("grid: [1]", "expected 'grid:"),
         ("grid: {net_model: [a/b, a+b]}", "two of its experiments would be called g_model-a-b"),
     ],

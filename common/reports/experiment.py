@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from common.reports import page
 from common.reports.evaluation import evaluation_sections
 from common.reports.page import Line
 from common.reports.record import FINISHED, Record, duration
+from common.reports.summary import Summary
 from common.statistics import WEIGHTED_ROW
 
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # anything else in its place would be run by who copies the line
 SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that say nothing of the result
 
 
@@ -53,7 +56,7 @@ class Together:
 
 def experiment_page(
     record: Record,
-    rivals: Sequence[Record],
+    rivals: Sequence[Summary],
     metric: str,
     defaults: Mapping[str, Any],
     constant: float | None,
@@ -82,7 +85,7 @@ def experiment_page(
     if together is None:
         sections.append(page.section("Time", page.table("", _times(record))))
     sections += [
-        page.section("Configuration", *_configuration(record, rivals, metric, defaults)),
+        page.section("Configuration", *_configuration(record, rivals, defaults)),
         page.section("Environment", page.table("", _environment(record), words=True)),
         page.section("Do it again", page.preformatted(_command(record, together))),
         page.paragraph(page.NOTICE),
@@ -91,9 +94,9 @@ def experiment_page(
     return page.page(f"Experiment {record.name}", lead, sections)
 
 
-def best_of(records: Sequence[Record], metric: str) -> Record | None:
-    """Return the experiment with the lowest value of a metric; None where there is none."""
-    known = [(record.best(metric)[0], record.name, record) for record in records if record.best(metric)]
+def best_of(summaries: Sequence[Summary]) -> Summary | None:
+    """Return the experiment with the lowest value; None where there is none."""
+    known = [(one.best[0], one.name, one) for one in summaries if one.best]
     return min(known, key=lambda item: item[:2])[2] if known else None
 
 
@@ -120,7 +123,7 @@ def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: 
     return f"{said}. 95 % interval over {evaluated.document['patients']} patients: {low:.4f} to {high:.4f}."
 
 
-def _verdict(record: Record, rivals: Sequence[Record], metric: str, constant: float | None, judged: str) -> list[str]:
+def _verdict(record: Record, rivals: Sequence[Summary], metric: str, constant: float | None, judged: str) -> list[str]:
     best = record.best(metric)
     if best is None:
         return [page.headline(record.status, judged)]
@@ -131,11 +134,11 @@ def _verdict(record: Record, rivals: Sequence[Record], metric: str, constant: fl
         said = f"The constant predictor scores {constant:.4f}: "
         said += f"this is {value / constant:.2f} of it." if better else "nothing has been learnt yet."
         found.append(page.headline(f"{value / constant:.2f} ×" if better else "no better", said))
-    rival = best_of([other for other in rivals if other.name != record.name], metric)
+    rival = best_of([other for other in rivals if other.name != record.name])
     if rival is None:
         found.append(page.headline("first", "No other experiment on this data has been validated."))
     else:
-        other = rival.best(metric)[0]
+        other = rival.best[0]
         level = f"{value:.4f}" == f"{other:.4f}"
         beside = f"{'level with' if level else 'behind'} experiment {rival.name}"
         where = "the best so far" if value < other and not level else beside
@@ -190,7 +193,7 @@ def _times(record: Record) -> pd.DataFrame:
     return pd.DataFrame({"": rows})
 
 
-def _configuration(record: Record, rivals: Sequence[Record], metric: str, defaults: Mapping[str, Any]) -> list[str]:
+def _configuration(record: Record, rivals: Sequence[Summary], defaults: Mapping[str, Any]) -> list[str]:
     def differing(other: Mapping[str, Any], title: str) -> pd.DataFrame:
         names = [name for name, value in record.config.items() if name not in SEEN and other.get(name) != value]
         return pd.DataFrame(
@@ -199,7 +202,7 @@ def _configuration(record: Record, rivals: Sequence[Record], metric: str, defaul
         )
 
     parts = [page.table("What differs from the defaults", differing(defaults, "default"), words=True)]
-    rival = best_of([other for other in rivals if other.name != record.name], metric)
+    rival = best_of([other for other in rivals if other.name != record.name])
     if rival is not None:
         parts.append(
             page.table(
@@ -234,11 +237,11 @@ def _environment(record: Record) -> pd.DataFrame:
 
 
 def _command(record: Record, together: Together | None) -> str:
-    commit = record.environment.get("git_commit")
-    lines = [f"git checkout {commit}"] if commit else []
+    commit = str(record.environment.get("git_commit"))
+    lines = [f"git checkout {commit}"] if COMMIT.fullmatch(commit) else []
     if record.environment.get("git_dirty"):
         lines.append("# the working copy had changes that are in no commit")
     config = shlex.quote(str(record.folder / "config.yaml"))
-    run = f"python train.py --config={config} --experiment_id={record.folder.name}_again"
+    run = f"python train.py --config={config} {shlex.quote(f'--experiment_id={record.folder.name}_again')}"
     lines.append(run if together is None or together.command is None else together.command)
     return "\n".join(lines)

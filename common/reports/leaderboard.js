@@ -1,4 +1,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
+// Columns come packed: all rows' only value, or each different one once and which of them a row has, or all.
+const unpack = ({ of, at, each }, row) => each ? each[row] : of[at ? at[row] : 0];
+data.rows = Array.from({ length: data.count }, (_, row) =>
+  Object.fromEntries(data.columns.map(name => [name, unpack(data.values[name], row)])));
 const option = document.getElementById("option"), filter = document.getElementById("filter");
 const measured = ["experiment", "status", data.metric, "iteration", "weights", "hours", "started"];
 const isScore = name => name.startsWith("log_loss/");

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
+from common.errors import WorkError
 from common.files import write_csv, write_text
 from common.reports import page
-from common.reports.record import REPORT_FILE, Record, read_records
+from common.reports.record import REPORT_FILE
+from common.reports.summary import Summary, read_summaries
 
 CSV_FILE = "leaderboard.csv"
 HTML_FILE = "leaderboard.html"
 LOCK = ".leaderboard.lock"
 SCRIPT = Path(__file__).with_name("leaderboard.js")
+MOST_COLUMNS, MOST_TEXT = 500, 300  # options and characters of a value: folders may be anybody's
+WITHOUT_SCRIPT = 100  # rows for a browser that runs no scripts
 LEFT_OUT = ("experiment_id", "output_dir", "n_jobs")
 UNPLOTTED = ("data_input_folder", "trackers", "nml_enabled", "nml_project", "nml_mode", "tr_report", "verbosity")
 
@@ -28,45 +34,50 @@ UNPLOTTED = ("data_input_folder", "trackers", "nml_enabled", "nml_project", "nml
 def update_leaderboard(results: Path, metric: str, known: Mapping[Path, str] | None = None) -> Path:
     """Write leaderboard.csv and leaderboard.html of the experiments below ``results``; return the second.
 
-    ``known``: statuses by folder, see :func:`common.reports.record.read_records`.
+    ``known``: statuses by folder, see :func:`common.reports.summary.read_summaries`.
     One writer after another: each reads all folders, so that nobody's experiment is lost and deleted ones disappear.
+    Raises WorkError where the folder can't be written.
     """
     with _alone(results):
-        records = read_records(results, known, brief=True)
-        table = leaderboard(records, metric)
+        summaries = read_summaries(results, metric, known)
+        table = leaderboard(summaries, metric)
         write_csv(results / CSV_FILE, table)
-        write_text(results / HTML_FILE, leaderboard_page(table, records, metric))
+        reports = {one.name for one in summaries if (results / one.name / REPORT_FILE).is_file()}
+        write_text(results / HTML_FILE, leaderboard_page(table, reports, metric))
     return results / HTML_FILE
 
 
 @contextmanager
 def _alone(results: Path) -> Iterator[None]:
-    results.mkdir(parents=True, exist_ok=True)  # of a sweep whose experiments all failed there is no folder yet
-    with (results / LOCK).open("a") as file:
+    try:
+        results.mkdir(parents=True, exist_ok=True)  # of a sweep whose experiments all failed there is no folder yet
+        file = (results / LOCK).open("a")
+    except OSError as error:
+        raise WorkError(
+            f"{results}: cannot be written ({error.strerror}), and the leaderboard is written there; check its owner "
+            "and mode"
+        ) from None
+    with file:
         with suppress(OSError):  # a file system without locks: two writers at once may need a rebuild
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def leaderboard(records: Sequence[Record], metric: str) -> pd.DataFrame:
+def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
     """Return a row for each experiment, the lowest ``metric`` first and those never validated last.
 
     Columns: ``experiment``, ``status``, the metric, ``iteration`` and ``weights`` of its lowest value, the other
-    validation metrics there, ``hours``, ``started`` and all options.
+    validation metrics there, ``hours``, ``started``, all options, and ``unreadable``: what of its folder can't be read.
     """
     rows = []
-    for record in records:
-        best = record.best(metric)
-        row: dict[str, Any] = {"experiment": record.name, "status": record.status}
-        row[metric], row["iteration"], row["weights"] = best or (float("nan"), None, "")
-        if best:
-            prefix = "valid/" if best[2] == "raw" else f"valid_{best[2]}/"
-            for key in record.keys:
-                if key.startswith(prefix) and key != prefix + metric:
-                    row[key.removeprefix(prefix)] = dict(zip(*record.series(key), strict=True)).get(best[1])
-        row["hours"] = round(record.seconds / 3600, 3)
-        row["started"] = record.started.isoformat(timespec="seconds") if record.started else ""
-        options = {name: value for name, value in record.config.items() if name not in LEFT_OUT and name not in row}
+    for one in summaries:
+        row: dict[str, Any] = {"experiment": one.name, "status": one.status}
+        row[metric], row["iteration"], row["weights"] = one.best or (float("nan"), None, "")
+        row |= {name: value for name, value in one.scores.items() if name not in row}
+        row["hours"], row["started"] = one.hours, one.started
+        if one.problems:
+            row["unreadable"] = "; ".join(one.problems)
+        options = {name: value for name, value in one.config.items() if name not in LEFT_OUT and name not in row}
         rows.append(row | {name: _plain(value) for name, value in options.items()})
     table = pd.DataFrame(rows, columns=_order(rows, metric))
     return table.astype({"iteration": "Int64"}).sort_values([metric, "experiment"], kind="stable", ignore_index=True)
@@ -75,30 +86,41 @@ def leaderboard(records: Sequence[Record], metric: str) -> pd.DataFrame:
 def _order(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
     """Return all columns, measured ones first."""
     first = ["experiment", "status", metric, "iteration", "weights", "hours", "started"]
-    others = dict.fromkeys(name for row in rows for name in row if name not in first)
+    count = Counter(name for row in rows for name in row if name not in first)
+    # What only few folders have is left out where folders of other programs bring thousands of names.
+    others = count if len(count) <= MOST_COLUMNS else dict(count.most_common(MOST_COLUMNS))
     scores = [name for name in others if name.startswith("log_loss/")]
     return [*first, *scores, *(name for name in others if name not in scores)]
 
 
 def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, bool) else ",".join(map(str, value)) if isinstance(value, list) else value
+    if isinstance(value, (dict, list)):
+        value = ",".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
+    return int(value) if isinstance(value, bool) else value[:MOST_TEXT] if isinstance(value, str) else value
 
 
-def report_address(record: Record) -> str:
+def report_address(name: str) -> str:
     """Return where a page in the results' folder finds a report; a folder that was copied by hand has any name."""
-    return quote(f"{record.name}/{REPORT_FILE}")
+    return quote(f"{name}/{REPORT_FILE}")
 
 
-def leaderboard_page(table: pd.DataFrame, records: Sequence[Record], metric: str) -> str:
-    """Return the table as a page that sorts, filters, compares two experiments and plots an option, without network."""
-    reports = {record.name: report_address(record) for record in records if (record.folder / REPORT_FILE).is_file()}
-    rows = json.loads(table.to_json(orient="records", double_precision=10))
-    data = {"metric": metric, "columns": list(table.columns), "rows": rows, "reports": reports}
-    data["unplotted"] = UNPLOTTED  # options that change nothing of a result
-    embedded = json.dumps(data).replace("<", "\\u003c")  # no text of an option can end the script
+def leaderboard_page(table: pd.DataFrame, reports: Collection[str], metric: str) -> str:
+    """Return the table as a page that sorts, filters, compares two experiments and plots an option, without network.
+
+    ``reports``: the names of those that have a report.
+    """
+    data = {
+        "metric": metric,
+        "columns": list(table.columns),
+        "count": len(table),
+        "values": {name: _packed(column) for name, column in table.items()},
+        "reports": {name: report_address(name) for name in reports},
+        "unplotted": UNPLOTTED,  # options that change nothing of a result
+    }
+    embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no text of an option ends the script
     title = metric.replace("_", " ")
     body = (
-        f"<noscript>{page.table('', table.astype(str).iloc[:, :7])}</noscript>",
+        f"<noscript>{page.table(_first_rows(table), table.iloc[:WITHOUT_SCRIPT, :7].astype(str))}</noscript>",
         '<p><label>Filter <input id="filter" type="search" placeholder="resnet34 lr=0.001"></label> '
         '<span id="count" class="soft" aria-live="polite"></span></p>',
         '<div class="card"><table id="board"><caption class="soft">Click a heading to sort, two boxes to compare; '
@@ -115,3 +137,24 @@ def leaderboard_page(table: pd.DataFrame, records: Sequence[Record], metric: str
         f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
     )
     return page.page("Leaderboard", f"{len(table)} experiments, lowest {title} first", body)
+
+
+def _first_rows(table: pd.DataFrame) -> str:
+    return "" if len(table) <= WITHOUT_SCRIPT else f"The first {WITHOUT_SCRIPT} of {len(table)}: {CSV_FILE} has all"
+
+
+def _packed(column: pd.Series) -> dict[str, Any]:
+    """Return a column for JSON: each different value once, and which one each row has."""
+    values = [None if pd.isna(value) else _rounded(value) for value in column]
+    places: dict[Any, int] = {}
+    at = [places.setdefault((type(value), value), len(places)) for value in values]
+    different = [value for _, value in places]
+    if len(different) == 1:
+        return {"of": different}
+    return {"of": different, "at": at} if len(different) < len(values) / 2 else {"each": values}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.9g}") if np.isfinite(value) else str(value)
+    return value.item() if isinstance(value, np.generic) else value

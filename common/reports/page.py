@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 WIDTH, HEIGHT, AXIS = 560, 170, 34
+LARGEST = 1e100  # of a number that has a place in a chart: differences of larger ones can be infinite
 MAX_TICKS = 6
 CHART_HEIGHT = 260
 JPEG_QUALITY = 90
@@ -239,14 +240,15 @@ def lines(
 
 def _finite(line: Line) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
-    kept = np.isfinite(x) & np.isfinite(y)
+    kept = (np.abs(x) < LARGEST) & (np.abs(y) < LARGEST)  # not NaN either
     return x[kept], y[kept]
 
 
 def _widened(span: tuple[float, float]) -> tuple[float, float]:
     """Return a span that is more than a point."""
     low, high = span
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    room = max(0.5, abs(low) * 1e-6)  # half of one is nothing beside 1e17
+    return (low, high) if high > low else (low - room, high + room)
 
 
 def _ticks(low: float, high: float) -> list[float]:

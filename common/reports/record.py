@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.errors import UserError
 from common.experiment import CONFIG, ENVIRONMENT, is_in_progress
 from common.files import write_json, write_text
+from common.foreign import read_json, read_yaml
 from common.trackers.jsonl import FILE_NAME, point_line, read_metrics
 
 STATUS_FILE = "status.json"
 REPORT_FILE = "report.html"
 RUNNING = "running"
 FINISHED = "finished"
+FAILED = "failed"
+STOPPED = "interrupted"  # by a signal, its state saved
 KILLED = "killed"
 UNKNOWN = "unknown"  # of a run by a version that did not note it
+STATUSES = (RUNNING, FINISHED, FAILED, STOPPED)  # that status.json may say
+MOST_OPTIONS = 1000  # of an experiment; train.py has some 150
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Record:
     """An experiment as its folder tells of it; what can't be read is empty.
 
     ``name``: its path below the results' folder. ``config``: options, flat and plain. ``points``: those of
-    metrics.jsonl. ``status``: running, finished, failed,
-    interrupted, killed (it ended without a word) or unknown.
+    metrics.jsonl. ``status``: running, finished, failed, interrupted, killed (it ended without a word) or unknown.
+    ``problems``: which of its files can't be read, and why.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Record:
     environment: Mapping[str, Any]
     points: list[dict[str, float | None]]
     status: str
+    problems: tuple[str, ...] = ()
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Return iterations and values of one metric; what was not finite is NaN."""
@@ -75,11 +78,13 @@ class Record:
 
     @property
     def started(self) -> datetime | None:
-        """Return when the run was first started."""
+        """Return when the run was first started, with its time zone; one without is taken as UTC."""
         try:
-            return datetime.fromisoformat(self.environment["started"])
+            started = datetime.fromisoformat(self.environment["started"])
         except (KeyError, TypeError, ValueError):
             return None
+        started = started if started.tzinfo else started.replace(tzinfo=UTC)
+        return started if 1970 < started.year < 9999 else None  # beyond, it has no seconds since 1970
 
 
 def write_status(folder: Path, status: str) -> None:
@@ -98,51 +103,45 @@ def results_folder(folder: Path) -> Path:
     return folder.parent.parent if (folder.parent / CONFIG).is_file() else folder.parent
 
 
-def read_record(folder: Path, status: str | None = None) -> Record:
-    """Read an experiment's folder; ``status`` is what the experiment itself knows better."""
-    try:
-        points = read_metrics(folder / FILE_NAME)
-    except UserError:  # never trained, or changed by hand: the rest can be shown all the same
-        points = []
+def read_record(folder: Path, status: str | None = None, *, brief: bool = False) -> Record:
+    """Read an experiment's folder; ``status`` is what the experiment itself knows better.
+
+    ``brief``: only points of validations and the last one, since thousands of long runs would fill the memory. The
+    folder may be anybody's: what can't be read, or is too large or too deep, is left empty and named in ``problems``.
+    """
+    problems: list[str] = []
+    points = []
+    if (folder / FILE_NAME).exists():
+        try:
+            points = read_metrics(folder / FILE_NAME, brief=brief)
+        except UserError as error:
+            problems.append(str(error).removeprefix(f"{folder}/"))
+    config = _mapping(folder / CONFIG, read_yaml, problems)
+    if len(config) > MOST_OPTIONS:
+        problems.append(f"{CONFIG}: more than {MOST_OPTIONS} options")
+        config = {}
     return Record(
         folder.relative_to(results_folder(folder)).as_posix(),
         folder,
-        _mapping(folder / CONFIG, yaml.safe_load),
-        _mapping(folder / ENVIRONMENT, json.loads),
+        config,
+        _mapping(folder / ENVIRONMENT, read_json, problems),
         points,
-        status or _status(folder),
+        status or read_status(folder, problems),
+        tuple(problems),
     )
 
 
-def read_records(results: Path, known: Mapping[Path, str] | None = None, brief: bool = False) -> list[Record]:
-    """Read all experiments below a folder, those of a cross-validation's folds too, sorted by name.
-
-    ``known``: by an experiment's folder the status that the experiment itself knows better. ``brief``: only points of
-    validations and the last one, since thousands of long runs would fill the memory.
-    """
+def experiment_folders(results: Path) -> list[Path]:
+    """Return the folders of all experiments below a folder, those of a cross-validation's folds too, by name."""
     if not results.is_dir():
         return []
-    folders = sorted({path.parent for pattern in ("*", "*/*") for path in results.glob(f"{pattern}/{CONFIG}")})
-    records = (read_record(folder, (known or {}).get(folder)) for folder in folders)
-    return [_brief(record) for record in records] if brief else list(records)
+    return sorted({path.parent for pattern in ("*", "*/*") for path in results.glob(f"{pattern}/{CONFIG}")})
 
 
-def _brief(record: Record) -> Record:
-    points = record.points
-    kept = [point for point in points if point is points[-1] or any(key.startswith("valid") for key in point)]
-    return replace(record, points=kept)
-
-
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _status(folder: Path) -> str:
-    status = str(_mapping(folder / STATUS_FILE, json.loads).get("status", UNKNOWN))
+def read_status(folder: Path, problems: list[str] | None = None) -> str:
+    """Return how an experiment goes or ended; what can't be read is added to ``problems``."""
+    noted = _mapping(folder / STATUS_FILE, read_json, [] if problems is None else problems).get("status")
+    status = noted if noted in STATUSES else UNKNOWN
     if status != FINISHED and is_in_progress(folder):  # a finished run holds its lock while it writes its report
         return RUNNING
     return KILLED if status == RUNNING else status
@@ -153,3 +152,20 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _mapping(path: Path, read: Callable[[Path], Any], problems: list[str]) -> dict[str, Any]:
+    try:
+        content = read(path)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        content, reason = None, error.strerror
+    except ValueError as error:
+        content, reason = None, str(error)
+    else:
+        reason = "not a list of names with values"
+    if isinstance(content, dict):
+        return content
+    problems.append(f"{path.name}: {reason}")
+    return {}

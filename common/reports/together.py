@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from common.reports import page
 from common.reports.page import Line
 from common.reports.record import REPORT_FILE, Record
+from common.reports.summary import Summary
 
 SPREAD_ROW = "mean ± sd"
 NOTHING = "–"
@@ -78,16 +79,23 @@ def label_losses(folds: Sequence[Record], metric: str) -> pd.DataFrame:
 
 
 def members_section(
-    names: Sequence[str], members: Mapping[str, Record], metric: str, columns: Mapping[str, Mapping[str, float]]
+    names: Sequence[str],
+    members: Mapping[str, Summary],
+    metric: str,
+    reported: Collection[str],
+    columns: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """Return a table of members: what each scores alone, and ``columns``' values by title and name."""
-    best = [members[name].best(metric) if name in members else None for name in names]
+    """Return a table of members: what each scores alone, and ``columns``' values by title and name.
+
+    ``reported``: the names of those that have a report.
+    """
+    best = [members[name].best if name in members else None for name in names]
     table = pd.DataFrame(
         {f"{metric.replace('_', ' ')} alone": [NOTHING if found is None else _number(found[0]) for found in best]}
         | {title: [_number(values.get(name)) for name in names] for title, values in columns.items() if values},
         index=pd.Index(names, name="member"),
     )
-    links = {name: f"../{name}/{REPORT_FILE}" for name, record in members.items() if _has_report(record)}
+    links = {name: f"../{name}/{REPORT_FILE}" for name in reported}
     return page.section("Members", page.table("", table, links=links))
 
 

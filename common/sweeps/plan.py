@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.errors import UsageError
 from common.experiment import check_experiment_id
+from common.foreign import read_yaml
 from common.reports.record import RUNNING, read_record
 
 NAME = "--experiment_id="
@@ -82,11 +81,11 @@ def read_options(path: Path, key: str) -> tuple[Mapping[str, Any], Mapping[str, 
     Raises UsageError for a file that can't be read or has another form.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
     parts = document if isinstance(document, Mapping) else {}
     base, options = parts.get("base") or {}, parts.get(key)
     if set(parts) - {"base", key} or not options or not all(isinstance(part, Mapping) for part in (base, options)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,10 @@ from common.files import atomic_path
 
 FILE_NAME = "metrics.jsonl"
 POINT_KEYS = ("iteration", "step", "time")
+NO_POINT = "not a JSON object of numbers"
+MOST_LINE_BYTES = 2**20
+MOST_NUMBERS = 2_000_000  # some 200 MB in memory: a run of a million iterations that logs every tenth has half of it
+LARGEST = sys.float_info.max  # a whole number may be larger, and nothing can be computed with it
 
 
 class JsonlTracker:
@@ -84,24 +89,33 @@ def point_line(metrics: Mapping[str, float], iteration: int, step: int) -> str:
     return json.dumps(point, allow_nan=False) + "\n"
 
 
-def read_metrics(path: Path) -> list[dict[str, float | None]]:
+def read_metrics(path: Path, *, brief: bool = False) -> list[dict[str, float | None]]:
     """Return the points of a metrics.jsonl in file order; null is None. A last line that a kill cut is left out.
 
-    Raises UsageError where there is no file, WorkError for any other line that is no JSON object, by its number.
+    ``brief``: only points of validations and the last one. Raises UsageError where there is no file, WorkError for any
+    other line that is no object of numbers with its iteration, by its number, and for more than ``MOST_NUMBERS``.
     """
+    points: list[dict[str, float | None]] = []
+    final: dict[str, float | None] | None = None
+    numbers = 0
     try:
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), start=1):
+                point = _parse(line)
+                if point is None and (line.endswith(b"\n") or file.read(1)):  # else it is the last, and cut by a kill
+                    raise WorkError(f"{path}, line {number}: {NO_POINT}; the file was changed by hand or is damaged")
+                final = point or final
+                if point is not None and (not brief or _is_validation(point)):
+                    points.append(point)
+                    numbers += len(point)
+                if numbers > MOST_NUMBERS:
+                    raise WorkError(f"{path}: more than {MOST_NUMBERS:,} numbers; it is no run's file")
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path}: no such file; an experiment's folder has one as soon as it trains") from None
     except OSError as error:
         raise WorkError(f"{path}: cannot be read ({error.strerror}); check its owner and mode") from error
-    points = []
-    for number, line in enumerate(lines, start=1):
-        point = _parse(line)
-        if point is not None:
-            points.append(point)
-        elif number < len(lines):
-            raise WorkError(f"{path}, line {number}: not a JSON object; the file was changed by hand or is damaged")
+    if final is not None and (not points or points[-1] is not final):
+        points.append(final)
     return points
 
 
@@ -131,8 +145,13 @@ def _is_validation(point: Mapping[str, float | None]) -> bool:
 
 
 def _parse(line: bytes) -> dict[str, float | None] | None:
+    """Return a line's point; None where it is no object of finite numbers and nulls that names its iteration."""
     try:
         point = json.loads(line)
-    except ValueError:  # of JSON or of UTF-8
+    except (ValueError, RecursionError):  # of JSON or of UTF-8, or nested thousands deep
         return None
-    return point if isinstance(point, dict) else None
+    if not isinstance(point, dict) or type(at := point.get("iteration")) is not int or not 0 <= at < 2**53:
+        return None
+    if not all(value is None or (type(value) in (int, float) and abs(value) <= LARGEST) for value in point.values()):
+        return None
+    return {sys.intern(name): value for name, value in point.items()}  # a name is kept once, not for each point

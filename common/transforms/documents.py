@@ -8,7 +8,6 @@ defaults, is refused.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import re
 import warnings
@@ -23,6 +22,7 @@ from albumentations.core.serialization import SERIALIZABLE_REGISTRY
 from common.albumentations import OWN_CLASSES, DicomWindowShift
 from common.augmentations.base import ANY, HOUNSFIELD, MODULE, UNIT
 from common.errors import UsageError, nearest
+from common.foreign import read_json
 from common.transforms.legacy import CLASS_KEY, Node, short_name, translate
 
 logger = logging.getLogger(__name__)
@@ -57,13 +57,11 @@ def find_transform(name: str) -> Path:
 def read_document(path: Path) -> Any:
     """Return the JSON document of a file; UsageError where there is none."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{path}: larger than {MAX_FILE_BYTES} bytes, not a transform file")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a JSON file ({(str(error).splitlines() or ['too deep'])[0]})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def todays_document(document: Any, name: str) -> dict[str, Any]:

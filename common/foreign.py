@@ -1,0 +1,176 @@
+"""YAML and JSON files that somebody else wrote: read within limits of bytes, depth and size, as plain values only.
+
+A file of a few hundred bytes can ask for gigabytes (aliases of aliases), for any depth, or for a number that nothing
+can print. What goes beyond the limits is refused before it is built.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+MOST_BYTES = 4 * 2**20
+MOST_DEPTH = 40
+MOST_VALUES = 200_000
+LARGEST_INTEGER = 2**63 - 1  # what a table's column, a tensor and SQLite can hold
+
+
+class Unreadable(ValueError):
+    """The file holds no document that can be used. The text says why and quotes nothing of the file's values."""
+
+
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """Return the JSON document of a file: dict, list, str, int, float (finite), bool, None.
+
+    Raises OSError where it can't be read, Unreadable where it is no JSON or beyond the limits.
+    """
+    return parse_json(read_text(path, most_bytes))
+
+
+def read_yaml(path: Path, *, texts: bool = False, most_bytes: int = MOST_BYTES) -> Any:
+    """Return the YAML document of a file as :func:`read_json` does; ``texts``: every scalar as the text it is.
+
+    Dates become ISO texts; numbers may be infinite, as YAML has them. Raises OSError and Unreadable, as read_json.
+    """
+    return parse_yaml(read_text(path, most_bytes), texts=texts)
+
+
+def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
+    """Return a file's text (UTF-8, with or without a byte order mark); OSError, or Unreadable for too much of it."""
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise Unreadable(f"larger than {most_bytes:,} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8 text (byte {error.start})") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return a JSON document; see :func:`read_json`."""
+    try:
+        return plain_values(json.loads(text, parse_constant=_no_number), finite=True)
+    except RecursionError:
+        raise Unreadable(f"nested more than {MOST_DEPTH} deep") from None
+    except Unreadable:
+        raise
+    except ValueError as error:  # of JSON, of UTF-8, and of a number with thousands of digits
+        place = (
+            f"line {error.lineno}: {error.msg}"
+            if isinstance(error, json.JSONDecodeError)
+            else "a number of too many digits"
+        )
+        raise Unreadable(f"not a JSON file ({place})") from None
+
+
+def parse_yaml(text: str, *, texts: bool = False) -> Any:
+    """Return a YAML document; see :func:`read_yaml`. Its size and depth are counted before anything is built."""
+    import yaml
+
+    # libyaml's parser where PyYAML was built with it: ten times as fast.
+    safe, base = (getattr(yaml, f"C{name}", getattr(yaml, name)) for name in ("SafeLoader", "BaseLoader"))
+    try:
+        _check_events(yaml.parse(text, Loader=base))
+        return plain_values(yaml.load(text, Loader=base if texts else safe))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark is not None else ""
+        raise Unreadable(f"not a YAML file ({place}{getattr(error, 'problem', None) or 'unreadable'})") from None
+    except RecursionError:
+        raise Unreadable(f"nested more than {MOST_DEPTH} deep") from None
+    except Unreadable:
+        raise
+    except (ValueError, TypeError, AttributeError, OverflowError):  # of a date that is none, a tag on another kind
+        raise Unreadable("a value is not of the type that its tag names") from None
+
+
+def plain_values(document: Any, *, finite: bool = False) -> Any:
+    """Return a document of plain types with the same values; Unreadable where it is beyond the limits.
+
+    ``finite``: a number that is not finite is beyond them too.
+    """
+    return _Walk(finite).plain(document, 0)
+
+
+class _Walk:
+    """Walks a document once and counts, also what is shared and so would be written several times."""
+
+    def __init__(self, finite: bool) -> None:
+        self.finite = finite
+        self.values = 0
+
+    def plain(self, value: Any, depth: int) -> Any:
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise Unreadable(f"more than {MOST_VALUES:,} values")
+        if depth > MOST_DEPTH:
+            raise Unreadable(f"nested more than {MOST_DEPTH} deep")
+        if isinstance(value, dict):
+            return {self._key(key): self.plain(one, depth + 1) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self.plain(one, depth + 1) for one in value]
+        if self.finite and isinstance(value, float) and not math.isfinite(value):
+            raise Unreadable("a number that is not finite")
+        return _scalar(value)
+
+    @staticmethod
+    def _key(key: Any) -> str:
+        if not isinstance(key, (str, bool, int, float)) and key is not None:
+            raise Unreadable("a name is no text")
+        return str(_scalar(key))
+
+
+def _scalar(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair can't be written
+    if isinstance(value, int):
+        if abs(value) > LARGEST_INTEGER:
+            raise Unreadable("a whole number beyond 2**63")
+        return value
+    if hasattr(value, "isoformat"):  # YAML's dates
+        return value.isoformat()
+    raise Unreadable(f"a value of type {type(value).__name__}")
+
+
+def _no_number(word: str) -> NoReturn:
+    raise Unreadable(f"{word}, which is no JSON number")
+
+
+def _check_events(events: Iterator[Any]) -> None:
+    """Raise Unreadable where the document would be too deep or, its aliases written out, too large."""
+    import yaml
+
+    sizes: dict[str, int] = {}  # of what an anchor names
+    open_: list[tuple[str | None, int]] = []  # anchor and values so far of each list or mapping around
+    total = 0
+
+    def add(values: int) -> None:
+        nonlocal total
+        total += values
+        if total > MOST_VALUES:
+            raise Unreadable(f"more than {MOST_VALUES:,} values")
+
+    for event in events:
+        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+            add(1)
+            open_.append((event.anchor, total))
+            if len(open_) > MOST_DEPTH:
+                raise Unreadable(f"nested more than {MOST_DEPTH} deep")
+        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before + 1
+        elif isinstance(event, yaml.ScalarEvent):
+            add(1)
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_):
+                raise Unreadable("a part holds itself")
+            add(sizes.get(event.anchor, 1))  # an anchor that there isn't is the reader's to refuse
