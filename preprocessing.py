@@ -21,11 +21,17 @@ def main(argv: Sequence[str] | None = None) -> Path:
     from rsna_checks import audit_dataset, find_dataset, leaves_dataset_alone, verify_dataset
     from rsna_preprocessing import preprocess
 
-    folder = find_dataset(config) if leaves_dataset_alone(config) else preprocess(config)
-    if config.pre_verify:
-        verify_dataset(folder, config.data_dataset, config.n_jobs)
-    if config.pre_audit:
-        audit_dataset(folder, config.data_dataset)
+    def audit(folder: Path) -> None:
+        if config.pre_audit:
+            audit_dataset(folder, config.data_dataset)
+
+    if leaves_dataset_alone(config):
+        folder = find_dataset(config)
+        if config.pre_verify:
+            verify_dataset(folder, config.data_dataset, config.n_jobs)
+        audit(folder)
+    else:
+        folder = preprocess(config, audit)
     print(folder)
     return folder
 

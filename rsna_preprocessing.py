@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from common.preprocessing.journal import Journal
 from common.preprocessing.labels import join_labels
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
 from common.preprocessing.scheduler import dask_cluster
+from common.preprocessing.series import describe_singles
 from common.preprocessing.sources import Tree, file_ids, open_tree
 from common.preprocessing.tables import (
     REPEATED_UID,
@@ -127,8 +128,11 @@ class Job:
         return paths + [holdout_path(self.folder, name)] * (folds > 1 and self.config.pre_holdout > 0)
 
 
-def preprocess(config: PreprocessingConfig) -> Path:
+def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | None = None) -> Path:
     """Make or finish the dataset that ``config`` asks for and return its folder.
+
+    ``look_at`` is called with the folder once all is written, also where too many files failed: that is when a look at
+    it is needed.
 
     Raises UsageError where there is no data or the folder can't be written, WorkError for labels that contradict each
     other, a full disk, a source of which nothing can be used, and, after all is written, too large a share of failures.
@@ -158,6 +162,8 @@ def preprocess(config: PreprocessingConfig) -> Path:
             remove_temporaries(folder)
             convert(job, tasks, journal)
             write_tables(job, journal.read(), state)
+        if look_at is not None:
+            look_at(folder)
         check_share(journal.read(), job)
     return folder
 
@@ -388,6 +394,9 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     write_csv(folder / label_report(job), unmatched)
     warn_about(job, images, failed, unmatched)
     say_geometry(table)
+    singles = describe_singles(table)
+    if singles:
+        logger.warning("%s", singles)
     train = images[(images["split"] == "train") & images.index.isin(job.labels.index)]
     if images.empty or (train.empty and is_labelled(job)):
         raise WorkError(

@@ -28,6 +28,7 @@ from common.hardware import cpu_cores
 from common.preprocessing.convert import ImageForm
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
+from common.preprocessing.series import describe_singles
 from common.preprocessing.sources import open_tree
 from common.preprocessing.tables import mark_repeated, metadata_table, unique_images
 from common.preprocessing.workers import convert_files
@@ -200,7 +201,10 @@ def convert_source(
             f"--source={config.source}: none of {len(files)} files gave an image; {output / 'failed.csv'} says why"
         )
     table = mark_repeated(table.assign(split="test"))
-    write_csv(folder / METADATA_FILE, metadata_table(table, pd.DataFrame(index=pd.Index([], name="id"))))
+    metadata = metadata_table(table, pd.DataFrame(index=pd.Index([], name="id")))
+    if singles := describe_singles(metadata):
+        logger.warning("%s", singles)
+    write_csv(folder / METADATA_FILE, metadata)
     info = {
         "format_version": FORMAT_VERSION,
         "image_form": form.name,

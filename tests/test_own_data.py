@@ -391,6 +391,9 @@ def test_too_many_failures_end_with_their_counts_after_all_is_written(
         assert "truncated 1" in line
     folder = archive.parent / "input/datasets/own"
     assert len(read_metadata(folder)) == 12
+    assert not (folder / "audit.html").exists()
+    assert failure(capsys, flags(archive, "--pre_audit=1"))[0] == 1
+    assert "1 of 13 files gave no image (truncated 1)" in (folder / "audit.html").read_text()
     assert run(archive, "--pre_max_failed=0.08") == folder
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.preprocessing.series import NORMAL, ORIENTATION, POSITION, place_slices
+from common.preprocessing.series import NORMAL, ORIENTATION, POSITION, describe_singles, place_slices
 
 AXIAL = (1, 0, 0, 0, 1, 0)
 CORONAL = (1, 0, 0, 0, 0, -1)
@@ -120,3 +120,28 @@ def test_the_places_do_not_depend_on_the_order_of_the_records(data: st.DataObjec
     pd.testing.assert_frame_equal(again.loc[first.index], first)
     for name in "st":
         assert sorted(first["slice_index"][series == name]) == list(range((series == name).sum()))
+
+
+def rows_of(*groups: tuple[str, str, list[str]]) -> pd.DataFrame:
+    """A metadata table of (patient, study, series of each slice)."""
+    rows = [(patient, study, series) for patient, study, all_series in groups for series in all_series]
+    return pd.DataFrame(rows, columns=["patient_id", "study_id", "series_id"])
+
+
+def test_slices_that_are_each_their_own_series_or_study_are_counted() -> None:
+    good = ("p0", "s0", ["a"] * 30)
+    exploded = ("p1", "s1", [f"b{number}" for number in range(30)])
+    assert describe_singles(rows_of(good, exploded)).startswith(
+        "30 slices in 1 studies are each a series of their own (SeriesInstanceUID)"
+    )
+    studies = [("p2", f"t{number}", [f"c{number}"]) for number in range(40)]
+    found = describe_singles(rows_of(good, exploded, *studies))
+    assert "40 slices are each a study of their own (StudyInstanceUID), 30 slices in 1 studies" in found
+    patients = [(f"q{number}", f"t{number}", [f"c{number}"]) for number in range(40)]
+    assert "40 slices are each a study" in describe_singles(rows_of(*patients))
+
+
+def test_a_stray_slice_a_scout_and_a_few_thin_series_are_no_broken_export() -> None:
+    stray = ("p0", "s0", ["a"] * 30 + ["scout", "stray"])
+    assert describe_singles(rows_of(stray, ("p1", "s1", ["b"]), ("p2", "s2", ["c"] * 2))) == ""
+    assert describe_singles(rows_of(("", "", [""] * 5))) == ""

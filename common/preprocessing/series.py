@@ -14,6 +14,7 @@ POSITION_DIGITS = 6  # of mm: what a decimal text of 16 characters can hold, wit
 SAME_PLACE_MM = 0.001
 SAME_DIRECTION = np.cos(np.deg2rad(1))
 GAP = 1.5  # times the series' spacing
+FEW_SINGLES = 3  # series of one slice in a study, or studies of one slice: fewer are a stray image or two
 
 
 def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
@@ -62,3 +63,39 @@ def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
     placed = {"slice_index": slice_index, "position_mm": position_mm, "slice_spacing_mm": spacing_mm}
     placed |= dict(zip(NORMAL, series_normals.round(POSITION_DIGITS).T + 0.0, strict=True))  # + 0: no minus zero
     return pd.DataFrame(placed | {"geometry": geometry}, index=records.index)
+
+
+def describe_singles(table: pd.DataFrame) -> str:
+    """Say how many slices are each a series or a study of their own, as broken exports make them; "" for hardly any.
+
+    ``table``: the metadata, columns patient_id, study_id and series_id, "" for one that is unknown. It counts where
+    there are several of them in a study (of a patient), and they are at least half of its slices.
+    """
+    patient, study, series = (table[name].astype(object) for name in ("patient_id", "study_id", "series_id"))
+    study = study.where(study != "", series)
+    series = series.where(series != "", study)
+    if study[study != ""].is_unique:  # each a study, and perhaps each a patient too: all are one question
+        patient = patient.where(patient.duplicated(keep=False), "")
+    parts = []
+    alone_study = (study != "") & ~study.duplicated(keep=False)
+    broken_study = alone_study & _mostly(alone_study, patient)
+    if broken_study.any():
+        parts.append(f"{int(broken_study.sum()):,} slices are each a study of their own (StudyInstanceUID)")
+    alone = (series != "") & ~series.duplicated(keep=False) & ~alone_study
+    broken = alone & _mostly(alone, study)
+    if broken.any():
+        studies = study[broken].nunique()
+        parts.append(f"{int(broken.sum()):,} slices in {studies:,} studies are each a series of their own "
+                     "(SeriesInstanceUID)")  # fmt: skip
+    if not parts:
+        return ""
+    return (
+        f"{', '.join(parts)}: a broken export. Neighbouring slices, sequence models and predictions of studies see "
+        "single slices there; export these studies again"
+    )
+
+
+def _mostly(marked: pd.Series, group: pd.Series) -> pd.Series:
+    """Whether at least half of a slice's group, and several of it, are ``marked``."""
+    count = marked.groupby(group).transform("sum")
+    return (count >= FEW_SINGLES) & (2 * count >= marked.groupby(group).transform("size"))
