@@ -147,6 +147,18 @@ class DataLocation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PseudonymOptions:
+    """Patients' names."""
+
+    pseudonym_key: Path | None = option(
+        None,
+        "file of the key that turns names of patients, studies, series and images into pseudonyms; made where it is "
+        "missing, and id_map_….csv beside it says which file and patient each id stands for; none: pseudonyms.key in "
+        "--data_input_folder",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultsLocation(ConsoleOptions):
     """Results."""
 
@@ -737,7 +749,7 @@ OF_AUDITS = {"audit", "audit_sample", "audit_fill", "output_file", "data_input_f
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(TTAOptions, BatchOptions, TrainedOptions):
+class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
     """Predict a dataset's split, or the studies of any DICOM files (--source), or audit a submission (--audit).
 
     Model, transforms and image settings come from the weight file. Not a medical device; not for diagnosis.
@@ -762,8 +774,8 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions):
     source: Path | None = option(
         None,
         "folder or zip archive of DICOM files, of any origin, to predict instead of a dataset: tables of slices and "
-        "studies, JSON and a picture of each series, to --predict_output; names by the key pseudonyms.key in "
-        "--data_input_folder, of which none is input here; none: a dataset",
+        "studies, JSON and a picture of each series, to --predict_output; names by --pseudonym_key, or pseudonyms.key "
+        "in the training's input folder; none: a dataset",
     )
     predict_output: Path | None = option(None, "new folder for what --source gives")
     sequence: Path | None = option(
@@ -820,6 +832,8 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions):
             raise UsageError("--net_weight_file is missing: best.pt or last.pt of an experiment")
         if (self.source is None) != (self.predict_output is None):
             raise UsageError("--source and --predict_output (a new folder) belong together")
+        if self.pseudonym_key is not None and self.source is None:
+            raise UsageError("--pseudonym_key needs --source: a dataset has its pseudonyms already")
         if self.sequence is not None and self.source is None:
             raise UsageError(
                 "--sequence needs --source; a dataset's split is predicted by the sequence model's own file as "
@@ -1039,7 +1053,7 @@ class SecondLevelConfig(ResultsLocation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessingConfig(GeneralOptions, DataLocation):
+class PreprocessingConfig(GeneralOptions, DataLocation, PseudonymOptions):
     """Convert DICOM files to a dataset: images, tables and folds, in <data_input_folder>/datasets."""
 
     pre_source: Path | None = option(
@@ -1121,6 +1135,8 @@ class PreprocessingConfig(GeneralOptions, DataLocation):
     seed: int = option(0, "seed of the folds", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
+        if self.pre_verify and self.pseudonym_key is not None:
+            raise UsageError("--pseudonym_key doesn't go with --pre_verify=1, which converts nothing; leave it out")
         if self.pre_folds == 1 and self.pre_holdout == 0:
             raise UsageError("--pre_folds=1 needs --pre_holdout, the share of images to validate on, as in 0.2")
         if self.pre_type != "auto" and self.pre_window is None:

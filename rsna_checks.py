@@ -45,7 +45,8 @@ def leaves_dataset_alone(config: PreprocessingConfig) -> bool:
     """
     if config.pre_verify:
         return True
-    if not config.pre_audit or config.pre_source is not None or config.pre_labels is not None:
+    asked = (config.pre_source, config.pre_labels, config.pseudonym_key)
+    if not config.pre_audit or any(value is not None for value in asked):
         return False
     try:
         made_with = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))["options"]

@@ -26,16 +26,18 @@ from common.files import atomic_path, remove_temporaries, write_csv, write_json
 from common.machine import usable_cores
 from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
-from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_slice
+from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_slice, shown
 from common.preprocessing.folder import check_space, claim_folder, list_files
 from common.preprocessing.folds import assign_folds, check_folds, fold_tables
 from common.preprocessing.groups import describe_links, group_images, large_group
+from common.preprocessing.id_map import IdMap, file_rows, need_rows
 from common.preprocessing.journal import Journal
 from common.preprocessing.labels import join_labels
-from common.preprocessing.pseudonyms import Pseudonyms, load_key
+from common.preprocessing.naming import misnamed, named_by_path
+from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms, load_key
 from common.preprocessing.scheduler import dask_cluster
 from common.preprocessing.series import describe_singles
-from common.preprocessing.sources import Tree, file_ids, open_tree
+from common.preprocessing.sources import Tree, open_tree, printable, stem
 from common.preprocessing.tables import (
     REPEATED_UID,
     mark_repeated,
@@ -49,6 +51,7 @@ from config import PreprocessingConfig
 from rsna_dataset import (
     COMPETITION_FOLDER,
     DATASET_INFO,
+    FAILED_FILE,
     FORMAT_VERSION,
     IDENTITY_COLUMNS,
     JOURNAL,
@@ -66,14 +69,20 @@ from rsna_dataset import (
     read_dataset_info,
     read_label_file,
     read_submission,
+    read_submission_texts,
 )
 
 logger = logging.getLogger(__name__)
 
 KEY_FILE = "pseudonyms.key"  # in the input folder: beside the datasets, not in them, and the same for all of them
+ID_MAP = "id_map_{}.csv"  # beside the key: which file and patient the ids of a dataset stand for
 UNMATCHED = "labels_without_image.csv"
 UNMATCHED_ROWS = "unmatched_rows.csv"
-PUBLIC_ID = "ID_[0-9a-f]+"  # what the competition replaced all identifiers by
+# What the competition replaced all identifiers by: these stay.
+COMPETITION_NAMES = {
+    kind: f"ID_[0-9a-f]{{{digits}}}"
+    for kind, digits in {"image": 9, "instance": 9, "patient": 8, "study": 10, "series": 10}.items()
+}
 CROP_SHEET = "crop_sheet.png"
 LOOKED_AT = (CROP_SHEET, "audit.html", "verify_failed.csv")  # what is no longer true once the dataset changes
 READING_RULES = 2  # of what is a slice and what its HU are; with others all files are read anew
@@ -105,8 +114,9 @@ class Job:
 
     ``labels`` (index ``id``) are the source's, by its files' ids at first and later by image id; ``label_file`` those
     of --pre_labels (see :func:`rsna_dataset.read_label_file`); ``asked`` the ids of the sample submission. ``files``
-    are the source's (index ``source_id``: file_id, path, split, bytes, mtime_ns and what its tree needs), ``refused``
-    the rows of failed.csv for those that are not opened.
+    are the source's (index ``source_id``: own_id, by_path, file_id, path, split, bytes, mtime_ns and what its tree
+    needs), ``refused`` the failures of those that are not opened. ``id_map`` is the table that says what the ids
+    stand for.
     """
 
     config: PreprocessingConfig
@@ -119,6 +129,7 @@ class Job:
     asked: pd.Index
     files: pd.DataFrame
     refused: pd.DataFrame
+    id_map: IdMap
 
     @property
     def fold_paths(self) -> list[Path]:
@@ -142,16 +153,17 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
     labels, asked = read_source_tables(source, config)
     label_file = None if config.pre_labels is None else read_label_file(config.pre_labels)
     with claim_folder(folder), claim_folder(folder / "images"):
-        key = load_key(config.data_input_folder / KEY_FILE)
-        pseudonyms = Pseudonyms(key, PUBLIC_ID if source.competition else None)
-        files = list_source(source, pseudonyms, skip=(folder.parent, config.data_input_folder / KEY_FILE))
+        key_file = key_place(config)
+        pseudonyms = Pseudonyms(load_key(key_file), COMPETITION_NAMES if source.competition else {})
+        files = list_source(source, pseudonyms, skip=(folder.parent, *private_files(key_file)))
         if all(table.empty for table in files):
             raise UsageError(f"{config.pre_source or config.data_input_folder}: holds no files")
-        job = Job(config, folder, image_form(config), source, pseudonyms, labels, label_file, asked, *files)
+        id_map = IdMap(key_file.with_name(ID_MAP.format(config.data_dataset)))
+        job = Job(config, folder, image_form(config), source, pseudonyms, labels, label_file, asked, *files, id_map)
+        state = source_hash(job)
         journal = Journal(folder / JOURNAL, journal_options(job))
         warn_of_other_source(job)
         tasks = pending_tasks(job, journal)
-        state = source_hash(job)
         if not tasks and is_complete(job, state):
             tell(f"{len(job.files)} files: nothing has changed since the dataset was made")
         else:
@@ -161,11 +173,31 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
                 (folder / name).unlink(missing_ok=True)
             remove_temporaries(folder)
             convert(job, tasks, journal)
-            write_tables(job, journal.read(), state)
+            records = journal.read()
+            job = replace(job, files=named_by_path(job.files, records))
+            again = misnamed(job.files, records, pseudonyms)
+            if len(again):
+                tell(f"{len(again)} files share their SOPInstanceUID with others; their ids come from their paths")
+                convert(job, tasks_of(job, job.files.loc[again]), journal)
+                records = journal.read()
+            write_tables(job, records, state)
         if look_at is not None:
             look_at(folder)
         check_share(journal.read(), job)
     return folder
+
+
+def key_place(config: PreprocessingConfig) -> Path:
+    """Return the file of the key: --pseudonym_key, else beside ``datasets/``, and never within it."""
+    place = config.pseudonym_key or config.data_input_folder / KEY_FILE
+    if (config.data_input_folder / "datasets").resolve() in place.resolve().parents:
+        raise UsageError(f"--pseudonym_key={place}: lies among the datasets, which are passed on without it")
+    return place
+
+
+def private_files(key_file: Path) -> list[Path]:
+    """Return the key and the maps beside it, which are no part of any source."""
+    return [key_file, *key_file.parent.glob(ID_MAP.format("*"))]
 
 
 def find_source(config: PreprocessingConfig) -> Source:
@@ -208,8 +240,8 @@ def image_form(config: PreprocessingConfig) -> ImageForm:
 
 def journal_options(job: Job) -> dict[str, Any]:
     """Return what an image and its record depend on beside its file: with another value all are made anew."""
-    options = form_options(job.form) | {"key": job.pseudonyms.fingerprint, "public": job.pseudonyms.public}
-    return options | {"rules": READING_RULES}
+    names = {"key": job.pseudonyms.fingerprint, "names": dict(job.pseudonyms.public)}
+    return form_options(job.form) | names | {"rules": READING_RULES}
 
 
 def form_options(form: ImageForm) -> dict[str, Any]:
@@ -240,15 +272,24 @@ def list_source(source: Source, pseudonyms: Pseudonyms, skip: Sequence[Path] = (
     are this program's own.
     """
     if source.competition is None:
-        files, refused = (table.assign(file_id=file_ids(table["path"])) for table in source.tree.list(skip=skip))
+        files, refused = (
+            table.assign(file_id=[stem(path) for path in table["path"]]) for table in source.tree.list(skip=skip)
+        )
         files["split"] = ""
     else:
         files, refused = list_competition(source.competition)
-    # In the journal a file is known by its id where that is public, else by a pseudonym of its path.
-    files["source_id"] = [
-        file_id if pseudonyms.is_public(file_id) else pseudonyms.of("file", f"{path}\n{file_id}")
-        for path, file_id in zip(files["path"], files["file_id"], strict=True)
+    once = ~files["file_id"].duplicated(keep=False)
+    files["own_id"] = [
+        name if stays and pseudonyms.is_public(IMAGE, name) else ""
+        for name, stays in zip(files["file_id"], once, strict=True)
     ]
+    files["by_path"] = False
+    refused["own_id"] = [name if pseudonyms.is_public(IMAGE, name) else "" for name in refused["file_id"]]
+    # In the journal a file is known by its own id, else by a pseudonym of its path; in failed.csv too.
+    for table, name in ((files, "source_id"), (refused, "id")):
+        table[name] = [
+            own or pseudonyms.of(FILE, path) for own, path in zip(table["own_id"], table["path"], strict=True)
+        ]
     return files.set_index("source_id"), failure_rows(refused)
 
 
@@ -257,7 +298,11 @@ def source_hash(job: Job) -> str:
     competition = job.source.competition
     # With the key, nobody can try out which names of patients' files give the hash.
     digest = hashlib.blake2b(digest_size=16, key=b"" if competition else job.pseudonyms.key)
-    for table in (job.files[["path", "split", "bytes", "mtime_ns"]], job.refused):
+    refused = pd.DataFrame(
+        {"id": [printable(name) for name in job.refused["file_id"]],
+         "file": [printable(path) for path in job.refused["file"]]} | dict(job.refused[["reason", "message"]].items())
+    )  # fmt: skip
+    for table in (job.files[["path", "split", "bytes", "mtime_ns"]], refused):
         digest.update(table.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape"))
     tables = (competition.train_csv, competition.sample_submission) if competition else ()
     for path in (*tables, job.config.pre_labels):
@@ -267,9 +312,11 @@ def source_hash(job: Job) -> str:
 
 def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     """Return what is left to convert: all but files that are as the journal knows them and whose images are whole."""
-    files, records = job.files, journal.read()
+    records = journal.read()
+    files = named_by_path(job.files, records)
     stored = list_files(job.folder / "images", job.form.suffix).set_index("name")["bytes"]
     whole = records["image_bytes"] == stored.reindex(records["image_id"]).to_numpy()
+    whole &= ~records["image_id"].isin(unexplained(job, records))
     # A file that could not be opened or parsed gets another try: it may have been the disk.
     hopeless = ~records["reason"].isin(("", *RETRIED_REASONS))
     finished = ((whole & (records["reason"] == "")) | hopeless).groupby(records["source_id"]).all()
@@ -279,11 +326,35 @@ def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     same = (known["split"] == current["split"]) & (known["file_bytes"] == current["bytes"])
     same &= known["mtime_ns"] == current["mtime_ns"]
     if journal.exists() and records.empty:
-        tell("no image of an earlier run was made with these options: converting all files anew")
+        if source_names_ids(job, journal.options()):
+            logger.warning(
+                "%s: its ids were made of files' names, which may name patients; all files are converted anew, and "
+                "ids become keyed hashes: what was trained or predicted with the old ones keeps them",
+                job.folder,
+            )
+        else:
+            tell("no image of an earlier run was made with these options: converting all files anew")
     elif not same.all():
         tell(f"{int((~same).sum())} source files have changed since they were converted")
-    done = same.index[same & finished.reindex(same.index)]
+    done = same.index[same & finished.reindex(same.index)].difference(misnamed(files, records, job.pseudonyms))
     return tasks_of(job, files[~files.index.isin(done)])
+
+
+def unexplained(job: Job, records: pd.DataFrame) -> pd.Index:
+    """Return the images that need a row in the map of ids and have none, as where it was lost."""
+    images = records[records["reason"] == ""].drop_duplicates("image_id").set_index("image_id")
+    needed = need_rows(images)
+    if not needed.any():
+        return pd.Index([])
+    missing = needed.index[needed].difference(job.id_map.read().index)
+    if len(missing):
+        tell(f"{job.id_map.path}: has no row for {len(missing)} images; their files are read again")
+    return missing
+
+
+def source_names_ids(job: Job, options: dict[str, Any]) -> bool:
+    """Whether a journal of these options is of before ids were keyed hashes outside the competition's folders."""
+    return job.source.competition is None and "public" in options
 
 
 def tasks_of(job: Job, files: pd.DataFrame) -> list[Task]:
@@ -294,7 +365,7 @@ def tasks_of(job: Job, files: pd.DataFrame) -> list[Task]:
 def file_tasks(tree: Tree, files: pd.DataFrame, folder: Path) -> list[Task]:
     """Return what converts these rows of :func:`list_source` to images in ``folder``."""
     return [
-        Task(row.file_id, row.Index, row.split, row.bytes, row.mtime_ns, tree.file_at(row), folder)
+        Task(row.own_id, row.Index, row.split, row.bytes, row.mtime_ns, tree.file_at(row), folder, row.by_path)
         for row in files.itertuples()
     ]
 
@@ -318,8 +389,9 @@ def is_complete(job: Job, state: str) -> bool:
         same = info["options"] == dataset_options(job.config) and info["source"]["hash"] == state
     except (UsageError, WorkError, KeyError, TypeError):
         return False
-    paths = [job.folder / name for name in ("metadata.csv", "failed.csv", label_report(job))]
+    paths = [job.folder / name for name in ("metadata.csv", FAILED_FILE, label_report(job))]
     paths += [job.folder / CROP_SHEET] * job.form.crop
+    paths += [job.id_map.path] * ("pseudonyms" in info)
     paths += [job.folder / "sample_submission.csv"] * (len(job.asked) > 0) + job.fold_paths * (info["labelled"] > 0)
     return same and all(path.is_file() for path in paths)
 
@@ -353,7 +425,11 @@ def check_persons(job: Job) -> None:
 def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     """Convert what is pending, noting each chunk of files in the journal as it is finished."""
     stored = list_files(job.folder / "images", job.form.suffix).set_index("name")["bytes"]
-    freed = int(stored.reindex([task.image_id for task in tasks]).sum())
+    replaced = [task.own_id for task in tasks]
+    if "" in replaced:
+        records = journal.read()
+        replaced = records["image_id"][records["source_id"].isin([task.source_id for task in tasks])]
+    freed = int(stored.reindex(replaced).sum())
     needed = job.form.bytes_needed(sum(task.file_bytes for task in tasks), len(tasks))
     check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
     tell(f"{len(job.files)} files, {len(tasks)} of them to convert")
@@ -361,9 +437,16 @@ def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     jobs = job.config.n_jobs or usable_cores()
     dask = job.config.pre_scheduler == "dask" and len(tasks) > 0
     workers = dask_cluster(job.config.pre_dask_address, jobs) if dask else nullcontext(jobs)
-    with journal, workers as jobs, progress(total=len(tasks), desc="preprocessing", unit="file") as bar:
+    paths = job.files["path"]
+    with (
+        journal,
+        job.id_map as id_map,
+        workers as jobs,
+        progress(total=len(tasks), desc="preprocessing", unit="file") as bar,
+    ):
         try:
             for records in convert_files(tasks, job.form, jobs, job.pseudonyms) if tasks else ():
+                id_map.add(records, paths.get)
                 journal.add(records)
                 done = len({record.source_id for record in records})
                 left -= done
@@ -382,10 +465,11 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     records = records[records["source_id"].isin(job.files.index)]
     images = mark_repeated(unique_images(records).sort_index())
     failed = failure_table(records, job.files, job.refused)
-    write_csv(folder / "failed.csv", failed)
+    write_csv(folder / FAILED_FILE, shown(failed))
+    write_id_map(job, images, failed)
     job, images, unmatched = label_images(job, images, failed)
     images = images.assign(group_id=make_groups(job, images))
-    table = metadata_table(images, job.labels)
+    table = metadata_table(images, job.labels, file_order(job.files, images))
     if job.label_file is not None:
         unlabelled = np.flatnonzero((table["split"] == "test").to_numpy()) + 2
         unmatched = pd.concat(
@@ -401,7 +485,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     if images.empty or (train.empty and is_labelled(job)):
         raise WorkError(
             f"{folder}: none of the {len(job.files)} files gave an image{' with labels' * is_labelled(job)}; "
-            f"{folder / 'failed.csv'} and {folder / label_report(job)} say why"
+            f"{folder / FAILED_FILE} and {folder / label_report(job)} say why"
         )
     fold_paths = job.fold_paths if len(train) else []
     fold = make_folds(job, train) if len(train) else np.zeros(0, dtype=np.int64)
@@ -411,7 +495,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     rows = train.join(job.labels).reindex(columns=[*LABELS, *IDENTITY_COLUMNS])  # no labels: no rows either
     for path, part in zip(fold_paths, fold_tables(rows, fold, job.config.pre_folds), strict=False):
         write_csv(path, part.rename_axis("id"), index=True)
-    copy_sample(job)
+    copy_sample(job, images)
     if job.form.crop:
         chosen = choose_images(images)
         files = job.files.loc[images.loc[chosen, "source_id"].unique()]
@@ -424,6 +508,28 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     if len(train):
         said.append(", ".join(f"{name} {share:.2%}" for name, share in rows[list(LABELS)].mean().items()))
     tell("; ".join(said))
+
+
+def write_id_map(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> None:
+    """Put the map of ids in order: a row for each id that was made here, of an image or of a file that gave none."""
+    needed = need_rows(images)
+    rows = job.id_map.read()
+    rows = rows[rows.index.isin(needed.index[needed])].reset_index()
+    rows = pd.concat([rows, file_rows(failed)], ignore_index=True)
+    job.id_map.finish(rows)
+    if len(rows):
+        tell(f"{job.id_map.path}: which file and patient each id stands for; for you alone, as the key beside it")
+
+
+def file_order(files: pd.DataFrame, images: pd.DataFrame) -> np.ndarray:
+    """Return what to order slices of one place by, (N,): their own ids, or the places of their files in the source."""
+    files = files.loc[images["source_id"], ["own_id", "path"]]
+    return np.array(
+        [image_id if own else f"{path}\n{frame:09d}"
+         for image_id, own, path, frame in zip(images.index, files["own_id"], files["path"], images["frame"],
+                                               strict=True)],
+        dtype=object,
+    )  # fmt: skip
 
 
 def is_labelled(job: Job) -> bool:
@@ -448,10 +554,20 @@ def label_images(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> tuple[
         file_id = job.files["file_id"].reindex(images["source_id"]).to_numpy()
         labelled = pd.Index(file_id).isin(job.labels.index)  # numpy compares every pair of objects
         labels = job.labels.loc[file_id[labelled]].set_axis(images.index[labelled])
-        unmatched = unmatched_labels(job.labels.index.difference(pd.Index(file_id)), failed)
+        without = job.labels.index.difference(pd.Index(file_id))
+        unmatched = unmatched_labels(without, failed.assign(id=failed["file_id"]))
+        unmatched["id"] = shown_ids(job, images, unmatched["id"])
     if job.source.competition is None:
         images = images.assign(split=np.where(images.index.isin(labels.index), "train", "test"))
     return replace(job, labels=labels), images, unmatched
+
+
+def shown_ids(job: Job, images: pd.DataFrame, names: pd.Index | pd.Series) -> list[str]:
+    """Return the images' ids for the names that the competition's tables give them: the same, or keyed hashes."""
+    file_ids = job.files["file_id"].reindex(images["source_id"])
+    made = dict(zip(file_ids, images.index, strict=True))
+    return [name if job.pseudonyms.is_public(IMAGE, name) else made.get(name) or job.pseudonyms.of(FILE, name)
+            for name in names]  # fmt: skip
 
 
 def check_share(records: pd.DataFrame, job: Job) -> None:
@@ -469,7 +585,7 @@ def check_share(records: pd.DataFrame, job: Job) -> None:
         raise WorkError(
             f"{len(failed)} of {total} files failed ({len(failed) / total:.2%}), more than "
             f"--pre_max_failed={job.config.pre_max_failed:g} accepts: {count_reasons(failed)}; the dataset is complete "
-            f"without them; see {job.folder / 'failed.csv'}"
+            f"without them; see {job.folder / FAILED_FILE}"
         )
 
 
@@ -494,9 +610,7 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
 
 def whose_pseudonyms(job: Job, images: pd.DataFrame) -> dict[str, str]:
     """Return for dataset.json which key made the pseudonyms; nothing where all names are the competition's own."""
-    names = [images.index, *(images[name].unique() for name in ("patient_id", "study_id", "series_id"))]
-    own = all(name == "" or job.pseudonyms.is_public(name) for part in names for name in part)
-    return {} if own else {"pseudonyms": job.pseudonyms.fingerprint}
+    return {"pseudonyms": job.pseudonyms.fingerprint} if need_rows(images).any() else {}
 
 
 def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: pd.DataFrame) -> None:
@@ -507,10 +621,10 @@ def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: 
     if not other.all():
         logger.warning(
             "%d files gave no image (%s); see %s",
-            int((~other).sum()), count_reasons(failed[~other]), job.folder / "failed.csv",
+            int((~other).sum()), count_reasons(failed[~other]), job.folder / FAILED_FILE,
         )  # fmt: skip
     warn_about_labels(job, images, unmatched)
-    missing = job.asked.difference(images.index)
+    missing = pd.Index(shown_ids(job, images, job.asked)).difference(images.index)
     if len(missing):
         logger.warning("%d images of the sample submission have no picture: %s", len(missing), list_some(missing))
     for name, meaning in MARKS.items():
@@ -590,12 +704,18 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     return fold
 
 
-def copy_sample(job: Job) -> None:
-    """Copy the sample submission to the dataset, which then needs nothing of the source."""
+def copy_sample(job: Job, images: pd.DataFrame) -> None:
+    """Copy the sample submission to the dataset, which then needs nothing of the source; names that don't stay go."""
     target = job.folder / "sample_submission.csv"
     competition = job.source.competition
     if competition is None or competition.sample_submission is None:
         target.unlink(missing_ok=True)
         return
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(competition.sample_submission.read_bytes())
+    if all(job.pseudonyms.is_public(IMAGE, name) for name in job.asked):
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(competition.sample_submission.read_bytes())
+        return
+    ids = dict(zip(job.asked, shown_ids(job, images, job.asked), strict=True))
+    rows = read_submission_texts(competition.sample_submission)
+    parts = [name.rpartition("_") for name in rows["ID"]]
+    write_csv(target, rows.assign(ID=[f"{ids[part[0]]}_{part[2]}" for part in parts]))

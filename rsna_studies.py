@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -22,21 +23,26 @@ import numpy as np
 import pandas as pd
 
 from common.checkpoint import load_checkpoint
+from common.console import tell
 from common.errors import UsageError, WorkError
 from common.files import remove_temporaries, write_csv, write_json
 from common.hardware import cpu_cores
-from common.preprocessing.convert import ImageForm
-from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
+from common.preprocessing.convert import KEPT, ImageForm, Record, Task
+from common.preprocessing.failures import count_reasons, failure_table, is_no_slice, shown
+from common.preprocessing.id_map import COLUMNS, IdMap, file_rows, map_rows
+from common.preprocessing.isolation import PROJECT
+from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
 from common.preprocessing.series import describe_singles
 from common.preprocessing.sources import open_tree
-from common.preprocessing.tables import mark_repeated, metadata_table, unique_images
+from common.preprocessing.tables import first_known, mark_repeated, metadata_table, unique_images
 from common.preprocessing.workers import convert_files
 from common.reports.montage import Highlight, draw_series, write_picture
 from common.reports.page import NOTICE
 from config import PredictConfig, PreprocessingConfig, TrainConfig, format_windows, parse_windows
 from rsna_dataset import (
     DATASET_INFO,
+    FAILED_FILE,
     FORMAT_VERSION,
     LABELS,
     METADATA_FILE,
@@ -49,7 +55,17 @@ from rsna_dataset import (
 )
 from rsna_pictures import OVERALL, grey_slices, heat_maps
 from rsna_prediction import TrainedNetwork, dataset_folder_of
-from rsna_preprocessing import KEY_FILE, PUBLIC_ID, Source, file_tasks, image_form, list_source
+from rsna_preprocessing import (
+    COMPETITION_NAMES,
+    ID_MAP,
+    KEY_FILE,
+    Source,
+    file_order,
+    file_tasks,
+    image_form,
+    list_source,
+    private_files,
+)
 from rsna_study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
 
 logger = logging.getLogger(__name__)
@@ -176,21 +192,27 @@ def convert_source(
     Raises UsageError where there is no such source or it is empty, WorkError where no file gave an image.
     """
     source = find_files(config.source)
-    pseudonyms = Pseudonyms(
-        load_key((config.data_input_folder or TrainConfig.data_input_folder) / KEY_FILE),
-        PUBLIC_ID if source.competition else None,
-    )
-    files, refused = list_source(dataclasses.replace(source, competition=None), pseudonyms, skip=(output,))
+    key_file = find_key(config, output)
+    pseudonyms = Pseudonyms(load_key(key_file), COMPETITION_NAMES if source.competition else {})
+    skip = (output, *private_files(key_file))
+    files, refused = list_source(dataclasses.replace(source, competition=None), pseudonyms, skip)
     if files.empty and refused.empty:
         raise UsageError(f"--source={config.source}: holds no files")
     folder = dataset_folder(inputs, DATASET)
     (folder / "images").mkdir(parents=True)
     tasks = file_tasks(source.tree, files, folder / "images")
     jobs = cpu_cores(config.n_jobs or 0)
-    found = [record for chunk in convert_files(tasks, form, jobs, pseudonyms) for record in chunk] if tasks else []
-    records = pd.DataFrame([dataclasses.asdict(record) for record in found], columns=record_columns())
+    found = convert_all(tasks, form, jobs, pseudonyms)
+    files = named_by_path(files, record_table(found))
+    again = misnamed(files, record_table(found), pseudonyms)
+    if len(again):  # those that share their SOPInstanceUID
+        tasks = file_tasks(source.tree, files.loc[again], folder / "images")
+        found = [record for record in found if record.source_id not in again]
+        found += convert_all(tasks, form, jobs, pseudonyms)
+    records = record_table(found)
     failed = failure_table(records, files, refused)
-    write_csv(output / "failed.csv", failed.assign(notice=NOTICE))
+    write_csv(output / FAILED_FILE, shown(failed).assign(notice=NOTICE))
+    write_map(key_file, output, found, files, failed)
     if len(failed):
         other = int(is_no_slice(failed).sum())
         reasons = count_reasons(failed)
@@ -200,8 +222,8 @@ def convert_source(
         raise WorkError(
             f"--source={config.source}: none of {len(files)} files gave an image; {output / 'failed.csv'} says why"
         )
-    table = mark_repeated(table.assign(split="test"))
-    metadata = metadata_table(table, pd.DataFrame(index=pd.Index([], name="id")))
+    table = mark_repeated(table.assign(split="test", group_id=first_known(table, "patient_id", "study_id")))
+    metadata = metadata_table(table, pd.DataFrame(index=pd.Index([], name="id")), file_order(files, table))
     if singles := describe_singles(metadata):
         logger.warning("%s", singles)
     write_csv(folder / METADATA_FILE, metadata)
@@ -216,11 +238,45 @@ def convert_source(
     write_json(folder / DATASET_INFO, info)
 
 
-def record_columns() -> list[str]:
-    """Return the columns of the table of a conversion's records."""
-    from common.preprocessing.convert import Record
+def convert_all(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> list[Record]:
+    """Return the records of all files."""
+    return [record for chunk in convert_files(tasks, form, jobs, pseudonyms) for record in chunk] if tasks else []
 
-    return [field.name for field in dataclasses.fields(Record)]
+
+def record_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return records as a table of what may be kept of them."""
+    return pd.DataFrame([[getattr(record, name) for name in KEPT] for record in records], columns=list(KEPT))
+
+
+def find_key(config: PredictConfig, output: Path) -> Path:
+    """Return the file of the pseudonyms' key, which doesn't depend on the folder that the command is called in.
+
+    It is --pseudonym_key, else in --data_input_folder, else in the training's, else in this project's ``input``.
+    """
+    if config.pseudonym_key is not None:
+        place = config.pseudonym_key
+    elif config.data_input_folder is not None:
+        place = config.data_input_folder / KEY_FILE
+    else:
+        options = load_checkpoint(first_weight_file(config.net_weight_file))["config"]
+        trained_on = PROJECT / str(options.get("data_input_folder", TrainConfig.data_input_folder))
+        place = (trained_on if trained_on.is_dir() else PROJECT / TrainConfig.data_input_folder) / KEY_FILE
+    if output.resolve() in place.resolve().parents:
+        raise UsageError(f"--pseudonym_key={place}: lies in --predict_output, which is passed on without it")
+    return place
+
+
+def write_map(
+    key_file: Path, output: Path, records: Sequence[Record], files: pd.DataFrame, failed: pd.DataFrame
+) -> None:
+    """Write beside the key which file and patient each id of these predictions stands for, and say where."""
+    place = hashlib.blake2b(os.fsencode(output.resolve()), digest_size=4).hexdigest()  # another output, another map
+    id_map = IdMap(key_file.with_name(ID_MAP.format(f"predict_{place}")))
+    rows = [row for row in map_rows(records, files["path"].get) if row[0]]
+    rows = pd.concat([pd.DataFrame(rows, columns=list(COLUMNS)), file_rows(failed)], ignore_index=True)
+    id_map.finish(rows)
+    if len(rows):
+        tell(f"{id_map.path}: which file and patient each id stands for; for you alone, as the key beside it")
 
 
 def find_files(path: Path) -> Source:

@@ -60,11 +60,12 @@ def records(count: int) -> Iterator[list]:
 
 def make_job(folder: Path, count: int) -> object:
     """Return the job that preprocessing.py would have for these files."""
+    from common.preprocessing.id_map import IdMap
     from common.preprocessing.pseudonyms import Pseudonyms
     from common.preprocessing.sources import FolderTree
     from config import PreprocessingConfig
     from rsna_dataset import LABELS
-    from rsna_preprocessing import Job, Source, image_form
+    from rsna_preprocessing import COMPETITION_NAMES, Job, Source, image_form
 
     ids = pd.Index([f"ID_{number:09x}" for number in range(count)], name="source_id")
     generator = np.random.default_rng(1)
@@ -72,15 +73,16 @@ def make_job(folder: Path, count: int) -> object:
     values = (positive & (generator.random(positive.shape) < 0.4)).astype(np.int8)
     labels = pd.DataFrame(values, index=ids.rename("id"), columns=list(LABELS))
     files = pd.DataFrame(
-        {"file_id": ids, "path": [f"stage_2_train/{one}.dcm" for one in ids], "split": "train",
+        {"file_id": ids, "own_id": ids, "by_path": False,
+         "path": [f"stage_2_train/{one}.dcm" for one in ids], "split": "train",
          "bytes": 525_000, "mtime_ns": 10**18 + np.arange(count)},
         index=ids,
     )  # fmt: skip
     config = PreprocessingConfig(data_input_folder=folder)
-    refused = pd.DataFrame({name: [] for name in ("id", "file", "reason", "message")}, dtype=object)
+    refused = pd.DataFrame({name: [] for name in ("id", "file_id", "file", "reason", "message")}, dtype=object)
     source = Source(FolderTree(folder), None)
-    return Job(config, folder, image_form(config), source, Pseudonyms(b"0" * 32, "ID_[0-9a-f]+"), labels, None,
-               pd.Index([]), files, refused)  # fmt: skip
+    return Job(config, folder, image_form(config), source, Pseudonyms(b"0" * 32, COMPETITION_NAMES), labels, None,
+               pd.Index([]), files, refused, IdMap(folder / "id_map.csv"))  # fmt: skip
 
 
 def main() -> None:

@@ -132,8 +132,9 @@ def conversion() -> tuple[ImageForm, Pseudonyms]:
     """Return what the files are converted to."""
     from common.preprocessing.convert import ImageForm
     from common.preprocessing.pseudonyms import Pseudonyms
+    from rsna_preprocessing import COMPETITION_NAMES
 
-    return ImageForm(0, (), "int16"), Pseudonyms(bytes(32), public="ID_[0-9a-f]+")
+    return ImageForm(0, (), "int16"), Pseudonyms(bytes(32), COMPETITION_NAMES)
 
 
 def general(paths: Sequence[Path], target: Path) -> None:

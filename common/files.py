@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FLOAT_FORMAT = "%.17g"
+RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 ROWS_AT_ONCE = 2**16  # of a CSV, as text in memory
 
 
@@ -115,6 +116,26 @@ def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
                 if dtype in ("float64", "float32"):
                     rows.isetitem(place, _number_texts(rows.iloc[:, place].to_numpy()))
             rows.to_csv(file, index=index, header=start == 0, float_format=FLOAT_FORMAT, lineterminator="\n")
+
+
+def inert(text: str) -> str:
+    """Return a cell's text with an apostrophe before what a spreadsheet would run as a formula; numbers stay."""
+    if not text.startswith(RUN_BY_SPREADSHEETS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def inert_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of which no spreadsheet runs a cell or a column's name as a formula; see :func:`inert`."""
+
+    def mend(value: Any) -> Any:
+        return inert(value) if isinstance(value, str) else value
+
+    return frame.map(mend).astype(frame.dtypes).rename(columns=mend)
 
 
 def _number_texts(values: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from pydicom import config
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian
@@ -55,3 +56,9 @@ def head(seed: int, rows: int = 24, columns: int = 24) -> np.ndarray:
     inside = (y - rows / 2) ** 2 + (x - columns / 2) ** 2 < (min(rows, columns) / 2.5) ** 2
     tissue = np.random.default_rng(seed).integers(0, 80, (rows, columns))
     return np.where(inside, tissue, -1000).astype(np.int16)
+
+
+def ids_of_files(id_map: Path) -> dict[str, str]:
+    """Return the id of each file of a map, of a file with several images of the first."""
+    table = pd.read_csv(id_map, dtype=str, keep_default_na=False)
+    return dict(zip(table["file"][::-1], table["id"][::-1], strict=True))

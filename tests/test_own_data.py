@@ -31,7 +31,7 @@ from rsna_dataset import (
     read_metadata,
 )
 from tests.conftest import SmallDataset
-from tests.dicom_files import head, new_ct, write_ct
+from tests.dicom_files import head, ids_of_files, new_ct, write_ct
 
 JOURNAL = ".converted.csv"
 KEY = "pseudonyms.key"
@@ -81,6 +81,11 @@ def flags(source: Path, *more: str, dataset: str = "own") -> list[str]:
     ]
 
 
+def ids_in(source: Path, dataset: str = "own") -> dict[str, str]:
+    """The id of each file of the source, by the user's map."""
+    return ids_of_files(source.parent / f"input/id_map_{dataset}.csv")
+
+
 def run(source: Path, *more: str, dataset: str = "own") -> Path:
     return preprocessing.main(flags(source, *more, dataset=dataset))
 
@@ -117,20 +122,23 @@ def contents(folder: Path, *without: str) -> dict[str, bytes]:
 def test_a_hospitals_export_becomes_an_unlabelled_dataset(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run(archive)
     metadata = read_metadata(folder)
-    names = [f"case{patient}_CT_head_IM{place}" for patient in range(4) for place in range(3)]
-    assert sorted(metadata.index) == [*names, "single"]
+    ids = ids_in(archive)
+    assert sorted(metadata.index) == sorted(ids[name] for name in [*BY_PATH, "single.DCM"])
+    assert metadata.index.str.fullmatch("image_[0-9a-f]{16}").all()
     assert (metadata["split"] == "test").all()
     assert not set(LABELS) & set((folder / "metadata.csv").read_text().splitlines()[0].split(","))
     assert metadata[list(LABELS)].isna().all(axis=None)
-    assert metadata.loc["case2_CT_head_IM1", ["slice_index", "position_mm"]].tolist() == [1, 5.0]
-    np.testing.assert_array_equal(np.load(folder / "images/case2_CT_head_IM1.npy"), head(21))
+    one = ids["case2/CT head/IM1"]
+    assert metadata.loc[one, ["slice_index", "position_mm"]].tolist() == [1, 5.0]
+    np.testing.assert_array_equal(np.load(folder / f"images/{one}.npy"), head(21))
     assert not list(folder.glob("*_fold_*"))
-    failed = pd.read_csv(folder / "failed.csv").set_index("file")
+    failed = pd.read_csv(folder / "failed.csv").set_index("id")
+    assert failed.columns.tolist() == ["reason", "message"]
     assert failed["reason"].to_dict() == {
-        "AUTORUN.INF": "not_dicom",
-        "README.txt": "not_dicom",
-        "report.dcm": "not_ct",
-        "scout": "localizer",
+        ids["AUTORUN.INF"]: "not_dicom",
+        ids["README.txt"]: "not_dicom",
+        ids["report.dcm"]: "not_ct",
+        ids["scout"]: "localizer",
     }
     info = read_dataset_info(folder)
     assert (info["source"]["kind"], info["labelled"], info["images"]) == ("dicom", 0, {"train": 0, "test": 13})
@@ -155,11 +163,14 @@ def test_a_second_run_on_an_archive_does_nothing_and_a_changed_member_is_noticed
     times = {file.name: file.stat().st_mtime_ns for file in (folder / "images").iterdir()}
     run(path)
     assert "nothing has changed" in capsys.readouterr().err
+    first = ids_in(archive)["single.DCM"]
     write_ct(archive / "single.DCM", slice_of(8, 0))
     packed(archive, path)  # all members are packed anew, one of them has another content
     run(path)
-    changed = {file.name for file in (folder / "images").iterdir() if times[file.name] != file.stat().st_mtime_ns}
-    assert changed == {"single.npy"}
+    after = {file.name: file.stat().st_mtime_ns for file in (folder / "images").iterdir()}
+    before, now = f"{first}.npy", f"{ids_in(archive)['single.DCM']}.npy"  # of another SOPInstanceUID: another id
+    assert {name for name in times if times[name] != after.get(name)} == {before}
+    assert set(after) - set(times) == {now}
 
 
 @pytest.mark.parametrize("inside", ["", "rsna-intracranial-hemorrhage-detection/"])
@@ -186,7 +197,7 @@ def test_the_competitions_archive_gives_the_same_dataset_as_its_folders(
     from_zip = preprocessing.main(
         [f"--data_input_folder={tmp_path / 'zipped'}", "--pre_max_failed=1", "--n_jobs=1", "--pre_folds=2"]
     )
-    without = ("dataset.json", "failed.csv")  # of which the former holds the times of files, the latter their folder
+    without = ("dataset.json",)  # which holds the times of files
     assert contents(from_zip, *without) == contents(folders, *without)
     assert read_dataset_info(from_zip)["source"]["kind"] == "competition"
     assert read_metadata(from_zip)["patient_id"].str.fullmatch("ID_[0-9a-f]+").all()
@@ -223,7 +234,8 @@ def test_files_that_share_their_uid_are_all_kept_and_marked(archive: Path, caplo
     shutil.copy(archive / "case1/CT head/IM2", archive / "copy/other.dcm")
     metadata = read_metadata(run(archive))
     marked = metadata.index[metadata["mended"] == "repeated_uid"]
-    assert sorted(marked) == ["case1_CT_head_IM2", "other"]
+    ids = ids_in(archive)
+    assert sorted(marked) == sorted([ids["case1/CT head/IM2"], ids["copy/other.dcm"]])
     assert any("2 images share their SOPInstanceUID" in message for message in caplog.messages)
 
 
@@ -268,16 +280,23 @@ def test_labels_of_images_come_by_path_or_uid_in_both_forms(archive: Path, tmp_p
     folder = run(archive, f"--pre_labels={file}")
     metadata = read_metadata(folder)
     for path, values in BY_PATH.items():
-        image_id = path.replace("/", "_").replace(" ", "_")
-        assert tuple(metadata.loc[image_id, list(LABELS)]) == values
+        assert tuple(metadata.loc[ids_in(archive)[path], list(LABELS)]) == values
     assert metadata["split"].value_counts().to_dict() == {"train": 12, "test": 1}
     levels = pd.read_csv(folder / "metadata.csv", keep_default_na=False).set_index("id")["label_level"]
     assert levels.value_counts().to_dict() == {"image": 12, "": 1}
     fold = read_fold(folder, "own", 0)
     assert len(fold) == 12
     assert fold.groupby("patient_id")["sample_type"].nunique().max() == 1
-    row = int(np.flatnonzero(levels.index == "single")[0]) + 2
+    row = int(np.flatnonzero(levels.index == ids_in(archive)["single.DCM"])[0]) + 2
     assert (folder / "unmatched_rows.csv").read_text() == f"table,row\nmetadata,{row}\n"
+
+
+def test_labels_can_name_images_by_the_ids_that_they_have_here(archive: Path, tmp_path: Path) -> None:
+    run(archive)
+    rows = {ids_in(archive)[path]: ",".join(map(str, values)) for path, values in BY_PATH.items()}
+    metadata = read_metadata(run(archive, f"--pre_labels={wide(tmp_path / 'labels.csv', 'id', rows)}"))
+    for path, values in BY_PATH.items():
+        assert tuple(metadata.loc[ids_in(archive)[path], list(LABELS)]) == values
 
 
 def test_labels_of_a_study_are_marked_and_an_images_own_come_first(
@@ -288,7 +307,7 @@ def test_labels_of_a_study_are_marked_and_an_images_own_come_first(
     file = wide(tmp_path / "labels.csv", "StudyInstanceUID", rows)
     folder = run(archive, f"--pre_labels={file}")
     table = pd.read_csv(folder / "metadata.csv", keep_default_na=False).set_index("id")
-    assert table.loc["case1_CT_head_IM1", ["any", "label_level"]].tolist() == ["1", "image"]
+    assert table.loc[ids_in(archive)["case1/CT head/IM1"], ["any", "label_level"]].tolist() == ["1", "image"]
     assert table["label_level"].value_counts().to_dict() == {"study": 11, "image": 1, "": 1}
     unmatched = pd.read_csv(folder / "unmatched_rows.csv")
     assert unmatched[unmatched["table"] == "labels"]["row"].tolist() == [7]  # the header is row 1
@@ -447,7 +466,7 @@ def test_nothing_that_identifies_a_patient_leaves_the_source(
         folder.mkdir(parents=True)
         for name in names:
             write_ct(folder / name, dataset)
-        write_ct(folder / "IM1", dataset)  # three of this name: their ids hold the folder's
+        write_ct(folder / "IM1", dataset)  # three of this name
         cut = write_ct(folder / f"CANARYCUT{number}.dcm", dataset)
         cut.write_bytes(cut.read_bytes()[:-100])
         bad = write_ct(folder / f"CANARYBAD{number}.dcm", dataset)
@@ -463,11 +482,10 @@ def test_nothing_that_identifies_a_patient_leaves_the_source(
     assert len(read_metadata(folder)) == 15
     failed = pd.read_csv(folder / "failed.csv")
     assert len(failed) == 6
-    assert not failed[["reason", "message"]].apply(lambda column: column.str.contains("CANARY")).any(axis=None)
     written = b"\n".join(
         str(path.relative_to(tmp_path)).encode() + path.read_bytes()
         for path in (tmp_path / "input").rglob("*")
-        if path.is_file() and path.name != "failed.csv"
+        if path.is_file() and not path.name.startswith("id_map_")
     ).lower()
     for secret in ("CANARY", "1.2.826", "MRN-", "Mustermann", "19310203", "20190817"):
         assert secret not in shown
@@ -511,17 +529,129 @@ def test_a_dataset_says_which_key_made_its_pseudonyms_and_the_competitions_names
     assert key_fingerprint(run(archive)) not in ("", own)
 
 
+def test_the_map_says_whose_image_it_is_and_lies_beside_the_key_for_its_owner_alone(
+    archive: Path, tmp_path: Path
+) -> None:
+    write_ct(archive / "=cmd", slice_of(9, 0, PatientID="@SUM(1)"))
+    key = tmp_path / "vault" / "my.key"
+    folder = run(archive, f"--pseudonym_key={key}")
+    assert not (archive.parent / "input" / KEY).exists()
+    path = key.parent / "id_map_own.csv"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("id")
+    metadata = read_metadata(folder)
+    assert set(table.index) == set(metadata.index) | set(pd.read_csv(folder / "failed.csv")["id"])
+    one = table[table["file"] == "case2/CT head/IM1"].iloc[0]
+    assert one.to_dict() == {
+        "file": "case2/CT head/IM1", "frame": "1", "patient_id": "MRN-2-4711", "study_id": "1.2.826.77.2",
+        "series_id": "1.2.826.77.2.1", "instance_id": "1.2.826.77.2.1.1",
+    }  # fmt: skip
+    assert metadata.loc[one.name, "slice_index"] == 1
+    assert table[table["file"] == "README.txt"]["patient_id"].tolist() == [""]
+    assert table[table["file"] == "'=cmd"]["patient_id"].tolist() == ["'@SUM(1)"]
+    assert [file.name for file in folder.parent.rglob("*id_map*")] == []
+
+
+def test_the_map_is_whole_whatever_was_lost_of_it(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line that a kill has cut, a map of which the end is missing, one that was removed, a file that went."""
+    folder = run(archive)
+    path = archive.parent / "input/id_map_own.csv"
+    whole, before = path.read_bytes(), contents(folder)
+    for content in (whole[:-9], whole[:400], b"", None):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        capsys.readouterr()
+        run(archive)
+        assert "has no row for" in capsys.readouterr().err
+        assert path.read_bytes() == whole
+        assert contents(folder) == before
+    (archive / "single.DCM").unlink()
+    run(archive)
+    assert len(path.read_bytes().splitlines()) == len(whole.splitlines()) - 1
+    path.write_bytes(b"no,map\n1,2\n")
+    assert "no map of ids" in failure(capsys, flags(archive))[1]
+
+
+def test_an_id_is_of_the_path_where_files_share_their_uid_and_doesnt_depend_on_their_order(archive: Path) -> None:
+    first = ids_in(archive) if run(archive) else {}
+    shutil.copytree(archive / "case1", archive / "twin")
+    write_ct(archive / "case0/CT head/nameless", slice_of(0, 5, SOPInstanceUID=""))
+    run(archive)
+    second = ids_in(archive)
+    twins = [f"{name}/CT head/IM{place}" for name in ("case1", "twin") for place in range(3)]
+    assert len({second[name] for name in twins}) == 6
+    assert {name for name in first if first[name] != second[name]} == set(twins[:3])
+    run(archive, dataset="at_once")
+    assert ids_in(archive, "at_once") == second
+    shutil.rmtree(archive / "twin")
+    (archive / "case0/CT head/nameless").unlink()
+    run(archive)
+    assert ids_in(archive) == first  # once more of their UIDs
+
+
+def test_a_dataset_whose_ids_held_names_is_made_anew_and_a_warning_says_so(
+    archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its journal says that it is of the version before; --pre_verify looks at it as it is."""
+    folder = run(archive)
+    first, _, rest = (folder / JOURNAL).read_text().partition("\n")
+    options = json.loads(first)
+    del options["names"]
+    (folder / JOURNAL).write_text(json.dumps(options | {"public": None}, sort_keys=True) + f"\n{rest}")
+    before = contents(folder)
+    preprocessing.main([f"--data_input_folder={archive.parent / 'input'}", "--data_dataset=own", "--pre_verify=1"])
+    assert contents(folder) == before
+    caplog.clear()
+    run(archive)
+    assert sum("ids become keyed hashes" in message for message in caplog.messages) == 1
+    assert contents(folder) == before
+    caplog.clear()
+    run(archive)
+    assert not any("keyed" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("place", ["input/datasets/pseudonyms.key", "input/datasets/own/k.key"])
+def test_a_key_among_the_datasets_is_refused(archive: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
+    code, line = failure(capsys, flags(archive, f"--pseudonym_key={archive.parent / place}"))
+    assert code == 2
+    assert "--pseudonym_key" in line
+    assert not (archive.parent / place).exists()
+
+
+def test_in_the_competitions_folders_names_of_another_form_go_everywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images, labels and the sample submission of someone who laid out files of their own like the competition's."""
+    for split, names in {"train": ["Mueller_1", "Mueller_2", "Kim_1", "Lee_1"], "test": ["Roe_1"]}.items():
+        (tmp_path / f"rsna/stage_2_{split}").mkdir(parents=True)
+        for number, name in enumerate(names):
+            write_ct(tmp_path / f"rsna/stage_2_{split}/{name}.dcm", slice_of(number + 5 * (split == "test"), 0))
+    rows = dict.fromkeys(("Mueller_1", "Mueller_2", "Kim_1", "Lee_1", "Gone_1"), (0, 0, 0, 0, 1, 1))
+    as_long(tmp_path / "rsna/stage_2_train.csv", rows)
+    as_long(tmp_path / "rsna/stage_2_sample_submission.csv", {"Roe_1": (0,) * 6, "Lost_1": (0,) * 6})
+    folder = run(tmp_path / "rsna", "--pre_audit=1")
+    assert read_metadata(folder)["any"].sum() == 4
+    assert pd.read_csv(folder / "labels_without_image.csv")["reason"].tolist() == ["no_file"]
+    test_id = read_metadata(folder).query("split == 'test'").index[0]
+    assert (pd.read_csv(folder / "sample_submission.csv")["ID"].str.rpartition("_")[0] == test_id).sum() == 6
+    shown = b"".join(contents(folder).values()) + (folder / JOURNAL).read_bytes() + caplog.text.encode()
+    shown += "".join(capsys.readouterr()).encode() + "".join(map(str, folder.rglob("*"))).encode()
+    for name in (b"Mueller", b"Kim", b"Lee", b"Roe", b"Gone", b"Lost"):
+        assert name not in shown
+
+
 def test_in_the_competitions_folders_a_strangers_identifiers_become_pseudonyms(tmp_path: Path) -> None:
     (tmp_path / "rsna/stage_2_train").mkdir(parents=True)
-    ids = [f"ID_{number}" for number in range(4)]
+    ids = [f"ID_{number:09x}" for number in range(4)]
     for number, name in enumerate(ids):
         dataset = slice_of(number, 0)
         if number < 2:
-            dataset.PatientID = f"ID_aa{number}"
+            dataset.PatientID = f"ID_aa00000{number}"
         write_ct(tmp_path / f"rsna/stage_2_train/{name}.dcm", dataset)
     as_long(tmp_path / "rsna/stage_2_train.csv", dict.fromkeys(ids, (0, 0, 0, 0, 0, 0)))
     metadata = read_metadata(run(tmp_path / "rsna"))
-    assert metadata["patient_id"].reindex(ids[:2]).tolist() == ["ID_aa0", "ID_aa1"]
+    assert metadata["patient_id"].reindex(ids[:2]).tolist() == ["ID_aa000000", "ID_aa000001"]
     assert metadata["patient_id"].reindex(ids[2:]).str.startswith("patient_").all()
     assert metadata["study_id"].str.startswith("study_").all()
 

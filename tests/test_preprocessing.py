@@ -53,7 +53,7 @@ def dicom_file(
         "PatientID": patient,
         "PatientName": CANARY,
         "StudyInstanceUID": study,
-        "SeriesInstanceUID": f"{study}1",
+        "SeriesInstanceUID": f"ID_b{study[4:]}",
         "ImagePositionPatient": [f"{value:.6f}" for value in position],
         "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
         "PixelSpacing": [0.5, 0.25],
@@ -100,7 +100,7 @@ class Source:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.dcm"
         stored = picture(abs(hash_of(name))) if stored is None else stored
-        dicom_file(path, stored, patient, study or f"ID_a{patient[3:]}", position, **header)
+        dicom_file(path, stored, patient, study or f"ID_aa{patient[3:]}", position, **header)
         if split == "train":
             self.rows[name] = positives
         else:
@@ -141,8 +141,10 @@ def source(tmp_path: Path) -> Source:
     for patient in range(4):
         for place in range(2):
             positives = (0, 0, 0, 0, place, place)
-            made.add(f"ID_{patient}{place}", f"ID_{patient}", positives=positives, position=(0, 0, 5.0 * place))
-    made.add("ID_t0", "ID_9", split="test")
+            made.add(
+                f"ID_0000000{patient}{place}", f"ID_{patient:08x}", positives=positives, position=(0, 0, 5.0 * place)
+            )
+    made.add("ID_0000000f0", "ID_00000009", split="test")
     return made
 
 
@@ -174,26 +176,30 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_stored_values_become_hounsfield_units_by_hand(source: Source) -> None:
     unsigned = np.full((24, 24), 1064, np.uint16)
     unsigned[0, :3] = (0, 24, 4095)
-    source.add("ID_a", "ID_1", stored=unsigned)  # intercept -1024
-    source.add("ID_b", "ID_1", stored=unsigned, RescaleSlope=2, RescaleIntercept=-1000)
+    source.add("ID_00000000a", "ID_00000001", stored=unsigned)  # intercept -1024
+    source.add("ID_00000000b", "ID_00000001", stored=unsigned, RescaleSlope=2, RescaleIntercept=-1000)
     signed = np.full((24, 24), 40, np.int16)
     signed[0, 0] = -1000
-    source.add("ID_c", "ID_1", stored=signed, BitsStored=16, HighBit=15, RescaleIntercept=0)
+    source.add("ID_00000000c", "ID_00000001", stored=signed, BitsStored=16, HighBit=15, RescaleIntercept=0)
     folder = source.run()
-    assert image(folder, "ID_a").dtype == np.int16
-    assert image(folder, "ID_a")[0, :4].tolist() == [-1024, -1000, 3071, 40]
-    assert image(folder, "ID_b")[0, :4].tolist() == [-1000, -952, 7190, 1128]
-    assert image(folder, "ID_c")[0, :2].tolist() == [-1000, 40]
-    assert read_metadata(folder).loc[["ID_a", "ID_b", "ID_c"], "mended"].tolist() == ["", "", ""]
+    assert image(folder, "ID_00000000a").dtype == np.int16
+    assert image(folder, "ID_00000000a")[0, :4].tolist() == [-1024, -1000, 3071, 40]
+    assert image(folder, "ID_00000000b")[0, :4].tolist() == [-1000, -952, 7190, 1128]
+    assert image(folder, "ID_00000000c")[0, :2].tolist() == [-1000, 40]
+    assert read_metadata(folder).loc[["ID_00000000a", "ID_00000000b", "ID_00000000c"], "mended"].tolist() == [
+        "",
+        "",
+        "",
+    ]
 
 
 def test_padding_outside_the_circle_becomes_air_and_is_marked(source: Source) -> None:
     stored = np.full((24, 24), 1064, np.int16)
     stored[0, 0] = -2000
-    source.add("ID_a", "ID_1", stored=stored, BitsStored=16, HighBit=15)
+    source.add("ID_00000000a", "ID_00000001", stored=stored, BitsStored=16, HighBit=15)
     folder = source.run()
-    assert image(folder, "ID_a")[0, :2].tolist() == [-1024, 40]
-    assert read_metadata(folder).loc["ID_a", "mended"] == "padding"
+    assert image(folder, "ID_00000000a")[0, :2].tolist() == [-1024, 40]
+    assert read_metadata(folder).loc["ID_00000000a", "mended"] == "padding"
 
 
 def test_wrapped_values_are_mended_and_marked(source: Source) -> None:
@@ -201,20 +207,20 @@ def test_wrapped_values_are_mended_and_marked(source: Source) -> None:
     stored = np.full((24, 24), 3096, np.uint16)
     stored[8:16, 8:16] = picture(1, 8, 8) - 1024
     stored[0, :2] = (40, 4095)
-    source.add("ID_a", "ID_1", stored=stored, RescaleIntercept=0)
+    source.add("ID_00000000a", "ID_00000001", stored=stored, RescaleIntercept=0)
     folder = source.run()
-    assert image(folder, "ID_a")[0, :3].tolist() == [40, -1, -1000]
-    assert read_metadata(folder).loc["ID_a", "mended"] == "wrap"
+    assert image(folder, "ID_00000000a")[0, :3].tolist() == [40, -1, -1000]
+    assert read_metadata(folder).loc["ID_00000000a", "mended"] == "wrap"
 
 
 def test_a_picture_that_is_not_square_stays_so_unless_a_size_is_asked_for(source: Source) -> None:
     stored = np.full((20, 40), 1064, np.uint16)
-    source.add("ID_a", "ID_1", stored=stored)
+    source.add("ID_00000000a", "ID_00000001", stored=stored)
     folder = source.run()
-    assert image(folder, "ID_a").shape == (20, 40)
-    assert read_metadata(folder).loc["ID_a", ["rows", "columns"]].tolist() == [20, 40]
+    assert image(folder, "ID_00000000a").shape == (20, 40)
+    assert read_metadata(folder).loc["ID_00000000a", ["rows", "columns"]].tolist() == [20, 40]
 
-    resized = image(source.run("--pre_size=20"), "ID_a")
+    resized = image(source.run("--pre_size=20"), "ID_00000000a")
     expected = np.full((20, 20), -1024)  # 40 columns become 20, 20 rows become 10, in the middle
     expected[5:15] = 40
     np.testing.assert_array_equal(resized, expected)
@@ -231,9 +237,9 @@ def test_a_picture_that_is_not_square_stays_so_unless_a_size_is_asked_for(source
 def test_windows_are_stored_as_channels(source: Source, form: str, dtype: type, expected: list[list[float]]) -> None:
     stored = np.full((24, 24), 1024, np.uint16)
     stored[0, :3] = np.array([0, 40, 80]) + 1024
-    source.add("ID_a", "ID_1", stored=stored)
+    source.add("ID_00000000a", "ID_00000001", stored=stored)
     folder = source.run("--pre_window=40/80,80/200", f"--pre_type={form}")
-    shown = image(folder, "ID_a")
+    shown = image(folder, "ID_00000000a")
     assert (shown.dtype, shown.shape) == (dtype, (24, 24, 2))
     np.testing.assert_allclose(shown[0, :3], expected, atol=1e-6)
     info = read_dataset_info(folder)
@@ -258,17 +264,15 @@ def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(so
     columns += "epidural,intraparenchymal,intraventricular,subarachnoid,subdural,any"
     lines = (folder / "metadata.csv").read_text().splitlines()
     assert lines[0] == columns
-    hu = picture(hash_of("ID_11")).astype(np.int64) - 1024
+    hu = picture(hash_of("ID_000000011")).astype(np.int64) - 1024
     digest = xxhash.xxh3_128(np.array([24, 24], "<i8").tobytes() + hu.astype("<i2").tobytes())
     shown = (
         f"12/0/1/-1024,,{hu.min()},{hu.max()},{hu.mean():.17g},1,{digest.hexdigest()},0,0,24,24,{digest.hexdigest()}"
     )
-    assert f"ID_11,train,ID_1,ID_a1,ID_a11,1,5,5,0,0,1,,0.5,0.25,,24,24,{shown},0,0,0,0,1,1" in lines
-    test = [
-        line
-        for line in lines
-        if line.startswith("ID_t0,test,ID_9,ID_a9,ID_a91,0,0,,0,0,1,single_slice,0.5,0.25,,24,24,12/0/1/-1024,,")
-    ]
+    train_row = "ID_000000011,train,ID_00000001,ID_aa00000001,ID_ba00000001,ID_00000001,1,5,5,0,0,1,,0.5,0.25,,24,24,"
+    assert f"{train_row}{shown},0,0,0,0,1,1" in lines
+    test_row = "ID_0000000f0,test,ID_00000009,ID_aa00000009,ID_ba00000009,ID_00000009,0,0,,0,0,1,single_slice,0.5,0.25,"
+    test = [line for line in lines if line.startswith(f"{test_row},24,24,12/0/1/-1024,,")]
     assert len(test) == 1
     assert test[0].endswith(",,,,,,")
     assert len(lines) == 1 + 8 + 1
@@ -277,30 +281,33 @@ def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(so
 def test_slices_are_ordered_along_the_normal_and_repeated_positions_by_id(source: Source) -> None:
     angle = np.deg2rad(20)  # a tilted gantry: the columns lean, the normal is (0, -sin, cos)
     tilted = [1, 0, 0, 0, float(np.cos(angle)), float(np.sin(angle))]
-    for name, distance in (("ID_d", 15.0), ("ID_a", 5.0), ("ID_c", 0.0), ("ID_b", 5.0)):
+    for name, distance in (("ID_00000000d", 15.0), ("ID_00000000a", 5.0), ("ID_00000000c", 0.0), ("ID_00000000b", 5.0)):
         position = (0.0, -np.sin(angle) * distance, np.cos(angle) * distance)
         source.add(
-            name, "ID_1", study="ID_77", position=position, ImageOrientationPatient=[f"{v:.10f}" for v in tilted]
+            name,
+            "ID_00000001",
+            study="ID_0000000077",
+            position=position,
+            ImageOrientationPatient=[f"{v:.10f}" for v in tilted],
         )
-    rows = read_metadata(source.run()).query("study_id == 'ID_77'").sort_values("slice_index")
-    assert rows.index.tolist() == ["ID_c", "ID_a", "ID_b", "ID_d"]
+    rows = read_metadata(source.run()).query("study_id == 'ID_0000000077'").sort_values("slice_index")
+    assert rows.index.tolist() == ["ID_00000000c", "ID_00000000a", "ID_00000000b", "ID_00000000d"]
     assert rows["slice_index"].tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(rows["position_mm"], [0, 5, 5, 15], atol=1e-4)
 
 
 def test_a_cut_file_is_reported_by_name_and_stops_nothing(source: Source, caplog: pytest.LogCaptureFixture) -> None:
-    path = source.add("ID_cut", "ID_1")
+    path = source.add("ID_0000000c0", "ID_00000001")
     path.write_bytes(path.read_bytes()[:-100])
     folder = source.run()
     failed = pd.read_csv(folder / "failed.csv")
-    assert failed.columns.tolist() == ["id", "file", "reason", "message"]
-    assert failed["id"].tolist() == ["ID_cut"]
-    assert failed["file"].tolist() == ["stage_2_train/ID_cut.dcm"]
+    assert failed.columns.tolist() == ["id", "reason", "message"]
+    assert failed["id"].tolist() == ["ID_0000000c0"]
     assert failed["reason"].tolist() == ["truncated"]
     assert len(read_metadata(folder)) == 9
-    assert "ID_cut" not in read_fold(folder, "small", 0).index
+    assert "ID_0000000c0" not in read_fold(folder, "small", 0).index
     assert pd.read_csv(folder / "labels_without_image.csv").to_dict("list") == {
-        "id": ["ID_cut"],
+        "id": ["ID_0000000c0"],
         "reason": ["truncated"],
     }
     assert any("1 files gave no image" in message for message in caplog.messages)
@@ -308,40 +315,40 @@ def test_a_cut_file_is_reported_by_name_and_stops_nothing(source: Source, caplog
 
 def test_where_nothing_failed_the_list_of_failures_is_empty_but_there(source: Source) -> None:
     folder = source.run()
-    assert (folder / "failed.csv").read_text() == "id,file,reason,message\n"
+    assert (folder / "failed.csv").read_text() == "id,reason,message\n"
 
 
 @pytest.mark.parametrize(
     "text", [b"", b"id,label\n1,2\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 500, b"\0" * 128 + b"DICM\xff"]
 )
 def test_a_file_that_is_no_dicom_file_is_reported_and_stops_nothing(source: Source, text: bytes) -> None:
-    (source.folder / "stage_2_train" / "ID_bad.dcm").write_bytes(text)
+    (source.folder / "stage_2_train" / "ID_000000bad.dcm").write_bytes(text)
     failed = pd.read_csv(source.run() / "failed.csv")
-    assert failed["id"].tolist() == ["ID_bad"]
+    assert failed["id"].tolist() == ["ID_000000bad"]
 
 
 def test_labels_without_a_file_are_listed_and_counted(source: Source, caplog: pytest.LogCaptureFixture) -> None:
-    source.rows["ID_gone"] = (0, 0, 0, 0, 0, 0)
+    source.rows["ID_0000000e0"] = (0, 0, 0, 0, 0, 0)
     folder = source.run()
-    assert pd.read_csv(folder / "labels_without_image.csv")["id"].tolist() == ["ID_gone"]
-    assert any("1 labelled images" in message and "ID_gone" in message for message in caplog.messages)
+    assert pd.read_csv(folder / "labels_without_image.csv")["id"].tolist() == ["ID_0000000e0"]
+    assert any("1 labelled images" in message and "ID_0000000e0" in message for message in caplog.messages)
 
 
 def test_a_training_image_without_labels_is_counted_and_in_no_fold(
     source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source.add("ID_more", "ID_1")
-    del source.rows["ID_more"]
+    source.add("ID_00000ffff", "ID_00000001")
+    del source.rows["ID_00000ffff"]
     folder = source.run()
-    assert "ID_more" in read_metadata(folder).index
-    assert "ID_more" not in read_fold(folder, "small", 0).index
+    assert "ID_00000ffff" in read_metadata(folder).index
+    assert "ID_00000ffff" not in read_fold(folder, "small", 0).index
     assert any("1 training images have no labels" in message for message in caplog.messages)
 
 
 def test_a_source_without_test_images_works(tmp_path: Path) -> None:
     source = Source(tmp_path / "source")
     for patient in range(3):
-        source.add(f"ID_{patient}", f"ID_{patient}")
+        source.add(f"ID_{patient:09x}", f"ID_{patient:08x}")
     folder = source.run()
     assert read_dataset_info(folder)["images"] == {"train": 3, "test": 0}
     assert not (folder / "sample_submission.csv").exists()
@@ -360,19 +367,19 @@ def test_nothing_reads_the_source_again(source: Source) -> None:
 def test_a_truth_file_beside_the_tables_makes_the_source_a_phantom(source: Source) -> None:
     assert read_dataset_info(source.run())["source"]["kind"] == "competition"
     (source.folder / "phantom_truth.csv").write_text("id\n")
-    (source.folder / "stage_2_train" / "ID_t0.dcm").unlink(missing_ok=True)
-    source.add("ID_more", "ID_1")
+    (source.folder / "stage_2_train" / "ID_0000000f0.dcm").unlink(missing_ok=True)
+    source.add("ID_00000ffff", "ID_00000001")
     assert read_dataset_info(source.run())["source"]["kind"] == "phantom"
 
 
 def test_no_header_text_reaches_the_console_the_log_or_the_tables(
     source: Source, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad = source.add("ID_a", "ID_1", PatientBirthDate="19000101", SliceThickness="3.000000")
+    bad = source.add("ID_00000000a", "ID_00000001", PatientBirthDate="19000101", SliceThickness="3.000000")
     bad.write_bytes(bad.read_bytes().replace(b"19000101", b"CANARY-1").replace(b"3.000000", b"CANARY-2"))
-    bad = source.add("ID_b", "ID_1")
+    bad = source.add("ID_00000000b", "ID_00000001")
     bad.write_bytes(bad.read_bytes().replace(b"MONOCHROME2 ", b"CANARY^SECRE"))
-    bad = source.add("ID_c", "ID_1")
+    bad = source.add("ID_00000000c", "ID_00000001")
     bad.write_bytes(bad.read_bytes().replace(b"-1024.0 ", b"CANARY  "))
     capfd.readouterr()
     caplog.clear()  # of what pydicom said while the files were written
@@ -382,7 +389,7 @@ def test_no_header_text_reaches_the_console_the_log_or_the_tables(
     written = b"".join(contents(folder).values()) + (folder / JOURNAL).read_bytes()
     assert "CANARY" not in shown
     assert b"CANARY" not in written
-    assert sorted(pd.read_csv(folder / "failed.csv")["id"]) == ["ID_b", "ID_c"]
+    assert sorted(pd.read_csv(folder / "failed.csv")["id"]) == ["ID_00000000b", "ID_00000000c"]
 
 
 # --- folds ------------------------------------------------------------------------------------------------------------
@@ -403,19 +410,19 @@ def test_every_labelled_image_is_valid_in_exactly_one_fold_and_no_patient_on_bot
 
 
 def test_patients_who_share_a_picture_stay_on_one_side(source: Source) -> None:
-    for patient in ("ID_0", "ID_1", "ID_2"):
-        source.add(f"ID_same{patient}", patient, stored=picture(77))
+    for patient in ("ID_00000000", "ID_00000001", "ID_00000002"):
+        source.add(f"ID_5a{patient[4:]}", patient, stored=picture(77))
     folder = source.run()
     fold = read_fold(folder, "small", 0)
     sides = fold.groupby("patient_id")["sample_type"].first()
-    assert sides["ID_0"] == sides["ID_1"] == sides["ID_2"] != sides["ID_3"]
+    assert sides["ID_00000000"] == sides["ID_00000001"] == sides["ID_00000002"] != sides["ID_00000003"]
 
 
 def test_pictures_of_air_link_nobody(source: Source) -> None:
     noise = np.random.default_rng(0).integers(20, 30, (24, 24)).astype(np.uint16)
     for patient in range(4):
-        source.add(f"ID_air{patient}", f"ID_{patient}", stored=noise)
-        source.add(f"ID_flat{patient}", f"ID_{patient}", stored=np.full((24, 24), 1064, np.uint16))
+        source.add(f"ID_a1{patient:07x}", f"ID_{patient:08x}", stored=noise)
+        source.add(f"ID_f1{patient:07x}", f"ID_{patient:08x}", stored=np.full((24, 24), 1064, np.uint16))
     fold = read_fold(source.run(), "small", 0)
     assert (fold.drop_duplicates("patient_id")["sample_type"] == "valid").sum() == 2
 
@@ -455,7 +462,7 @@ def test_any_number_of_folds_that_there_are_patients_for(source: Source, folds: 
 
 
 def test_a_second_run_writes_nothing(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
-    path = source.add("ID_cut", "ID_1")
+    path = source.add("ID_0000000c0", "ID_00000001")
     path.write_bytes(path.read_bytes()[:-100])
     before = state(source.run())
     capsys.readouterr()
@@ -468,13 +475,13 @@ def test_a_second_run_writes_nothing(source: Source, capsys: pytest.CaptureFixtu
 
 def test_a_run_after_a_file_was_added_converts_only_that(source: Source, tmp_path: Path) -> None:
     before = state(source.run())
-    source.add("ID_new", "ID_3")
+    source.add("ID_00000fff0", "ID_00000003")
     folder = source.run()
     after = state(folder)
     assert {name for name in after if name.startswith("images/") and after[name] != before.get(name)} == {
-        "images/ID_new.npy"
+        "images/ID_00000fff0.npy"
     }
-    assert "ID_new" in read_fold(folder, "small", 0).index
+    assert "ID_00000fff0" in read_fold(folder, "small", 0).index
     result = contents(folder)
     fresh = preprocessing.main([*source.flags(), f"--data_input_folder={tmp_path / 'fresh'}"])
     assert contents(fresh) == result
@@ -483,24 +490,24 @@ def test_a_run_after_a_file_was_added_converts_only_that(source: Source, tmp_pat
 def test_a_file_that_changed_is_converted_again_and_one_that_went_is_dropped(source: Source) -> None:
     before = state(source.run())
     time.sleep(0.01)
-    source.add("ID_00", "ID_0", stored=np.full((24, 24), 1124, np.uint16))
-    (source.folder / "stage_2_train" / "ID_11.dcm").unlink()
+    source.add("ID_000000000", "ID_00000000", stored=np.full((24, 24), 1124, np.uint16))
+    (source.folder / "stage_2_train" / "ID_000000011.dcm").unlink()
     folder = source.run()
     after = state(folder)
-    assert (image(folder, "ID_00") == 100).all()
+    assert (image(folder, "ID_000000000") == 100).all()
     assert {name for name in before if name.startswith("images/") and after.get(name) != before[name]} == {
-        "images/ID_00.npy",
-        "images/ID_11.npy",
+        "images/ID_000000000.npy",
+        "images/ID_000000011.npy",
     }
-    assert "images/ID_11.npy" not in after
-    assert "ID_11" not in read_metadata(folder).index
+    assert "images/ID_000000011.npy" not in after
+    assert "ID_000000011" not in read_metadata(folder).index
 
 
 def test_a_lost_or_cut_image_is_made_again(source: Source) -> None:
     folder = source.run()
     whole = contents(folder)
-    (folder / "images" / "ID_00.npy").unlink()
-    cut = folder / "images" / "ID_10.npy"
+    (folder / "images" / "ID_000000000.npy").unlink()
+    cut = folder / "images" / "ID_000000010.npy"
     cut.write_bytes(cut.read_bytes()[:-10])
     assert contents(preprocessing.main(source.flags())) == whole
 
@@ -509,7 +516,7 @@ def test_a_table_that_a_killed_run_left_half_written_is_removed(source: Source) 
     folder = source.run()
     whole = contents(folder)
     (folder / "dataset.json").unlink()
-    for name in (".failed.csv.23206.tmp", ".dataset.json.1.tmp", "images/.ID_00.npy.23206.tmp"):
+    for name in (".failed.csv.23206.tmp", ".dataset.json.1.tmp", "images/.ID_000000000.npy.23206.tmp"):
         (folder / name).write_bytes(b"half")
     assert contents(preprocessing.main(source.flags())) == whole
 
@@ -530,8 +537,8 @@ def test_a_phantom_and_the_competitions_data_never_mix_under_one_name(
     source.run()
     phantom = Source(tmp_path / "phantom")
     for patient in range(3):
-        phantom.add(f"ID_p{patient}", f"ID_{patient}")
-    phantom.add("ID_00", "ID_0", stored=picture(5))  # a name that both have
+        phantom.add(f"ID_aa{patient:07x}", f"ID_{patient:08x}")
+    phantom.add("ID_000000000", "ID_00000000", stored=picture(5))  # a name that both have
     (phantom.folder / "phantom_truth.csv").write_text("id\n")
     caplog.clear()
     folder = phantom.run()
@@ -572,7 +579,10 @@ def test_one_process_and_two_make_the_same_bytes(source: Source, tmp_path: Path)
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(source: Source, tmp_path: Path) -> None:
     for number in range(1200):
         source.add(
-            f"ID_x{number:04d}", f"ID_{number % 40}", stored=picture(number, 128, 128), study=f"ID_a{number % 40}"
+            f"ID_f{number:08d}",
+            f"ID_{number % 40:08d}",
+            stored=picture(number, 128, 128),
+            study=f"ID_aa{number % 40:08d}",
         )
     undisturbed = contents(source.run())
     command = [sys.executable, str(PROJECT / "preprocessing.py"), *source.flags()]
@@ -650,10 +660,10 @@ def spoil_labels(edit: Callable[[str], str]) -> Callable[[Source], None]:
 BAD_LABELS = {
     "a column missing": (lambda text: text.replace("Label", "Value", 1), 1, "Label"),
     "a wrong class": (lambda text: text.replace("_subdural", "_subdurral", 1), 1, "did you mean 'subdural'"),
-    "an empty label": (lambda text: text.replace("ID_00_any,0", "ID_00_any,", 1), 1, "is empty"),
-    "no number": (lambda text: text.replace("ID_00_any,0", "ID_00_any,yes", 1), 1, "is not a number"),
-    "a contradiction": (lambda text: text + "ID_00_any,1\n", 1, "contradicts row"),
-    "a label too few": (lambda text: text.replace("ID_00_any,0\n", "", 1), 1, "has no row for the label any"),
+    "an empty label": (lambda text: text.replace("ID_000000000_any,0", "ID_000000000_any,", 1), 1, "is empty"),
+    "no number": (lambda text: text.replace("ID_000000000_any,0", "ID_000000000_any,yes", 1), 1, "is not a number"),
+    "a contradiction": (lambda text: text + "ID_000000000_any,1\n", 1, "contradicts row"),
+    "a label too few": (lambda text: text.replace("ID_000000000_any,0\n", "", 1), 1, "has no row for the label any"),
     "an id that climbs": (lambda text: text + "../../x_any,1\n", 1, "not allowed"),
 }
 
@@ -673,10 +683,10 @@ def test_a_bad_label_file_is_one_line_that_names_it(
 
 def test_repeated_identical_rows_count_once_with_a_warning(source: Source, caplog: pytest.LogCaptureFixture) -> None:
     source.write_tables()
-    spoil_labels(lambda text: text + "ID_00_any,0\n")(source)
+    spoil_labels(lambda text: text + "ID_000000000_any,0\n")(source)
     folder = preprocessing.main(source.flags())
-    assert read_fold(folder, "small", 0).index.tolist().count("ID_00") == 1
-    assert sum("repeated rows" in message and "ID_00" in message for message in caplog.messages) == 1
+    assert read_fold(folder, "small", 0).index.tolist().count("ID_000000000") == 1
+    assert sum("repeated rows" in message and "ID_000000000" in message for message in caplog.messages) == 1
 
 
 @pytest.mark.parametrize(
@@ -730,7 +740,7 @@ def test_a_source_where_no_image_can_be_read_is_an_error_that_points_to_the_list
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = Source(tmp_path / "source")
-    source.add("ID_a", "ID_1").write_bytes(b"no DICOM")
+    source.add("ID_00000000a", "ID_00000001").write_bytes(b"no DICOM")
     source.write_tables()
     code, line = failure(capsys, source.flags())
     assert code == 1

@@ -1,36 +1,20 @@
-"""Pseudonyms: the same in every run, of no use without the key, and never a part of a name in an image's id."""
+"""Pseudonyms: the same in every run, of no use without the key, and the key where it is safe."""
 
 from __future__ import annotations
 
 import stat
 import threading
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydicom import Dataset
-from pydicom.dataelem import RawDataElement
-from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset
-from pydicom.tag import BaseTag
 
-from common.dicom.elements import MAX_READS
-from common.dicom.errors import DicomError
 from common.errors import UsageError
-from common.preprocessing.pseudonyms import Pseudonyms, identifying_texts, load_key
+from common.preprocessing.pseudonyms import Pseudonyms, framed, is_made, load_key
 
 KEY = bytes(range(32))
-COMPETITION = Pseudonyms(KEY, "ID_[0-9a-f]+")
-
-
-def header(**values: object) -> Dataset:
-    dataset = Dataset()
-    for name, value in values.items():
-        setattr(dataset, name, value)
-    return dataset
+COMPETITION = Pseudonyms(KEY, {"patient": "ID_[0-9a-f]{8}", "image": "ID_[0-9a-f]{9}"})
 
 
 def test_a_pseudonym_depends_on_key_kind_and_value_alone() -> None:
@@ -52,8 +36,10 @@ def test_a_pseudonym_is_a_plain_name_that_holds_nothing_of_the_value(value: str)
 
 def test_the_competitions_identifiers_stay_and_others_in_its_folders_do_not() -> None:
     assert COMPETITION.of("patient", "ID_a1b2c3d4") == "ID_a1b2c3d4"
-    for value in ("12345678", "ID_MUELLER", "xID_a1b2", "ID_a1b2\nMueller"):
+    assert COMPETITION.of("image", "ID_a1b2c3d4e") == "ID_a1b2c3d4e"
+    for value in ("12345678", "ID_MUELLER", "ID_19450312a", "ID_1945", "xID_a1b2c3d4", "ID_a1b2c3d4\nMueller"):
         assert COMPETITION.of("patient", value).startswith("patient_")
+    assert COMPETITION.of("study", "ID_a1b2c3d4e5").startswith("study_")  # it says nothing of studies
     assert Pseudonyms(KEY).of("patient", "ID_a1b2c3d4").startswith("patient_")
 
 
@@ -100,72 +86,31 @@ def test_the_key_is_not_shown() -> None:
     assert repr(KEY)[2:20] not in repr(COMPETITION)
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("1.2.826.0.1.77", {"SOPInstanceUID": "1.2.826.0.1.77"}),
-        ("CT.1_2_826_0_1_77.x", {"StudyInstanceUID": "1.2.826.0.1.77"}),
-        ("IM_00123456_1", {"PatientID": "00123456"}),
-        ("MUELLER_HANS_1", {"PatientName": "Mueller^Hans"}),
-        ("M_ller-Lohse", {"PatientName": "X^Müller-Lohse"}),
-        ("scan_19450312", {"PatientBirthDate": "19450312"}),
-        ("acc4711007", {"AccessionNumber": "4711007"}),
-        ("of_Dr_Kowalski", {"ReferringPhysicianName": "Kowalski^J"}),
-        ("StElsewhere_2", {"InstitutionName": "St. Elsewhere"}),
-    ],
-)
-def test_an_id_that_tells_who_the_patient_is_becomes_a_pseudonym(name: str, values: dict[str, str]) -> None:
-    dataset = header(**values)
-    hidden = Pseudonyms(KEY).name(name, dataset)
-    assert hidden.startswith("image_")
-    assert hidden == Pseudonyms(KEY).name(name, dataset)
-    nested = Dataset()
-    nested.RequestAttributesSequence = [dataset]
-    assert Pseudonyms(KEY).name(name, nested) == hidden
+def test_an_images_id_tells_frames_apart_and_nothing_else() -> None:
+    names = Pseudonyms(KEY)
+    assert names.image("instance_1", 1) == names.image("instance_1", 1)
+    ids = {names.image(instance, frame) for instance in ("instance_1", "instance_11") for frame in (1, 2, 11, 12)}
+    assert len(ids) == 8
+    assert all(is_made("image", one) for one in ids)
+    assert [framed("ID_a", 3, 1), framed("ID_a", 3, 12), framed("ID_a", 3, 20000)] == [
+        "ID_a",
+        "ID_a_0003",
+        "ID_a_00003",
+    ]
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("IM_0001", {"PatientID": "IM", "PatientName": "Doe^J"}),  # too short to tell anything
-        ("MUELLER_1", {"PatientName": "Meier^Hans"}),
-        ("ORIGINAL_1", {"ImageType": ["ORIGINAL", "PRIMARY"], "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}),
-        ("1.2.840.10008.5.1.4.1.1.2", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}),  # every CT file has it
-        ("x1", {}),
-    ],
-)
-def test_other_ids_stay_as_they_are(name: str, values: dict[str, str]) -> None:
-    assert Pseudonyms(KEY).name(name, header(**values)) == name
+def test_a_new_key_is_announced_and_an_old_one_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_key(tmp_path / "pseudonyms.key")
+    assert str(tmp_path / "pseudonyms.key") in capsys.readouterr().err
+    load_key(tmp_path / "pseudonyms.key")
+    assert capsys.readouterr().err == ""
 
 
-def test_the_competitions_names_stay_whatever_the_header_says() -> None:
-    dataset = header(SOPInstanceUID="ID_a1b2c3d4e")
-    assert COMPETITION.name("ID_a1b2c3d4e", dataset) == "ID_a1b2c3d4e"
-    assert Pseudonyms(KEY).name("ID_a1b2c3d4e", dataset).startswith("image_")
-
-
-def test_a_damaged_value_hides_no_other() -> None:
-    dataset = header(PatientID="12345678")
-    dataset.PatientWeight = "1"
-    dataset["PatientWeight"]._value = object()
-    assert "12345678" in list(identifying_texts(dataset))
-
-
-def test_texts_in_sequences_of_defined_length_are_found_and_too_many_elements_refused() -> None:
-    item = Dataset()
-    item.PatientComments = "canary in a sequence"
-    outer = Dataset()
-    outer.RequestAttributesSequence = [item]
-    stream = DicomBytesIO()
-    stream.is_implicit_VR, stream.is_little_endian = True, True
-    write_dataset(stream, outer)
-    content = stream.getvalue()
-    read = read_dataset(BytesIO(content), True, True)
-    assert list(identifying_texts(read)) == ["canary in a sequence"]
-    assert isinstance(read.get_item("RequestAttributesSequence"), RawDataElement)  # not converted: that has no bound
-    many = Dataset()
-    many[0x00400275] = RawDataElement(
-        BaseTag(0x00400275), "SQ", 8 * MAX_READS, b"\xfe\xff\x00\xe0\0\0\0\0" * MAX_READS, 0, True, True
-    )
-    with pytest.raises(DicomError, match="too many elements"):
-        list(identifying_texts(many))
+@pytest.mark.parametrize("what", ["dataset.json", "environment.json"])
+def test_a_key_never_lies_in_what_is_passed_on(tmp_path: Path, what: str) -> None:
+    (tmp_path / what).write_text("{}")
+    (tmp_path / "below").mkdir()
+    for folder in (tmp_path, tmp_path / "below"):
+        with pytest.raises(UsageError, match="passed on"):
+            load_key(folder / "pseudonyms.key")
+        assert not (folder / "pseudonyms.key").exists()

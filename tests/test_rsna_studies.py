@@ -21,7 +21,7 @@ import train
 from common.checkpoint import load_checkpoint
 from common.reports.page import NOTICE
 from rsna_dataset import LABELS, read_metadata
-from tests.dicom_files import write_ct
+from tests.dicom_files import ids_of_files, write_ct
 from tests.test_own_data import archive, slice_of  # noqa: F401 (a fixture)
 
 SMALL = [
@@ -51,6 +51,12 @@ def run(source: Path, weights: Path, output: Path, *more: str) -> Path:
             *more,
         ]
     )
+
+
+def ids_in_map(folder: Path) -> dict[str, str]:
+    """The id of each file, by the map of the only prediction."""
+    [path] = (folder / "input").glob("id_map_predict_*.csv")
+    return ids_of_files(path)
 
 
 def refusal(
@@ -110,10 +116,14 @@ def test_a_hospitals_export_gives_no_name_number_date_or_uid_away(archive, weigh
     output = run(archive, weights, tmp_path / "out")
     studies = pd.read_csv(output / "studies.csv")
     assert sorted(studies["slices"]) == [1, 3, 3, 3, 3]
-    failed = pd.read_csv(output / "failed.csv").set_index("file")["reason"]
+    failed = pd.read_csv(output / "failed.csv").set_index("id")["reason"]
+    ids = ids_in_map(tmp_path)
     assert failed.to_dict() == {
-        "AUTORUN.INF": "not_dicom", "README.txt": "not_dicom", "report.dcm": "not_ct", "scout": "localizer"
-    }  # fmt: skip
+        ids["AUTORUN.INF"]: "not_dicom",
+        ids["README.txt"]: "not_dicom",
+        ids["report.dcm"]: "not_ct",
+        ids["scout"]: "localizer",
+    }
     printed = capsys.readouterr()
     texts = [path.read_bytes() for path in output.iterdir()] + [
         "\n".join([printed.out, printed.err, caplog.text, *map(str, output.iterdir())]).encode()
@@ -139,7 +149,8 @@ def test_each_series_of_a_study_has_its_picture_and_its_own_order(weights, tmp_p
     names = sorted(path.name for path in output.glob("*.png"))
     assert names == [f"{study['study_id']}_1.png", f"{study['study_id']}_2.png"]
     slices = pd.read_csv(output / "slices.csv", index_col="id")
-    first = slices.loc[["a0", "a1", "a2"]]
+    ids = ids_in_map(tmp_path)
+    first = slices.loc[[ids[name] for name in ("a0", "a1", "a2")]]
     assert first["slice_index"].tolist() == [2, 1, 0]
     assert first["position_mm"].is_monotonic_decreasing
 

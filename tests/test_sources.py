@@ -8,12 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from common.dicom.errors import DicomError
 from common.errors import UsageError
-from common.preprocessing.sources import FolderTree, ZipMember, ZipTree, file_ids, open_tree, printable, read_source
+from common.preprocessing.sources import FolderTree, ZipMember, ZipTree, open_tree, printable, read_source, stem
 
 
 def write(root: Path, *names: str) -> Path:
@@ -35,43 +33,17 @@ def refusals(tree: FolderTree | ZipTree) -> dict[str, str]:
     return dict(tree.list()[1][["path", "reason"]].to_numpy())
 
 
-# --- ids --------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_id_is_the_file_name_without_dcm_and_the_whole_path_where_names_repeat() -> None:
-    assert file_ids(["a/IM1.dcm", "b/IM2.DCM", "c/d/IM3", "d/IM3.dcm", "IM4.x"]) == [
+def test_a_files_own_name_is_without_folders_and_dcm() -> None:
+    assert [stem(path) for path in ("a/IM1.dcm", "b/IM2.DCM", "c/d/IM3", "IM4.x", "a/.dcm")] == [
         "IM1",
         "IM2",
-        "c_d_IM3",
-        "d_IM3",
+        "IM3",
         "IM4.x",
+        ".dcm",
     ]
-
-
-def test_signs_that_no_file_name_should_have_become_underscores() -> None:
-    assert file_ids(["CT head 5mm/Müller^Hans.dcm", "-x.dcm", "a;b"]) == ["M_ller_Hans", "-x", "a_b"]
-
-
-def test_ids_that_would_still_be_the_same_get_a_hash_of_their_path() -> None:
-    ids = file_ids(["a_b/c", "a/b_c", "a/c", "b_c", "x b", "x_b", "IM", "im"])
-    assert len({name.lower() for name in ids}) == 8
-    assert ids[0] != ids[1]
-
-
-NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(paths=st.sets(NAMES | NAMES.map(lambda name: f"a/{name}" * 9), min_size=1, max_size=20))
-def test_ids_are_plain_names_and_all_different_whatever_the_paths_and_their_order(paths: set[str]) -> None:
-    ordered = sorted(paths)
-    ids = file_ids(ordered)
-    assert len({name.lower() for name in ids}) == len(ids)
-    for name in ids:
-        assert 0 < len(name) < 200
-        assert not name.startswith(".")
-        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-    assert file_ids(ordered[::-1]) == ids[::-1]
 
 
 def test_a_path_is_listed_in_one_line_however_it_is_encoded() -> None:

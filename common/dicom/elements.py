@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from common.dicom.errors import DicomError
 
 if TYPE_CHECKING:
-    from pydicom import DataElement, Dataset
-    from pydicom.tag import BaseTag
+    from pydicom import Dataset
 
 MAX_READS = 2**17  # two or three for each element; an enhanced CT of 1,000 frames takes about 90,000
 TEXT_LENGTH = 64  # the longest value that DICOM allows for the identifiers kept here
@@ -111,45 +109,6 @@ def items_of(dataset: Dataset, keyword: str) -> list[Dataset]:
     from pydicom.datadict import tag_for_keyword
 
     return _items_at(dataset, tag_for_keyword(keyword))
-
-
-def all_elements(dataset: Dataset) -> Iterator[DataElement]:
-    """Yield the elements of a data set but its sequences, and those within them; DicomError for too many.
-
-    What can't be converted is left out.
-    """
-    parts, seen = [dataset], 1
-    while parts:
-        part = parts.pop()
-        for tag in list(part.keys()):
-            element, items = None, []
-            if _kind_at(part, tag) == "SQ":
-                items = _items_at(part, tag)
-            else:
-                element = _element_at(part, tag)
-            seen += 1 + len(items)
-            if seen > MAX_READS:
-                raise DicomError("too_large", "the header has too many elements")
-            parts += items
-            if element is not None:
-                yield element
-
-
-def _element_at(dataset: Dataset, tag: BaseTag) -> DataElement | None:
-    try:
-        return dataset[tag]
-    except MemoryError:
-        raise
-    except Exception:  # as in value_of
-        return None
-
-
-def _kind_at(dataset: Dataset, tag: BaseTag) -> str | None:
-    """Return an element's value representation as pydicom will see it, without converting its value."""
-    from pydicom.datadict import dictionary_has_tag, dictionary_VR
-
-    kind = dataset.get_item(tag).VR
-    return dictionary_VR(tag) if kind in (None, "UN") and dictionary_has_tag(tag) else kind
 
 
 def _items_at(dataset: Dataset, tag: int | None) -> list[Dataset]:

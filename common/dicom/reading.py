@@ -82,11 +82,6 @@ class CtFile:
     data: bytes | bytearray
     start: int
     declared: int | None
-    parsed: Dataset | None  # None: not needed so far
-
-    def dataset(self) -> Dataset:
-        """Return all that the file says before its pixels, with ``file_meta``."""
-        return self.parsed if self.parsed is not None else read_any(bytes(self.data)).dataset()
 
     @property
     def header_bytes(self) -> memoryview:
@@ -112,7 +107,7 @@ def read_dicom(content: bytes) -> CtFile:
     plain = read_plain(content) if len(content) <= MAX_FILE_BYTES else None
     if plain is not None:
         check_rest(content, plain.start + plain.declared, SYNTAXES[EXPLICIT_LITTLE_ENDIAN])
-        return CtFile(plain.header, EXPLICIT_LITTLE_ENDIAN, content, plain.start, plain.declared, None)
+        return CtFile(plain.header, EXPLICIT_LITTLE_ENDIAN, content, plain.start, plain.declared)
     return read_any(content)
 
 
@@ -146,7 +141,7 @@ def read_any(content: bytes) -> CtFile:
     if (length == UNDEFINED_LENGTH) != bool(syntax.plugin):
         raise DicomError("pixel_format", "PixelData is stored otherwise than the transfer syntax says")
     check_rest(data, fragments_end(data, offset) if syntax.plugin else offset + length, syntax)
-    return CtFile(header, uid, data, offset, None if syntax.plugin else length, dataset)
+    return CtFile(header, uid, data, offset, None if syntax.plugin else length)
 
 
 def _bounded(error: BaseException) -> DicomError | None:

@@ -17,7 +17,7 @@ BITS_ALLOCATED = (8, 16)  # 16 is the standard's only value for CT (PS3.3 C.8.2.
 
 
 class Identity(NamedTuple):
-    """The identifiers of a file, as they stand in it: nothing of this may be written down as it is."""
+    """The identifiers of a file, as they stand in it: none goes anywhere but to the user's own map of ids."""
 
     patient_id: str
     study_id: str

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import cv2
@@ -21,16 +21,16 @@ from common.dicom.evidence import check_picture
 from common.dicom.hounsfield import hounsfield, lowest_and_highest
 from common.dicom.pictures import resize_area, window
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
-from common.dicom.slices import SliceHeader, stored_as
+from common.dicom.slices import Identity, SliceHeader, stored_as
 from common.errors import WorkError
 from common.preprocessing.crop import find_head
 from common.preprocessing.isolation import stop_if_unwanted
-from common.preprocessing.pseudonyms import Pseudonyms
+from common.preprocessing.pseudonyms import Pseudonyms, framed
 from common.preprocessing.sources import SourceFile, announce, read_source
 
+NOT_KEPT = "not_kept"
 HEADER_HASH_BYTES = 8
 FILES_AHEAD = 2  # that the disk is asked for while one is converted
-FRAME_DIGITS = 4  # at least, of a frame's number in its image id
 SOLID_HU = -500  # what is denser is no air
 
 
@@ -73,17 +73,19 @@ class ImageForm:
 class Task:
     """A file to convert, and the folder its images go to.
 
-    ``image_id`` is the id that its name gives, ``source_id`` what the journal knows it by; ``file_bytes`` and
-    ``mtime_ns`` tell a later run whether the file has changed.
+    ``own_id``: the image's own name where that is a pseudonym already, else "", and its id becomes a keyed hash of its
+    SOPInstanceUID, or of its path where it has none or ``by_path`` (several files have the same). ``source_id`` is what
+    the journal knows it by; ``file_bytes`` and ``mtime_ns`` tell a later run whether the file has changed.
     """
 
-    image_id: str
+    own_id: str
     source_id: str
     split: str
     file_bytes: int
     mtime_ns: int
     source: SourceFile
     folder: Path
+    by_path: bool = False
 
 
 @dataclass
@@ -96,7 +98,8 @@ class Record:
     pixels above :data:`SOLID_HU`, and ``digest``, a hash of shape and HU, describe the picture as scanned; ``crop_…``
     the box of it that was kept, and ``image_hash`` and ``image_bytes`` the image as stored. Positions, spacings and
     thickness in mm. ``header_hash`` is a keyed hash of all that the file holds before its pixels: with ``digest`` it
-    tells whether another copy of the file is the same, or a bit of it was lost on the way.
+    tells whether another copy of the file is the same, or a bit of it was lost on the way. ``identity`` holds the
+    file's own identifiers, for the user's map of ids alone: it is written nowhere else.
     """
 
     image_id: str
@@ -141,6 +144,10 @@ class Record:
     image_hash: str = ""
     image_bytes: int = 0
     warnings: int = 0
+    identity: Identity | None = field(default=None, repr=False, metadata={NOT_KEPT: True})
+
+
+KEPT = tuple(one.name for one in fields(Record) if NOT_KEPT not in one.metadata)  # what may be written to a dataset
 
 
 def convert_tasks(tasks: Sequence[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
@@ -175,8 +182,8 @@ def read_persons(sources: Sequence[SourceFile]) -> list[tuple[str, str]]:
 def _convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms, messages: Sequence[str]) -> list[Record]:
     """Convert one file; return a record for each image of it, or for the failure of the file.
 
-    What is wrong with it becomes the record's reason; WorkError only where writing fails. The images of a multi-frame
-    file have the ids ``<id>_0001``, ``<id>_0002``, ... ``messages`` gets what pydicom remarks meanwhile.
+    What is wrong with it becomes the record's reason; WorkError only where writing fails. ``messages`` gets what
+    pydicom remarks meanwhile.
     """
     records: list[Record] = []
     try:
@@ -201,19 +208,20 @@ def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterato
     """Yield a record for each frame of a file, and the image to store where there is one."""
     file = read_dicom(read_source(task.source))
     headers = file.header.frames
-    image_id = task.image_id
-    if not pseudonyms.is_public(image_id):
-        image_id = pseudonyms.name(image_id, file.dataset())
     header_hash = hashlib.blake2b(file.header_bytes, key=pseudonyms.key, digest_size=HEADER_HASH_BYTES).hexdigest()
-    digits = max(FRAME_DIGITS, len(str(len(headers))))
     for number, (header, stored) in enumerate(zip(headers, file.frames(), strict=True), start=1):
         try:
             image_hu, header, marks = _picture(header, stored, file)
         except DicomError as error:
             yield failure(task, error.reason, str(error)), None
             continue
-        record = _new_record(task, image_id if len(headers) == 1 else f"{image_id}_{number:0{digits}d}")
+        record = _new_record(task)
         _describe_header(record, file, header, pseudonyms)
+        record.image_id = (
+            framed(task.own_id, number, len(headers))
+            if task.own_id
+            else pseudonyms.image(instance_of(record.instance_id, task.source_id, by_path=task.by_path), number)
+        )
         record.header_hash = header_hash
         record.mended = ";".join(marks)
         yield record, describe_image(image_hu, form, record)
@@ -233,22 +241,25 @@ def _picture(
 
 
 def failure(task: Task, reason: str, message: str) -> Record:
-    """Return the record of a file, or of one frame of it, that gave no image.
-
-    It has no id: the file's name is one that nobody has compared with the header.
-    """
-    record = _new_record(task, "")
+    """Return the record of a file, or of one frame of it, that gave no image and so has no id."""
+    record = _new_record(task)
     record.reason, record.message = reason, message
     return record
 
 
-def _new_record(task: Task, image_id: str) -> Record:
-    return Record(image_id, task.source_id, task.split, task.file_bytes, task.mtime_ns)
+def instance_of(instance_id: str, source_id: str, *, by_path: bool) -> str:
+    """Return what a file's images get their ids from: a pseudonym of its SOPInstanceUID, or of its path."""
+    return source_id if by_path or not instance_id else instance_id
+
+
+def _new_record(task: Task) -> Record:
+    return Record("", task.source_id, task.split, task.file_bytes, task.mtime_ns)
 
 
 def _describe_header(record: Record, file: CtFile, header: SliceHeader, pseudonyms: Pseudonyms) -> None:
     """Note in ``record`` whose picture it is, where it lies and how its pixels were stored."""
     identity, geometry = file.header.identity, header.geometry
+    record.identity = identity
     record.patient_id = pseudonyms.of("patient", identity.patient_id)
     record.study_id = pseudonyms.of("study", identity.study_id)
     record.series_id = pseudonyms.of("series", identity.series_id)

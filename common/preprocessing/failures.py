@@ -6,38 +6,39 @@ import numpy as np
 import pandas as pd
 
 from common.dicom.errors import NO_SLICE
-from common.preprocessing.sources import printable
+from common.files import inert_cells
 
 NO_SLICES = (*NO_SLICE, "special")  # reasons of files that never were to be slices
+CLAIMS_DICOM = ", though its name ends in .dcm"
 
 
 def failure_rows(files: pd.DataFrame) -> pd.DataFrame:
-    """Return rows of failed.csv (id, file, reason, message) for files with file_id, path, reason and message."""
-    columns = {
-        "id": [printable(name) for name in files["file_id"]],
-        "file": [printable(path) for path in files["path"]],
-        "reason": files["reason"].tolist(),
-        "message": files["message"].tolist(),
-    }
-    return pd.DataFrame(columns, dtype=object)
+    """Return a row for each of some files (id, file_id, path, reason, message), as :func:`failure_table` does."""
+    rows = files[["id", "file_id", "path", "reason", "message"]].rename(columns={"path": "file"}).astype(object)
+    claims = (rows["reason"] == "not_dicom") & rows["file"].str.lower().str.endswith(".dcm")
+    return rows.assign(message=rows["message"].where(~claims, rows["message"] + CLAIMS_DICOM))
 
 
 def failure_table(records: pd.DataFrame, files: pd.DataFrame, refused: pd.DataFrame) -> pd.DataFrame:
-    """Return failed.csv: a row for each file that gave no image, the only place where original names stand.
+    """Return a row for each file, or frame of it, that gave no image: id, file_id, file, reason, message.
 
-    ``records``: the journal's; ``files`` (index source_id, with file_id and path) says which file is which,
-    ``refused`` holds the rows of those that were never read.
+    ``records``: the journal's; ``files`` (index source_id, with file_id and path) says which file is which, ``refused``
+    holds the rows of those that were never read. :func:`shown` is what may leave this machine.
     """
     bad = records[(records["reason"] != "") & records["source_id"].isin(files.index)]
-    names = files.loc[bad["source_id"], ["file_id", "path"]]
+    names = files.loc[bad["source_id"], ["file_id", "path"]].rename_axis("id").reset_index()
     rows = names.assign(reason=np.asarray(bad["reason"], object), message=np.asarray(bad["message"], object))
-    return pd.concat([failure_rows(rows), refused]).sort_values(["file", "reason"], ignore_index=True)
+    return pd.concat([failure_rows(rows), refused]).sort_values(["reason", "id"], kind="stable", ignore_index=True)
+
+
+def shown(failed: pd.DataFrame) -> pd.DataFrame:
+    """Return failed.csv: id, reason and message of each failure; a file's name and path may name its patient."""
+    return inert_cells(failed[["id", "reason", "message"]])
 
 
 def is_no_slice(failed: pd.DataFrame) -> pd.Series:
     """Whether each row of failed.csv is for something else than a slice; what is named .dcm claims to be DICOM."""
-    named = failed["file"].str.lower().str.endswith(".dcm")
-    return failed["reason"].isin(NO_SLICES) & ~(named & (failed["reason"] == "not_dicom"))
+    return failed["reason"].isin(NO_SLICES) & ~failed["message"].str.endswith(CLAIMS_DICOM)
 
 
 def count_reasons(failed: pd.DataFrame) -> str:

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from common.errors import WorkError
-from common.preprocessing.convert import Record
+from common.preprocessing.convert import KEPT, Record
 
 TAIL_BYTES = 2**16  # longer than any line
-FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+FIELDS = KEPT
 KINDS = {"str": str, "int": np.int64, "float": np.float64}
-TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record)}
+TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record) if field.name in FIELDS}
 # Values that many rows share are held once: 874,035 rows must fit beside everything else.
 SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended", "pixel_form")
 
@@ -68,6 +68,15 @@ class Journal:
             keep_default_na=False,
             na_values={name: ["nan"] for name, kind in TYPES.items() if kind is np.float64},
         )
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the journal that there is; none where there is none that can be read."""
+        try:
+            with self.path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                found = json.loads(file.readline(TAIL_BYTES))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def exists(self) -> bool:
         """Whether images of any options were recorded."""

@@ -23,7 +23,7 @@ class JoinedLabels:
 
 
 def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pseudonyms: Pseudonyms) -> JoinedLabels:
-    """Give each image the labels of its path, else of its SOPInstanceUID, else of its study.
+    """Give each image the labels of its path, else of its SOPInstanceUID, else of its id here, else of its study.
 
     ``table``: index ``key``, a column for each label and ``row``; ``images``: the journal's records (index
     ``image_id``, with source_id, instance_id, study_id: pseudonyms), ``paths``: of the source's files, index source_id.
@@ -33,10 +33,11 @@ def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pse
     row_of = [
         _lookup(paths.reindex(images["source_id"]).to_numpy(dtype=object), keys),
         _lookup(images["instance_id"].to_numpy(dtype=object), _hidden(keys, "instance", pseudonyms)),
+        _lookup(images.index.to_numpy(dtype=object), keys),
         _lookup(images["study_id"].to_numpy(dtype=object), _hidden(keys, "study", pseudonyms)),
     ]
     place = np.select([found >= 0 for found in row_of], row_of, -1)
-    level = np.select([found >= 0 for found in row_of], ["image", "image", "study"], "")
+    level = np.select([found >= 0 for found in row_of], ["image", "image", "image", "study"], "")
     matched = place >= 0
     labels = table.drop(columns="row").iloc[place[matched]].set_axis(images.index[matched])
     # A row counts as matched where it names an image, even if that image has labels of its own.

@@ -7,62 +7,47 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from common.dicom.elements import all_elements
+from common.console import tell
 from common.errors import UsageError, WorkError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 KEY_BYTES = 32
 HASH_BYTES = 8  # a million values meet with a chance of 3e-8
-TELLING_LENGTH = 6  # shorter texts stand in too many names by chance
-SHORTEST = 3  # of what is left of a telling text without its accents, spaces and signs
-TEXT_KINDS = ("AE", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UT")  # value representations, PS3.5 6.2
-STANDARD_UIDS = "1.2.840.10008."
-_NOT_TELLING = re.compile(r"[^a-z0-9]+")
+IMAGE, FILE = "image", "file"  # kinds of names beside those of a header
+FRAME_DIGITS = 4  # at least, of a frame's number behind an image's own name
+NOT_BESIDE = {"dataset.json": "a dataset", "environment.json": "an experiment"}  # what is passed on, by the file it has
 
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """Replaces values by keyed hashes; what matches ``public`` (a regular expression) is a pseudonym already and stays.
+    """Replaces values by keyed hashes; what is a pseudonym already stays.
 
-    Without the key nobody can try out which patient's number gives a hash, however few numbers there are.
+    ``public`` says of each kind of value (image, patient, ...) by a regular expression what such a pseudonym looks
+    like; without an entry there are none. Without the key nobody can try out which patient's number gives a hash,
+    however few numbers there are.
     """
 
     key: bytes = field(repr=False)
-    public: str | None = None
+    public: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, kind: str, value: str) -> str:
         """Return ``<kind>_<16 hexadecimal digits>`` for a value, "" for none; of two kinds the same value's differ."""
-        if not value or self.is_public(value):
+        if not value or self.is_public(kind, value):
             return value
         data = value.encode("utf-8", "surrogateescape")
         digest = hashlib.blake2b(data, key=self.key, person=kind.encode(), digest_size=HASH_BYTES)
         return f"{kind}_{digest.hexdigest()}"
 
-    def name(self, image_id: str, dataset: Dataset) -> str:
-        """Return an image's id, or its pseudonym where it contains a text of its file's header.
+    def image(self, instance: str, frame: int) -> str:
+        """Return the id of a frame (1..) of an image: ``instance`` is its file's instance or path, as a pseudonym."""
+        return self.of(IMAGE, f"{instance}\n{frame}")
 
-        That is any UID but the standard's own, part of a person's name, number, date or free text of six characters or
-        more. Compared are letters a-z and digits, whatever their case and what stands between them. DicomError for a
-        header of too many elements.
-        """
-        bare = _bare(image_id)
-        if self.is_public(image_id) or len(bare) < SHORTEST:
-            return image_id
-        for text in identifying_texts(dataset):
-            if len(text) >= TELLING_LENGTH and len(_bare(text)) >= SHORTEST and _bare(text) in bare:
-                return self.of("image", image_id)
-        return image_id
-
-    def is_public(self, value: str) -> bool:
+    def is_public(self, kind: str, value: str) -> bool:
         """Whether a value is a pseudonym already."""
-        return self.public is not None and re.fullmatch(self.public, value) is not None
+        return kind in self.public and re.fullmatch(self.public[kind], value) is not None
 
     @property
     def fingerprint(self) -> str:
@@ -70,42 +55,42 @@ class Pseudonyms:
         return hashlib.blake2b(b"fingerprint", key=self.key, digest_size=HASH_BYTES).hexdigest()
 
 
-def identifying_texts(dataset: Dataset) -> Iterator[str]:
-    """Yield the texts of a header that may say who the patient is, also those in sequences and the file's meta part.
-
-    Names come in parts. A value that can't be read is left out: nobody can compare it. DicomError for too many.
-    """
-    from pydicom.multival import MultiValue
-
-    for part in (getattr(dataset, "file_meta", None), dataset):
-        for element in all_elements(part) if part is not None else ():
-            if element.VR in TEXT_KINDS:
-                values = element.value if isinstance(element.value, MultiValue | list) else [element.value]
-                for value in values:
-                    yield from _parts(str(value or ""), element.VR)
+def framed(name: str, frame: int, frames: int) -> str:
+    """Return the id of a frame (1..) of an image that has a name of its own."""
+    digits = max(FRAME_DIGITS, len(str(frames)))
+    return name if frames == 1 else f"{name}_{frame:0{digits}d}"
 
 
-def _parts(value: str, kind: str) -> list[str]:
-    if kind == "UI":
-        return [] if value.startswith(STANDARD_UIDS) else [value]
-    return re.split(r"[\^= ,.;]+", value) if kind == "PN" else [value.strip()]
+def is_made(kind: str, value: str) -> bool:
+    """Whether a value looks like a pseudonym of :meth:`Pseudonyms.of`."""
+    return value.startswith(kind) and re.fullmatch(rf"{kind}_[0-9a-f]{{{2 * HASH_BYTES}}}", value) is not None
 
 
 def load_key(path: Path) -> bytes:
     """Return the key in ``path``, made there on first use and readable by its owner alone (mode 600).
 
-    Raises UsageError for a file that is no key, WorkError where it can't be made. Two runs that start at once get the
-    same key.
+    A new key is announced in a line. Raises UsageError for a file that is no key and for a place in a dataset or an
+    experiment, which are passed on, WorkError where it can't be made. Two runs that start at once get the same key.
     """
+    for folder in path.absolute().parents:
+        for name, what in NOT_BESIDE.items():
+            if (folder / name).exists():
+                raise UsageError(f"--pseudonym_key={path}: lies in {what} ({folder}), which is passed on without it")
     try:
-        if not path.exists():
-            _make_key(path)
+        if not path.exists() and _make_key(path):
+            tell(
+                f"{path.absolute()}: a new key of pseudonyms; keep it to yourself, and a copy of it: with another key "
+                "all ids become others"
+            )
         text = path.read_text(encoding="ascii").strip()
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
         key = bytes.fromhex(text)
     except OSError as error:
-        raise WorkError(f"{path}: the key of the pseudonyms can't be read or made ({error.strerror})") from None
+        raise WorkError(
+            f"{path}: the key of the pseudonyms can't be read or made ({error.strerror}); --pseudonym_key names "
+            "another place"
+        ) from None
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
@@ -115,7 +100,8 @@ def load_key(path: Path) -> bytes:
     return key
 
 
-def _make_key(path: Path) -> None:
+def _make_key(path: Path) -> bool:
+    """Make a key file whole and at once; return whether it is ours and not that of another run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 600
     temporary = Path(name)
@@ -127,12 +113,9 @@ def _make_key(path: Path) -> None:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            pass  # another run was first
+            return False
         except OSError:  # a disk without hard links
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _bare(text: str) -> str:
-    return _NOT_TELLING.sub("", text.lower())
+    return True

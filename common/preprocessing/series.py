@@ -17,10 +17,11 @@ GAP = 1.5  # times the series' spacing
 FEW_SINGLES = 3  # series of one slice in a study, or studies of one slice: fewer are a stray image or two
 
 
-def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
+def place_slices(records: pd.DataFrame, series: np.ndarray, ties: np.ndarray | None = None) -> pd.DataFrame:
     """Return where each record (index ``image_id``) stands; ``series`` (N,) names its series.
 
-    - ``slice_index`` 0.. along the series: by place, equal ones by id, those without a place last.
+    - ``slice_index`` 0.. along the series: by place, equal ones by ``ties`` (N,; without, by id), those without a place
+      last.
     - ``position_mm``: the place along the series' normal; see :func:`common.dicom.geometry.slice_positions`. NaN where
       it is unknown, and for a slice of another orientation than most, which has no place among them.
     - ``slice_spacing_mm``: the series' median distance of neighbours, along the normal and not along z.
@@ -28,12 +29,12 @@ def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
     - ``geometry``: names of what is unusual, joined by ``;``: no_position, other_orientation, repeated_position, gap
       (to the slice before: more than 1.5 times the spacing), single_slice.
     """
-    ids = records.index.to_numpy(dtype=object)
+    ties = records.index.to_numpy(dtype=object) if ties is None else ties
     positions = records[POSITION].to_numpy(dtype=np.float64)
     orientations = records[ORIENTATION].to_numpy(dtype=np.float64)
     normals = slice_normals(orientations)
     codes, _ = pd.factorize(series)
-    by_series = np.lexsort((ids, codes))  # within a series by id, so that nothing depends on the records' order
+    by_series = np.lexsort((ties, codes))  # within a series by these, so that nothing depends on the records' order
     ends = np.flatnonzero(np.diff(codes[by_series])) + 1
     slice_index = np.zeros(len(records), dtype=np.int64)
     position_mm, spacing_mm = np.full((2, len(records)), np.nan)
@@ -46,7 +47,7 @@ def place_slices(records: pd.DataFrame, series: np.ndarray) -> pd.DataFrame:
         marks["no_position"][rows] = np.isnan(place)
         other = normals[rows] @ normal < SAME_DIRECTION
         place[other] = np.nan
-        order = slice_order(place, ids[rows])
+        order = slice_order(place, ties[rows])
         steps = np.diff(place[order])
         apart = steps > SAME_PLACE_MM
         same = steps <= SAME_PLACE_MM

@@ -1,4 +1,4 @@
-"""Where the files to convert lie: a folder tree or a zip archive read in place; their ids, and what is refused.
+"""Where the files to convert lie: a folder tree or a zip archive read in place, and what is refused.
 
 Nothing outside the folder or archive that the user named is ever read: links that lead out and names that climb are
 refused by name, before any file is opened.
@@ -7,18 +7,16 @@ refused by name, before any file is opened.
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
-import re
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -34,8 +32,6 @@ LISTED = ("path", "bytes", "mtime_ns")
 PACKED = ("offset", "packed_bytes", "method", "crc")
 DICOM_MARK = slice(128, 132)  # where a file says that it is one
 MAX_TABLE_BYTES = 2**31  # of a CSV in an archive
-ID_LENGTH = 150  # leaves room for a frame's number, a suffix and the mark of a temporary name within 255 bytes
-_NO_ID = re.compile(r"[^A-Za-z0-9_.-]+")
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member: 30 bytes, then its name and an extra field
 _ENCRYPTED = 1
 
@@ -284,39 +280,16 @@ def list_folder(folder: Path) -> Sequence[os.DirEntry[str]]:
         return list(entries)
 
 
-def file_ids(paths: Iterable[str]) -> list[str]:
-    """Return an id for each file: its name without ``.dcm``, or the path's parts joined by ``_`` where names repeat.
-
-    Characters other than letters, digits, ``_``, ``-`` and ``.`` become ``_``. What is still the same twice, or too
-    long for a file name, gets a hash of its path. The result depends on the set of paths, not on their order.
-    """
-    paths = list(paths)
-    stems = [_stem(path) for path in paths]
-    repeated = pd.Series(stems, dtype=object).duplicated(keep=False)
-    stems = ["_".join([*PurePosixPath(path).parts[:-1], stem]) if again else stem
-             for path, stem, again in zip(paths, stems, repeated, strict=True)]  # fmt: skip
-    names = [_NO_ID.sub("_", stem).lstrip(".") for stem in stems]
-    # Also where letters differ only in case: some disks take them for the same name.
-    repeated = pd.Series([name.lower() for name in names], dtype=object).duplicated(keep=False)
-    return [
-        f"{name[:ID_LENGTH]}_{_path_hash(path)}" if again or not 0 < len(name) <= ID_LENGTH else name
-        for path, name, again in zip(paths, names, repeated, strict=True)
-    ]
-
-
 def printable(path: str) -> str:
     """Return a file's path as it can stand in a CSV: without line breaks, control characters and broken encodings."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
+    """Return a file's name without folders and ``.dcm``."""
     name = path.rpartition("/")[2]
     return name[:-4] if name.lower().endswith(".dcm") and len(name) > 4 else name
-
-
-def _path_hash(path: str) -> str:
-    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
 
 
 def _link_fault(entry: os.DirEntry[str], real_top: str) -> str | None:

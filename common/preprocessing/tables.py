@@ -14,13 +14,13 @@ from common.preprocessing.series import NORMAL, place_slices
 REPEATED_UID = "repeated_uid"
 
 
-def metadata_table(images: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+def metadata_table(images: pd.DataFrame, labels: pd.DataFrame, ties: np.ndarray | None = None) -> pd.DataFrame:
     """Return metadata.csv: a row for each image in the order split, study, series, slice.
 
     ``images``: records of the journal (index ``image_id``) with their ``group_id``; ``labels``: index ``id``, a column
-    for each label.
+    for each label; ``ties`` (N,): texts that order slices of one place, or without one; None: their ids.
     """
-    table = images.join(place_slices(images, first_known(images, "series_id", "study_id")))
+    table = images.join(place_slices(images, first_known(images, "series_id", "study_id"), ties))
     known = labels.reindex(table.index).where(table["split"] == "train")  # float64, NaN where unknown
     table = table.join(known)
     columns = [
@@ -40,8 +40,8 @@ def metadata_table(images: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     columns += ["image_hash", *labels.columns]
     table = table.rename(columns={"digest": "picture_hash"})[columns].rename_axis("id").reset_index()
     table = table.astype(dict.fromkeys(("split", "study_id", "series_id"), str))  # no categories: sorted as text
-    order = ["split", "study_id", "series_id", "slice_index", "id"]
-    return table.sort_values(order, ascending=[False, True, True, True, True], ignore_index=True)
+    columns = ["split", "study_id", "series_id", "slice_index", "id"]
+    return table.sort_values(columns, ascending=[False, True, True, True, True], ignore_index=True)
 
 
 def first_known(images: pd.DataFrame, *columns: str) -> np.ndarray:

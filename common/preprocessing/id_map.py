@@ -1,0 +1,140 @@
+"""Which file and patient each id stands for: a table beside the key, for its owner alone, never in a dataset."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pandas as pd
+
+from common.errors import WorkError
+from common.files import atomic_path, inert
+from common.preprocessing.convert import Record
+from common.preprocessing.pseudonyms import FILE, IMAGE, is_made
+from common.preprocessing.sources import printable
+
+OWNER_ONLY = 0o600
+COLUMNS = ("id", "file", "frame", "patient_id", "study_id", "series_id", "instance_id")
+SHOWN_KINDS = (IMAGE, "patient", "study", "series")  # of a record's ids those that stand in a dataset's tables
+
+Row = Sequence[str | int]
+
+
+class IdMap:
+    """A CSV that grows while files are converted and is put in order at the end; a killed run goes on from there.
+
+    Only ids that were made here have a row: the competition's own say where they come from.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: io.TextIOWrapper | None = None
+
+    def read(self) -> pd.DataFrame:
+        """Return the rows so far as text, index ``id``, of an id the last; none where there is no map.
+
+        A line that a kill has cut is left out. WorkError for a file that is no such map.
+        """
+        try:
+            lines = _whole_lines(self.path.read_bytes())
+            table = pd.read_csv(io.BytesIO(lines or b",".join(name.encode() for name in COLUMNS)), dtype=str,
+                                keep_default_na=False, index_col=False)[list(COLUMNS)]  # fmt: skip
+        except FileNotFoundError:
+            table = pd.DataFrame(columns=list(COLUMNS), dtype=object)
+        except OSError as error:
+            raise WorkError(f"{self.path}: cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError):
+            raise WorkError(f"{self.path}: no map of ids; move it away and start again") from None
+        return table.drop_duplicates("id", keep="last").set_index("id")
+
+    def __enter__(self) -> IdMap:
+        """Open for adding."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        file, self.file = self.file, None
+        if file is not None:
+            with suppress(OSError):
+                file.close()
+
+    def add(self, records: Iterable[Record], path_of: Callable[[str], str]) -> None:
+        """Add the rows of some images and hand them to the operating system; ``path_of`` gives a source id's file."""
+        rows = map_rows(records, path_of)
+        if not rows:
+            return
+        try:
+            if self.file is None:
+                self.file = self._open()
+            csv.writer(self.file, lineterminator="\n").writerows(rows)
+            self.file.flush()
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            fault = "the disk is full; make space and" if full else f"cannot be written ({error.strerror});"
+            raise WorkError(f"{self.path}: {fault} start again to go on") from None
+
+    def finish(self, rows: pd.DataFrame) -> None:
+        """Write the map anew with these rows alone (columns :data:`COLUMNS`), by file; without any there is none."""
+        if rows.empty:
+            self.path.unlink(missing_ok=True)
+            return
+        order = rows.assign(number=pd.to_numeric(rows["frame"])).sort_values(["file", "number", "id"])
+        with atomic_path(self.path) as temporary:
+            temporary.chmod(OWNER_ONLY)
+            order[list(COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
+
+    def _open(self) -> io.TextIOWrapper:
+        """Open the file for adding, without the line that a kill has cut; made for the owner alone."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
+        with os.fdopen(handle, "rb+") as file:
+            os.fchmod(handle, OWNER_ONLY)
+            whole = len(_whole_lines(file.read()))
+            file.truncate(whole)
+        opened = self.path.open("a", encoding="utf-8", newline="")
+        if not whole:
+            csv.writer(opened, lineterminator="\n").writerow(COLUMNS)
+        return opened
+
+
+def map_rows(records: Iterable[Record], path_of: Callable[[str], str]) -> list[Row]:
+    """Return the rows (:data:`COLUMNS`) of those records that need one."""
+    rows: list[Row] = []
+    for record in records:
+        if record.identity is None or not any(is_made(kind, getattr(record, f"{kind}_id")) for kind in SHOWN_KINDS):
+            continue
+        names = (record.identity.patient_id, record.identity.study_id, record.identity.series_id)
+        texts = (printable(path_of(record.source_id)), record.frame, *names, record.identity.instance_id)
+        rows.append((record.image_id, *(inert(str(text)) for text in texts)))
+    return rows
+
+
+def need_rows(images: pd.DataFrame) -> pd.Series:
+    """Whether each of the journal's images (index ``image_id``) has an id, or a patient or so, that was made here."""
+    needed = pd.Series([is_made(IMAGE, name) for name in images.index], index=images.index, dtype=bool)
+    for kind in SHOWN_KINDS[1:]:
+        values = images[f"{kind}_id"].astype(object)
+        made = [name for name in values.unique() if is_made(kind, name)]
+        needed |= values.isin(made)
+    return needed
+
+
+def file_rows(failed: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of files that gave no image; ``failed``: id and file."""
+    made = np.array([is_made(FILE, name) for name in failed["id"]], dtype=bool)
+    rows = failed[made].drop_duplicates("id")
+    empty = dict.fromkeys(COLUMNS[2:], "")
+    return rows[["id"]].assign(file=[inert(printable(path)) for path in rows["file"]], **empty)
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Return a file's content up to its last whole line: a kill can cut the one behind it."""
+    return content[: content.rfind(b"\n") + 1]
