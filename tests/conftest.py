@@ -15,6 +15,16 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where torch sees none."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting:
+        import torch  # here: most modules' tests need none of it
+
+        for item in wanting if not torch.cuda.is_available() else ():
+            item.add_marker(pytest.mark.skip(reason="torch sees no GPU here"))
+
+
 @dataclass(frozen=True)
 class SmallDataset:
     """``input_folder`` holds ``phantom/`` (DICOM files and CSVs) and ``datasets/phantom/``; never change them."""

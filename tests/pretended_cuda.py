@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -201,6 +202,7 @@ class Machine:
     kernels: int = 0
     inherit: bool = False  # what is made now is made on the device: within an operation on the device's tensors
     quiet: int = 0
+    sync_debug_mode: int | str = 0
     lock: Any = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -270,9 +272,11 @@ class Machine:
     # what is found
 
     def note(self, text: str) -> None:
-        """Note that the host waits for the device."""
+        """Note that the host waits for the device; an error where the debug mode says so, but for events."""
         if not self.quiet:
             self._count(self.waits, text)
+            if self.sync_debug_mode in (2, "error") and text not in ("event.synchronize", "stream.synchronize"):
+                raise RuntimeError(f"called a synchronizing CUDA operation: {text} at {place_of(sys._getframe(1))[1]}")
 
     def error(self, text: str, place: str | None = None) -> None:
         """Note what would be wrong on a GPU without being refused there."""
@@ -544,21 +548,21 @@ HOST_LENGTHS = {*RECURRENT, "_pack_padded_sequence", "_pad_packed_sequence", "_p
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 READING = {"_local_scalar_dense", "is_nonzero"}
 WAITING = READING | {
-    *("nonzero", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "bincount", "equal", "allclose"),
+    "nonzero", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "bincount", "equal", "allclose",
     "repeat_interleave",
-}
+}  # fmt: skip
 VIEWS = {
-    *("detach", "alias", "view", "_unsafe_view", "t", "transpose", "expand", "slice", "select", "permute", "unsqueeze"),
-    *("squeeze", "as_strided", "split", "unbind", "narrow", "lift_fresh", "_reshape_alias"),
-}
+    "detach", "alias", "view", "_unsafe_view", "t", "transpose", "expand", "slice", "select", "permute", "unsqueeze",
+    "squeeze", "as_strided", "split", "unbind", "narrow", "lift_fresh", "_reshape_alias",
+}  # fmt: skip
 # Kernels that raise under torch.use_deterministic_algorithms(True) on CUDA (torch 2.14's documentation).
 NOT_DETERMINISTIC = {
-    *("grid_sampler_2d_backward", "grid_sampler_3d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward"),
-    *("_adaptive_avg_pool2d_backward", "fractional_max_pool2d_backward", "max_unpool2d", "upsample_linear1d_backward"),
-    *("upsample_bicubic2d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward", "_ctc_loss_backward"),
-    *("replication_pad2d_backward", "nll_loss2d_forward", "histc", "bincount", "kthvalue", "median", "put_", "cumsum"),
-    *("_embedding_bag_backward", "scatter_reduce", "resize_", "bilinear2d_aa_backward"),
-}
+    "grid_sampler_2d_backward", "grid_sampler_3d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward",
+    "_adaptive_avg_pool2d_backward", "fractional_max_pool2d_backward", "max_unpool2d", "upsample_linear1d_backward",
+    "upsample_bicubic2d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward", "_ctc_loss_backward",
+    "replication_pad2d_backward", "nll_loss2d_forward", "histc", "bincount", "kthvalue", "median", "put_", "cumsum",
+    "_embedding_bag_backward", "scatter_reduce", "resize_", "bilinear2d_aa_backward",
+}  # fmt: skip
 
 
 class Kernels(TorchDispatchMode):
@@ -689,16 +693,15 @@ def use_stream(stream: Stream | None) -> Iterator[None]:
 
 
 def visible_gpus(count: int) -> int:
-    """Return how many of ``count`` GPUs CUDA_VISIBLE_DEVICES leaves; an entry that names none ends the list."""
+    """Return how many of ``count`` GPUs CUDA_VISIBLE_DEVICES leaves; an entry that names none ends the list.
+
+    The UUID of number 0 is GPU-0.
+    """
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return count
-    found = 0
-    for entry in listed.split(","):
-        if not (entry.strip().isdigit() and int(entry) < count):
-            break
-        found += 1
-    return found
+    names = {name for number in range(count) for name in (str(number), f"GPU-{number}")}
+    return len(list(takewhile(names.__contains__, (entry.strip() for entry in listed.split(",")))))
 
 
 def install(settings: Settings) -> None:
@@ -742,8 +745,8 @@ def _install_cuda(settings: Settings) -> None:
         "init": lambda: None,
         "_lazy_init": lambda: None,
         "set_device": set_device,
-        "get_device_capability": lambda device=None: settings.capability,
-        "get_device_properties": lambda device=None: Properties(settings.capability),
+        "get_device_capability": lambda device=None: MACHINE.settings.capability,
+        "get_device_properties": lambda device=None: Properties(MACHINE.settings.capability),
         "get_device_name": lambda device=None: "Pretended GPU",
         "get_arch_list": lambda: ["sm_75", "sm_80", "sm_90"],
         "synchronize": synchronize,
@@ -762,6 +765,7 @@ def _install_cuda(settings: Settings) -> None:
         "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)] * device_count(),
         "set_rng_state": set_rng_state,
+        "set_sync_debug_mode": lambda mode: setattr(MACHINE, "sync_debug_mode", mode),
         **dict.fromkeys(
             ("max_memory_allocated", "memory_allocated", "max_memory_reserved", "memory_reserved"),
             lambda device=None: 10**9,
@@ -846,5 +850,5 @@ def begin(settings: Settings) -> None:
 
 
 def _write(folder: Path) -> None:
-    command = " ".join(Path(word).name for word in sys.argv[:1])
-    (folder / f"{os.getpid()}.json").write_text(json.dumps({"command": command, **MACHINE.findings()}))
+    about = {"command": sys.argv, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    (folder / f"{os.getpid()}.json").write_text(json.dumps(about | MACHINE.findings()))

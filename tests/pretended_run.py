@@ -29,12 +29,13 @@ LIMIT_S = 570  # for the whole of a process: what hangs is an error, whatever th
 
 @dataclass(frozen=True)
 class Request:
-    """A command of the project and what goes wrong in it."""
+    """A command of the project, what goes wrong in it, and the capability of the GPU that it sees."""
 
     script: str
     arguments: Sequence[str]
     nan_at: Sequence[int] = ()
     broken: str = ""
+    capability: tuple[int, int] = (9, 0)
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def captured(file: Any) -> Iterator[None]:
 def run(request: Request) -> dict[str, Any]:
     """Run a command and return how it ended."""
     MACHINE.reset()
+    MACHINE.settings = replace(MACHINE.settings, capability=tuple(request.capability))
     undo = [BROKEN[request.broken]()] if request.broken else []
     undo += [changed_step(spoiled(request.nan_at))] if request.nan_at else []
     code = 0

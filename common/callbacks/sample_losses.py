@@ -23,11 +23,15 @@ class SampleLosses(Callback):
         """``class_weights`` (C,) sum to 1."""
         self.class_weights = class_weights
 
+    def on_train_begin(self, network: AbstractNetwork) -> None:
+        """Put the weights where the losses will be: a copy in each iteration would let the host wait."""
+        self.class_weights = self.class_weights.to(network.device)
+
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
         """Hand the losses over, without waiting for the device."""
         with torch.no_grad():
             losses = functional.binary_cross_entropy_with_logits(
                 output.logits.float(), output.targets.float(), reduction="none"
             )
-            each = (losses * self.class_weights.to(losses.device)).sum(dim=1)
+            each = (losses * self.class_weights).sum(dim=1)
         network.training.train_loader.sampler.observe(output.image_ids, each)

@@ -13,7 +13,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,11 +37,10 @@ def make_loader(
     drop_last: bool,
     seed: int,
     collate: Callable[[Sequence[Any]], Batch] = collate,
-    rows: np.ndarray | None = None,
 ) -> DataLoader:
     """Return a loader of :class:`Batch`; ``workers`` processes load, 0: the calling one. Under torchrun: of this rank.
 
-    ``collate`` makes a batch of the dataset's samples; ``rows`` (N,): predictions that each of them gives, None: one.
+    ``collate`` makes a batch of the dataset's samples.
 
     Workers come from a fork server that has the heavy packages loaded: a plain fork would copy the threads' locks and
     the buffers of trackers. They live as long as the loader.
@@ -53,7 +51,7 @@ def make_loader(
         context.set_forkserver_preload([*PRELOADED, type(dataset).__module__])
     shard: EpochSampler | ShardedSampler = sampler
     if distributed.world_size() > 1 and not drop_last:  # a training's sampler knows of the processes
-        shard = ShardedSampler(sampler, batch_size, distributed.rank(), distributed.world_size(), rows)
+        shard = ShardedSampler(sampler, batch_size, distributed.rank(), distributed.world_size())
     return Loader(
         dataset,
         batch_size,
