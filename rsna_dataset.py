@@ -24,7 +24,6 @@ from common.console import tell
 from common.datasets.context import describe_lacks, find_neighbours, slice_places
 from common.datasets.image_files import SUFFIXES
 from common.datasets.images import ImageDataset, Neighbours, Transform
-from common.distributed import is_main
 from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_csv
 from common.foreign import read_json
@@ -791,6 +790,8 @@ def _all_neighbours(path: Path, stamp: tuple[int, int], context: int) -> tuple[n
     slice_index = metadata["slice_index"].to_numpy()
     places = slice_places(series, metadata["position_mm"].to_numpy(), slice_index)
     rows = find_neighbours(series, places, slice_index, context)
+    from common.distributed import is_main  # here, since it imports torch
+
     if is_main():
         tell(f"{path.parent}: --data_context={context}: {describe_lacks(rows)}")
     return metadata.index.to_numpy(dtype=np.str_), rows

@@ -37,7 +37,7 @@ from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms, load_key
 from common.preprocessing.scheduler import dask_cluster
 from common.preprocessing.series import describe_singles
-from common.preprocessing.sources import Tree, open_tree, printable, stem
+from common.preprocessing.sources import Tree, can_be_image, open_tree, printable, stem
 from common.preprocessing.tables import (
     REPEATED_UID,
     mark_repeated,
@@ -430,7 +430,9 @@ def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
         records = journal.read()
         replaced = records["image_id"][records["source_id"].isin([task.source_id for task in tasks])]
     freed = int(stored.reindex(replaced).sum())
-    needed = job.form.bytes_needed(sum(task.file_bytes for task in tasks), len(tasks))
+    # Not for what lies there: a backup or a film beside the slices writes nothing.
+    written = [task.file_bytes for task in tasks if can_be_image(task.source, task.file_bytes)]
+    needed = job.form.bytes_needed(sum(written), len(written))
     check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
     tell(f"{len(job.files)} files, {len(tasks)} of them to convert")
     failures, left = 0, len(tasks)

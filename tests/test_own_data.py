@@ -416,6 +416,19 @@ def test_too_many_failures_end_with_their_counts_after_all_is_written(
     assert run(archive, "--pre_max_failed=0.08") == folder
 
 
+def test_space_is_asked_for_the_images_and_not_for_what_lies_beside_them(archive: Path) -> None:
+    with (archive / "backup.tar").open("wb") as file:
+        file.truncate(900 * 10**9)  # a hole, it takes no disk
+    with (archive / "film.mp4").open("wb") as file:
+        file.truncate(200 * 2**20)
+    free = shutil.disk_usage(archive).free
+    if free > 900 * 10**9:
+        pytest.skip(f"the disk has {free} bytes free, more than the hole is large")
+    folder = run(archive)
+    assert len(read_metadata(folder)) == 13
+    assert (pd.read_csv(folder / "failed.csv")["reason"] == "not_dicom").sum() == 4
+
+
 def test_in_the_competitions_folders_every_file_counts(small_dataset: SmallDataset, tmp_path: Path) -> None:
     failed = pd.read_csv(small_dataset.folder / "failed.csv")
     share = len(failed) / (len(failed) + sum(read_dataset_info(small_dataset.folder)["images"].values()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,16 @@ import pytest
 
 from common.dicom.errors import DicomError
 from common.errors import UsageError
-from common.preprocessing.sources import FolderTree, ZipMember, ZipTree, open_tree, printable, read_source, stem
+from common.preprocessing.sources import (
+    FLOOD_BYTES,
+    FolderTree,
+    ZipMember,
+    ZipTree,
+    open_tree,
+    printable,
+    read_source,
+    stem,
+)
 
 
 def write(root: Path, *names: str) -> Path:
@@ -180,6 +191,65 @@ def test_no_more_is_unpacked_than_the_directory_says_or_the_limit_allows(tmp_pat
     liar = ZipMember(member.archive, member.name, 1000, member.offset, member.packed_bytes, member.method, member.crc)
     with pytest.raises(DicomError, match="damaged"):
         read_source(liar)
+
+
+def test_a_flood_is_refused_and_hardly_unpacked_and_a_large_file_is_unpacked_in_its_own_size(tmp_path: Path) -> None:
+    noise = os.urandom(2**20) * 20
+    members = {
+        "flood.dcm": bytes(128) + b"DICM" + bytes(FLOOD_BYTES),
+        "flood.csv": b"ID,Label\n" + b"0" * FLOOD_BYTES,
+        "film.mp4": noise,
+        "large.dcm": bytes(128) + b"DICM" + noise,
+    }
+    tree = ZipTree(packed(tmp_path / "a.zip", members))
+    refused = {}
+    tracemalloc.start()
+    for name in ("flood.dcm", "film.mp4"):
+        with pytest.raises(DicomError) as failure:
+            read_source(tree.find(name))
+        refused[name] = failure.value.reason
+    with pytest.raises(OSError, match="made to fill memory"):
+        tree.find("flood.csv").open()
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    assert refused == {"flood.dcm": "too_large", "film.mp4": "not_dicom"}
+    assert read_source(tree.find("large.dcm")) == members["large.dcm"]
+    assert tracemalloc.get_traced_memory()[1] < 1.3 * len(members["large.dcm"]) + 2**22
+    tracemalloc.stop()
+
+
+def patched(path: Path, name: str, field: int, change: int) -> ZipTree:
+    """The archive with a number of a member's entry in the directory changed: 20 packed bytes, 42 place."""
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(name.encode()) - 46  # the name's second place is the directory
+    (value,) = struct.unpack_from("<L", content, entry + field)
+    struct.pack_into("<L", content, entry + field, value + change)
+    path.write_bytes(content)
+    return ZipTree(path)
+
+
+def test_members_that_share_their_bytes_cost_themselves_and_no_other(tmp_path: Path) -> None:
+    members = {f"{number}.dcm": os.urandom(200) for number in range(4)}
+    path = packed(tmp_path / "a.zip", members, zipfile.ZIP_STORED)
+    assert refusals(ZipTree(path)) == {}
+    tree = patched(path, "1.dcm", 20, 300)
+    assert refusals(tree) == {"1.dcm": "packing"}
+    assert [read_source(tree.find(name)) for name in ("0.dcm", "2.dcm", "3.dcm")] == [
+        members[name] for name in ("0.dcm", "2.dcm", "3.dcm")
+    ]
+    path = packed(tmp_path / "b.zip", members, zipfile.ZIP_STORED)
+    size = 30 + len("0.dcm") + 200
+    assert refusals(patched(path, "1.dcm", 42, -size)) == {"1.dcm": "packing"}
+
+
+def test_a_cut_archive_that_holds_a_whole_one_is_named_beside_what_that_holds(tmp_path: Path) -> None:
+    inner = packed(tmp_path / "inner.zip", {"a.dcm": b"a" * 50, "b.dcm": b"b" * 60}).read_bytes()
+    outer = packed(tmp_path / "outer.zip", {"lost.dcm": b"l" * 70, "inner.zip": inner}, zipfile.ZIP_STORED)
+    content = outer.read_bytes()
+    outer.write_bytes(content[: content.index(inner) + len(inner)])
+    tree = ZipTree(outer)
+    assert sorted(tree.list()[0]["path"]) == ["a.dcm", "b.dcm"]
+    assert read_source(tree.find("b.dcm")) == b"b" * 60
+    assert list(refusals(tree).values()) == ["packing"]
 
 
 def test_a_file_that_is_no_archive_is_one_line_that_names_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ NO_SLICE = {  # something else than a CT slice: no failure of anything
     "projection": "a projection: maximum, minimum or sum along rays",
     "map": "a perfusion, material or other map, whose values are no Hounsfield units",
     "no_hounsfield": "RescaleType is no Hounsfield unit, and a second sign says the same",
-    "burned_in": "BurnedInAnnotation says that text stands in the picture",
+    "burned_in": "a picture with text in it",
     "secondary_capture": "a secondary capture",
     "other_class": "an object of another class than CT, Enhanced CT and Legacy Converted Enhanced CT",
 }

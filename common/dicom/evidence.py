@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from common.dicom.errors import DicomError
+from common.dicom.errors import NO_SLICE, DicomError
 
 if TYPE_CHECKING:
     from common.dicom.slices import SliceHeader
@@ -73,11 +73,11 @@ RULES = (
     Rule("other_class", "sop_class", rf"^(?!{_CT_CLASSES}$)."),
 )
 _PATTERNS = tuple((rule, re.compile(rule.pattern)) for rule in RULES)
-_SAYS = {  # never a header's own words: they may hold a name
-    "sop_class": "SOPClassUID is none of CT, Enhanced CT, Legacy Converted Enhanced CT",
-    "image_type": "ImageType says so",
-    "rescale_type": "RescaleType says so",
-    "burned_in": "BurnedInAnnotation is YES",
+_SAYS = {  # what shows it, never a header's own words: they may hold a name
+    "sop_class": "its SOPClassUID",
+    "image_type": "its ImageType",
+    "rescale_type": "its RescaleType",
+    "burned_in": "its BurnedInAnnotation",
 }
 
 
@@ -99,7 +99,7 @@ def check_evidence(found: Evidence) -> str:
         if pattern.search(fields[rule.field]):
             if rule.reason == "other_class" and contradiction:
                 return "class"
-            raise DicomError(rule.reason, _SAYS[rule.field])
+            raise DicomError(rule.reason, f"{NO_SLICE[rule.reason]}, by {_SAYS[rule.field]}")
     if fields["rescale_type"] in HOUNSFIELD_UNITS:
         return ""
     if fields["image_type"] and "ORIGINAL" not in fields["image_type"]:
@@ -120,7 +120,7 @@ def check_picture(image_hu: np.ndarray, header: SliceHeader) -> None:
     if header.doubt == "unit" and inside < (1 - OUTSIDE_SHARE) * image_hu.size:
         raise DicomError("no_hounsfield", "RescaleType is no Hounsfield unit, and the values are beyond a CT's range")
     if header.doubt == "class":
-        raise DicomError("other_class", _SAYS["sop_class"])
+        raise DicomError("other_class", f"{NO_SLICE['other_class']}, by {_SAYS['sop_class']}")
 
 
 def unit_marks(rescale_type: str) -> tuple[str, ...]:
