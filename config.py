@@ -622,7 +622,7 @@ class TrainConfig(
         if self.net_kind == SEQUENCE:
             groups = (DataOptions, SamplerOptions, NetworkOptions, StudyOptions)
         elif self.net_kind == STUDY:
-            groups, names = (SamplerOptions,), {"seq_features", "data_transform_device"}
+            groups, names = (SamplerOptions,), {"seq_features"}
         if self.net_kind in (SEQUENCE, STUDY):
             names |= {"tr_channels_last", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit"}
         names |= {name for group in groups for name in group.__dataclass_fields__} - OF_ANY_KIND
@@ -869,8 +869,9 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
 class ExportConfig(TrainedOptions):
     """Export a trained network for other programs: windowed, normalized pictures in, six logits out.
 
-    Of a sequence model: features, logits and places of whole series in, logits of slices and study out. The file is run
-    on data of the dataset and must give what torch gives. Not a medical device; not for diagnosis.
+    Of a sequence model: features, logits and places of whole series in, logits of slices and study out; of a network
+    over whole series: pictures and places in, the same out. The file is run on data of the dataset and must give what
+    torch gives. Not a medical device; not for diagnosis.
     """
 
     net_weight_file: Path = option(REQUIRED, "best.pt or last.pt of an experiment")

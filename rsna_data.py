@@ -41,6 +41,8 @@ from rsna_dataset import (
 
 logger = logging.getLogger(__name__)
 
+Placed = Pipeline | DevicePart | FixedView  # what loading processes do to pictures: all, the draws alone, or one view
+
 DEV_IMAGES = 256
 TRIAL_IMAGES = 8
 
@@ -80,8 +82,7 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
         raise WorkError(
             f"{folder}: fold {config.data_fold} has no validation images; run python preprocessing.py again"
         )
-    if config.data_transform_device == "cuda" and device.type != "cuda":
-        raise UsageError("--data_transform_device=cuda needs a GPU and there is none here; use auto or cpu")
+    check_transform_device(config, device)
     train_pipeline, valid_pipeline = load_pipelines(folder, config)
     if config.tr_overfit:
         train_pipeline = valid_pipeline  # no augmentation: the images are to be learnt by heart
@@ -199,6 +200,12 @@ def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.devic
     return pipeline
 
 
+def check_transform_device(config: TrainConfig, device: torch.device) -> None:
+    """Raise UsageError where a training's transforms are to be computed on a GPU that isn't there."""
+    if config.data_transform_device == "cuda" and device.type != "cuda":
+        raise UsageError("--data_transform_device=cuda needs a GPU and there is none here; use auto or cpu")
+
+
 def transforms_on_device(config: TrainConfig, device: torch.device) -> bool:
     """Say whether transforms are computed in whole batches where the model computes."""
     return device.type == "cuda" and config.data_transform_device != "cpu"
@@ -292,9 +299,7 @@ def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
         ) from None
 
 
-def build_loader(
-    folder: Path, rows: pd.DataFrame, pipeline: Pipeline | DevicePart | FixedView, config: TrainConfig, workers: int
-) -> DataLoader:
+def build_loader(folder: Path, rows: pd.DataFrame, pipeline: Placed, config: TrainConfig, workers: int) -> DataLoader:
     """Build a loader that gives every row once, in order."""
     dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
     dataset.check_files()

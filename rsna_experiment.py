@@ -55,6 +55,7 @@ from rsna_dataset import (
     image_settings,
     read_dataset_info,
 )
+from rsna_model import model_name
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
 from rsna_report import conclude
 from rsna_sequence import build_sequences, sequence_options
@@ -67,7 +68,7 @@ def build_training_data(config: TrainConfig, device: torch.device) -> TrainingDa
     """Build the data that the configured kind of network is trained on; see the three functions."""
     if config.net_kind == SEQUENCE:
         return build_sequences(config)
-    return build_studies(config) if config.net_kind == STUDY else build_data(config, device)
+    return (build_studies if config.net_kind == STUDY else build_data)(config, device)
 
 
 def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
@@ -280,9 +281,6 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
     sequences = isinstance(network, RSNASequenceNetwork)
     inputs = network.inputs_of(batch) if sequences else (batch.inputs["image"],)
     facts = measure_model(network.model, *inputs)
-    name = {SEQUENCE: config.seq_model, STUDY: f"{config.net_model} and {config.seq_model}"}.get(
-        config.net_kind, config.net_model
-    )
     what = "series" if sequences else "images"
     shape = inputs[0].shape[2 if config.net_kind == SEQUENCE else 1 :]
     one = f"a series of {len(batch)} slices x" if sequences else "an image"
@@ -295,8 +293,8 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
     info = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))
     needed = facts.training_bytes(config.tr_batch_size, moments=2, copies=averages)
     lines = (
-        f"model {name}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M trained, "
-        f"{facts.flops / 1e9:.2f} GFLOPs for {one} {'x'.join(map(str, shape))}",
+        f"model {model_name(config)}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M "
+        f"trained, {facts.flops / 1e9:.2f} GFLOPs for {one} {'x'.join(map(str, shape))}",
         f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} "
         f"validation {what}, dataset {info.get('hash', 'without a hash')}",
         f"{training.iteration_num} iterations of {config.tr_batch_size} {what}{shared} = {training.step_num} steps of "

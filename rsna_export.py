@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from common.arguments import to_dict
-from common.datasets.sequences import SequenceSample, collate_sequences
+from common.datasets.sequences import (
+    PictureSample,
+    PictureSeries,
+    SequenceDataset,
+    SequenceSample,
+    Series,
+    collate_pictures,
+    collate_sequences,
+)
 from common.errors import UsageError
 from common.files import check_output
 from common.models.exporting import FORMATS, export_model
-from common.models.sequence_layers import ForExport
+from common.models.sequence_layers import ForExport, in_series
+from common.models.study_layers import StudyForExport
 from common.reports.page import NOTICE
 from config import SEQUENCE, STUDY, ExportConfig
 from rsna_dataset import LABELS, RSNADataset, read_metadata
 from rsna_features import OUT_OF_FOLD
+from rsna_model import model_name
 from rsna_network import SEQUENCE_INPUTS
 from rsna_prediction import TrainedNetwork, check_features, dataset_folder_of, load_asked
 from rsna_sequence import check_width, feature_folder, features_hash, open_features, sequence_dataset
+from rsna_whole_series import picture_series
 
 IMAGES = 8
-SERIES = 4
+LOGITS = "logits; a probability is 1 / (1 + exp(-logit))"
 
 
 def export_network(config: ExportConfig) -> Path:
     """Write the network of a weight file in another form; return the file."""
     path = config.export_file or config.net_weight_file.with_suffix(FORMATS[config.export_format].suffix)
     trained = load_asked(config, config.net_weight_file)
-    if trained.config.net_kind == STUDY:
-        raise UsageError(
-            f"{config.net_weight_file}: a network over whole series (--net_kind=study); only slice networks and "
-            "sequence models are exported"
-        )
     check_output("export_file", path)
-    export = export_sequence_model if trained.config.net_kind == SEQUENCE else export_slice_network
+    export = export_over_series if trained.config.net_kind in EXPORTED_SERIES else export_slice_network
     print(f"{FORMATS[config.export_format].summary}: {export(trained, path, config.export_format)}")
     print(NOTICE)
     return path
@@ -55,47 +64,87 @@ def export_slice_network(trained: TrainedNetwork, path: Path, file_format: str) 
     )
 
 
-def export_sequence_model(trained: TrainedNetwork, path: Path, file_format: str) -> str:
-    """Write a sequence model, checked on series of the dataset; return what it takes and how near it is.
+@dataclass(frozen=True)
+class ExportedSeries:
+    """How a kind of network over series is exported.
+
+    ``model`` makes of the network one that takes padded series; ``real`` gives the dataset's series; ``inputs`` makes
+    what the model takes of some of them; ``metadata`` as of :func:`export_metadata`; ``checked_on``: how many series.
+    """
+
+    model: Callable[[nn.Module], nn.Module]
+    real: Callable[[TrainedNetwork], Series]
+    inputs: Callable[[Sequence[Any]], dict[str, Tensor]]
+    metadata: Callable[[TrainedNetwork, Mapping[str, Tensor]], dict[str, Any]]
+    checked_on: int
+
+
+def export_over_series(trained: TrainedNetwork, path: Path, file_format: str) -> str:
+    """Write a network over series, checked on some of the dataset's; return what it takes and how near it is.
 
     Raises UsageError where the dataset has no two series of different lengths.
     """
-    series = real_series(trained)
-    together = collate_sequences(series).inputs
+    kind = EXPORTED_SERIES[trained.config.net_kind]
+    series = shortest_to_longest(kind.real(trained), kind.checked_on, dataset_folder_of(trained))
+    together = kind.inputs(series)
     difference = export_model(
-        ForExport(trained.network.model),
-        {name: together[name] for name in SEQUENCE_INPUTS},
+        kind.model(trained.network.model),
+        together,
         path,
         file_format,
-        sequence_metadata(trained),
-        {name: {0: "batch", 1: "slices"} for name in SEQUENCE_INPUTS},
+        kind.metadata(trained, together),
+        {name: {0: "batch", 1: "slices"} for name in together},
         ("slice_logits", "study_logits"),
-        [collate_sequences([one]).inputs for one in series],
+        [kind.inputs([one]) for one in series],
     )
-    lengths = sorted(len(one.image_ids) for one in series)
+    lengths = [int(length) for length in together["mask"].sum(dim=1)]
     return (
         f"batches of series to {len(LABELS)} logits of each slice and of the study\n"
-        f"on {len(series)} series of {lengths[0]} to {lengths[-1]} slices of {dataset_folder_of(trained)}, padded "
+        f"on {len(series)} series of {min(lengths)} to {max(lengths)} slices of {dataset_folder_of(trained)}, padded "
         f"together and each alone, the logits differ from torch's by {difference:.1e} at most"
     )
 
 
-def real_series(trained: TrainedNetwork) -> list[SequenceSample]:
-    """Return some series by their out-of-fold features, from the shortest to the longest."""
+def shortest_to_longest(dataset: Series, count: int, folder: Path) -> list[Any]:
+    """Return at most ``count`` series of a dataset, evenly spread from the shortest to the longest."""
+    order = np.argsort(dataset.lengths, kind="stable")
+    if dataset.lengths.min() == dataset.lengths.max():
+        raise UsageError(
+            f"{folder}: all its series have {dataset.lengths.max()} slices, so that padding can't be checked; name "
+            "another dataset by --data_dataset (of a sequence model by --seq_features too)"
+        )
+    places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
+    return [dataset[int(order[place])] for place in places]
+
+
+def feature_series(trained: TrainedNetwork) -> SequenceDataset:
+    """Return all series of the dataset by their out-of-fold features."""
     config = trained.config
     check_features(trained)
     features = open_features(config, OUT_OF_FOLD)
     rows = read_metadata(dataset_folder_of(trained))
     dataset = sequence_dataset(config, rows[rows.index.isin(features.rows.index)], features)
     check_width(trained.network, config, dataset)
-    order = np.argsort(dataset.lengths, kind="stable")
-    places = np.unique(np.linspace(0, len(order) - 1, min(SERIES, len(order))).round().astype(int))
-    if dataset.lengths.min() == dataset.lengths.max():
-        raise UsageError(
-            f"{dataset_folder_of(trained)}: all its series have {dataset.lengths.max()} slices, so that padding can't "
-            "be checked; name another dataset by --data_dataset and --seq_features"
-        )
-    return [dataset[int(order[place])] for place in places]
+    return dataset
+
+
+def all_pictures(trained: TrainedNetwork) -> PictureSeries:
+    """Return all series of pictures of the dataset."""
+    folder = dataset_folder_of(trained)
+    return picture_series(trained.config, folder, read_metadata(folder), trained.pipeline)
+
+
+def padded_features(samples: Sequence[SequenceSample]) -> dict[str, Tensor]:
+    """Return what a sequence model takes of series."""
+    batch = collate_sequences(samples)
+    return {name: batch.inputs[name] for name in SEQUENCE_INPUTS}
+
+
+def padded_pictures(samples: Sequence[PictureSample]) -> dict[str, Tensor]:
+    """Return what an exported study network takes of series: ``image`` (B, L, C, H, W), 0 in padding, and the rest."""
+    inputs = collate_pictures(samples).inputs
+    image = in_series(inputs["image"], inputs["places"], inputs["mask"].shape)
+    return {"image": image, "position_mm": inputs["position_mm"], "mask": inputs["mask"]}
 
 
 def real_pictures(trained: TrainedNetwork) -> torch.Tensor:
@@ -108,7 +157,14 @@ def real_pictures(trained: TrainedNetwork) -> torch.Tensor:
     return torch.from_numpy(np.stack([dataset[index].image for index in range(len(dataset))]))
 
 
-def sequence_metadata(trained: TrainedNetwork) -> dict[str, Any]:
+PLACES = {
+    "position_mm": "(batch, slices): places along the series, rising, minus their mean",
+    "mask": "(batch, slices): true for slices, false for padding, which stands at the end",
+}
+SERIES_OUTPUTS = {"slice_logits": "(batch, slices, labels), 0 in padding", "study_logits": "(batch, labels)"}
+
+
+def sequence_metadata(trained: TrainedNetwork, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return what another program needs to know to make a sequence model's inputs and read its outputs."""
     config = trained.config
     return {
@@ -118,11 +174,10 @@ def sequence_metadata(trained: TrainedNetwork) -> dict[str, Any]:
             "features": "(batch, slices, features): what the head of the slice network sees, each fold's map applied "
             "(features/alignment.npy: x @ matrix + offset), the mean of the folds",
             "logits": "(batch, slices, labels): of the slice network, the mean of the folds",
-            "position_mm": "(batch, slices): places along the series, rising, minus their mean",
-            "mask": "(batch, slices): true for slices, false for padding, which stands at the end",
+            **PLACES,
         },
-        "outputs": {"slice_logits": "(batch, slices, labels), 0 in padding", "study_logits": "(batch, labels)"},
-        "output": "logits; a probability is 1 / (1 + exp(-logit))",
+        "outputs": SERIES_OUTPUTS,
+        "output": LOGITS,
         "num_features": trained.network.model.num_features,
         "features_sha256": features_hash(feature_folder(config, OUT_OF_FOLD)),
         "model": config.seq_model,
@@ -131,13 +186,21 @@ def sequence_metadata(trained: TrainedNetwork) -> dict[str, Any]:
     }
 
 
+def study_metadata(trained: TrainedNetwork, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what another program needs to know to make a study network's inputs and read its outputs."""
+    picture = export_metadata(trained, tuple(inputs["image"].shape[2:]))
+    shape = ", ".join(map(str, picture.pop("input")))
+    names = {"image": f"(batch, slices, {shape}): the pictures of whole series, in the order of their places", **PLACES}
+    return picture | {"inputs": names, "outputs": SERIES_OUTPUTS, "model": model_name(trained.config)}
+
+
 def export_metadata(trained: TrainedNetwork, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return what another program needs to know to make pictures and to read the outputs, in JSON's types."""
     options = to_dict(trained.config)
     return {
         "notice": NOTICE,
         "labels": list(LABELS),
-        "output": "logits; a probability is 1 / (1 + exp(-logit))",
+        "output": LOGITS,
         "input": list(shape),
         "image_size": options["data_image_size"],
         "windows": options["data_windows"],
@@ -147,3 +210,10 @@ def export_metadata(trained: TrainedNetwork, shape: tuple[int, ...]) -> dict[str
         "weights": trained.weights,
         "iteration": trained.iteration,
     }
+
+
+EXPORTED_SERIES = {
+    SEQUENCE: ExportedSeries(ForExport, feature_series, padded_features, sequence_metadata, 4),
+    # All pictures of a check go through at once, so that they are few.
+    STUDY: ExportedSeries(StudyForExport, all_pictures, padded_pictures, study_metadata, 2),
+}

@@ -24,7 +24,6 @@ from common.arguments import from_dict
 from common.checkpoint import BEST
 from common.console import progress
 from common.datasets.batch import Batch
-from common.ensembling import combine
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_json
 from common.foreign import read_json
@@ -44,6 +43,7 @@ from rsna_prediction import (
     dataset_folder_of,
     load_network,
     load_views,
+    mean_of,
     output_path,
     place_of,
     predict_with_studies,
@@ -119,16 +119,6 @@ def mean_by_folds(
     }
     prevalences = np.mean([model.prevalences for model in models.values()], axis=0)
     return *mean_of(predicted), prevalences
-
-
-def mean_of(
-    predicted: Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]],
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Return the mean of models' probabilities of slices, and of whole studies where all models judge these."""
-    equal = [1.0] * len(predicted)
-    frame = combine({name: slices for name, (slices, _) in predicted.items()}, equal, "mean")
-    judged = {name: studies for name, (_, studies) in predicted.items() if studies is not None}
-    return frame, combine(judged, equal, "mean") if len(judged) == len(predicted) else None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,12 @@ from config import SEQUENCE, STUDY, TrainConfig
 from rsna_dataset import LABELS
 
 
+def model_name(config: TrainConfig) -> str:
+    """Return what a configuration's network is called: timm's name, the sequence model's, or both."""
+    names = {SEQUENCE: config.seq_model, STUDY: f"{config.net_model} and {config.seq_model}"}
+    return names.get(config.net_kind, config.net_model)
+
+
 def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
     """Build the timm model with six logits and, unless a checkpoint will bring them, its starting weights.
 

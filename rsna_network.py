@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from common import distributed
 from common.datasets.batch import Batch
 from common.metrics import probabilities
 from common.models.sequence_layers import SequenceOutput, in_series, of_slices
@@ -61,8 +62,9 @@ class RSNASequenceNetwork(RSNANetwork):
         output, places = model(*self.inputs_of(batch)), batch.inputs["places"]
         logits = of_slices(output.slices, places)
         with torch.autocast(self.device.type, enabled=False):
-            loss = self.loss(logits.float(), batch.target)
-            if self.study_weight:
+            loss = batch.share * self.loss(logits.float(), batch.target)
+            # Where gradients are exchanged every weight must have one, also those that a weight of 0 leaves alone.
+            if self.study_weight or distributed.world_size() > 1:
                 targets = in_series(batch.target, places, output.slices.shape[:2]).amax(dim=1)
                 loss = loss + self.study_weight * self.loss(output.study.float(), targets)
         return StepOutput(loss, logits, batch.target, batch.image_id)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch.utils.data import DataLoader
 
 from common.arguments import from_dict
 from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
@@ -25,9 +24,8 @@ from common.models.sequence import sequence_settings
 from common.models.weights import load_weights
 from common.statistics import WEIGHTED_ROW
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
-from common.transforms.device import DevicePart
 from config import SEQUENCE, STUDY, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
-from rsna_data import build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
+from rsna_data import Placed, build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna_dataset import (
     LABELS,
     SAMPLE_FILE,
@@ -50,7 +48,7 @@ from rsna_sequence import (
     predict_series,
     sequence_options,
 )
-from rsna_whole_series import loading_processes, study_loader
+from rsna_whole_series import study_loader
 
 logger = logging.getLogger(__name__)
 
@@ -242,8 +240,6 @@ def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) 
         return None
     if trained.pipeline is None:
         raise UsageError("--tta: a sequence model sees features and no pictures, so that there are no other views")
-    if trained.config.net_kind == STUDY:
-        raise UsageError("--tta: is for slice networks; this one sees whole series")
     windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
     slices = 2 * trained.config.data_context + 1
     options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse, "slices": slices}
@@ -345,43 +341,41 @@ def predict_with_studies(
 
     These (index ``study_id``) are None of a slice network, which says nothing of them.
     """
-    config = trained.config
+    config, network, folder = trained.config, trained.network, dataset_folder_of(trained)
     if config.net_kind == SEQUENCE:
         check_features(trained)
-        return predict_features(trained.network, config, rows)
-    if config.net_kind == STUDY:
-        return predict_series(trained.network, whole_series(trained, rows, workers), rows)
-    return predict_slices(trained, rows, views, workers), None
-
-
-def predict_slices(
-    trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None, workers: int | None
-) -> pd.DataFrame:
-    """Return a slice network's probabilities; arguments and errors as of :func:`predict_rows`."""
-    config = trained.config
+        return predict_features(network, config, rows)
     if workers is None:
-        workers = loader_workers(config.n_jobs, trained.network.device)
+        workers = loader_workers(config.n_jobs, network.device)
 
-    def predict(pipeline: Pipeline | DevicePart | FixedView, label: str) -> pd.DataFrame:
-        loader = build_loader(dataset_folder_of(trained), rows, pipeline, config, workers)
-        return prediction_frame(trained.network.predict(progress(loader, desc=label, unit="batch")))
+    def predict(pipeline: Placed, label: str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+        if config.net_kind == STUDY:
+            return predict_series(network, study_loader(config, folder, rows, pipeline, workers), rows)
+        loader = build_loader(folder, rows, pipeline, config, workers)
+        return prediction_frame(network.predict(progress(loader, desc=label, unit="batch"))), None
 
     if views is None:
-        return predict(place_transform(trained.pipeline, config, trained.network.device), "predict")
+        return predict(place_transform(trained.pipeline, config, network.device), "predict")
     check_view_size(trained, rows, views.pipelines[0])
     count = len(views.pipelines)
-    frames = {
+    seen = {
         f"view {number}": predict(pipeline, f"view {number}/{count}")
         for number, pipeline in enumerate(views.pipelines, start=1)
     }
-    return combine(frames, [1.0] * count, views.method)
+    return mean_of(seen, views.method)
 
 
-def whole_series(trained: TrainedNetwork, rows: pd.DataFrame, workers: int | None = None) -> DataLoader:
-    """Return the loader of series of pictures of ``rows``; ``workers`` as for :func:`predict_rows`."""
-    if workers is None:
-        workers = loading_processes(trained.config)
-    return study_loader(trained.config, dataset_folder_of(trained), rows, trained.pipeline, workers)
+def mean_of(
+    predicted: Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]], method: str = "mean"
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return the mean (of probabilities, or by ``method`` logit of logits) of what models or views say of slices.
+
+    Also of whole studies, where all of them judge these.
+    """
+    equal = [1.0] * len(predicted)
+    frame = combine({name: slices for name, (slices, _) in predicted.items()}, equal, method)
+    judged = {name: studies for name, (_, studies) in predicted.items() if studies is not None}
+    return frame, combine(judged, equal, method) if len(judged) == len(predicted) else None
 
 
 def check_features(trained: TrainedNetwork) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from common import distributed
 from common.arguments import given_options
+from common.datasets.batch import Batch
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
-from common.datasets.sequences import LengthSampler, SequenceDataset, collate_sequences
+from common.datasets.sequences import LengthSampler, SequenceDataset, Series, collate_sequences
 from common.errors import UsageError, WorkError
 from common.experiment import experiment_folder
 from common.metrics import constant_predictor, probabilities
@@ -33,8 +35,6 @@ def build_sequences(config: TrainConfig) -> TrainingData:
     on the fold's images by those of its network. No image is seen through a network that was trained on it; what
     remains of a leak is that networks of other folds have learnt from the labels of this one, as in all stacking.
     """
-    if distributed.world_size() > 1:
-        raise UsageError("--net_kind=sequence: one process is enough and all it uses; start it without torchrun")
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     rows = read_fold(folder, config.data_dataset, config.data_fold)
     features = open_features(config, OUT_OF_FOLD)
@@ -45,24 +45,46 @@ def build_sequences(config: TrainConfig) -> TrainingData:
     train_rows, valid_rows = (select_rows(known_rows, split, config.dev_enabled) for split in ("train", "valid"))
     values = sequence_settings(config.seq_model, sequence_options(config))
     train_set = sequence_dataset(config, train_rows, features, values["seq_reverse"])
-    if len(train_set) < config.tr_batch_size:
-        raise UsageError(
-            f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_set)} training series of fold "
-            f"{config.data_fold}: with --net_kind=sequence a batch is of series"
-        )
-    sampler = LengthSampler(train_set.lengths, config.tr_batch_size, config.seed)
-    train_loader = make_loader(
-        train_set, sampler, config.tr_batch_size, 0, drop_last=True, seed=config.seed, collate=collate_sequences
-    )
     prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
     return TrainingData(
-        train_loader,
+        training_series(config, train_set, collate_sequences, 0),
         sequence_loader(config, valid_rows, features),
         prevalences,
         constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS),
         {"features": {"sha256": features_hash(feature_folder(config, OUT_OF_FOLD))}},
         features.num_features,
         rows_hash(train_rows, valid_rows),
+    )
+
+
+def training_series(
+    config: TrainConfig, dataset: Series, collate: Callable[[Sequence[Any]], Batch], workers: int
+) -> DataLoader:
+    """Build the loader of training series, by ``workers`` processes; UsageError where they don't fill one batch."""
+    batch, processes = config.tr_batch_size, distributed.world_size()
+    if len(dataset) < batch * processes:
+        many = f" in each of {processes} processes" if processes > 1 else ""
+        raise UsageError(
+            f"--tr_batch_size={batch}{many} is larger than the {len(dataset)} training series of fold "
+            f"{config.data_fold}: with --net_kind={config.net_kind} a batch is of series"
+        )
+    sampler = LengthSampler(dataset.lengths, batch, config.seed, distributed.rank(), processes)
+    return make_loader(dataset, sampler, batch, workers, drop_last=True, seed=config.seed, collate=collate)
+
+
+def series_in_order(
+    config: TrainConfig, dataset: Series, collate: Callable[[Sequence[Any]], Batch], workers: int
+) -> DataLoader:
+    """Build a loader that gives every series of ``dataset`` once, in one order."""
+    return make_loader(
+        dataset,
+        SequentialSampler(len(dataset), config.seed),
+        config.tr_batch_size,
+        workers,
+        drop_last=False,
+        seed=config.seed,
+        collate=collate,
+        rows=dataset.lengths,
     )
 
 
@@ -135,10 +157,7 @@ def series_of(
 
 def sequence_loader(config: TrainConfig, rows: pd.DataFrame, features: FeatureSet) -> DataLoader:
     """Build a loader that gives every series of ``rows`` once, in one order."""
-    dataset = sequence_dataset(config, rows, features)
-    sampler = SequentialSampler(len(dataset), config.seed)
-    batch = config.tr_batch_size
-    return make_loader(dataset, sampler, batch, 0, drop_last=False, seed=config.seed, collate=collate_sequences)
+    return series_in_order(config, sequence_dataset(config, rows, features), collate_sequences, 0)
 
 
 def predict_features(

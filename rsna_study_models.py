@@ -24,11 +24,11 @@ from rsna_fold_models import (
     load_fold_models,
     load_refit,
     mean_blocks,
-    mean_of,
     read_alignments,
     read_refit_alignment,
     several_models,
 )
+from rsna_model import model_name
 from rsna_prediction import (
     NETWORKS,
     Calibration,
@@ -38,6 +38,7 @@ from rsna_prediction import (
     load_calibration,
     load_network,
     load_views,
+    mean_of,
     place_of,
     predict_with_studies,
     sequence_alone,
@@ -175,18 +176,10 @@ class SequenceModels:
 def describe_networks(networks: Mapping[str, TrainedNetwork]) -> str:
     """Return the number and kind of slice networks as text."""
     first = next(iter(networks.values()))
-    kind = model_name(first)
+    kind = model_name(first.config)
     if len(networks) == 1:
         return f"{kind} ({first.weights} weights of iteration {first.iteration})"
     return f"the mean of {len(networks)} folds' {kind}"
-
-
-def model_name(trained: TrainedNetwork) -> str:
-    """Return the model's name, of a network over whole series both names."""
-    config = trained.config
-    return {SEQUENCE: config.seq_model, STUDY: f"{config.net_model} and {config.seq_model}"}.get(
-        config.net_kind, config.net_model
-    )
 
 
 def study_rule(trained: TrainedNetwork) -> str:
@@ -200,7 +193,7 @@ def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, 
     return [
         {
             "name": name,
-            "model": model_name(network),
+            "model": model_name(network.config),
             "weights": network.weights,
             "iteration": network.iteration,
         }

@@ -6,65 +6,53 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch.utils.data import DataLoader
 
-from common import distributed
-from common.datasets.loaders import make_loader
-from common.datasets.samplers import SequentialSampler
-from common.datasets.sequences import LengthSampler, PictureSeries, collate_pictures
-from common.errors import UsageError
-from common.hardware import cpu_cores
+from common.datasets.sequences import PictureSeries, collate_pictures
+from common.hardware import training_loader_workers
 from common.metrics import constant_predictor
 from common.models.sequence import sequence_settings
-from common.transforms import Pipeline
 from config import TrainConfig
 from rsna_data import (
+    Placed,
     TrainingData,
     check_starting_weights,
+    check_transform_device,
     check_trial_images,
     load_pipelines,
+    place_transform,
     select_rows,
     trial_indices,
 )
 from rsna_dataset import LABEL_WEIGHTS, LABELS, RSNADataset, dataset_folder, read_fold, rows_hash
-from rsna_sequence import sequence_options, series_of
+from rsna_sequence import sequence_options, series_in_order, series_of, training_series
 
 
-def build_studies(config: TrainConfig) -> TrainingData:
+def build_studies(config: TrainConfig, device: torch.device) -> TrainingData:
     """Read fold and transforms and build the loaders of whole series; UsageError where they don't fit.
 
     Also where the starting weights are of a network that saw patients who validate.
     """
-    if distributed.world_size() > 1:
-        raise UsageError("--net_kind=study: one process trains it; start it without torchrun")
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     rows = read_fold(folder, config.data_dataset, config.data_fold)
     train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
     hashed = rows_hash(train_rows, valid_rows)
     check_starting_weights(config, rows)
-    train_pipeline, valid_pipeline = load_pipelines(folder, config)
+    check_transform_device(config, device)
+    train_pipeline, valid_pipeline = (
+        place_transform(pipeline, config, device) for pipeline in load_pipelines(folder, config)
+    )
+    workers, valid_workers = training_loader_workers(config.n_jobs, device)
     reverse = sequence_settings(config.seq_model, sequence_options(config))["seq_reverse"]
     train_set = picture_series(config, folder, train_rows, train_pipeline, reverse)
-    if len(train_set) < config.tr_batch_size:
-        raise UsageError(
-            f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_set)} training series of fold "
-            f"{config.data_fold}: with --net_kind=study a batch is of series"
-        )
-    valid_loader = study_loader(config, folder, valid_rows, valid_pipeline, loading_processes(config))
+    train_loader = training_series(config, train_set, collate_pictures, workers)
+    valid_loader = study_loader(config, folder, valid_rows, valid_pipeline, valid_workers)
     for flag, data, part in (
         ("--data_train_transform", train_set, train_rows),
         ("--data_valid_transform", valid_loader.dataset, valid_rows),
     ):
         check_trial_images(flag, data.pictures, trial_indices(folder, part, config))
-    train_loader = make_loader(
-        train_set,
-        LengthSampler(train_set.lengths, config.tr_batch_size, config.seed),
-        config.tr_batch_size,
-        loading_processes(config),
-        drop_last=True,
-        seed=config.seed,
-        collate=collate_pictures,
-    )
     prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
     return TrainingData(
         train_loader,
@@ -77,13 +65,8 @@ def build_studies(config: TrainConfig) -> TrainingData:
     )
 
 
-def loading_processes(config: TrainConfig) -> int:
-    """Return how many processes load pictures."""
-    return 0 if cpu_cores(config.n_jobs) == 1 else 1
-
-
 def picture_series(
-    config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Pipeline, reverse: float = 0.0
+    config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Placed, reverse: float = 0.0
 ) -> PictureSeries:
     """Return the series of ``rows`` (index ``id``) with their pictures; WorkError where files are missing."""
     pictures = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
@@ -91,9 +74,6 @@ def picture_series(
     return PictureSeries(*series_of(config, rows), reverse, config.seed, pictures)
 
 
-def study_loader(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Pipeline, workers: int) -> DataLoader:
+def study_loader(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Placed, workers: int) -> DataLoader:
     """Build a loader that gives every series of ``rows`` once, in one order."""
-    dataset = picture_series(config, folder, rows, pipeline)
-    sampler = SequentialSampler(len(dataset), config.seed)
-    batch = config.tr_batch_size
-    return make_loader(dataset, sampler, batch, workers, drop_last=False, seed=config.seed, collate=collate_pictures)
+    return series_in_order(config, picture_series(config, folder, rows, pipeline), collate_pictures, workers)

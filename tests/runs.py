@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pytest
 import torch
 
 from common.checkpoint import load_checkpoint
@@ -74,6 +76,17 @@ def points(folder: Path) -> list[dict[str, float | None]]:
         {key: value for key, value in point.items() if key != "time" and not key.startswith("perf/")}
         for point in read_metrics(folder / "metrics.jsonl")
     ]
+
+
+def assert_alike(folder: Path, whole: Path) -> None:
+    """What was logged, the weights and the predictions are the same in both folders but for rounding."""
+    for first, second in zip(points(folder), points(whole), strict=True):
+        assert first == pytest.approx(second, abs=1e-5)
+    one, other = (load_checkpoint(place / "last.pt")["model"] for place in (folder, whole))
+    for key, value in other.items():
+        torch.testing.assert_close(one[key], value, rtol=0, atol=1e-4, msg=key)
+    tables = [pd.read_csv(place / "predictions_valid.csv", index_col="id") for place in (folder, whole)]
+    pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-4)
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:

@@ -24,7 +24,7 @@ from common.errors import UsageError
 from common.models.freezing import freeze, train_mode
 from common.networks.network import Predictions, joined
 from rsna_dataset import read_fold
-from tests.runs import ENVIRONMENT, PROJECT, Runs, assert_same_run, equal, open_runs, points
+from tests.runs import ENVIRONMENT, PROJECT, Runs, assert_alike, assert_same_run, equal, open_runs, points
 
 KEY = "valid/weighted_log_loss"
 OPTIONS = [
@@ -64,10 +64,7 @@ def test_two_processes_have_the_losses_and_weights_of_one_with_twice_the_batch(r
     answer = runs.start("one", "--tr_batch_size=8")
     assert answer["code"] == 0, answer["output"]
     two, one = runs.output_dir / "two", runs.output_dir / "one"
-    for first, second in zip(points(two), points(one), strict=True):
-        assert first == pytest.approx(second, abs=1e-5)
-    for key, value in load_checkpoint(one / "last.pt")["model"].items():
-        torch.testing.assert_close(load_checkpoint(two / "last.pt")["model"][key], value, rtol=0, atol=1e-4)
+    assert_alike(two, one)
 
 
 def test_the_metric_counts_each_image_once_and_is_the_one_of_a_single_process(runs: Runs, small_dataset) -> None:
@@ -192,6 +189,20 @@ def test_shards_never_overlap_and_leave_nothing_out(images: int, batch: int, wor
     positions = [sampler.positions(rank) for rank, sampler in enumerate(samplers)]
     together = joined(parts, np.argsort(np.concatenate(positions)))
     assert together.image_ids == [str(index) for index in range(images)]
+
+
+@pytest.mark.parametrize(("lengths", "batch", "world"), [((3, 1, 4, 1, 5), 2, 2), ((2, 2), 1, 3), ((7,), 4, 2)])
+def test_the_slices_of_shared_series_come_back_in_the_order_of_a_single_process(lengths, batch, world) -> None:
+    names = [[f"{series}_{place}" for place in range(length)] for series, length in enumerate(lengths)]
+    parts, places = [], []
+    for rank in range(world):
+        sampler = ShardedSampler(SequentialSampler(len(lengths), 0), batch, rank, world, np.array(lengths))
+        own = [name for key in sampler for name in names[key.index]]
+        if own:
+            parts.append(Predictions(own, np.zeros((len(own), 1)), None))
+            places.append(sampler.predictions(rank))
+    together = joined(parts, np.argsort(np.concatenate(places)))
+    assert together.image_ids == [name for series in names for name in series]
 
 
 @pytest.mark.slow

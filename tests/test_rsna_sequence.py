@@ -22,7 +22,7 @@ from config import TrainConfig
 from rsna_dataset import LABELS, fold_hash, read_dataset_info, read_fold, read_metadata
 from rsna_features import Block, write_features
 from tests.conftest import cross_validated
-from tests.runs import assert_same_run, open_runs
+from tests.runs import assert_alike, assert_same_run, open_runs
 
 KEY = "valid/weighted_log_loss"
 WIDTH = 12
@@ -128,6 +128,22 @@ def test_a_killed_run_goes_on_to_the_same_bits(results, small_dataset) -> None:
         answer = runs.go_on("killed")
         assert answer["code"] == 0, answer["output"]
         assert_same_run(results / "killed", results / "whole")
+
+
+def test_two_processes_train_as_one_that_takes_all_their_series_at_once_and_validate_each_slice_once(
+    results, small_dataset
+) -> None:
+    """The series of one iteration have different lengths, so that the processes' batches hold unlike many slices."""
+    exact = ("--seq_drop=0", "--seq_study=learned", "--tr_iteration_log=1", "--tr_iteration_num=6")
+    with open_runs(results, [*small_dataset.flags, *OPTIONS, *exact]) as runs:
+        assert runs.start("together", "--tr_batch_size=2")["code"] == 0
+        answer = runs.start("shared", "--tr_batch_size=1", processes=2)
+        assert answer["codes"] == [0, 0], answer["output"]
+        assert runs.start("unused", "--tr_batch_size=1", "--seq_study_weight=0", processes=2)["codes"] == [0, 0]
+        answer = runs.start("many", "--tr_batch_size=4", processes=2)
+        assert answer["codes"] == [2, 2]
+        assert "--tr_batch_size=4 in each of 2 processes is larger than the" in answer["outputs"][0]
+    assert_alike(results / "shared", results / "together")
 
 
 def test_a_cross_validation_of_sequence_models_finds_its_features_by_the_experiments_id(results, small_dataset) -> None:

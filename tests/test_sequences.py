@@ -184,6 +184,34 @@ def test_an_epoch_has_each_series_once_and_can_be_entered_anywhere(lengths, batc
     assert [key.index for key in sampler] == order[1:].tolist()
 
 
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=27, max_size=40), batch=st.integers(1, 3), world=st.integers(2, 3),
+    offset=st.integers(0, 2),
+)  # fmt: skip
+def test_processes_share_the_batches_of_one_and_weigh_their_means_by_their_slices(
+    lengths, batch, world, offset
+) -> None:
+    """Means, so weighted, have the mean of all slices as their own mean."""
+    lengths = np.array(lengths)
+    one = LengthSampler(lengths, batch * world, 5)
+    shared = [LengthSampler(lengths, batch, 5, rank, world) for rank in range(world)]
+    for sampler, start in [(one, offset * batch * world), *((part, offset * batch) for part in shared)]:
+        sampler.seek(2, start)
+    whole, parts = list(one), [list(part) for part in shared]
+    values = np.random.default_rng(0).normal(size=len(lengths)) * lengths  # sums over the slices of each series
+    for number in range(len(whole) // (batch * world)):
+        together = [key.index for key in whole[number * batch * world :][: batch * world]]
+        own = [part[number * batch :][:batch] for part in parts]
+        assert sorted(key.index for keys in own for key in keys) == sorted(together)
+        means = []
+        for keys in own:
+            series = [key.index for key in keys]
+            (share,) = {key.share for key in keys}
+            means.append(share * values[series].sum() / lengths[series].sum())
+        np.testing.assert_allclose(np.mean(means), values[together].sum() / lengths[together].sum(), rtol=1e-9)
+    assert all(key.share == 1 for key in whole)
+
+
 def test_batches_hold_like_lengths_and_their_order_is_random() -> None:
     lengths = np.random.default_rng(0).integers(1, 400, 200)
     sampler = LengthSampler(lengths, 8, 0)

@@ -19,15 +19,20 @@ import predict
 import train
 from common.arguments import parse_args
 from common.checkpoint import load_checkpoint
+from common.datasets.sequences import SeriesKey, collate_pictures
 from common.models.backbone import create_model
+from common.models.exporting import FORMATS
 from common.models.freezing import train_mode
 from common.models.sequence import build_sequence_model
 from common.models.study_layers import StudyNetwork
-from config import TrainConfig
+from common.transforms.device import DevicePart
+from config import PredictConfig, TrainConfig
 from rsna_crossvalidation import fold_plan
-from rsna_dataset import LABELS, read_fold, read_metadata, read_predictions
-from rsna_prediction import load_network, predict_with_studies
-from tests.runs import assert_same_run, open_runs
+from rsna_data import load_pipelines
+from rsna_dataset import LABELS, RSNADataset, read_fold, read_metadata, read_predictions
+from rsna_prediction import Views, load_network, load_views, predict_with_studies, split_rows
+from rsna_whole_series import picture_series
+from tests.runs import assert_alike, assert_same_run, open_runs
 
 STUDY = [
     "--net_kind=study", "--seq_width=16", "--seq_study=learned", "--study_chunk=8", "--data_image_size=32",
@@ -153,6 +158,48 @@ def test_each_series_is_seen_once_for_its_slices_and_its_study(trained: Path, sm
     assert sorted(studies.index) == sorted(rows["study_id"].unique())
 
 
+def test_views_are_predicted_one_by_one_and_their_mean_is_taken_of_slices_and_of_studies(
+    trained, small_dataset, capsys
+):
+    network = load_network(trained / "best.pt")
+    rows = split_rows(network, "valid")
+    asked = [f"--net_weight_file={trained / 'best.pt'}", "--tta=train_intermediate_128.json", "--tta_views=2"]
+    seen = {}
+    for method in ("mean", "logit"):
+        views = load_views(network, parse_args(PredictConfig, [*asked, f"--tta_mean={method}"]))
+        seen[method] = predict_with_studies(network, rows, views, workers=0)
+    alone = [predict_with_studies(network, rows, Views([view], "mean"), workers=0) for view in views.pipelines]
+    for table in (0, 1):
+        first, second = (found[table].to_numpy() for found in alone)
+        assert np.abs(first - second).max() > 1e-4
+        np.testing.assert_allclose(seen["mean"][table], (first + second) / 2, atol=1e-9)
+        np.testing.assert_allclose(seen["logit"][table], expit((logit(first) + logit(second)) / 2), atol=1e-9)
+    evaluate.main(["--experiment_id=study", f"--output_dir={trained.parent}", "--eval_draws=100", *asked[1:]])
+    assert "tta" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("transform", ["valid_intermediate.json", "train_intermediate.json"])
+def test_pictures_that_the_device_transforms_are_those_that_the_loading_process_makes(transform, small_dataset) -> None:
+    flags = [*small_dataset.flags, *STUDY, "--net_pretrained=1", f"--data_train_transform={transform}"]
+    config = parse_args(TrainConfig, flags)
+    rows = read_fold(small_dataset.folder, "phantom", 0).query("sample_type == 'train'")
+    pipeline, _ = load_pipelines(small_dataset.folder, config)
+    host, device = (
+        picture_series(config, small_dataset.folder, rows, placed, 0.5) for placed in (pipeline, DevicePart(pipeline))
+    )
+    keys = [SeriesKey(1, 3, 0), SeriesKey(0, 3, 0)]
+    expected, drawn = (collate_pictures([data[key] for key in keys]) for data in (host, device))
+    assert drawn.inputs["image"].dtype == torch.int16
+    found = drawn.finished()
+    assert found.image_id == expected.image_id
+    assert torch.equal(found.target, expected.target)
+    assert found.lengths == expected.lengths == (host.lengths[1], host.lengths[0])
+    for name in ("position_mm", "mask", "places"):
+        assert torch.equal(found.inputs[name], expected.inputs[name])
+    difference = (found.inputs["image"] - expected.inputs["image"]).abs()
+    assert float(difference.quantile(0.999) if difference.numel() < 2**24 else difference.mean()) < 0.02
+
+
 def test_it_is_evaluated_and_predicts_slices_and_studies(trained: Path, finished, small_dataset, tmp_path, capsys):
     capsys.readouterr()
     evaluate.main(["--experiment_id=study", f"--output_dir={trained.parent}", "--eval_draws=100"])
@@ -188,6 +235,44 @@ def test_it_is_evaluated_and_predicts_slices_and_studies(trained: Path, finished
     assert not torch.equal(now["slices.fc.weight"], start["fc.weight"])  # it learnt too
 
 
+@pytest.mark.parametrize("file_format", [pytest.param("onnx", marks=pytest.mark.slow), "torch_export"])
+def test_an_exported_file_says_of_padded_pictures_what_predict_says(
+    trained, small_dataset, tmp_path, file_format, capsys
+):
+    """All inputs are made here, from the image files and the metadata."""
+    made = ["--export_format", file_format, f"--export_file={tmp_path / 'study'}", "--n_jobs=1"]
+    path = export.main([f"--net_weight_file={trained / 'best.pt'}", *made])
+    assert "padded together and each alone, the logits differ from torch's by" in capsys.readouterr().out
+    network = load_network(trained / "best.pt")
+    rows = split_rows(network, "valid")
+    slices, studies = predict_with_studies(network, rows, workers=0)
+    metadata = read_metadata(small_dataset.folder).loc[rows.index]
+    series = sorted((part.sort_values("position_mm") for _, part in metadata.groupby("series_id")), key=len)
+    first, last = series[0], series[-1]
+    assert len(first) < len(last)
+    dataset = RSNADataset(small_dataset.folder, metadata, network.pipeline, 32, 0, 0)
+    shape = (2, len(last))
+    given = {
+        "image": torch.full((*shape, *dataset[0].image.shape), 7.0),
+        "position_mm": torch.full(shape, 7.0),
+        "mask": torch.zeros(shape, dtype=torch.bool),
+    }
+    for row, part in enumerate((first, last)):
+        for place, name in enumerate(part.index):
+            given["image"][row, place] = torch.from_numpy(dataset[metadata.index.get_loc(name)].image)
+        given["position_mm"][row, : len(part)] = torch.tensor(
+            (part["position_mm"] - part["position_mm"].mean()).to_numpy()
+        )
+        given["mask"][row, : len(part)] = True
+    slice_logits, study_logits = FORMATS[file_format].open(path)(list(given.values()))
+    for row, part in enumerate((first, last)):
+        found = expit(slice_logits[row, : len(part)].detach().numpy())
+        np.testing.assert_allclose(found, slices.loc[part.index, list(LABELS)], atol=1e-4)
+        of_study = studies.loc[part["study_id"].iloc[0], list(LABELS)]
+        np.testing.assert_allclose(expit(study_logits[row].detach().numpy()), of_study, atol=1e-4)
+    assert not slice_logits[~given["mask"]].any()
+
+
 @pytest.mark.slow
 def test_a_frozen_slice_network_stays_as_it_was(finished, small_dataset, tmp_path) -> None:
     start = finished / "fold_0" / "best.pt"
@@ -207,6 +292,19 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, small_dataset, tmp_path
         answer = runs.go_on("killed")
         assert answer["code"] == 0, answer["output"]
         assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_that_takes_all_their_series_at_once(finished, small_dataset, tmp_path) -> None:
+    start = f"--net_weight_file={finished / 'fold_0' / 'best.pt'}"
+    exact = ("--seq_drop=0", "--tr_iteration_log=1", "--tr_accumulation_step=2", "--seq_study_weight=0.5")
+    with open_runs(tmp_path, [*small_dataset.flags, *STUDY, start, *exact]) as runs:
+        answer = runs.start("one", "--tr_batch_size=2")
+        assert answer["code"] == 0, answer["output"]
+        answer = runs.start("two", "--tr_batch_size=1", processes=2)
+        assert answer["codes"] == [0, 0], answer["output"]
+        assert answer["outputs"][1] == ""
+    assert_alike(tmp_path / "two", tmp_path / "one")
 
 
 def test_weights_of_another_fold_are_refused_before_anything_is_written(finished, small_dataset, tmp_path, capsys):
@@ -233,17 +331,16 @@ def test_each_fold_of_a_cross_validation_starts_from_the_slice_network_of_its_ow
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_network_over_whole_series_cannot_do_is_one_line(trained: Path, capsys) -> None:
-    weights = f"--net_weight_file={trained / 'best.pt'}"
-    for main, flags, part in [
-        (predict.main, [weights, "--tta=valid_demo.json"], "this one sees whole series"),
-        (export.main, [weights], "models are exported"),
-        (train.main, ["--net_kind=study"], "starts from a slice network"),
-        (train.main, ["--net_kind=study", "--net_pretrained=1", "--seq_features=1"], "--seq_features means nothing"),
-        (train.main, ["--net_kind=study", "--net_pretrained=1", "--data_sampler=hard"], "--data_sampler means nothing"),
-        (train.main, ["--study_chunk=4"], "--study_chunk means nothing to --net_kind=slice"),
+def test_what_a_network_over_whole_series_cannot_do_is_one_line(small_dataset, capsys) -> None:
+    new = ["--net_kind=study", "--net_pretrained=1"]
+    for flags, part in [
+        (["--net_kind=study"], "starts from a slice network"),
+        ([*new, "--seq_features=1"], "--seq_features means nothing"),
+        ([*new, "--data_sampler=hard"], "--data_sampler means nothing"),
+        ([*new, *small_dataset.flags, "--data_transform_device=cuda"], "--data_transform_device=cuda needs a GPU"),
+        (["--study_chunk=4"], "--study_chunk means nothing to --net_kind=slice"),
     ]:
         with pytest.raises(SystemExit) as ended:
-            main(flags)
+            train.main(flags)
         assert ended.value.code == 2
         assert part in capsys.readouterr().err.splitlines()[-1]

@@ -19,7 +19,8 @@ class Batch:
     """``inputs`` by name, ``image`` is float32 (B, C, H, W); ``target`` float32 (B, K) or None; ``image_id`` has B.
 
     With ``plan`` ``image`` is still as it was read, int16 HU or float32 on 0..1, and the plan is what it gets.
-    ``lengths``: of a batch of series, how many slices each has; plain numbers, which stay on the host.
+    Of a batch of series ``lengths`` are the slices of each, plain numbers, which stay on the host, and ``share`` is the
+    weight of the slices' mean loss beside the other processes' batches, which may hold more slices or fewer.
     """
 
     inputs: dict[str, Tensor]
@@ -27,6 +28,7 @@ class Batch:
     image_id: list[str]
     plan: Plan | None = None
     lengths: tuple[int, ...] | None = None
+    share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.image_id)

@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -37,10 +38,11 @@ def make_loader(
     drop_last: bool,
     seed: int,
     collate: Callable[[Sequence[Any]], Batch] = collate,
+    rows: np.ndarray | None = None,
 ) -> DataLoader:
     """Return a loader of :class:`Batch`; ``workers`` processes load, 0: the calling one. Under torchrun: of this rank.
 
-    ``collate`` makes a batch of the dataset's samples.
+    ``collate`` makes a batch of the dataset's samples; ``rows`` (N,): predictions that each of them gives, None: one.
 
     Workers come from a fork server that has the heavy packages loaded: a plain fork would copy the threads' locks and
     the buffers of trackers. They live as long as the loader.
@@ -51,7 +53,7 @@ def make_loader(
         context.set_forkserver_preload([*PRELOADED, type(dataset).__module__])
     shard: EpochSampler | ShardedSampler = sampler
     if distributed.world_size() > 1 and not drop_last:  # a training's sampler knows of the processes
-        shard = ShardedSampler(sampler, batch_size, distributed.rank(), distributed.world_size())
+        shard = ShardedSampler(sampler, batch_size, distributed.rank(), distributed.world_size(), rows)
     return Loader(
         dataset,
         batch_size,

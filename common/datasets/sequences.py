@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +22,31 @@ PADDED = ("features", "logits")  # what a batch of SequenceSample holds, padded
 POOL = 100  # batches among which like lengths are put together
 
 
+class SeriesKey(NamedTuple):
+    """A :class:`~common.datasets.samplers.SampleKey` with the ``share`` of the batch that the series is drawn for.
+
+    See :class:`~common.datasets.batch.Batch`.
+    """
+
+    index: int
+    epoch: int = 0
+    occurrence: int = 0
+    share: float = 1.0
+
+
 @dataclass(frozen=True)
 class SequenceSample:
-    """One series: ``features`` float32 (L, F), ``logits`` (L, C), ``position_mm`` (L,), ``target`` (L, C) or None."""
+    """One series: ``features`` float32 (L, F), ``logits`` (L, C), ``position_mm`` (L,), ``target`` (L, C) or None.
+
+    ``share`` as of :class:`SeriesKey`.
+    """
 
     features: Tensor
     logits: Tensor
     position_mm: Tensor
     target: Tensor | None
     image_ids: list[str]
+    share: float = 1.0
 
 
 class Series:
@@ -64,17 +81,16 @@ class Series:
         """Return which images make up a series, in geometric order."""
         return self.order[self.starts[index] : self.starts[index] + self.lengths[index]]
 
-    def drawn(self, key: SampleKey | int) -> tuple[np.ndarray, Tensor]:
+    def drawn(self, key: SeriesKey) -> tuple[np.ndarray, Tensor]:
         """Return the images of a series and their places, float32 (L,), with mean 0.
 
         Whether it is reversed depends on (seed, epoch, series, occurrence) alone.
         """
-        index, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
-        images = self.images_of(index)
+        images = self.images_of(key.index)
         places = self.places[images] - self.places[images].mean()
         if self.reverse:
             name = str(self.image_ids[images[0]])
-            draw = np.random.default_rng(stable_hash("reverse", self.seed, epoch, name, occurrence)).random()
+            draw = np.random.default_rng(stable_hash("reverse", self.seed, key.epoch, name, key.occurrence)).random()
             if draw < self.reverse:
                 images, places = images[::-1], -places[::-1]
         return images, torch.from_numpy(places.astype(np.float32))
@@ -106,8 +122,9 @@ class SequenceDataset(Series):
         self.features = features
         self.logits = logits
 
-    def __getitem__(self, key: SampleKey | int) -> SequenceSample:
+    def __getitem__(self, key: SeriesKey | SampleKey | int) -> SequenceSample:
         """Return a series as it is drawn."""
+        key = series_key(key)
         images, places = self.drawn(key)
         rows = self.rows[images]
         return SequenceSample(
@@ -116,15 +133,20 @@ class SequenceDataset(Series):
             places,
             self.target_of(images),
             self.image_ids[images].tolist(),
+            key.share,
         )
 
 
 @dataclass(frozen=True)
 class PictureSample:
-    """One series: its L ``pictures``, which hold targets and names too, and ``position_mm`` (L,)."""
+    """One series: its L ``pictures``, which hold targets and names too, and ``position_mm`` (L,).
+
+    ``share`` as of :class:`SeriesKey`.
+    """
 
     pictures: list[Sample]
     position_mm: Tensor
+    share: float = 1.0
 
 
 class PictureSeries(Series):
@@ -145,11 +167,17 @@ class PictureSeries(Series):
         super().__init__(image_ids, series_ids, positions_mm, slice_index, targets, reverse, seed)
         self.pictures = pictures
 
-    def __getitem__(self, key: SampleKey | int) -> PictureSample:
+    def __getitem__(self, key: SeriesKey | SampleKey | int) -> PictureSample:
         """Return a series as it is drawn."""
-        _, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
+        key = series_key(key)
         images, places = self.drawn(key)
-        return PictureSample([self.pictures[(int(image), epoch, occurrence)] for image in images], places)
+        pictures = [self.pictures[SampleKey(int(image), key.epoch, key.occurrence)] for image in images]
+        return PictureSample(pictures, places, key.share)
+
+
+def series_key(key: SeriesKey | SampleKey | int) -> SeriesKey:
+    """Return the key of a sampler, or an index as epoch 0 draws it first, with all parts."""
+    return SeriesKey(*key) if isinstance(key, tuple) else SeriesKey(key)
 
 
 def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
@@ -177,13 +205,17 @@ def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.n
 
 
 class LengthSampler(EpochSampler):
-    """Each series once in an epoch, in random order, but so that batches hold series of like lengths."""
+    """Each series once in an epoch, in random order, but so that batches hold series of like lengths.
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
-        """``lengths`` (S,) of the series."""
-        super().__init__(len(lengths), seed)
+    What several processes draw for one iteration is such a batch of all together, the same as one process draws that
+    takes so many series at once.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        """``lengths`` (S,) of the series; ``batch_size`` of each process."""
+        super().__init__(len(lengths), seed, rank, world_size)
         self.lengths = lengths
-        self.batch_size = batch_size
+        self.batch_size = batch_size * world_size
 
     def order(self, epoch: int) -> np.ndarray:
         """Return whole batches in random order, and at the end the random few that fill none."""
@@ -195,6 +227,16 @@ class LengthSampler(EpochSampler):
         parts = [part[np.argsort(self.lengths[part], kind="stable")] for part in parts]
         batches = np.concatenate([*parts, drawn[:0]]).reshape(-1, self.batch_size)
         return np.concatenate([batches[random.permutation(len(batches))].ravel(), drawn[whole:]])
+
+    def __iter__(self) -> Iterator[SeriesKey]:
+        """Yield this process' keys with what its batches weigh beside the others': their slices by the mean's."""
+        whole = self.length - self.length % self.batch_size
+        own = self.batch_size // self.world_size
+        slices = self.lengths[self.order(self.epoch)[:whole]].reshape(-1, own, self.world_size).sum(axis=1)
+        shares = (slices[:, self.rank] / slices.mean(axis=1)).tolist()
+        for place, key in enumerate(super().__iter__(), start=self.offset):
+            batch = place // own
+            yield SeriesKey(*key, shares[batch] if batch < len(shares) else 1.0)  # those that fill no batch aren't used
 
 
 def collate_sequences(samples: Sequence[SequenceSample]) -> Batch:
@@ -209,7 +251,7 @@ def collate_sequences(samples: Sequence[SequenceSample]) -> Batch:
             torch.cat(targets) if targets else None,
             [image_id for sample in samples for image_id in sample.image_ids],
         ),
-        [sample.position_mm for sample in samples],
+        samples,
     )
 
 
@@ -219,18 +261,19 @@ def collate_pictures(samples: Sequence[PictureSample]) -> Batch:
     ``target`` (N, K) and ``image_id`` (N) in the same order. Raises WorkError as :func:`common.datasets.batch.collate`.
     """
     pictures = [picture for sample in samples for picture in sample.pictures]
-    return placed(collate(pictures), [sample.position_mm for sample in samples])
+    return placed(collate(pictures), samples)
 
 
-def placed(batch: Batch, positions_mm: Sequence[Tensor]) -> Batch:
-    """Return a batch of N slices with where they lie in B series that are padded to L slices.
+def placed(batch: Batch, samples: Sequence[SequenceSample | PictureSample]) -> Batch:
+    """Return a batch of N slices with where they lie in its B series, which are padded to L slices.
 
     ``position_mm`` float32 (B, L); ``mask`` bool (B, L), true for slices; ``places`` int64 (N,): each slice's place
     among the B · L, series after series; ``lengths``: slices of each series. All are made here, on the host: whoever
     looks for the slices by the mask on a GPU makes the host wait for it.
     """
+    positions_mm = [sample.position_mm for sample in samples]
     lengths = torch.tensor([len(one) for one in positions_mm])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    position_mm = pad_sequence(list(positions_mm), batch_first=True)
+    position_mm = pad_sequence(positions_mm, batch_first=True)
     inputs = {**batch.inputs, "position_mm": position_mm, "mask": mask, "places": mask.flatten().nonzero().flatten()}
-    return replace(batch, inputs=inputs, lengths=tuple(lengths.tolist()))
+    return replace(batch, inputs=inputs, lengths=tuple(lengths.tolist()), share=samples[0].share)

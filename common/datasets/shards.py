@@ -16,17 +16,26 @@ class ShardedSampler:
     computed from it is the same to the bit. Processes may get different numbers of batches.
     """
 
-    def __init__(self, sampler: EpochSampler, batch_size: int, rank: int, world_size: int) -> None:
-        """``sampler`` gives the whole order."""
+    def __init__(
+        self, sampler: EpochSampler, batch_size: int, rank: int, world_size: int, rows: np.ndarray | None = None
+    ) -> None:
+        """``sampler`` gives the whole order; ``rows`` (N,): predictions that each sample gives, None: one."""
         self.sampler = sampler
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
+        self.rows = np.ones(sampler.length, dtype=np.int64) if rows is None else rows
 
     def positions(self, rank: int) -> np.ndarray:
         """Return which samples belong to ``rank``, by their place in the order."""
         places = np.arange(len(self.sampler))
         return places[places // self.batch_size % self.world_size == rank]
+
+    def predictions(self, rank: int) -> np.ndarray:
+        """Return which rows of a single process' predictions ``rank`` gives, in the order in which it gives them."""
+        rows = self.rows[self.sampler.order(self.sampler.epoch)]
+        starts, own = np.cumsum(rows) - rows, self.positions(rank)
+        return np.concatenate([own[:0], *(np.arange(starts[place], starts[place] + rows[place]) for place in own)])
 
     def __len__(self) -> int:
         return len(self.positions(self.rank))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from common.models.sequence_layers import SequenceModel, SequenceOutput, in_series
+from common.models.sequence_layers import ForExport, SequenceModel, SequenceOutput, in_series
 
 
 class StudyNetwork(nn.Module):
@@ -59,9 +59,26 @@ class StudyNetwork(nn.Module):
         return [self.sequence]
 
     def _chunk(self, pictures: Tensor, learns: bool) -> tuple[Tensor, Tensor]:
-        return checkpoint(self._see, pictures, use_reentrant=False) if learns else self._see(pictures)
+        return checkpoint(self.see, pictures, use_reentrant=False) if learns else self.see(pictures)
 
-    def _see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings (n, F) and logits (n, C) of pictures, float32 whatever the network computes in."""
         features = self.slices.forward_head(self.slices.forward_features(pictures), pre_logits=True)
         return features.float(), self.slices.get_classifier()(features).float()
+
+
+class StudyForExport(nn.Module):
+    """A study network for series that are padded to one length; its outputs are plain tensors, and 0 in padding."""
+
+    def __init__(self, model: StudyNetwork) -> None:
+        super().__init__()
+        self.slices = model
+        self.series = ForExport(model.sequence)
+
+    def forward(self, image: Tensor, position_mm: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of slices (B, L, K) and of the study (B, K).
+
+        ``image`` (B, L, C, H, W), all of which go through at once; ``position_mm`` and ``mask`` (B, L).
+        """
+        features, logits = (found.unflatten(0, mask.shape) for found in self.slices.see(image.flatten(0, 1)))
+        return self.series(features, logits, position_mm, mask)

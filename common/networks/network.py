@@ -353,7 +353,7 @@ class AbstractNetwork(ABC):
             return predictions
         sampler = self.training.valid_loader.sampler
         parts = distributed.gather(predictions)  # of a process without a batch: empty
-        order = np.argsort(np.concatenate([sampler.positions(rank) for rank, part in enumerate(parts) if part]))
+        order = np.argsort(np.concatenate([sampler.predictions(rank) for rank, part in enumerate(parts) if part]))
         return {name: joined([part[name] for part in parts if part], order) for name in parts[0]}
 
     def prepare_batch(self, batch: Batch) -> Batch:
