@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.files import check_output, write_csv, write_json
 from common.foreign import read_json
 from common.hardware import arrange_model, has_tf32, loader_workers, select_amp_dtype, select_device, this_device
 from common.models.sequence import sequence_settings
-from common.models.weights import load_weights
+from common.models.weights import build_within
 from common.statistics import WEIGHTED_ROW
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from config import SEQUENCE, STUDY, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
@@ -110,11 +111,12 @@ def load_network(
     if config.net_kind == SEQUENCE:
         if not sequences:
             raise sequence_alone(weight_file)
-        model = build_architecture(config, feature_width(state, weight_file))
+        channels = feature_width(state, weight_file)
     else:
         pipeline = checkpoint_pipeline(checkpoint, config, weight_file)
-        model = build_architecture(config, pipeline.channels)
-    load_weights(model, state, str(weight_file), config.net_model)
+        channels = pipeline.channels
+    build = partial(build_architecture, config, channels)
+    model = build_within(build, state, str(weight_file), config.net_model)
     arrange_model(model, channels_last=config.tr_channels_last)
     amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
     network = NETWORKS.get(config.net_kind, RSNANetwork)(model, device, amp_dtype)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import pickle
 import re
+import warnings
 import zipfile
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,8 @@ PLAIN_TYPES = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Paramet
 DICT_TYPES = (dict, OrderedDict, Counter)
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
+MOST_PICKLE_BYTES = 2**25  # of the part that is no tensor; a run's is some hundred kilobytes
+MOST_VALUES, MOST_DEPTH = 1_000_000, 40  # values shared by several places are counted in each
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
@@ -134,9 +139,10 @@ def chosen_weights(checkpoint: dict[str, Any], choice: str = BEST_WEIGHTS) -> tu
 def load_weights_file(path: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a model onto the CPU: of a checkpoint of this project, or a plain state_dict of torch.
 
-    Raises the errors of :func:`load_checkpoint`.
+    timm's and torchvision's training scripts, Lightning and torch before 1.6 write other forms, which are read too.
+    A folder means its best.pt. Raises the errors of :func:`load_checkpoint`.
     """
-    contents = _read(path)
+    contents = _read(path / BEST if (path / BEST).is_file() else path)
     for key in WRAPPED_KEYS:  # timm's and torchvision's reference scripts save the state_dict beside other things
         if isinstance(contents, dict) and "format_version" not in contents and _is_state_dict(contents.get(key)):
             return contents[key]
@@ -177,7 +183,12 @@ def _read(path: Path) -> Any:
     _check_is_file(path)
     try:
         _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # timm and torchvision save the options of a training beside its weights, and nothing of a Namespace is run.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the form before 1.6 in a newer pickle's words
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+        _check_size(contents)
+        return contents
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error))
         raise WorkError(
@@ -212,22 +223,28 @@ def _check_archive(path: Path) -> None:
         start = file.read(len(ZIP_MAGIC))
     if not start:
         raise WorkError(f"{path}: is empty")
-    if start.startswith(PICKLE_MAGIC):
-        raise WorkError(
-            f"{path}: is a pickle (or a file of torch before 1.6), which is never unpickled here since that runs its "
-            "code; give a checkpoint of this project"
-        )
+    if start.startswith(PICKLE_MAGIC):  # the form of torch before 1.6: numbers and tensors are read of it too
+        return
     if not start.startswith(ZIP_MAGIC[: len(start)]):
         raise WorkError(f"{path}: not a file of torch; give a checkpoint of this project, such as best.pt")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            members = archive.infolist()
+            # torch compresses nothing, and no part of an honest file lies in another: what is read is never more
+            # than the file's own bytes.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise WorkError(f"{path}: a compressed zip file, which torch writes never")
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                raise WorkError(f"{path}: a zip file whose parts lie in each other")
+            head = [member for member in members if member.filename.endswith("/data.pkl")]
+            if any(member.file_size > MOST_PICKLE_BYTES for member in head):
+                raise WorkError(f"{path}: more than {MOST_PICKLE_BYTES:,} bytes of it are no tensors")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise WorkError(f"{path}: is cut or damaged") from error
     if damaged is not None:
         raise WorkError(f"{path}: is damaged (checksum of {damaged})")
-    if not any(name.endswith("/data.pkl") for name in names):
+    if not head:
         raise WorkError(f"{path}: a zip file, but not of torch; give a checkpoint of this project, such as best.pt")
 
 
@@ -254,8 +271,68 @@ def _check_contents(path: Path, contents: Any) -> dict[str, Any]:
     if missing:
         raise WorkError(f"{path}: the checkpoint lacks {', '.join(missing)}")
     wrong = [key for key, kind in REQUIRED_KEYS.items() if not isinstance(contents[key], kind)]
+    wrong = wrong or [key for key, is_right in FORMS.items() if key in contents and not is_right(contents[key])]
     if wrong:
         raise WorkError(f"{path}: the checkpoint's {', '.join(wrong)} has the wrong type")
+    if len(contents["prevalences"]) != len(contents["class_names"]):
+        raise WorkError(f"{path}: the checkpoint has not one prevalence for each of its class_names")
     if contents["best_weights"] not in (RAW, *contents["averages"]):
         raise WorkError(f"{path}: the checkpoint's best_weights names an average it lacks")
     return contents
+
+
+def _check_size(contents: Any) -> None:
+    """Raise ValueError where walking the contents would take for ever: values that share parts grow by each level."""
+    around, count = [(contents, 0)], 0
+    while around:
+        value, depth = around.pop()
+        count += 1
+        if count > MOST_VALUES or depth > MOST_DEPTH:
+            raise ValueError(f"more than {MOST_VALUES:,} values, or nested more than {MOST_DEPTH} deep")
+        if isinstance(value, dict):
+            around += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            around += [(item, depth + 1) for item in value]
+
+
+def _plain_mapping(most: int) -> Callable[[Any], bool]:
+    """Return a check for a dict of at most ``most`` plain values, no tensors, however they are nested."""
+
+    def check(value: Any) -> bool:
+        around, count = [value], 0
+        while around:
+            item = around.pop()
+            count += 1
+            if count > most or not isinstance(item, (dict, list, tuple, str, int, float, type(None))):
+                return False
+            if isinstance(item, dict):
+                around += [*item, *item.values()]
+            elif isinstance(item, (list, tuple)):
+                around += item
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+    return check
+
+
+def _is_average(value: Any) -> bool:
+    return isinstance(value, dict) and _is_state_dict(value.get("model"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# What a key of a checkpoint must be beyond its type: files may be anybody's.
+FORMS: dict[str, Callable[[Any], bool]] = {
+    "model": lambda value: _is_state_dict(value),
+    "config": _plain_mapping(5000),
+    "transforms": lambda value: _plain_mapping(50_000)(value) and all(isinstance(one, dict) for one in value.values()),
+    "class_names": lambda value: all(isinstance(name, str) for name in value),
+    "prevalences": lambda value: all(_is_number(share) and 0 <= share <= 1 for share in value),
+    "iteration": lambda value: value >= 0,
+    "step": lambda value: value >= 0,
+    "metrics": lambda value: all(isinstance(key, str) and _is_number(number) for key, number in value.items()),
+    "averages": lambda value: all(isinstance(name, str) and _is_average(one) for name, one in value.items()),
+    "images": lambda value: value is None or _plain_mapping(1000)(value),
+    "data_hash": lambda value: value is None or isinstance(value, str),
+}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import functools
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
 import sys
+import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 
@@ -18,7 +22,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.checkpoint import FORMAT_VERSION, REQUIRED_KEYS, load_checkpoint, load_weights_file, save_checkpoint
+from common.checkpoint import (
+    FORMAT_VERSION,
+    MOST_PICKLE_BYTES,
+    REQUIRED_KEYS,
+    load_checkpoint,
+    load_weights_file,
+    save_checkpoint,
+)
 from common.errors import UsageError, WorkError
 from common.reproducibility import rng_state
 
@@ -184,7 +195,7 @@ class Canary:
 
 def test_a_pickle_is_refused_and_not_run(tmp_path):
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
-    with pytest.raises(WorkError, match=r"model\.pt: is a pickle .* never unpickled"):
+    with pytest.raises(WorkError, match=r"model\.pt: holds Python objects.* never unpickled"):
         load_checkpoint(tmp_path / "model.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -314,3 +325,80 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         process.wait()
         loaded = load_checkpoint(path)
         assert torch.equal(loaded["model"]["w"], torch.full((300_000,), float(loaded["iteration"])))
+
+
+def hostile(path: Path, change) -> Path:
+    """A checkpoint of this project, changed after it was read and saved again by torch."""
+    written = contents(format_version=FORMAT_VERSION, images={})
+    change(written)
+    torch.save(written, path)
+    return path
+
+
+def shared(levels: int) -> tuple:
+    """Tuples inside each other that share their parts: twice as many values with each level, in a few bytes."""
+    value = ("x",)
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+HOSTILE = {
+    "no average": lambda c: c.update(averages={"ema": None}, best_weights="ema"),
+    "an average without weights": lambda c: c.update(averages={"ema": {"model": [1]}}, best_weights="ema"),
+    "images as a list": lambda c: c.update(images=[1, 2]),
+    "images without end": lambda c: c.update(images={"pre_window": [[1.0, 2.0]] * 100_000}),
+    "options that share their parts": lambda c: c["config"].update(a=shared(30)),
+    "classes that share their parts": lambda c: c.update(class_names=[shared(30)]),
+    "options inside each other": lambda c: c["config"].update(a=functools.reduce(lambda a, _: [a], range(200), 1)),
+    "a tensor as an option": lambda c: c["config"].update(seed=torch.zeros(3)),
+    "transforms as texts": lambda c: c.update(transforms={"valid": "x"}),
+    "a prevalence beyond 1": lambda c: c.update(prevalences=[float("nan")] * len(c["prevalences"])),
+    "too few prevalences": lambda c: c.update(prevalences=[]),
+    "weights that are no tensors": lambda c: c.update(model={"a": 1}),
+    "words for a metric": lambda c: c.update(metrics={"valid/x": "low"}),
+    "a negative iteration": lambda c: c.update(iteration=-1),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_checkpoint_that_somebody_changed_is_one_line(tmp_path: Path, what: str) -> None:
+    path = hostile(tmp_path / "best.pt", HOSTILE[what])
+    with pytest.raises(WorkError, match=re.escape(str(path))) as caught:
+        load_checkpoint(path)
+    one_line(caught.value)
+
+
+def test_parts_of_a_file_that_would_grow_are_not_read(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.pt"
+    torch.save({"a": torch.zeros(1000)}, whole)
+    with zipfile.ZipFile(whole) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    for name, kind, grown in (("grown.pt", zipfile.ZIP_DEFLATED, True), ("small.pt", zipfile.ZIP_DEFLATED, False)):
+        with zipfile.ZipFile(tmp_path / name, "w", kind) as archive:
+            for member, content in members.items():
+                archive.writestr(member, content + b"\0" * (200_000_000 if grown and "/data/" in member else 0))
+        with pytest.raises(WorkError, match="compressed"):
+            load_checkpoint(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "words.pt", "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, b"x" * (MOST_PICKLE_BYTES + 1) if member.endswith("/data.pkl") else content)
+    with pytest.raises(WorkError, match="no tensors"):
+        load_checkpoint(tmp_path / "words.pt")
+
+
+def test_parts_that_lie_in_each_other_are_not_read(tmp_path: Path) -> None:
+    """One stored part that many entries of the list point to, as in D. Fifield, A better zip bomb (2019)."""
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("archive/data/0", b"\0" * 1_000_000)
+        (part,) = [info for info in archive.infolist() if info.filename == "archive/data/0"]
+        for number in range(1, 200):
+            again = copy.copy(part)
+            again.filename = f"archive/data/{number}"
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+        archive._didModify = True
+    with pytest.raises(WorkError, match=r"lie in each other|damaged"):
+        load_checkpoint(path)

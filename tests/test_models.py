@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -29,7 +30,7 @@ from common.models.freezing import freeze, train_mode
 from common.models.layers import layer_indices
 from common.models.pool_layers import AttentionMean
 from common.models.pooling import POOLS
-from common.models.weights import load_weights
+from common.models.weights import build_within, load_weights
 
 ROOT = Path(__file__).parent.parent
 # timm's own models for tests: 0.5 million parameters and less, published with weights.
@@ -578,3 +579,84 @@ def test_what_is_frozen_keeps_weights_and_statistics_and_the_rest_learns(what):
 def test_what_cannot_be_frozen_is_refused(what, message):
     with pytest.raises(UsageError, match=message):
         freeze(create_model(TINY), what)
+
+
+def timm_train(state, path):
+    torch.save({"state_dict": state, "arch": TINY, "args": argparse.Namespace(model=TINY, lr=0.1)}, path)
+
+
+OTHERS = {  # how others write the weights of a model, and what the lines must say of it
+    "torch before 1.6": (lambda s, p: torch.save(s, p, _use_new_zipfile_serialization=False), []),
+    "timm's training": (timm_train, []),
+    "torchvision's references": (lambda s, p: torch.save({"model": s, "args": argparse.Namespace(lr=0.1)}, p), []),
+    "Lightning, compiled": (
+        lambda s, p: torch.save(
+            {"state_dict": {**{f"model._orig_mod.{k}": v for k, v in s.items()}, "criterion.weight": torch.ones(6)}}, p
+        ),
+        ["criterion.weight"],
+    ),
+    "AveragedModel": (
+        lambda s, p: torch.save({"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}}, p),
+        ["n_averaged"],
+    ),
+    "DistributedDataParallel": (lambda s, p: torch.save({f"module.{k}": v for k, v in s.items()}, p), []),
+    "half precision": (
+        lambda s, p: torch.save({k: v.half() if v.is_floating_point() else v for k, v in s.items()}, p), []
+    ),
+    "torch before 0.4.1": (
+        lambda s, p: torch.save({k: v for k, v in s.items() if not k.endswith("num_batches_tracked")}, p),
+        ["num_batches_tracked"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("who", OTHERS)
+def test_the_weights_of_other_programs_are_taken_and_the_lines_say_what_not(tmp_path, who):
+    write, said = OTHERS[who]
+    source, target = create_model(TINY), create_model(TINY)
+    write(source.state_dict(), tmp_path / "weights.pth")
+    notes = load_weights(target, tmp_path / "weights.pth")
+    assert len(notes) == len(said)
+    assert all(part in note for part, note in zip(said, notes, strict=True))
+    for key, value in target.state_dict().items():
+        expected = source.state_dict()[key]
+        if who == "half precision" and expected.is_floating_point():
+            expected = expected.half().float()
+        assert torch.equal(value, expected)
+
+
+def test_an_experiments_folder_means_its_best_weights(tmp_path):
+    source, target = create_model(TINY), create_model(TINY)
+    make_checkpoint(tmp_path / "best.pt", source, net_model=TINY)
+    load_weights(target, tmp_path)
+    assert same_weights(source, target)
+
+
+def test_numbers_of_another_kind_are_not_taken():
+    state = create_model(TINY).state_dict()
+    key = next(key for key, value in state.items() if value.is_floating_point())
+    for other, kind in ((torch.complex64, "complex"), (torch.int64, "whole")):
+        with pytest.raises(UsageError, match=rf"1 of another kind of numbers \({re.escape(key)} {kind} instead"):
+            load_weights(create_model(TINY), {**state, key: state[key].to(other)}, "w.pth")
+
+
+def test_a_model_takes_no_memory_before_its_weights_are_known_to_fit():
+    built = []
+
+    def build():
+        model = create_model(TINY)
+        built.append(next(model.parameters()).device.type)
+        return model
+
+    state = create_model(TINY).state_dict()
+    assert same_weights(build_within(build, state, "w.pth"), create_model_with(state))
+    assert built == ["meta", "cpu"]
+    with pytest.raises(UsageError, match="holds weights of another model"):
+        build_within(build, create_model("test_efficientnet").state_dict(), "w.pth")
+    assert built == ["meta", "cpu", "meta"]
+
+
+def create_model_with(state):
+    model = create_model(TINY)
+    model.load_state_dict(state)
+    return model

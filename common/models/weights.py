@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +14,10 @@ from common.checkpoint import load_checkpoint, load_weights_file
 from common.errors import UsageError, WorkError
 from common.models.layers import head_parameters
 
-# What DistributedDataParallel, torch.compile and common training scripts put before every name.
-WRAPPERS = ("module.", "_orig_mod.", "model.", "module.")
+# What DistributedDataParallel, AveragedModel, torch.compile, Lightning and common training scripts put before each name
+# of the model. What stands beside these (a loss's weights, a counter) is none of the model's.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
+COUNTER = "num_batches_tracked"  # of a batch norm, which weights from before torch 0.4.1 lack
 NAMED = 3  # how many keys of a kind an error names
 
 
@@ -30,15 +32,16 @@ def load_weights(
 
     ``source`` names the weights in errors (a file's path where it is None). ``model_name`` is the model that was asked
     for: an error then says so where the file's configuration records another. Names are brought to timm's by the
-    model's own filter. Keys and shapes must all agree, unless ``adapt``: then a head of another number of classes is
-    left fresh and a first layer of other input channels is adapted, and the lines that say so are returned.
+    model's own filter. Keys, shapes and kinds of numbers must all agree, unless ``adapt``: then a head of another
+    number of classes is left fresh and a first layer of other input channels is adapted. Returns lines that say what
+    of the file was left out, what it lacked, and what was adapted.
 
     Raises UsageError where they don't agree, naming up to three of each kind and their counts, and where there is no
     such file; WorkError for a file that is damaged, not ours, or holds Python objects (nothing is unpickled).
     """
     state = read_weights(weights) if isinstance(weights, Path) else weights
     described = source or (str(weights) if isinstance(weights, Path) else "weights")
-    state = to_our_names(model, state)
+    state, said = to_our_names(model, state)
     adapted, notes = adapt_weights(model, state)
     if adapt:
         state = adapted
@@ -49,8 +52,30 @@ def load_weights(
         if not compare(model.state_dict(), adapted):
             hint = f"; --net_weight_adapt=1 would adapt it: {'; '.join(notes)}"
         raise UsageError(f"{described}: {_whose(recorded, model_name)}: {difference}{hint}")
+    if next(model.parameters()).is_meta:  # only a look: see build_within
+        return []
     model.load_state_dict(state)
-    return notes if adapt else []
+    return said + (notes if adapt else [])
+
+
+def build_within(
+    build: Callable[[], nn.Module], state: Mapping[str, torch.Tensor], source: str, model_name: str | None = None
+) -> nn.Module:
+    """Return the model that a checkpoint describes, with its weights; errors as :func:`load_weights`.
+
+    Names and shapes are compared before the model takes memory: a file of some bytes may name one of a billion
+    parameters.
+    """
+    try:
+        with torch.device("meta"):
+            described = build()
+    except (RuntimeError, NotImplementedError):  # a model that computes with numbers while it is built
+        described = None
+    if described is not None:
+        load_weights(described, state, source, model_name)
+    model = build()
+    load_weights(model, state, source, model_name)
+    return model
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -70,17 +95,40 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def to_our_names(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return ``state`` under the names of ``model``: without wrappers' prefixes, through timm's filter.
+def to_our_names(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return ``state`` under the names of ``model``, and lines that say what was left out and what was missing.
 
-    The filters are what timm brings the files of torchvision and of the papers' authors to its own names with.
+    Wrappers' prefixes are taken off, what stands beside the wrapped model is left out, batch norms that have no count
+    of their batches begin at 0, and names go through timm's filter: what timm brings the files of torchvision and of
+    the papers' authors to its own names with.
     """
-    state = dict(state)
-    for prefix in WRAPPERS:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    if set(state) == set(model.state_dict()):
-        return state
+    own, said = model.state_dict(), []
+    state, beside = _unwrapped(state, own)
+    if beside:
+        said.append(f"left out, since it is none of the model's: {_listing(beside)}")
+    counters = [key for key in own if key.endswith(COUNTER) and key not in state]
+    if counters and len(counters) == sum(key.endswith(COUNTER) for key in own):
+        state |= {key: torch.zeros_like(own[key], device="cpu") for key in counters}
+        said.append(f"{len(counters)} batch norms have no {COUNTER}: they begin at 0")
+    return (state if set(state) == set(own) else _filtered(model, state)), said
+
+
+def _unwrapped(
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return ``state`` without the prefixes that wrappers put before the model's names, and the keys beside these."""
+    state, beside = dict(state), []
+    while not set(own) & set(state):
+        prefix = next((one for one in WRAPPERS if any(key.startswith(one) for key in state)), None)
+        if prefix is None:
+            break
+        beside += [key for key in state if not key.startswith(prefix)]
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state, beside
+
+
+def _filtered(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``state`` through the model's own filter of timm, where it has one that knows the names."""
     module = sys.modules[type(model).__module__]
     convert = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
     if convert is None:
@@ -137,10 +185,16 @@ def compare(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tens
         for key in expected
         if key in found and _shape(found[key]) != _shape(expected[key])
     ]
+    kinds = [
+        f"{key} {_kind(found[key])} instead of {_kind(expected[key])}"
+        for key in expected
+        if key in found and _shape(found[key]) == _shape(expected[key]) and _kind(found[key]) != _kind(expected[key])
+    ]
     parts = (
         _describe("missing", missing),
         _describe("unexpected", unexpected),
         _describe("of another shape", shapes),
+        _describe("of another kind of numbers", kinds),
     )
     return ", ".join(part for part in parts if part)
 
@@ -154,8 +208,16 @@ def _whose(recorded: str | None, asked: str | None) -> str:
 def _describe(kind: str, items: Sequence[str]) -> str:
     if not items:
         return ""
-    listing = ", ".join(items[:NAMED]) + (", ..." if len(items) > NAMED else "")
-    return f"{len(items)} {kind} ({listing})"
+    return f"{len(items)} {kind} ({_listing(items)})"
+
+
+def _listing(items: Sequence[str]) -> str:
+    return ", ".join(items[:NAMED]) + (", ..." if len(items) > NAMED else "")
+
+
+def _kind(value: torch.Tensor) -> str:
+    """Return the kind of a tensor's numbers: within one, each is loaded as another of more or fewer bits."""
+    return "complex" if value.is_complex() else "floating point" if value.is_floating_point() else "whole"
 
 
 def _shape(value: object) -> str:
