@@ -43,7 +43,11 @@ OPTIMIZERS = (
     "muon",
 )
 
+WAYS = ("float32", "channels_last", "bfloat16")
+
 SEQUENCE, STUDY = "sequence", "study"
+AUTO = "auto"
+TRAINING = "training"  # as --net_compute: as the network was trained
 HOLDOUT = "holdout"  # as a fold: all folds train, what was kept out of them validates
 OF_ANY_KIND = {"net_kind", "data_input_folder", "data_dataset", "data_fold", "cv_run"}
 
@@ -493,6 +497,12 @@ class TrainingOptions:
         False, "1: only kernels that give the same result each time; an operation that has none is an error"
     )
     tr_channels_last: bool = option(False, "1: pictures and kernels in memory channel by channel within a pixel")
+    tr_compute: str = option(
+        "given",
+        "given: as --tr_use_amp, --tr_amp_dtype and --tr_channels_last say; auto: without a GPU a new run measures at "
+        "its start which of them are quickest, and config.yaml has what it found; a resumed run doesn't measure again",
+        choices=("given", AUTO),
+    )
     tr_compile: str = option(
         "none",
         "compile the model by torch.compile in this mode",
@@ -611,6 +621,11 @@ class TrainConfig(
             raise UsageError("--cv_run needs a cross-validation: --data_fold=all or several folds")
         if self.is_cross_validation and self.tr_overfit:
             raise UsageError("--tr_overfit validates on what it trains on, which is no cross-validation; name one fold")
+        if self.is_cross_validation and self.tr_compute == AUTO:
+            raise UsageError(
+                "--tr_compute=auto measures for each run, so that folds could differ; train one fold with it, and give "
+                "the cross-validation what its config.yaml has"
+            )
         if self.tr_resume is None:
             refuse_given(self, ("tr_resume_change",), "needs --tr_resume, the experiment to go on with")
         self._check_kind()
@@ -624,7 +639,7 @@ class TrainConfig(
         elif self.net_kind == STUDY:
             groups, names = (SamplerOptions,), {"seq_features"}
         if self.net_kind in (SEQUENCE, STUDY):
-            names |= {"tr_channels_last", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit"}
+            names |= {"tr_channels_last", "tr_compute", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit"}
         names |= {name for group in groups for name in group.__dataclass_fields__} - OF_ANY_KIND
         meaningless = [name for name in self.__dataclass_fields__ if name in names]
         refuse_given(self, meaningless, f"means nothing to --net_kind={self.net_kind}; leave it out")
@@ -778,6 +793,13 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
         "in the training's input folder; none: a dataset",
     )
     predict_output: Path | None = option(None, "new folder for what --source gives")
+    net_compute: str = option(
+        TRAINING,
+        "without a GPU, how slice networks compute: training: as they were trained; float32; channels_last: float32 in "
+        "another layout of the memory; bfloat16: in this layout and 8 bits of precision, but for first and last layer; "
+        "auto: what measures quickest at the start",
+        choices=(TRAINING, *WAYS, AUTO),
+    )
     sequence: Path | None = option(
         None,
         "sequence model for --source, on the features of the cross-validation that --net_weight_file names: its "
@@ -852,6 +874,9 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
         if self.features and self.data_dataset is not None:
             raise UsageError("--features=1: features are of the cross-validation's dataset; leave out --data_dataset")
         if self.features:
+            refuse_given(
+                self, ("net_compute",), "doesn't go with --features=1: its networks compute as they were trained"
+            )
             refuse_given(
                 self,
                 ("split", "seq_features"),

@@ -70,7 +70,7 @@ def predict_split(config: PredictConfig) -> Path:
         write_studies,
     )
 
-    trained = load_asked(config, config.net_weight_file)
+    trained = load_asked(config, config.net_weight_file, config.net_compute)
     rows = split_rows(trained, config.split)
     path = output_path(config, trained, config.net_weight_file.parent)
     calibration = asked_calibration(config, config.net_weight_file, trained)

@@ -23,6 +23,7 @@ from common.callbacks.progress_bar import ProgressBar
 from common.callbacks.sample_losses import SampleLosses
 from common.callbacks.telemetry import Telemetry
 from common.checkpoint import LAST
+from common.datasets.batch import finished_picture
 from common.errors import Interrupted, UsageError
 from common.experiment import (
     Experiment,
@@ -55,7 +56,7 @@ from rsna_dataset import (
     image_settings,
     read_dataset_info,
 )
-from rsna_model import model_name
+from rsna_model import build_architecture, computed_by, model_name, quickest_way
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
 from rsna_report import conclude
 from rsna_sequence import build_sequences, sequence_options
@@ -127,6 +128,24 @@ def check_choices(config: TrainConfig, model: nn.Module, device: torch.device) -
         {"ema": config.tr_ema, "swa": config.tr_swa},
         given_options(config, "tr_ema_") | given_options(config, "tr_swa_"),
     )
+
+
+def settle_computing(run: Run[TrainConfig], data: TrainingData, device: torch.device) -> Run[TrainConfig]:
+    """Return a new run with what --tr_compute=auto finds in its place, by which the run could be given it as well.
+
+    Random numbers are as before, so that the run has the weights of one that is given it. Raises UsageError for an
+    option that it would overrule, and where there is a GPU.
+    """
+    config = run.config
+    settled = ("tr_use_amp", "tr_amp_dtype", "tr_channels_last", "tr_compile")
+    refuse_given(config, settled, "doesn't go with --tr_compute=auto, which chooses by measurement; leave one out")
+    if device.type == "cuda":
+        raise UsageError("--tr_compute=auto is for a CPU; on a GPU give --tr_use_amp=1 and --tr_channels_last=1")
+    shape = finished_picture(data.train_loader.dataset, 0).shape
+    with torch.random.fork_rng(devices=[]):
+        model = build_architecture(config, data.channels)
+    way = quickest_way(config, model, shape, training=True)
+    return replace(run, config=replace(computed_by(config, way), tr_compute=TrainConfig.tr_compute))
 
 
 def checkpoint_bytes(model: nn.Module) -> int:

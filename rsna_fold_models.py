@@ -32,11 +32,12 @@ from common.models.embedding import head_input
 from common.networks.arrival import arrived
 from common.networks.network import evaluation_mode
 from common.resume import read_options
-from config import HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
+from config import AUTO, HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
 from rsna_crossvalidation import Fold, finished_folds, read_folds
 from rsna_data import build_loader, place_transform, select_rows
 from rsna_dataset import dataset_folder, known_groups, read_dataset_info, read_fold, read_metadata, rows_hash
 from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
+from rsna_model import way_of
 from rsna_network import RSNANetwork
 from rsna_prediction import (
     TrainedNetwork,
@@ -74,12 +75,13 @@ def load_fold_models(
     :func:`rsna_prediction.load_network`.
     """
     more |= place_of(config)
-    return {
-        fold: load_network(
-            folder / facts["weights"], weights=config.net_weights if weights is None else weights[fold], **more
-        )
-        for fold, facts in finished_folds(folder).items()
-    }
+    models: dict[int, TrainedNetwork] = {}
+    for fold, facts in finished_folds(folder).items():
+        chosen = config.net_weights if weights is None else weights[fold]
+        models[fold] = load_network(folder / facts["weights"], weights=chosen, **more)
+        if more.get("compute") == AUTO:  # measured once, so that all compute alike
+            more["compute"] = way_of(models[fold].config)
+    return models
 
 
 def predict_by_folds(config: PredictConfig) -> Path:
@@ -91,7 +93,9 @@ def predict_by_folds(config: PredictConfig) -> Path:
         )
     if config.calibrate:
         raise several_models(config.net_weight_file)
-    models = load_fold_models(config, config.net_weight_file, sequences=True, seq_features=config.seq_features)
+    models = load_fold_models(
+        config, config.net_weight_file, sequences=True, seq_features=config.seq_features, compute=config.net_compute
+    )
     first = next(iter(models.values()))
     rows = split_rows(first, config.split)
     path = output_path(config, first, config.net_weight_file)
@@ -283,7 +287,7 @@ def load_refit(config: PredictConfig) -> TrainedNetwork:
     """Load the network of ``--feature_refit``; UsageError for one that was not trained on all folds."""
     path = config.feature_refit
     file = path / BEST if path.is_dir() else path
-    refit = load_network(file, weights=config.net_weights, **place_of(config))
+    refit = load_network(file, weights=config.net_weights, compute=config.net_compute, **place_of(config))
     if refit.config.data_fold != HOLDOUT:
         raise UsageError(
             f"--feature_refit={path}: was trained with --data_fold={refit.config.data_fold}; it takes a "

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 from torch import nn
 
 from common import distributed
 from common.arguments import given_options
+from common.computing import WAYS, describe, measure_ways, quickest
 from common.errors import UsageError
 from common.hardware import arrange_model
 from common.models.backbone import create_model
@@ -15,6 +20,8 @@ from common.models.study_layers import StudyNetwork
 from common.models.weights import load_weights
 from config import SEQUENCE, STUDY, TrainConfig
 from rsna_dataset import LABELS
+
+MEASURED_PIXELS = 2**19  # two pictures of 512 x 512
 
 
 def model_name(config: TrainConfig) -> str:
@@ -98,3 +105,28 @@ def build_timm_model(config: TrainConfig, channels: int, pretrained: bool = Fals
         drop_path=config.net_drop_path,
         pool=config.net_pool,
     )
+
+
+def computed_by(config: TrainConfig, way: str) -> TrainConfig:
+    """Return a training's options with those of a way to compute, of :data:`common.computing.WAYS`."""
+    chosen = WAYS[way]
+    amp_dtype = "bfloat16" if chosen.amp else TrainConfig.tr_amp_dtype
+    return replace(config, tr_channels_last=chosen.channels_last, tr_use_amp=chosen.amp, tr_amp_dtype=amp_dtype)
+
+
+def way_of(config: TrainConfig) -> str:
+    """Return the way that :func:`computed_by` put into options."""
+    return next(name for name in WAYS if computed_by(config, name) == config)
+
+
+def quickest_way(config: TrainConfig, model: nn.Module, shape: Sequence[int], *, training: bool) -> str:
+    """Measure in which way this machine's CPU computes ``model`` quickest for pictures of ``shape`` (C, H, W); say so.
+
+    Whole batches are measured where the pictures are small. The processes of torchrun take what the first one found.
+    """
+    count = min(config.tr_batch_size, max(MEASURED_PIXELS // (shape[1] * shape[2]), 2 if training else 1))
+    pictures = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+    times = distributed.main_first(lambda: measure_ways(model, pictures, training=training))
+    chosen = quickest(times)
+    distributed.tell([describe(times, chosen, count)])
+    return chosen

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
 from common.arguments import from_dict
 from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
+from common.computing import keep_ends_exact
 from common.console import progress
 from common.ensembling import combine
 from common.errors import UsageError, WorkError
@@ -25,7 +28,7 @@ from common.models.sequence import sequence_settings
 from common.models.weights import build_within
 from common.statistics import WEIGHTED_ROW
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
-from config import SEQUENCE, STUDY, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
+from config import AUTO, SEQUENCE, STUDY, TRAINING, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
 from rsna_data import Placed, build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna_dataset import (
     LABELS,
@@ -40,7 +43,7 @@ from rsna_dataset import (
     write_submission,
 )
 from rsna_features import HOW, INFO_FILE, OUT_OF_FOLD, TEST, read_document
-from rsna_model import build_architecture
+from rsna_model import build_architecture, computed_by, quickest_way
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
 from rsna_sequence import (
     feature_folder,
@@ -54,6 +57,7 @@ from rsna_whole_series import study_loader
 logger = logging.getLogger(__name__)
 
 REPRODUCED = 1e-9
+STORED_SIDE = 512  # of the competition's pictures
 # Those that judge studies too; any other kind is a slice network.
 NETWORKS = {SEQUENCE: RSNASequenceNetwork, STUDY: RSNAStudyNetwork}
 CALIBRATION_FILE = "calibration.json"  # beside the weights
@@ -91,11 +95,13 @@ def load_network(
     sequences: bool = False,
     seq_features: str | None = None,
     batch_size: int | None = None,
+    compute: str = TRAINING,
 ) -> TrainedNetwork:
     """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
 
-    Raises the errors of :func:`common.checkpoint.load_checkpoint`, WorkError for weights that don't fit the model named
-    in the checkpoint, and UsageError for a sequence model unless ``sequences`` allows one.
+    ``compute``: how, see --net_compute. Raises the errors of :func:`common.checkpoint.load_checkpoint`, WorkError for
+    weights that don't fit the model named in the checkpoint, and UsageError for a sequence model unless ``sequences``
+    allows one.
     """
     checkpoint = load_checkpoint(weight_file)
     check_task(checkpoint, weight_file)
@@ -117,6 +123,9 @@ def load_network(
         channels = pipeline.channels
     build = partial(build_architecture, config, channels)
     model = build_within(build, state, str(weight_file), config.net_model)
+    if compute != TRAINING:
+        config = computed_as_asked(config, compute, model, pipeline, device)
+        keep_ends_exact(model)
     arrange_model(model, channels_last=config.tr_channels_last)
     amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
     network = NETWORKS.get(config.net_kind, RSNANetwork)(model, device, amp_dtype)
@@ -154,6 +163,31 @@ def without_lacking_precision(config: TrainConfig, weight_file: Path) -> TrainCo
     return config
 
 
+def computed_as_asked(
+    config: TrainConfig, compute: str, model: nn.Module, pipeline: Pipeline | None, device: torch.device
+) -> TrainConfig:
+    """Return a slice network's options with what --net_compute asks for, or measures; UsageError where it can't."""
+    if config.net_kind in (SEQUENCE, STUDY):
+        raise UsageError(f"--net_compute={compute}: is for slice networks; this one sees whole series; leave it out")
+    if device.type == "cuda":
+        raise UsageError(f"--net_compute={compute}: is for a CPU, and there is a GPU here; leave it out")
+    if compute == AUTO:
+        compute = quickest_way(config, model, picture_shape(config, pipeline), training=False)
+    return computed_by(config, compute)
+
+
+def picture_shape(config: TrainConfig, pipeline: Pipeline) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) that the network gets of a picture, which is 512 x 512 where it comes as stored."""
+    windows, windowed = pipeline_windows(dataset_folder(config.data_input_folder, config.data_dataset), config)
+    side, slices = config.data_image_size or STORED_SIDE, 2 * config.data_context + 1
+    if windowed:
+        blank = np.zeros((side, side, slices * len(windows)), np.float32)
+    else:
+        blank = np.zeros((side, side, slices) if slices > 1 else (side, side), np.int16)
+    height, width, channels = pipeline(image=blank)["image"].shape
+    return channels, height, width
+
+
 def sequence_alone(weight_file: Path) -> UsageError:
     """Return what is said of a sequence model where a slice network is needed."""
     return UsageError(
@@ -162,10 +196,17 @@ def sequence_alone(weight_file: Path) -> UsageError:
     )
 
 
-def load_asked(config: PredictConfig | EvaluateConfig | ExportConfig, weight_file: Path) -> TrainedNetwork:
+def load_asked(
+    config: PredictConfig | EvaluateConfig | ExportConfig, weight_file: Path, compute: str = TRAINING
+) -> TrainedNetwork:
     """Rebuild a network of any kind as a command's options ask for; see :func:`load_network`."""
     return load_network(
-        weight_file, weights=config.net_weights, sequences=True, seq_features=config.seq_features, **place_of(config)
+        weight_file,
+        weights=config.net_weights,
+        sequences=True,
+        seq_features=config.seq_features,
+        compute=compute,
+        **place_of(config),
     )
 
 

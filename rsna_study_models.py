@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pandas as pd
+import torch
 
 from common.checkpoint import chosen_weights, load_checkpoint
 from common.errors import UsageError
@@ -196,6 +197,8 @@ def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, 
             "model": model_name(network.config),
             "weights": network.weights,
             "iteration": network.iteration,
+            "precision": str(network.network.amp_dtype or torch.float32).removeprefix("torch."),
+            "channels_last": network.config.tr_channels_last,
         }
         for name, network in networks.items()
     ]
@@ -260,14 +263,16 @@ def load_study_model(config: PredictConfig) -> StudyModel:
         document = read_document(path / FOLDERS[OUT_OF_FOLD])
         alignments = {fold_key(fold): alignment for fold, alignment in read_alignments(path).items()}
         chosen = {int(fold): facts["chosen"] for fold, facts in document["folds"].items()}
-        folds = load_fold_models(config, path, chosen)
+        folds = load_fold_models(config, path, chosen, compute=config.net_compute)
         check_made_by(document, folds, path)
         networks = {fold_key(fold): model for fold, model in folds.items()}
         return SequenceModels(path, networks, alignments, sequences, calibration)
     if path.is_dir():
-        networks = {fold_key(fold): network for fold, network in load_fold_models(config, path).items()}
+        folds = load_fold_models(config, path, compute=config.net_compute)
+        networks = {fold_key(fold): network for fold, network in folds.items()}
     else:
-        networks = {path.name: load_network(path, weights=config.net_weights, **place_of(config))}
+        network = load_network(path, weights=config.net_weights, compute=config.net_compute, **place_of(config))
+        networks = {path.name: network}
     calibration = None if path.is_dir() else asked_calibration(config, path, networks[path.name])
     views = {name: load_views(network, config) for name, network in networks.items()}
     return SliceModels(networks, views, calibration)

@@ -11,7 +11,7 @@ from common.arguments import parse_args
 from common.console import set_verbosity
 from common.errors import command
 from common.listing import listing
-from config import TrainConfig
+from config import AUTO, TrainConfig
 
 
 @command
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         observed,
         report_start,
         run_finders,
+        settle_computing,
         training_memory_advice,
     )
     from rsna_model import build_model
@@ -67,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
         config, amp_dtype = choose_precision(run, device)
         data = build_training_data(config, device)
+        if config.tr_compute == AUTO:
+            run = settle_computing(run, data, device)
+            config, amp_dtype = choose_precision(run, device)
         model = build_model(config, data.channels, starting_weights=run.checkpoint is None)
         check_choices(config, model, device)
         experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -241,3 +242,21 @@ def test_options_that_do_not_fit_are_refused(capsys, flags, part):
         predict.main(flags)
     assert ended.value.code == 2
     assert part in capsys.readouterr().err
+
+
+def test_a_way_to_compute_that_is_asked_for_or_measured_changes_little_and_is_said(
+    small_dataset, weights, tmp_path, capsys
+):
+    source, found, said = small_dataset.source / "stage_2_test", {}, {}
+    for way in ("training", "bfloat16", "auto"):
+        output = run(source, weights, tmp_path / way, f"--net_compute={way}")
+        found[way] = pd.read_csv(output / "slices.csv", index_col="id")[list(LABELS)]
+        (said[way],) = json.loads((output / "predictions.json").read_text())["models"]["slices"]
+    assert (said["training"]["precision"], said["training"]["channels_last"]) == ("float32", False)
+    assert (said["bfloat16"]["precision"], said["bfloat16"]["channels_last"]) == ("bfloat16", True)
+    difference = (found["bfloat16"] - found["training"]).abs().to_numpy()
+    assert 0 < difference.max() < 0.02
+    chosen = re.search(r"computes in the way (\w+)", capsys.readouterr().err)[1]
+    again = pd.read_csv(run(source, weights, tmp_path / "again", f"--net_compute={chosen}") / "slices.csv")
+    pd.testing.assert_frame_equal(again.set_index("id")[list(LABELS)], found["auto"], check_exact=True)
+    assert said["auto"]["precision"] == ("bfloat16" if chosen == "bfloat16" else "float32")
