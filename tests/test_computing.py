@@ -100,6 +100,12 @@ def test_a_run_that_measures_is_the_run_that_is_given_what_it_found(small_datase
     given = train.main([*flags, "--experiment_id=given", *settled])
     one, other = (load_checkpoint(folder / "last.pt") for folder in (measured, given))
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+    longer = ["--tr_iteration_num=3", f"--tr_resume={measured / 'last.pt'}", "--tr_compute=auto"]
+    train.main([*flags[:-4], "--tr_report=0", "--n_jobs=1", "--tr_iteration_valid=2", *longer])
+    assert "computes in the way" not in capsys.readouterr().err
+    resumed = load_checkpoint(measured / "last.pt")
+    assert resumed["iteration"] == 3
+    assert [resumed["config"][name] for name in ("tr_channels_last", "tr_use_amp")] == [way.channels_last, way.amp]
 
 
 @pytest.mark.parametrize("more", ["--tr_use_amp=1", "--tr_channels_last=1", "--tr_compile=default"])
