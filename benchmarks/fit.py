@@ -55,7 +55,10 @@ def main() -> None:
 
 
 class CachedPictures:
-    """Random pictures (N, 3, size, size) that lie where they are computed with; items are their numbers."""
+    """Random pictures (N, 3, size, size) that lie where they are computed with; items are their numbers.
+
+    A batch is a piece of them: to pick pictures by number the host would send the numbers and wait for the GPU.
+    """
 
     def __init__(self, count: int, size: int, device: object) -> None:
         import torch
@@ -73,8 +76,10 @@ class CachedPictures:
     def collate(self, indices: Sequence[int]) -> object:
         from common.datasets.batch import Batch
 
-        chosen = list(indices)
-        return Batch({"image": self.images[chosen]}, self.targets[chosen], [str(index) for index in chosen])
+        count = len(indices)
+        start = indices[0] // count * count
+        piece = slice(start, start + count)
+        return Batch({"image": self.images[piece]}, self.targets[piece], [str(index) for index in indices])
 
 
 def cached_loader(options: argparse.Namespace, device: object) -> object:

@@ -1,7 +1,8 @@
 """What one would write without this project: python benchmarks/rivals.py plain|timm FOLDER --iterations=… --output=….
 
 Both train on all labelled images of a preprocessed dataset of Hounsfield units, in three windows as 8-bit pictures, as
-the competition's public notebooks did, and predict its test images by the last weights. Called by ladder.py.
+the competition's public notebooks did, and predict its test images by the last weights; on the GPU where there is one,
+like what they are compared with. Called by ladder.py.
 
 plain  Adam at its default rate, binary cross-entropy, no augmentation, no schedule.
 timm   the documented recipe A3 for training ResNets from scratch (Wightman, Touvron and Jégou 2021, "ResNet strikes
@@ -108,26 +109,32 @@ def run(
     optimizer: torch.optim.Optimizer,
     after: Callable[[int], None],
 ) -> None:
-    """The loop that both have; ``after`` is called with the number of updates so far."""
+    """The loop that both have; ``after`` is called with the number of updates so far.
+
+    The loss is read where it is printed: a read in each update would have the host wait for a GPU.
+    """
     import torch
     from torch.utils.data import DataLoader
 
     generator = torch.Generator().manual_seed(SEED)
-    loader = DataLoader(data, options.batch, shuffle=True, drop_last=True, generator=generator)
+    device = next(model.parameters()).device
+    gpu = device.type == "cuda"
+    loader = DataLoader(data, options.batch, shuffle=True, drop_last=True, generator=generator, pin_memory=gpu)
     loss_function = torch.nn.BCEWithLogitsLoss()
     model.train()
-    update, total = 0, 0.0
+    update, total = 0, torch.zeros((), dtype=torch.float64, device=device)
     while update < options.iterations:
-        for images, targets in loader:
+        for batch in loader:
+            images, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
             optimizer.zero_grad()
             loss = loss_function(model(images), targets)
             loss.backward()
             optimizer.step()
             update += 1
-            total += loss.item()
+            total += loss.detach()
             after(update)
             if update % 100 == 0 or update == options.iterations:
-                print(f"update {update}/{options.iterations}: mean loss {total / update:.4f}", flush=True)
+                print(f"update {update}/{options.iterations}: mean loss {total.item() / update:.4f}", flush=True)
             if update == options.iterations:
                 break
 
@@ -160,7 +167,8 @@ def main() -> None:
     folder = dataset_folder(options.folder, options.dataset)
     metadata = read_metadata(folder)
     parts = {split: metadata[metadata["split"] == split] for split in ("train", "test")}
-    model = timm.create_model(options.model, num_classes=len(LABELS))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = timm.create_model(options.model, num_classes=len(LABELS)).to(device)
     images = pictures(folder, list(parts["train"].index), options.size)
     data = Images(images, parts["train"][list(LABELS)].to_numpy(np.float32), to_tensor)
     {"plain": train_plain, "timm": train_timm}[options.rival](model, data, options)
@@ -170,7 +178,7 @@ def main() -> None:
     model.eval()
     with torch.inference_mode():
         loader = torch.utils.data.DataLoader(data, 128)
-        predicted = torch.cat([model(batch).sigmoid() for batch, _ in loader]).double().numpy()
+        predicted = torch.cat([model(batch.to(device)).sigmoid() for batch, _ in loader]).double().cpu().numpy()
     write_csv(options.output, pd.DataFrame(predicted, pd.Index(tests, name="id"), list(LABELS)), index=True)
 
 

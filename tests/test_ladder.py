@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from rsna_dataset import LABELS
+from tests.pretended_cuda import Settings
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -47,3 +49,21 @@ def test_all_rungs_are_climbed_once_and_judged_by_labels_that_no_command_read(tm
     again = climb(tmp_path / "ladder")
     assert ": python " not in again
     assert (tmp_path / "ladder" / "ladder.md").read_text() == report
+
+
+@pytest.mark.slow
+def test_a_rival_computes_on_the_gpu_and_waits_for_it_only_where_it_prints(small_dataset, tmp_path: Path) -> None:
+    options = "--dataset=phantom --model=test_resnet --size=32 --batch=4 --iterations=5 --n_jobs=1"
+    subprocess.run(
+        [
+            *(sys.executable, PROJECT / "benchmarks/rivals.py", "timm", small_dataset.input_folder, *options.split()),
+            f"--output={tmp_path / 'predictions.csv'}",
+        ],
+        env=Settings(findings=str(tmp_path)).environment(),
+        check=True,
+    )
+    assert np.isfinite(pd.read_csv(tmp_path / "predictions.csv", index_col="id").to_numpy()).all()
+    (found,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert found["errors"] == []
+    assert found["copies"] == {"host to device, asynchronous": 10}  # five times pictures and targets
+    assert [wait["count"] for wait in found["waits"] if wait["place"] == "benchmarks/rivals.py:run"] == [1]
