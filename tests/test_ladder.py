@@ -56,7 +56,7 @@ def test_a_rival_computes_on_the_gpu_and_waits_for_it_only_where_it_prints(small
     options = "--dataset=phantom --model=test_resnet --size=32 --batch=4 --iterations=5 --n_jobs=1"
     subprocess.run(
         [
-            *(sys.executable, PROJECT / "benchmarks/rivals.py", "timm", small_dataset.input_folder, *options.split()),
+            *(sys.executable, ROOT / "benchmarks/rivals.py", "timm", small_dataset.input_folder, *options.split()),
             f"--output={tmp_path / 'predictions.csv'}",
         ],
         env=Settings(findings=str(tmp_path)).environment(),

@@ -33,6 +33,50 @@ if __name__ == "__main__":
 """
 
 
+SHORT_OF_SHARED_MEMORY = """
+import sys
+from contextlib import suppress
+
+from common.datasets.loaders import make_loader
+from common.datasets.samplers import SequentialSampler
+from common.errors import command
+from tests.test_loaders import Pictures
+
+@command
+def main():
+    loader = make_loader(Pictures(), SequentialSampler(40, 0), 2, 2, drop_last=False, seed=0)
+    total = 0
+    for _ in range(2):
+        for number, batch in enumerate(loader):
+            assert batch.image_id == [str(2 * number), str(2 * number + 1)], batch.image_id
+            total += int(batch.inputs["image"].sum())
+            if "fill" in sys.argv and number == 2:
+                with suppress(OSError), open("/dev/shm/filled", "wb", buffering=0) as file:
+                    while file.write(bytes(4096)):
+                        pass
+    print(total)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+class Pictures:
+    """Forty pictures of a megabyte, each of its own number."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, key: object) -> object:
+        import numpy as np
+
+        from common.datasets.images import Sample
+
+        value = key if isinstance(key, int) else key[0]
+        picture = np.full((1, 512, 512), value, np.float32)
+        return Sample(image_id=str(value), image=picture, target=None, size=(512, 512))
+
+
 class Numbers:
     """Eight images of one pixel."""
 
@@ -101,3 +145,46 @@ def test_a_loading_process_that_is_killed_is_one_error_that_says_what_to_do(trai
         worker.kill()
     _, errors = trainer.communicate("load the rest", timeout=300)
     assert errors.splitlines()[-1].startswith("common.errors.WorkError: a process that loads images was killed")
+
+
+def with_shared_memory(megabytes: int, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Load the pictures in a mount namespace whose /dev/shm has so much space; skip where there can be none."""
+    mount = ["unshare", "--mount", "sh", "-ec", f'mount -t tmpfs -o size={megabytes}m shm /dev/shm\n"$@"', "sh"]
+    try:
+        allowed = subprocess.run([*mount, "true"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no mount namespaces here ({error})")
+    if allowed.returncode:
+        pytest.skip(f"no mount namespaces here ({allowed.stderr.strip()})")
+    (tmp_path / "loading.py").write_text(SHORT_OF_SHARED_MEMORY)
+    return subprocess.run(
+        [*mount, sys.executable, str(tmp_path / "loading.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,  # without the check it never ends
+        check=False,
+        env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
+    )
+
+
+@pytest.mark.parametrize("megabytes", [2, pytest.param(8, marks=pytest.mark.slow), 64])
+def test_with_little_shared_memory_the_same_batches_come_through_pipes_with_a_line(tmp_path: Path, megabytes) -> None:
+    done = with_shared_memory(megabytes, tmp_path)
+    assert done.stdout.split() == [str(2 * sum(range(40)) * 512 * 512)], done.stderr
+    lines = done.stderr.splitlines()
+    if megabytes == 64:
+        assert lines == []
+    else:
+        (line,) = lines
+        assert "/dev/shm has " in line
+        assert "through pipes, which takes longer; more space (docker run --shm-size=1g)" in line
+
+
+def test_shared_memory_that_others_fill_later_ends_the_run_with_a_line(tmp_path: Path) -> None:
+    done = with_shared_memory(64, tmp_path, "fill")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == [
+        "error: a process that loads images found no space in /dev/shm: give it more (docker run --shm-size=8g), or "
+        "let fewer processes load (--n_jobs), and start again"
+    ], done.stderr

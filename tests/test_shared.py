@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from common.datasets.images import ImageDataset
 from common.datasets.shared import SharedArray
@@ -54,5 +53,5 @@ def test_an_array_of_any_fixed_type_comes_back_and_lies_in_shared_memory(array: 
     shared = SharedArray(array)
     np.testing.assert_array_equal(shared.array, array)
     assert shared.array.dtype == array.dtype
-    assert array.size == 0 or shared.memory.is_shared()
-    assert isinstance(shared.memory, torch.Tensor)
+    if array.size and Path("/proc/self/maps").exists():
+        assert "/memfd:table" in Path("/proc/self/maps").read_text()  # not in /dev/shm, which may be small

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import errno
+import functools
 import multiprocessing
 import os
+import pickle
+import signal
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,6 +33,9 @@ from common.errors import WorkError
 from common.interruption import ignore_signals
 from common.reproducibility import loader_generator
 
+SHARED_MEMORY = Path("/dev/shm")  # torch's processes hand tensors over there
+SHARED_MEMORY_FULL = errno.ENOSPC  # how a worker ends that found no space
+IN_HAND = 3  # batches that the trainer holds: trained on, copied, pinned
 DYING_S = 1.0  # from a broken connection to the end of the process that broke it
 PRELOADED = ["torch", "cv2", "albumentations"]
 
@@ -80,19 +91,89 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches; the first call starts the processes. WorkError where one of them is killed."""
-        iterator = super().__iter__()
-        if self.num_workers and not self.guarded:
-            self.guarded = True
-            atexit.register(_end_workers, weakref.ref(iterator), iterator._workers)  # torch's own come after it
+        iterator = super().__iter__() if self.guarded or not self.num_workers else self._started()
         try:
-            yield from iterator
+            for batch in iterator:
+                yield batch.batch() if isinstance(batch, Packed) else batch
         except (RuntimeError, OSError, EOFError) as error:  # torch's own; or it died while it handed a batch over
             if not self.num_workers or not wait([worker.sentinel for worker in iterator._workers], timeout=DYING_S):
                 raise
+            if {SHARED_MEMORY_FULL, -signal.SIGBUS} & {worker.exitcode for worker in iterator._workers}:
+                raise WorkError(
+                    f"a process that loads images found no space in {SHARED_MEMORY}: give it more (docker run "
+                    "--shm-size=8g), or let fewer processes load (--n_jobs), and start again"
+                ) from error
             raise WorkError(
                 "a process that loads images was killed, most likely for want of memory; make some free, or let fewer "
                 "processes load (--n_jobs), and start again"
             ) from error
+
+    def _started(self) -> Iterator[Batch]:
+        """Start the processes. Where /dev/shm has no space for their batches these come through pipes, with a line."""
+        own, wanted, free = self.collate_fn, self._shared_bytes(), free_shared_bytes()
+        if wanted > free:
+            _tell_once(
+                f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free and the batches of {self.num_workers} loading processes "
+                f"want {wanted / 1e6:.0f}: they come through pipes, which takes longer; more space (docker run "
+                f"--shm-size={-(-2 * wanted // 10**9)}g) or a smaller --n_jobs spares that"
+            )
+            self.collate_fn = Packing(own)
+        try:
+            iterator = super().__iter__()
+        finally:
+            self.collate_fn = own
+        self.guarded = True
+        atexit.register(_end_workers, weakref.ref(iterator), iterator._workers)  # torch's own come after it
+        return iterator
+
+    def _shared_bytes(self) -> int:
+        """Return how many bytes lie in /dev/shm at a time: loaded ahead, on their way, and with the trainer."""
+        try:
+            one = len(pickle.dumps(self.collate_fn([self.dataset[0]])))
+        except Exception:  # a process finds it too, and tells where it stands
+            return 0
+        batches = self.num_workers * self.prefetch_factor + IN_HAND
+        return one * self.batch_size * batches * distributed.local_processes()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch as bytes, which pass through a pipe, where tensors would lie in /dev/shm."""
+
+    content: bytes
+
+    def batch(self) -> Batch:
+        """Return the batch."""
+        return pickle.loads(self.content)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; DataLoader calls it."""
+        return self.batch().pin_memory()
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Collates samples by ``collate`` and packs the batch."""
+
+    collate: Callable[[Sequence[Any]], Batch]
+
+    def __call__(self, samples: Sequence[Any]) -> Packed:
+        return Packed(pickle.dumps(self.collate(samples)))
+
+
+@functools.cache
+def _tell_once(line: str) -> None:
+    """Tell of what several loaders meet."""
+    distributed.tell([line])
+
+
+def free_shared_bytes() -> float:
+    """Return the space that is free in /dev/shm; infinite where there is none, as shared memory is elsewhere then."""
+    try:
+        state = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return float("inf")
+    return state.f_bavail * state.f_frsize
 
 
 def _end_workers(iterator: weakref.ref, workers: Sequence[BaseProcess]) -> None:
@@ -110,6 +191,15 @@ def start_worker(worker: int) -> None:
     threading.Thread(target=_end_with_trainer, daemon=True).start()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    Queue._on_queue_feeder_error = staticmethod(_end_without_batch)
+
+
+def _end_without_batch(error: Exception, batch: object) -> None:
+    """End this worker where it can't hand a batch over: Python would drop the batch, and the trainer wait for good."""
+    if isinstance(error, (RuntimeError, OSError)) and "No space left" in str(error):
+        os._exit(SHARED_MEMORY_FULL)
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def _end_with_trainer() -> None:
