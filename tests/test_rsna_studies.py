@@ -135,6 +135,24 @@ def test_a_hospitals_export_gives_no_name_number_date_or_uid_away(archive, weigh
     assert set(pd.read_csv(again / "studies.csv")["study_id"]) == set(studies["study_id"])  # the key stays
 
 
+def test_what_is_no_slice_is_not_predicted_and_stands_in_no_picture(weights, tmp_path, capsys, caplog):
+    source = tmp_path / "source"
+    source.mkdir()
+    for place in range(3):
+        write_ct(source / f"{place}.dcm", slice_of(0, place))
+    for name, header in {
+        "map": {"ImageType": ["DERIVED", "PRIMARY", "PERFUSION", "RCBF"]},
+        "burned_in": {"BurnedInAnnotation": "YES"},
+        "secondary_capture": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "SeriesInstanceUID": "1.2.9"},
+    }.items():
+        write_ct(source / f"{name}.dcm", slice_of(0, 7, SOPInstanceUID=f"1.2.3.{len(name)}", **header))
+    output = run(source, weights, tmp_path / "out")
+    assert len(pd.read_csv(output / "slices.csv")) == 3
+    assert sorted(pd.read_csv(output / "failed.csv")["reason"]) == ["burned_in", "map", "secondary_capture"]
+    assert len(list(output.glob("*.png"))) == 1
+    assert "3 files gave no image, 3 of them no CT slices" in caplog.text
+
+
 def test_each_series_of_a_study_has_its_picture_and_its_own_order(weights, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
