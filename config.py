@@ -48,6 +48,7 @@ WAYS = ("float32", "channels_last", "bfloat16")
 SEQUENCE, STUDY = "sequence", "study"
 AUTO = "auto"
 TRAINING = "training"  # as --net_compute: as the network was trained
+CHECKPOINT = "checkpoint"  # as a form of export
 HOLDOUT = "holdout"  # as a fold: all folds train, what was kept out of them validates
 OF_ANY_KIND = {"net_kind", "data_input_folder", "data_dataset", "data_fold", "cv_run"}
 
@@ -903,10 +904,17 @@ class ExportConfig(TrainedOptions):
     export_format: str = option(
         "onnx",
         "onnx: for ONNX Runtime and others (pip install onnx onnxscript onnxruntime); torch_export: for "
-        "torch.export.load",
-        choices=("onnx", "torch_export"),
+        "torch.export.load; checkpoint: for this program elsewhere, the weights without a run's state",
+        choices=("onnx", "torch_export", CHECKPOINT),
     )
-    export_file: Path | None = option(None, "file to write; none: beside the weights, as best.onnx or best.pt2")
+    export_file: Path | None = option(
+        None, "file to write; none: beside the weights, as best.onnx, best.pt2 or best_shared.pt"
+    )
+    lineage: bool = option(
+        True,
+        "1: the file holds hashes of the pictures and pseudonyms that the network learnt from, so that nobody judges "
+        "it by these; whoever has it and a scan can tell whether the scan was trained on. 0: it doesn't",
+    )
     data_dataset: str | None = option(
         None, "dataset whose images the file is checked on; none: the one of the training"
     )
@@ -914,6 +922,11 @@ class ExportConfig(TrainedOptions):
     def __post_init__(self) -> None:
         if self.export_file is not None and self.export_file.resolve() == self.net_weight_file.resolve():
             raise UsageError(f"--export_file={self.export_file} is the weight file; give another name")
+        if self.export_format == CHECKPOINT:
+            unused = ("n_jobs", "data_input_folder", "data_dataset", "seq_features", "net_weights")
+            refuse_given(
+                self, unused, "means nothing to --export_format=checkpoint, which holds all weights as they are"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

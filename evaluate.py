@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from common.lineage import Overlap, Provenance
     from rsna_evaluation import Evaluation
-    from rsna_prediction import TrainedNetwork
 
 
 @command
@@ -35,7 +35,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
     from rsna_crossvalidation import is_cross_validation
-    from rsna_evaluation import PREDICTION_FILES, compare_views
+    from rsna_evaluation import PREDICTION_FILES, compare_views, labelled_rows
     from rsna_prediction import (
         CALIBRATION_FILE,
         compare_with_log,
@@ -47,23 +47,28 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         split_rows,
         write_calibration,
     )
+    from rsna_provenance import network_provenance
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
     if not (folder / "best.pt").is_file() and (folder / PREDICTION_FILES[0]).is_file():
         if config.data_dataset is not None and is_cross_validation(folder):
             return evaluate_folds(config, folder)
-        return evaluate_file(written_predictions(config, folder), "evaluation")
+        external = config.data_dataset is not None
+        return evaluate_file(written_predictions(config, folder), "evaluation", external=external)
     weight_file = folder / "best.pt"
     if not weight_file.is_file() and is_cross_validation(folder):
         raise UsageError(f"{folder}: the cross-validation is not finished; go on with: train.py --tr_resume={folder}")
     trained = load_asked(config, weight_file)
     views = load_views(trained, config)
     external = config.data_dataset is not None
-    rows = external_rows({weight_file: trained}, config) if external else split_rows(trained, "valid")
-    theirs = compared_with(config, rows.index)
+    dataset = dataset_folder_of(trained)
+    rows = labelled_rows(dataset) if external else split_rows(trained, "valid")
+    provenance = network_provenance(trained, weight_file, rows.index)
+    rows, found = unseen_rows(rows, provenance, dataset, str(weight_file), external)
+    theirs = compared_with(config, rows.index, dataset)
     name = f"evaluation_{config.data_dataset}" if external else "evaluation"
     frame, judged = predict_with_studies(trained, rows)
-    place = (rows, trained.prevalences, dataset_folder_of(trained), folder)
+    place = (rows, trained.prevalences, dataset, folder, found)
     if not external:
         write_calibration(trained, frame, judged, rows, folder / CALIBRATION_FILE)  # a sweep takes the table for all
     evaluation = report(config, frame, *place, name, theirs, judged)
@@ -80,49 +85,43 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
 
 def evaluate_folds(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
     """Evaluate the mean of a cross-validation's models on --data_dataset; return the table by label."""
-    from rsna_crossvalidation import finished_folds
-    from rsna_fold_models import load_fold_models, mean_by_folds
+    from rsna_evaluation import labelled_rows
+    from rsna_fold_models import folds_provenance, load_fold_models, mean_by_folds
     from rsna_prediction import dataset_folder_of
 
     if config.tta is not None:
         raise UsageError("--tta needs one model's experiment; predict.py --tta takes a cross-validation's folder")
     models = load_fold_models(config, folder, sequences=True, seq_features=config.seq_features)
-    files = {fold: folder / facts["weights"] for fold, facts in finished_folds(folder).items()}
-    rows = external_rows({files[fold]: model for fold, model in models.items()}, config)
-    theirs = compared_with(config, rows.index)
-    frame, judged, prevalences = mean_by_folds(config, models, rows)
     dataset = dataset_folder_of(next(iter(models.values())))
+    rows = labelled_rows(dataset)
+    provenance = folds_provenance(models, folder, rows.index)
+    rows, found = unseen_rows(rows, provenance, dataset, str(folder), external=True)
+    theirs = compared_with(config, rows.index, dataset)
+    frame, judged, prevalences = mean_by_folds(config, models, rows)
     print(f"mean of the models of {len(models)} folds")
     name = f"evaluation_{config.data_dataset}"
-    return report(config, frame, rows, prevalences, dataset, folder, name, theirs, judged).table
+    return report(config, frame, rows, prevalences, dataset, folder, found, name, theirs, judged).table
 
 
-def external_rows(networks: Mapping[Path, TrainedNetwork], config: EvaluateConfig) -> pd.DataFrame:
-    """Return the labelled images of --data_dataset without those of patients that a network was trained on.
+def unseen_rows(
+    rows: pd.DataFrame, provenance: Provenance, dataset: Path, source: str, external: bool
+) -> tuple[pd.DataFrame, Overlap]:
+    """Return the images that may judge the networks behind ``provenance``, and what is known of them.
 
-    ``networks``: by weight file. UsageError where no images are left.
+    Images that a network learnt from are left out where the question is ``external``, and refused where they should
+    be none; so is then a network that no longer tells what it learnt from.
     """
-    import numpy as np
+    from rsna_lineage import overlap, overlap_lines, refuse_seen
 
-    from common.checkpoint import load_checkpoint
-    from rsna_data import learnt_from, training_rows
-    from rsna_evaluation import labelled_rows
-    from rsna_prediction import dataset_folder_of
-
-    folder = dataset_folder_of(next(iter(networks.values())))
-    rows = labelled_rows(folder)
-    again = np.zeros(len(rows), dtype=bool)
-    for weight_file, trained in networks.items():
-        seen = training_rows(load_checkpoint(weight_file), trained.config.data_input_folder)
-        if seen is None:
-            print(f"{weight_file}: the images of its training are not here, so that its patients can't be left out")
-        else:
-            again |= learnt_from(rows, seen)
-    if again.all():
-        raise UsageError(f"--data_dataset={config.data_dataset}: the model was trained on all patients of {folder}")
-    if again.any():
-        print(f"{again.sum()} of {len(rows)} images are of patients that the model was trained on: left out")
-    return rows[~again]
+    found = overlap(provenance, dataset, rows.index)
+    if external and found.seen.all():
+        raise UsageError(f"--data_dataset={dataset.name}: {source} was trained on all patients of {dataset}")
+    if not external:
+        advice = "train it anew, or judge it on other data by --data_dataset"
+        refuse_seen(found, source, f"{dataset.name} that it would be judged by", advice)
+    for line in overlap_lines(found):
+        print(line)
+    return rows[~found.seen], found
 
 
 def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
@@ -145,21 +144,30 @@ def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
     )
 
 
-def evaluate_file(config: EvaluateConfig, name: str | None = None) -> pd.DataFrame:
-    """Evaluate the predictions of a file; the constant predictor knows the dataset's other labelled images, or all."""
+def evaluate_file(config: EvaluateConfig, name: str | None = None, *, external: bool = True) -> pd.DataFrame:
+    """Evaluate the predictions of a file; the constant predictor knows the dataset's other labelled images, or all.
+
+    Not ``external``: they are an experiment's, of the dataset that it was trained on.
+    """
     from rsna_dataset import LABELS, dataset_folder, read_predictions
     from rsna_evaluation import constant_basis, labelled_rows
+    from rsna_provenance import written_provenance
 
-    dataset = dataset_folder(config.data_input_folder or TrainConfig.data_input_folder, config.data_dataset)
+    place = config.data_input_folder or TrainConfig.data_input_folder
+    dataset = dataset_folder(place, config.data_dataset)
     frame, rows = read_predictions(config.eval_file), labelled_rows(dataset)
     known = frame.index.intersection(rows.index, sort=False)
     if known.empty:
         raise UsageError(f"{config.eval_file}: predicts none of the labelled images of {dataset}")
     print(f"{len(known)} of {len(frame)} predicted images have labels in {dataset}")
     prevalences = constant_basis(rows, known)[list(LABELS)].mean().to_numpy()
+    ids, provenance = written_provenance(config.eval_file, place)
+    provenance = provenance.rows(ids.get_indexer(known))
+    judged, found = unseen_rows(rows.loc[known], provenance, dataset, str(config.eval_file), external)
     name = name or f"{config.eval_file.stem}_evaluation"
-    place = (rows.loc[known], prevalences, dataset, config.eval_file.parent)
-    return report(config, frame.loc[known], *place, name, compared_with(config, known)).table
+    theirs = compared_with(config, judged.index, dataset)
+    where = (dataset, config.eval_file.parent)
+    return report(config, frame.loc[judged.index], judged, prevalences, *where, found, name, theirs).table
 
 
 def report(
@@ -169,11 +177,15 @@ def report(
     prevalences: np.ndarray,
     dataset: Path,
     folder: Path,
+    found: Overlap,
     name: str,
     theirs: pd.DataFrame | None,
     judged: pd.DataFrame | None = None,
 ) -> Evaluation:
-    """Evaluate, write files ``<name>…`` to ``folder``, print what was found and how it differs from ``theirs``."""
+    """Evaluate, write files ``<name>…`` to ``folder``, print what was found and how it differs from ``theirs``.
+
+    ``found`` tells what is known of the images that the networks learnt from, which the results say too.
+    """
     from common.files import write_csv
     from common.statistics import format_table
     from rsna_evaluation import (
@@ -184,9 +196,11 @@ def report(
         evaluate_predictions,
         write_evaluation,
     )
+    from rsna_lineage import overlap_lines
 
     described = described_images(dataset, config.eval_truth)
     evaluation = evaluate_predictions(frame, rows, prevalences, config.eval_draws, described, judged)
+    evaluation.document["lineage"] = found.document() | {"notes": overlap_lines(found)}
     path = write_evaluation(evaluation, folder, name)
     columns = ["log_loss", "constant_log_loss", "auroc", "average_precision", "positives", "images"]
     print(format_table(evaluation.table[columns]))
@@ -203,23 +217,33 @@ def report(
     return evaluation
 
 
-def compared_with(config: EvaluateConfig, ids: pd.Index) -> pd.DataFrame | None:
+def compared_with(config: EvaluateConfig, ids: pd.Index, dataset: Path) -> pd.DataFrame | None:
     """Return --eval_compare's predictions of ``ids``: of a file, or an experiment's of images it wasn't trained on.
 
-    Asked for first of all: what is wrong with them should be said before anything is predicted or written.
+    Asked for first of all: what is wrong with them should be said before anything is predicted or written. UsageError
+    where they are by networks that learnt from these images of ``dataset``.
     """
     if config.eval_compare is None:
         return None
     from common.experiment import experiment_folder
     from rsna_dataset import read_predictions
     from rsna_evaluation import experiment_predictions, matching_predictions
+    from rsna_lineage import overlap, overlap_lines, refuse_seen
+    from rsna_provenance import written_provenance
 
     path = Path(config.eval_compare)
     if path.suffix != ".csv":
         path = experiment_predictions(experiment_folder(config.output_dir, config.eval_compare, "--eval_compare"))
     if not path.is_file():
         raise UsageError(f"--eval_compare={config.eval_compare}: there is no {path}")
-    return matching_predictions(read_predictions(path), ids, config.eval_compare)
+    frame = matching_predictions(read_predictions(path), ids, config.eval_compare)
+    theirs, provenance = written_provenance(path, dataset.parent.parent)
+    found = overlap(provenance.rows(theirs.get_indexer(ids)), dataset, ids)
+    source = f"--eval_compare={config.eval_compare}"
+    refuse_seen(found, source, f"{dataset.name} that are compared", "compare predictions by networks that didn't")
+    for line in overlap_lines(found):
+        print(f"{source}: {line}")
+    return frame
 
 
 if __name__ == "__main__":

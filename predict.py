@@ -61,6 +61,7 @@ def predict_split(config: PredictConfig) -> Path:
     from common.evaluation.calibration import calibration_of
     from rsna_prediction import (
         asked_calibration,
+        dataset_folder_of,
         load_asked,
         load_views,
         output_path,
@@ -69,10 +70,15 @@ def predict_split(config: PredictConfig) -> Path:
         write_predictions,
         write_studies,
     )
+    from rsna_provenance import check_predicted, network_provenance, write_provenance
 
     trained = load_asked(config, config.net_weight_file, config.net_compute)
     rows = split_rows(trained, config.split)
     path = output_path(config, trained, config.net_weight_file.parent)
+    provenance = None
+    if config.split != "test":
+        provenance = network_provenance(trained, config.net_weight_file, rows.index)
+        check_predicted(provenance, dataset_folder_of(trained), rows.index, config)
     calibration = asked_calibration(config, config.net_weight_file, trained)
     frame, studies = predict_with_studies(trained, rows, load_views(trained, config))
     if calibration is not None:
@@ -81,6 +87,8 @@ def predict_split(config: PredictConfig) -> Path:
     if studies is not None:
         print(write_studies(studies, path))
     write_predictions(trained, frame, config.split, path)  # last: a sweep takes it for all
+    if provenance is not None:
+        write_provenance(path, provenance)
     return path
 
 

@@ -36,6 +36,7 @@ from common.experiment import (
 )
 from common.files import write_csv, write_json
 from common.foreign import read_json
+from common.lineage import Provenance
 from common.metrics import constant_predictor
 from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, read_record, write_status, write_value
 from common.resume import changed_options, check_place, read_options
@@ -43,7 +44,7 @@ from common.statistics import format_table
 from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from config import SEQUENCE, TrainConfig, parse_folds
-from rsna_data import check_starting_weights, select_rows
+from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
@@ -58,7 +59,9 @@ from rsna_dataset import (
 )
 from rsna_evaluation import PREDICTION_FILES, pooled_metrics
 from rsna_features import OUT_OF_FOLD
+from rsna_lineage import check_starting_weights
 from rsna_network import MONITOR
+from rsna_provenance import check_features_lineage, features_used, fold_provenance, write_provenance
 from rsna_report import CROSS_VALIDATION_FILE, conclude
 from rsna_sequence import features_parent, open_features, rows_with_features
 
@@ -125,6 +128,8 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str]) -> Path:
         )
     config, folder = joined_options(config, arguments)
     folds = read_folds(config)
+    if not config.tr_resume and folder is None:
+        check_lineages(config, folds)
     if config.cv_run is not None and config.cv_run not in [fold.number for fold in folds]:
         known = ", ".join(str(fold.number) for fold in folds)
         raise UsageError(f"--cv_run={config.cv_run}: the cross-validation has the folds {known}")
@@ -193,15 +198,20 @@ def read_folds(config: TrainConfig) -> list[Fold]:
     if config.net_kind == SEQUENCE:
         features = open_features(config, OUT_OF_FOLD)
         tables = {number: rows_with_features(rows, features) for number, rows in tables.items()}
-    for number, rows in tables.items():
-        weights = starting_weights(config.net_weight_file, number) if starts_from_folds(config) else None
-        check_starting_weights(
-            replace(config, data_fold=number, cv_run=None, net_weight_file=weights or config.net_weight_file), rows
-        )
     return [
         Fold(number, *(select_rows(rows, kind, config.dev_enabled) for kind in ("train", "valid")))
         for number, rows in tables.items()
     ]
+
+
+def check_lineages(config: TrainConfig, folds: Sequence[Fold]) -> None:
+    """Raise UsageError, before any fold is trained, where starting weights or features learnt from what validates."""
+    for fold in folds:
+        weights = starting_weights(config.net_weight_file, fold.number) if starts_from_folds(config) else None
+        own = replace(config, data_fold=fold.number, cv_run=None, net_weight_file=weights or config.net_weight_file)
+        check_starting_weights(own, fold.valid.index)
+    if config.net_kind == SEQUENCE:
+        check_features_lineage(config, pd.concat([fold.valid for fold in folds]).index)
 
 
 def check_disjoint(tables: Mapping[int, pd.DataFrame], paths: Mapping[int, Path], everything: bool) -> None:
@@ -371,9 +381,23 @@ def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
         "folds": facts,
     }
     write_csv(folder / PREDICTION_FILES[0], together, index=True)
+    provenance = oof_provenance(config, folds, folder)
+    write_provenance(folder / PREDICTION_FILES[0], provenance)
+    if provenance.unknown:
+        document["unknown_lineage"] = list(provenance.unknown)
     write_json(folder / CROSS_VALIDATION_FILE, document)
     write_value(folder, pooled, max(fact["iteration"] for fact in facts))  # for report and leaderboard
     return describe(document)
+
+
+def oof_provenance(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> Provenance:
+    """Return which networks made the out-of-fold predictions, in the folds' order, and what those learnt from."""
+    weights = {fold.number: folder / fold_name(fold.number) / BEST for fold in folds}
+    numbers = np.concatenate([np.full(len(fold.valid), fold.number) for fold in folds])
+    found = fold_provenance(weights, numbers, config.data_input_folder)
+    if config.net_kind != SEQUENCE:
+        return found
+    return found.beside(features_used(config, pd.concat([fold.valid for fold in folds]).index))
 
 
 def fold_result(folder: Path, fold: Fold) -> tuple[pd.DataFrame, dict[str, Any]]:

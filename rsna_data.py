@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,21 @@ from torch.utils.data import DataLoader
 
 from common import distributed
 from common.arguments import given_options
-from common.checkpoint import load_checkpoint
 from common.datasets.batch import finished_picture
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
-from common.errors import UsageError, UserError, WorkError
+from common.errors import UsageError, WorkError
 from common.hardware import training_loader_workers
 from common.metrics import constant_predictor
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
 from common.transforms.device import DevicePart, device_refusal
-from config import HOLDOUT, TrainConfig, Windows, parse_windows, refuse_given
+from config import TrainConfig, Windows, parse_windows, refuse_given
 from rsna_dataset import (
     DATASET_INFO,
     LABEL_WEIGHTS,
     LABELS,
     RSNADataset,
     dataset_folder,
-    fold_hash,
-    known_groups,
     read_dataset_info,
     read_fold,
     read_metadata,
@@ -70,7 +67,6 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     rows = read_fold(folder, config.data_dataset, config.data_fold)
     train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
-    check_starting_weights(config, rows)
     if config.tr_overfit:
         train_rows = valid_rows = overfit_rows(train_rows, config.tr_overfit, config.tr_batch_size)
     if len(train_rows) < config.tr_batch_size:
@@ -115,75 +111,6 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
     hashed = rows_hash(train_rows, valid_rows)
     return TrainingData(train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels, hashed)
-
-
-def check_starting_weights(config: TrainConfig, rows: pd.DataFrame) -> None:
-    """Raise UsageError where ``--net_weight_file`` was trained on patients who validate in the fold ``rows``.
-
-    Also where it was trained on a state of the same dataset that is gone, which can't be looked up. Files of other
-    programs, which don't say what they saw, and a file that is gone since, pass; so do networks of another dataset that
-    isn't here, with a warning.
-    """
-    path = config.net_weight_file
-    if path is None or not path.is_file():
-        return
-    try:
-        checkpoint = load_checkpoint(path)
-    except WorkError:
-        return
-    if checkpoint.get("data_hash") in fold_hashes(rows):
-        return
-    seen = training_rows(checkpoint, config.data_input_folder)
-    place = f"fold {config.data_fold} of {config.data_dataset}"
-    if seen is not None:
-        again = np.unique(known_groups(rows[(rows["sample_type"] == "valid") & learnt_from(rows, seen)]))
-        if len(again):
-            raise UsageError(
-                f"--net_weight_file={path}: was trained on {len(again)} of the patients who validate {place}; use the "
-                "network of the same fold (for a cross-validation the folder of another one), or weights of other data"
-            )
-    elif checkpoint["config"].get("data_dataset") == config.data_dataset:
-        raise UsageError(
-            f"--net_weight_file={path}: was trained on other images than those that {place} trains on, and may have "
-            "seen what validates; use the network of the same fold"
-        )
-    else:
-        logger.warning(
-            "%s: was trained on the dataset %s, which is not here; if that had patients of %s, the validation looks "
-            "better than it is",
-            path,
-            checkpoint["config"].get("data_dataset"),
-            config.data_dataset,
-        )
-
-
-def training_rows(checkpoint: Mapping[str, Any], input_folder: Path) -> pd.DataFrame | None:
-    """Return the images that a checkpoint's network was trained on, as :func:`rsna_dataset.read_fold`.
-
-    Its dataset is looked for where the training had it and in ``input_folder``; None where it is not there, or its
-    fold is another one than that of the training.
-    """
-    place = checkpoint["config"]
-    dataset, fold = str(place.get("data_dataset")), str(place.get("data_fold"))
-    for folder in (Path(place.get("data_input_folder", input_folder)), input_folder):
-        try:
-            rows = read_fold(dataset_folder(folder, dataset), dataset, fold if fold == HOLDOUT else int(fold))
-        except (UserError, ValueError):
-            continue
-        if checkpoint.get("data_hash") in fold_hashes(rows):
-            return rows[rows["sample_type"] == "train"]
-    return None
-
-
-def fold_hashes(rows: pd.DataFrame) -> set[str]:
-    """Return the hashes that runs on a fold may have: of all its images, and of those of a rehearsal."""
-    return {fold_hash(rows), rows_hash(*(select_rows(rows, split, True) for split in ("train", "valid")))}
-
-
-def learnt_from(rows: pd.DataFrame, seen: pd.DataFrame) -> np.ndarray:
-    """Say of each of ``rows`` whether its patient stands among ``seen``, of unknown patients whether the image does."""
-    own, theirs = (part["patient_id"].where(part["patient_id"] != "", part.index.to_series()) for part in (rows, seen))
-    return np.isin(own.to_numpy(dtype=str), theirs.to_numpy(dtype=str))
 
 
 def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.device) -> Pipeline | DevicePart:

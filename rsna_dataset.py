@@ -642,6 +642,21 @@ def known_groups(rows: pd.DataFrame) -> np.ndarray:
     return np.asarray(groups).astype(str)
 
 
+def read_identities(folder: Path) -> pd.DataFrame:
+    """Return whose each image of a dataset is: index ``id``, :data:`IDENTITY_COLUMNS`, and ``picture``.
+
+    ``picture`` is the hash of the picture as scanned, "" for one that links nobody. Where each study stands for a
+    patient (--pre_group=study) there are no patients. Errors as :func:`read_dataset_info`.
+    """
+    group = read_dataset_info(folder).get("options", {}).get("pre_group", "patient")
+    types = dict.fromkeys(("id", "patient_id", "study_id"), str)
+    rows = _read_table(folder / METADATA_FILE, types, PICTURE_COLUMNS | {"group_id": str})
+    images = identities_of(rows, group)
+    groups = rows["group_id"] if "group_id" in rows else group_images(images)
+    found = {"patient_id": images.patients, "study_id": images.studies, "group_id": groups, "picture": images.pictures}
+    return pd.DataFrame(found, index=rows.index)
+
+
 def identities_of(rows: pd.DataFrame, group: str = "patient") -> Identities:
     """Return whose the images of a table (index: their ids) are, from what it has of the metadata's columns.
 

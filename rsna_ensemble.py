@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from common.evaluation.calibration import MAPS, Map
 from common.evaluation.resampling import PatientBootstrap, interval, verdict
 from common.experiment import experiment_folder, experiment_options
 from common.files import check_output, write_csv, write_json
+from common.lineage import Overlap, Provenance
 from common.metrics import binary_log_losses, normalized_weights
 from common.reports.record import write_value
+from common.resume import read_options
 from common.statistics import format_table, label_table, member_table
-from config import EnsembleConfig
+from config import EnsembleConfig, TrainConfig
 from rsna_dataset import (
+    DATASET_INFO,
     IDENTITY_COLUMNS,
     LABEL_WEIGHTS,
     LABELS,
@@ -51,6 +55,8 @@ from rsna_evaluation import (
     records,
     write_evaluation,
 )
+from rsna_lineage import overlap, overlap_lines, refuse_seen
+from rsna_provenance import write_provenance, written_provenance
 from rsna_report import put_together
 
 logger = logging.getLogger(__name__)
@@ -69,7 +75,8 @@ class Members:
     ``predictions``: frames of the same rows, aligned; ``files``: where each was read. ``labels``: of some of these rows
     and others, with patient_id, study_id and group_id where they are known, from ``label_source``; None where no labels
     are known. ``described``: the dataset's metadata, for strata. ``submissions``: the members' files for the test set,
-    where all have one.
+    where all have one. ``provenance``: which networks made each row of the predictions; ``seen``: what is known of the
+    labelled images that these learnt from, None without a dataset.
     """
 
     predictions: dict[str, pd.DataFrame]
@@ -78,12 +85,27 @@ class Members:
     label_source: Path | None
     described: pd.DataFrame | None
     submissions: dict[str, Path]
+    provenance: dict[str, Provenance]
+    seen: Overlap | None = None
 
     @property
     def known(self) -> pd.Index:
         """The predicted images that have labels, in the first member's order."""
         rows = next(iter(self.predictions.values())).index
         return rows[:0] if self.labels is None else rows.intersection(self.labels.index, sort=False)
+
+    @property
+    def together(self) -> Provenance:
+        """Which networks made each row of the ensemble."""
+        return reduce(Provenance.beside, self.provenance.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What the ensemble has to say of what its members' networks learnt from."""
+        if self.seen is not None:
+            return overlap_lines(self.seen)
+        unknown = self.together.unknown
+        return [f"unknown lineage: {', '.join(unknown)}"] if unknown else []
 
     @property
     def all_submissions(self) -> bool:
@@ -132,9 +154,37 @@ def read_members(config: EnsembleConfig) -> Members:
     missing = [name for name in config.members if name not in folders or not submissions[name].is_file()]
     if folders and missing:
         logger.warning("no submission is written: %s has none (predict.py --split=test makes it)", ", ".join(missing))
-    members = Members(predictions, files, labels, source, described, {} if missing else submissions)
+    ids = next(iter(predictions.values())).index
+    provenance = {name: member_provenance(file, ids) for name, file in files.items()}
+    members = Members(predictions, files, labels, source, described, {} if missing else submissions, provenance)
     check_labels(config, members)
-    return members
+    return replace(members, seen=check_lineage(members))
+
+
+def member_provenance(file: Path, ids: pd.Index) -> Provenance:
+    """Return which networks made a member's predictions of ``ids``."""
+    try:
+        place = Path(read_options(file.parent)["data_input_folder"])
+    except (WorkError, KeyError):
+        place = TrainConfig.data_input_folder
+    own, provenance = written_provenance(file, place)
+    return provenance.rows(own.get_indexer(ids))
+
+
+def check_lineage(members: Members) -> Overlap | None:
+    """Return what is known of the labelled images that the members' networks learnt from; None without a dataset.
+
+    Raises UsageError where a member learnt from images that judge the ensemble.
+    """
+    folder = None if members.label_source is None else members.label_source.parent
+    if folder is None or not (folder / METADATA_FILE).is_file() or not (folder / DATASET_INFO).is_file():
+        return None
+    places = next(iter(members.predictions.values())).index.get_indexer(members.known)
+    what, advice = f"{folder.name} that judge the ensemble", "give predictions of images that it was not trained on"
+    for name, provenance in members.provenance.items():
+        found = overlap(provenance.rows(places), folder, members.known)
+        refuse_seen(found, str(members.files[name]), what, advice)
+    return overlap(members.together.rows(places), folder, members.known)
 
 
 def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
@@ -370,6 +420,8 @@ def write_parts(config: EnsembleConfig, members: Members, ensemble: Ensemble, fo
     if len(members.known):
         known = ensemble.predictions.loc[members.known]
         write_csv(folder / PREDICTION_FILES[0], known, index=True)
+        places = ensemble.predictions.index.get_indexer(members.known)
+        write_provenance(folder / PREDICTION_FILES[0], members.together.rows(places))
         write_value(folder, pooled_metrics(known, members.labels.loc[members.known]))
     if members.submissions:
         frames = {name: read_predictions(file) for name, file in members.submissions.items()}
@@ -380,6 +432,8 @@ def write_parts(config: EnsembleConfig, members: Members, ensemble: Ensemble, fo
         name = "submission.csv" if members.all_submissions else "predictions.csv"
         write_one_file(members, ensemble, folder / name)
     if ensemble.evaluation is not None:
+        if members.seen is not None:
+            ensemble.evaluation.document["lineage"] = members.seen.document() | {"notes": members.notes}
         write_evaluation(ensemble.evaluation, folder)
     write_json(folder / "ensemble.json", ensemble_document(config, members, ensemble))
 
@@ -416,6 +470,7 @@ def ensemble_document(config: EnsembleConfig, members: Members, ensemble: Ensemb
             for name, weight in zip(names, ensemble.weights.tolist(), strict=True)
         ],
         "correlations_of_logits": records(ensemble.correlations.reset_index(drop=True)),
+        "unknown_lineage": list(members.together.unknown),
     }
     if ensemble.scores is not None:
         document["log_loss"] = records(ensemble.scores.reset_index(names="name"))
@@ -452,5 +507,6 @@ def describe_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemb
     if ensemble.evaluation is not None:
         lines += [describe(ensemble.evaluation), ""]
     kind = config.ens_method if config.ens_power is None else f"{config.ens_method} {config.ens_power:g}"
+    lines += members.notes
     lines.append(f"{kind} of {len(members.predictions)} members, {len(ensemble.predictions)} rows:")
     return "\n".join(lines)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import timm
@@ -34,6 +35,7 @@ from common.experiment import (
 )
 from common.files import remove_temporaries, write_csv, write_text
 from common.hardware import check_graphs, select_amp_dtype
+from common.lineage import Lineage
 from common.losses import build_loss
 from common.models.facts import measure_model
 from common.models.sequence import sequence_settings
@@ -56,8 +58,10 @@ from rsna_dataset import (
     image_settings,
     read_dataset_info,
 )
+from rsna_lineage import training_lineage
 from rsna_model import build_architecture, computed_by, model_name, quickest_way
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
+from rsna_provenance import check_features_lineage
 from rsna_report import conclude
 from rsna_sequence import build_sequences, sequence_options
 from rsna_whole_series import build_studies
@@ -65,11 +69,25 @@ from rsna_whole_series import build_studies
 logger = logging.getLogger(__name__)
 
 
-def build_training_data(config: TrainConfig, device: torch.device) -> TrainingData:
-    """Build the data that the configured kind of network is trained on; see the three functions."""
+def build_training_data(
+    config: TrainConfig, device: torch.device, resumed: Mapping[str, Any] | None = None
+) -> tuple[TrainingData, Lineage | None]:
+    """Build the data that the configured kind of network is trained on, and what the network will have learnt from.
+
+    See the three functions, and :func:`rsna_lineage.training_lineage`. UsageError also where features were made by
+    networks that learnt from their images.
+    """
     if config.net_kind == SEQUENCE:
-        return build_sequences(config)
-    return (build_studies if config.net_kind == STUDY else build_data)(config, device)
+        data = build_sequences(config)
+    else:
+        data = (build_studies if config.net_kind == STUDY else build_data)(config, device)
+    train_ids, valid_ids = data.train_loader.dataset.image_ids, data.valid_loader.dataset.image_ids
+    if config.net_kind == SEQUENCE and resumed is None:
+        check_features_lineage(config, pd.Index(train_ids).append(pd.Index(valid_ids)))
+    lineage = training_lineage(config, train_ids, valid_ids, resumed)
+    if lineage is not None and lineage.unknown:
+        distributed.tell([f"unknown lineage: {', '.join(lineage.unknown)}; results of this network will say so"])
+    return data, lineage
 
 
 def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
@@ -217,8 +235,12 @@ def build_network(
     device: torch.device,
     amp_dtype: torch.dtype | None,
     tracker: Tracker,
+    lineage: Lineage | None,
 ) -> RSNANetwork:
-    """Join data, model, optimizer, schedule and callbacks to a network that is ready to fit."""
+    """Join data, model, optimizer, schedule and callbacks to a network that is ready to fit.
+
+    ``lineage`` is what its checkpoints say that it learnt from.
+    """
     if config.tr_sync_bn:
         model = distributed.synchronized_norms(model)
     optimizer, schedule = build_optimization(config, model.to(device))
@@ -230,7 +252,7 @@ def build_network(
         iteration_num=config.tr_iteration_num,
         iteration_valid=config.tr_iteration_valid,
         accumulation_step=config.tr_accumulation_step,
-        callbacks=build_callbacks(config, experiment, data, tracker),
+        callbacks=build_callbacks(config, experiment, data, tracker, lineage),
         monitor=MONITOR,
         clip_norm=config.tr_clip_norm,
         nonfinite=config.tr_nonfinite,
@@ -258,7 +280,7 @@ def build_weight_averages(config: TrainConfig, model: nn.Module) -> dict[str, Av
 
 
 def build_callbacks(
-    config: TrainConfig, experiment: Experiment, data: TrainingData, tracker: Tracker
+    config: TrainConfig, experiment: Experiment, data: TrainingData, tracker: Tracker, lineage: Lineage | None
 ) -> Sequence[Callback]:
     """Return the callbacks of a run, in the order of their calls."""
 
@@ -273,6 +295,8 @@ def build_callbacks(
         "data_hash": data.hash,
         "images": image_settings(read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))),
     }
+    if lineage is not None:
+        description["lineage"] = lineage.state()
     telemetry = Telemetry()
     metric_logger = MetricLogger(tracker, config.tr_iteration_log, telemetry)
     listeners: list[Callback] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.arguments import to_dict
+from common.checkpoint import DESCRIPTIVE_KEYS, load_checkpoint, save_checkpoint
 from common.datasets.sequences import (
     PictureSample,
     PictureSeries,
@@ -23,13 +25,15 @@ from common.datasets.sequences import (
 )
 from common.errors import UsageError
 from common.files import check_output
+from common.lineage import Lineage
 from common.models.exporting import FORMATS, export_model
 from common.models.sequence_layers import ForExport, in_series
 from common.models.study_layers import StudyForExport
 from common.reports.page import NOTICE
-from config import SEQUENCE, STUDY, ExportConfig
+from config import CHECKPOINT, SEQUENCE, STUDY, ExportConfig
 from rsna_dataset import LABELS, RSNADataset, read_metadata
 from rsna_features import OUT_OF_FOLD
+from rsna_lineage import checkpoint_lineage
 from rsna_model import model_name
 from rsna_network import SEQUENCE_INPUTS
 from rsna_prediction import TrainedNetwork, check_features, dataset_folder_of, load_asked
@@ -42,19 +46,66 @@ LOGITS = "logits; a probability is 1 / (1 + exp(-logit))"
 
 def export_network(config: ExportConfig) -> Path:
     """Write the network of a weight file in another form; return the file."""
+    if config.export_format == CHECKPOINT:
+        return export_checkpoint(config)
     path = config.export_file or config.net_weight_file.with_suffix(FORMATS[config.export_format].suffix)
     trained = load_asked(config, config.net_weight_file)
     check_output("export_file", path)
     export = export_over_series if trained.config.net_kind in EXPORTED_SERIES else export_slice_network
-    print(f"{FORMATS[config.export_format].summary}: {export(trained, path, config.export_format)}")
-    print(NOTICE)
+    lineage = known_lineage(config)
+    print(f"{FORMATS[config.export_format].summary}: {export(trained, path, config.export_format, lineage)}")
+    print(f"{lineage_line(lineage)}\n{NOTICE}")
     return path
 
 
-def export_slice_network(trained: TrainedNetwork, path: Path, file_format: str) -> str:
+def export_checkpoint(config: ExportConfig) -> Path:
+    """Write the weights with all that predicting needs, and no state of a run, for this program elsewhere."""
+    path = config.export_file or config.net_weight_file.with_name(f"{config.net_weight_file.stem}_shared.pt")
+    checkpoint = load_checkpoint(config.net_weight_file)
+    lineage = known_lineage(config)
+    check_output("export_file", path)
+    kept = {key: value for key, value in checkpoint.items() if key in DESCRIPTIVE_KEYS and key != "lineage"}
+    save_checkpoint(path, kept if lineage is None else kept | {"lineage": lineage.state()})
+    print(f"weights for this program\n{lineage_line(lineage)}\n{NOTICE}")
+    return path
+
+
+def known_lineage(config: ExportConfig) -> Lineage | None:
+    """Return what the network learnt from where the file shall say it and anybody knows it."""
+    if not config.lineage:
+        return None
+    checkpoint = load_checkpoint(config.net_weight_file)
+    place = config.data_input_folder or Path(str(checkpoint["config"].get("data_input_folder", "input")))
+    lineage = checkpoint_lineage(checkpoint, str(config.net_weight_file), place)
+    return None if lineage.lost else lineage
+
+
+def lineage_line(lineage: Lineage | None) -> str:
+    """Say whether the file tells what the network learnt from."""
+    if lineage is None:
+        return "without lineage: the file doesn't say what it learnt from, and can't be kept from being judged by that"
+    return (
+        f"with lineage: hashes of {len(lineage.pictures)} pictures that it learnt from; whoever has the file and a "
+        "scan can tell whether the scan is among them (--lineage=0 leaves it out)"
+    )
+
+
+def plain_lineage(lineage: Lineage | None) -> dict[str, Any]:
+    """Return a lineage in JSON's types: sorted unsigned 64-bit numbers, little endian, as base64; none: nothing."""
+    if lineage is None:
+        return {}
+
+    def text(values: np.ndarray) -> str:
+        return base64.b64encode(values.astype("<u8").tobytes()).decode("ascii")
+
+    names = {key: text(values) for key, values in lineage.names.items()}
+    return {"lineage": {"pictures": text(lineage.pictures), "names": names, "unknown": list(lineage.unknown)}}
+
+
+def export_slice_network(trained: TrainedNetwork, path: Path, file_format: str, lineage: Lineage | None) -> str:
     """Write a network of pictures, checked on some of the dataset's; return what it takes and how near it is."""
     pictures = real_pictures(trained)
-    metadata = export_metadata(trained, tuple(pictures.shape[1:]))
+    metadata = export_metadata(trained, tuple(pictures.shape[1:])) | plain_lineage(lineage)
     difference = export_model(trained.network.model, {"image": pictures}, path, file_format, metadata)
     shape = " x ".join(map(str, pictures.shape[1:]))
     return (
@@ -79,7 +130,7 @@ class ExportedSeries:
     checked_on: int
 
 
-def export_over_series(trained: TrainedNetwork, path: Path, file_format: str) -> str:
+def export_over_series(trained: TrainedNetwork, path: Path, file_format: str, lineage: Lineage | None) -> str:
     """Write a network over series, checked on some of the dataset's; return what it takes and how near it is.
 
     Raises UsageError where the dataset has no two series of different lengths.
@@ -92,7 +143,7 @@ def export_over_series(trained: TrainedNetwork, path: Path, file_format: str) ->
         together,
         path,
         file_format,
-        kind.metadata(trained, together),
+        kind.metadata(trained, together) | plain_lineage(lineage),
         {name: {0: "batch", 1: "slices"} for name in together},
         ("slice_logits", "study_logits"),
         [kind.inputs([one]) for one in series],

@@ -1,9 +1,9 @@
 """Slice embeddings on disk: what each model of a cross-validation says of images that it was not trained on.
 
 A folder of features has ``features.npy`` float16 (N, F), ``logits.npy`` float32 (N, 6), ``rows.csv`` (id, fold; N rows
-in the arrays' order, fold -1 where no fold has the image) and ``features.json``, which is written last. Models of a
-second stage take these alone: embeddings of images that the network was trained on promise a certainty that it hasn't
-on others.
+in the arrays' order, fold -1 where no fold has the image), ``lineage.npz`` (what the networks learnt from, by row) and
+``features.json`` with the others' hashes, which is written last. Models of a second stage take these alone: embeddings
+of images that the network was trained on promise a certainty that it hasn't on others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import xxhash
 
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_csv, write_json
 from common.foreign import read_json
+from common.lineage import Lineage, Provenance
 from rsna_dataset import LABELS, fold_hash, fold_path, list_some, read_dataset_info, read_fold
 
 FORMAT_VERSION = 1
@@ -28,6 +30,8 @@ OUT_OF_FOLD, TEST = "out_of_fold", "test"
 FOLDERS = {OUT_OF_FOLD: "features/train", TEST: "features/test"}  # in a cross-validation's
 NO_FOLD = -1
 FEATURES_FILE, LOGITS_FILE, ROWS_FILE, INFO_FILE = "features.npy", "logits.npy", "rows.csv", "features.json"
+LINEAGE_FILE = "lineage.npz"
+HASHED_ROWS = 2**14
 HOW = "python predict.py --net_weight_file=<a cross-validation's folder> --features=1 makes them"
 
 
@@ -60,17 +64,24 @@ class Block:
 
 
 def write_features(
-    folder: Path, blocks: Iterable[Block], count: int, num_features: int, document: Mapping[str, Any]
+    folder: Path,
+    blocks: Iterable[Block],
+    count: int,
+    num_features: int,
+    document: Mapping[str, Any],
+    lineages: Mapping[int, Lineage] | None = None,
 ) -> Path:
     """Write ``count`` rows that come in blocks, whole or not at all, never holding more than one; return the folder.
 
-    ``document`` is features.json without its format and size. Raises WorkError for another number of rows, an image
-    twice, or values that float16 can't hold.
+    ``document`` is features.json without its format, size and the files' hashes. ``lineages``: what the networks of
+    each fold learnt from, where that is known; images of :data:`NO_FOLD` were seen by all of them. Raises WorkError
+    for another number of rows, an image twice, or values that float16 can't hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INFO_FILE).unlink(missing_ok=True)  # without it what a killed writer leaves is not read
     ids: list[str] = []
     folds: list[int] = []
+    digests = {FEATURES_FILE: xxhash.xxh3_128(), LOGITS_FILE: xxhash.xxh3_128()}
     with ExitStack() as stack:
         # Plain writes, since a memory map on a full disk ends the process.
         paths = [stack.enter_context(atomic_path(folder / name)) for name in (FEATURES_FILE, LOGITS_FILE)]
@@ -81,18 +92,43 @@ def write_features(
             features = _stored(block, folder)
             if features.shape != (len(block.ids), num_features) or block.logits.shape != (len(block.ids), len(LABELS)):
                 raise WorkError(f"{folder}: {features.shape[1]} features for an image where {num_features} are due")
-            files[0].write(features.tobytes())
-            files[1].write(np.ascontiguousarray(block.logits, dtype=np.float32).tobytes())
+            logits = np.ascontiguousarray(block.logits, dtype=np.float32)
+            for file, digest, part in zip(files, digests.values(), (features, logits), strict=True):
+                file.write(part.tobytes())
+                digest.update(part.tobytes())
             ids += block.ids
             folds += [block.fold] * len(block.ids)
         if len(ids) != count or len(set(ids)) != count:
             raise WorkError(f"{folder}: {len(set(ids))} different images came where {count} were due")
     write_csv(folder / ROWS_FILE, pd.DataFrame({"id": ids, "fold": folds}))
-    write_json(
-        folder / INFO_FILE,
-        {"format_version": FORMAT_VERSION, **document, "images": count, "num_features": num_features},
-    )
+    (folder / LINEAGE_FILE).unlink(missing_ok=True)
+    if lineages is not None:
+        used = np.array([[fold in (NO_FOLD, number) for number in lineages] for fold in folds], dtype=bool)
+        Provenance(tuple(lineages.values()), used).write(folder / LINEAGE_FILE, (folder / ROWS_FILE).read_bytes())
+    hashes = {name: digest.hexdigest() for name, digest in digests.items()}
+    hashes[ROWS_FILE] = xxhash.xxh3_128_hexdigest((folder / ROWS_FILE).read_bytes())
+    size = {"images": count, "num_features": num_features}
+    write_json(folder / INFO_FILE, {"format_version": FORMAT_VERSION, **document, **size, "hashes": hashes})
     return folder
+
+
+def _check_hashes(folder: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where a file is another than the one that was written; earlier versions kept no hashes.
+
+    Rows in another order than their arrays would give each image another one's features.
+    """
+    known = document.get("hashes")
+    if known is None:
+        return
+    found = {ROWS_FILE: xxhash.xxh3_128_hexdigest((folder / ROWS_FILE).read_bytes())}
+    for name, array in arrays.items():
+        digest = xxhash.xxh3_128()
+        for start in range(0, len(array), HASHED_ROWS):
+            digest.update(np.ascontiguousarray(array[start : start + HASHED_ROWS]))
+        found[name] = digest.hexdigest()
+    for name, value in found.items():
+        if known[name] != value:
+            raise ValueError(f"{name} changed since it was written, and its rows need not be those of the others")
 
 
 def _write_header(file: IO[bytes], dtype: Any, shape: tuple[int, int]) -> None:
@@ -149,7 +185,8 @@ def read_features(folder: Path, dataset: Path, kind: str = OUT_OF_FOLD) -> Featu
         for array, (shape, dtype) in zip((features, logits), forms.values(), strict=True):
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{array.dtype} {array.shape} where {np.dtype(dtype)} {shape} is due")
-    except (OSError, ValueError, KeyError) as error:
+        _check_hashes(folder, document, {FEATURES_FILE: features, LOGITS_FILE: logits})
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkError(f"{folder}: damaged ({' '.join(str(error).split())}); {HOW}") from None
     if kind == OUT_OF_FOLD:
         _check_folds(folder, dataset, rows, document["folds"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_json
 from common.foreign import read_json
 from common.hardware import loader_workers
+from common.lineage import Lineage, Provenance
 from common.models.embedding import head_input
 from common.networks.arrival import arrived
 from common.networks.network import evaluation_mode
@@ -37,6 +39,7 @@ from rsna_crossvalidation import Fold, finished_folds, read_folds
 from rsna_data import build_loader, place_transform, select_rows
 from rsna_dataset import dataset_folder, known_groups, read_dataset_info, read_fold, read_metadata, rows_hash
 from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
+from rsna_lineage import weights_lineage
 from rsna_model import way_of
 from rsna_network import RSNANetwork
 from rsna_prediction import (
@@ -52,6 +55,7 @@ from rsna_prediction import (
     write_predictions,
     write_studies,
 )
+from rsna_provenance import check_predicted, network_provenance, write_provenance
 
 ANCHORS = 8192
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, as shares of the features' mean variance
@@ -99,11 +103,25 @@ def predict_by_folds(config: PredictConfig) -> Path:
     first = next(iter(models.values()))
     rows = split_rows(first, config.split)
     path = output_path(config, first, config.net_weight_file)
+    provenance = folds_provenance(models, config.net_weight_file, rows.index) if config.split != "test" else None
+    if provenance is not None:
+        check_predicted(provenance, dataset_folder_of(first), rows.index, config)
     together, studies, prevalences = mean_by_folds(config, models, rows)
     if studies is not None:
         print(write_studies(studies, path))
-    write_predictions(replace(first, prevalences=prevalences), together, config.split, path)  # last, as in predict.py
+    write_predictions(replace(first, prevalences=prevalences), together, config.split, path)
+    if provenance is not None:
+        write_provenance(path, provenance)
     return path
+
+
+def folds_provenance(models: Mapping[int, TrainedNetwork], folder: Path, ids: pd.Index) -> Provenance:
+    """Return what made the mean of a cross-validation's models' predictions of images that are in none of its folds."""
+    facts = finished_folds(folder)
+    parts = [
+        network_provenance(model, folder / facts[fold]["weights"], ids, of_test=False) for fold, model in models.items()
+    ]
+    return reduce(Provenance.beside, parts)
 
 
 def several_models(folder: Path) -> UsageError:
@@ -219,8 +237,10 @@ def write_all_features(config: PredictConfig) -> Path:
                 yield Block(ids, alignments[number](features), logits, number)
 
     count = sum(len(fold.valid) for fold in folds.values())
-    write_features(parent / FOLDERS[OUT_OF_FOLD], held_out(), count, width, {"kind": OUT_OF_FOLD, **document})
-    write_test_features(parent, folder, models, alignments, document)
+    place = models[next(iter(folds))].config.data_input_folder
+    lineages = {number: weights_lineage(parent / trained[number]["weights"], place) for number in folds}
+    write_features(parent / FOLDERS[OUT_OF_FOLD], held_out(), count, width, {"kind": OUT_OF_FOLD, **document}, lineages)
+    write_test_features(parent, folder, models, alignments, document, lineages)
     return parent / "features"
 
 
@@ -239,13 +259,15 @@ def write_test_features(
     models: Mapping[Key, TrainedNetwork],
     alignments: Mapping[Key, Alignment],
     document: Mapping[str, Any],
+    lineages: Mapping[int, Lineage],
 ) -> None:
-    """Write features/test, the mean of ``models``, where the dataset has test images."""
+    """Write features/test, the mean of ``models`` with ``lineages``, where the dataset has test images."""
     metadata = read_metadata(dataset)
     test = metadata[metadata["split"] == "test"]
     if len(test):
         blocks = mean_blocks(models, alignments, test)
-        write_features(parent / FOLDERS[TEST], blocks, len(test), first_width(alignments), {"kind": TEST, **document})
+        width = first_width(alignments)
+        write_features(parent / FOLDERS[TEST], blocks, len(test), width, {"kind": TEST, **document}, lineages)
 
 
 def write_refit_features(config: PredictConfig) -> Path:
@@ -279,21 +301,26 @@ def write_refit_features(config: PredictConfig) -> Path:
     }
     write_json(parent / "features" / REFIT_INFO, facts)
     common = {name: document[name] for name in ("dataset", "dataset_hash", "folds", "space", "alignment_sha256")}
-    write_test_features(parent, dataset, {REFIT: refit}, {REFIT: alignment}, common | {"refit": facts})
+    lineages = {0: weights_lineage(refit_file(config.feature_refit), refit.config.data_input_folder)}
+    write_test_features(parent, dataset, {REFIT: refit}, {REFIT: alignment}, common | {"refit": facts}, lineages)
     return parent / "features"
 
 
 def load_refit(config: PredictConfig) -> TrainedNetwork:
     """Load the network of ``--feature_refit``; UsageError for one that was not trained on all folds."""
     path = config.feature_refit
-    file = path / BEST if path.is_dir() else path
-    refit = load_network(file, weights=config.net_weights, compute=config.net_compute, **place_of(config))
+    refit = load_network(refit_file(path), weights=config.net_weights, compute=config.net_compute, **place_of(config))
     if refit.config.data_fold != HOLDOUT:
         raise UsageError(
             f"--feature_refit={path}: was trained with --data_fold={refit.config.data_fold}; it takes a "
             "network that saw the images of all folds: train.py --data_fold=holdout"
         )
     return refit
+
+
+def refit_file(path: Path) -> Path:
+    """Return the weight file that ``--feature_refit`` names, itself or by its experiment's folder."""
+    return path / BEST if path.is_dir() else path
 
 
 def check_refit(config: PredictConfig, refit: TrainedNetwork, dataset: Path, folds: Mapping[int, Fold]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from common.ensembling import align, clipped_logits
 from common.errors import UsageError, WorkError
 from common.experiment import experiment_folder
 from common.files import write_csv, write_json
+from common.lineage import Provenance
 from common.metrics import binary_log_losses
 from common.reports.record import write_value
 from common.resume import read_options
@@ -47,6 +49,8 @@ from rsna_evaluation import (
     pooled_metrics,
     write_evaluation,
 )
+from rsna_lineage import learnt_from, overlap, overlap_lines, refuse_seen
+from rsna_provenance import write_provenance, written_provenance
 from rsna_report import put_together
 
 LEVEL_ROW = "second level"
@@ -68,6 +72,7 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
     frames = {
         name: matching_predictions(read_predictions(file), labelled.index, str(file)) for name, file in files.items()
     }
+    provenance = check_members(files, dataset, options.data_input_folder, labelled.index)
     known = neighbour_table(frames, metadata, labelled.index, config.level_neighbours)
     parts = {
         fold.number: fit_predict(config, known.drop(index=fold.valid.index), labelled, known.loc[fold.valid.index])
@@ -84,8 +89,11 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
     scored = {name: frame.loc[labelled.index].to_numpy() for name, frame in frames.items()}
     table = member_table(scored | {LEVEL_ROW: predictions.to_numpy()}, targets, LABELS, LABEL_WEIGHTS, prevalences)
     evaluation = evaluate_predictions(predictions, labelled, prevalences, config.level_draws, metadata)
+    found = overlap(provenance, dataset, labelled.index)
+    evaluation.document["lineage"] = found.document() | {"notes": overlap_lines(found)}
     with put_together(config.output_dir, config.experiment_id, written, typed) as folder:
         write_csv(folder / PREDICTION_FILES[0], predictions, index=True)
+        write_provenance(folder / PREDICTION_FILES[0], provenance.beside(trees_provenance(dataset, folds, labelled)))
         if submission is not None:
             sample = next(iter(submissions.values()))
             write_submission(submission, sample, folder / "submission.csv")
@@ -96,12 +104,32 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
             {
                 "members": {name: str(member / PREDICTION_FILES[0]) for name, member in members.items()},
                 "images": len(known),
+                "unknown_lineage": list(provenance.unknown),
                 "trees": {str(number): counts for number, (_, counts) in parts.items()},
             },
         )
         write_value(folder, pooled_metrics(predictions, labelled))
-    print(f"{format_table(table)}\n\n{describe(evaluation)}\n{folder}")
+    print("\n".join([f"{format_table(table)}\n\n{describe(evaluation)}", *overlap_lines(found), str(folder)]))
     return folder
+
+
+def check_members(files: Mapping[str, Path], dataset: Path, input_folder: Path, ids: pd.Index) -> Provenance:
+    """Return which networks made the members' predictions of ``ids``; UsageError where one learnt from these images."""
+    parts = []
+    for file in files.values():
+        own, provenance = written_provenance(file, input_folder)
+        parts.append(provenance.rows(own.get_indexer(ids)))
+        found = overlap(parts[-1], dataset, ids)
+        what = f"{dataset.name} that are learnt from"
+        refuse_seen(found, str(file), what, "members must be out-of-fold predictions; cross-validate it anew")
+    return reduce(Provenance.beside, parts)
+
+
+def trees_provenance(dataset: Path, folds: Sequence[Fold], labelled: pd.DataFrame) -> Provenance:
+    """Return what the trees that predict each fold learnt from: the images of the other folds."""
+    lineages = [learnt_from(dataset, labelled.index.difference(fold.valid.index)) for fold in folds]
+    used = np.stack([labelled.index.isin(fold.valid.index) for fold in folds], axis=1)
+    return Provenance(tuple(lineages), used)
 
 
 def common_folds(members: Mapping[str, Path]) -> tuple[TrainConfig, list[Fold]]:

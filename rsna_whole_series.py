@@ -17,7 +17,6 @@ from config import TrainConfig
 from rsna_data import (
     Placed,
     TrainingData,
-    check_starting_weights,
     check_transform_device,
     check_trial_images,
     load_pipelines,
@@ -30,15 +29,11 @@ from rsna_sequence import sequence_options, series_in_order, series_of, training
 
 
 def build_studies(config: TrainConfig, device: torch.device) -> TrainingData:
-    """Read fold and transforms and build the loaders of whole series; UsageError where they don't fit.
-
-    Also where the starting weights are of a network that saw patients who validate.
-    """
+    """Read fold and transforms and build the loaders of whole series; UsageError where they don't fit."""
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     rows = read_fold(folder, config.data_dataset, config.data_fold)
     train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
     hashed = rows_hash(train_rows, valid_rows)
-    check_starting_weights(config, rows)
     check_transform_device(config, device)
     train_pipeline, valid_pipeline = (
         place_transform(pipeline, config, device) for pipeline in load_pipelines(folder, config)

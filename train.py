@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         stack.enter_context(out_of_memory_advice(training_memory_advice(config)))
         device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
         config, amp_dtype = choose_precision(run, device)
-        data = build_training_data(config, device)
+        data, lineage = build_training_data(config, device, run.checkpoint)
         if config.tr_compute == AUTO:
             run = settle_computing(run, data, device)
             config, amp_dtype = choose_precision(run, device)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         if distributed.is_main():
             stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))
         tracker = stack.enter_context(observed(config, experiment))
-        network = build_network(config, experiment, data, model, device, amp_dtype, tracker)
+        network = build_network(config, experiment, data, model, device, amp_dtype, tracker, lineage)
         seed_process(config.seed, distributed.rank())
         if distributed.is_main():
             report_start(config, data, network)

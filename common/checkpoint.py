@@ -41,11 +41,13 @@ REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
     "best_weights": str,  # raw, or the average's name, whose metric was the best
 }
 # What best.pt also has: how the training's images were stored, so that others can be brought to the same form, and the
-# hash of the images and labels that it was trained and validated on.
-DESCRIPTIVE_KEYS = (*REQUIRED_KEYS, "images", "data_hash")
+# hash of the images and labels that it was trained and validated on; what it and its ancestors learnt from (see
+# common/lineage.py).
+DESCRIPTIVE_KEYS = (*REQUIRED_KEYS, "images", "data_hash", "lineage")
 OPTIONAL_KEYS = (
     "images",
     "data_hash",
+    "lineage",
     "optimizer",
     "scheduler",
     "scaler",

@@ -54,7 +54,9 @@ def evaluation_sections(
     curves = (roc_chart(predictions, targets, names), recall_chart(predictions, targets, names))
     calibrated = calibration_texts(document["calibration"])
     confusion = confusion_table(document["operating_points"]["slice_level"], predictions, targets, names)
+    notes = document.get("lineage", {}).get("notes", [])  # what nobody knows of the networks, or was left out
     return [
+        *([page.section("What the networks learnt from", *map(page.paragraph, notes))] if notes else []),
         page.section("Labels", *tables),
         page.section("Ranking", page.cards(*curves)),
         page.section(

@@ -1,4 +1,4 @@
-"""rsna_data.py: what starting weights and external validation may have learnt from."""
+"""rsna_lineage.py: what starting weights and external validation may have learnt from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from common.arguments import parse_args
 from common.checkpoint import load_checkpoint
 from config import TrainConfig
 from rsna_crossvalidation import fold_plan, read_folds
-from rsna_data import check_starting_weights, learnt_from, training_rows
 from rsna_dataset import LABELS, read_fold, read_metadata
+from rsna_lineage import check_starting_weights, training_rows
 from rsna_prediction import load_network, predict_rows
 from tests.conftest import TINY, SmallDataset
 from tests.test_train import failure
@@ -95,7 +95,7 @@ def test_external_validation_leaves_out_the_patients_that_the_network_was_traine
     assert "are of patients that the model was trained on: left out" in capsys.readouterr().out
     there = [f"--net_weight_file={folder / 'best.pt'}", *there[:2], "--n_jobs=1"]
     assert predict.main(there) == folder / "submission_again.csv"  # submission.csv is the training's dataset's
-    assert set(training_rows(load_checkpoint(folder / "best.pt"), again)["patient_id"]) == trained_on
+    assert set(training_rows(load_checkpoint(folder / "best.pt"), again)[1]["patient_id"]) == trained_on
 
 
 def test_external_validation_of_a_cross_validation_is_that_of_its_models_mean(
@@ -111,7 +111,11 @@ def test_external_validation_of_a_cross_validation_is_that_of_its_models_mean(
     folder = again / "datasets" / "other"
     shutil.copytree(again / "datasets" / "again", folder)
     metadata = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
-    metadata["patient_id"] = "new_" + metadata["patient_id"]
+    for name in ("patient_id", "study_id", "group_id"):
+        metadata[name] = "new_" + metadata[name]
+    metadata.to_csv(folder / "metadata.csv", index=False)
+    assert "was trained on all patients" in failure(evaluate.main, [*flags, "--data_dataset=other"], capsys)[1]
+    metadata["picture_hash"] = metadata["picture_hash"].str[::-1]  # other pictures too
     metadata.to_csv(folder / "metadata.csv", index=False)
     there[0] = "--data_dataset=other"
     table = evaluate.main([*flags, there[0]])
@@ -125,9 +129,3 @@ def test_external_validation_of_a_cross_validation_is_that_of_its_models_mean(
     losses = [log_loss(truth[name], mean.loc[truth.index, name], labels=[0, 1]) for name in LABELS]
     np.testing.assert_allclose(table["log_loss"].to_numpy()[:6], losses, rtol=1e-9)
     assert (copy / "evaluation_other.csv").is_file()
-
-
-def test_an_image_of_an_unknown_patient_is_known_by_its_id() -> None:
-    rows = pd.DataFrame({"patient_id": ["a", "", ""]}, index=["1", "2", "3"])
-    seen = pd.DataFrame({"patient_id": ["a", ""]}, index=["9", "3"])
-    np.testing.assert_array_equal(learnt_from(rows, seen), [True, False, True])
