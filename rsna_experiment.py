@@ -37,7 +37,7 @@ from common.files import remove_temporaries, write_csv, write_text
 from common.hardware import check_graphs, select_amp_dtype
 from common.lineage import Lineage
 from common.losses import build_loss
-from common.models.facts import measure_model
+from common.models.facts import measure_model, normalizes_single_values
 from common.models.sequence import sequence_settings
 from common.networks.averages import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
@@ -164,6 +164,20 @@ def settle_computing(run: Run[TrainConfig], data: TrainingData, device: torch.de
         model = build_architecture(config, data.channels)
     way = quickest_way(config, model, shape, training=True)
     return replace(run, config=replace(computed_by(config, way), tr_compute=TrainConfig.tr_compute))
+
+
+def check_single_images(config: TrainConfig, data: TrainingData, model: nn.Module) -> None:
+    """Raise UsageError for batches of one image where a batch norm would see single values, which have no variance."""
+    if config.tr_batch_size > 1 or config.net_kind in (SEQUENCE, STUDY) or config.tr_sync_bn:
+        return
+    loader = data.train_loader
+    picture = loader.collate_fn([loader.dataset[0]]).finished().inputs["image"]
+    if normalizes_single_values(model, picture):
+        height, width = picture.shape[2:]
+        raise UsageError(
+            f"--tr_batch_size=1: {config.net_model} normalizes over maps of 1 x 1 for pictures of {height} x {width}, "
+            "and one value has no variance; use 2 or more, a larger --data_image_size, or --net_freeze=norms"
+        )
 
 
 def checkpoint_bytes(model: nn.Module) -> int:

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         build_training_data,
         check_choices,
         check_interrupted,
+        check_single_images,
         choose_precision,
         claim_experiment,
         conclude_again,
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
             config, amp_dtype = choose_precision(run, device)
         model = build_model(config, data.channels, starting_weights=run.checkpoint is None)
         check_choices(config, model, device)
+        check_single_images(config, data, model)
         experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))
         if distributed.is_main():
             stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from common.callbacks.callback import Callback
 from common.datasets.batch import Batch
 from common.errors import WorkError
-from common.models.facts import measure_model
+from common.models.facts import measure_model, normalizes_single_values
+from common.models.freezing import freeze, train_mode
 from common.networks.averages import ExponentialAverage
 from common.networks.finders import RateCurve, find_batch_size, find_learning_rate, rate_picture
 from common.networks.guard import StepGuard
@@ -191,3 +193,28 @@ def test_the_operations_of_a_resnet18_are_the_published_ones() -> None:
     assert facts.trainable == 11_689_512 - 513_000
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("resnet10t", "none"),
+        ("resnet10t", "norms"),
+        ("test_efficientnet", "none"),
+        ("test_convnext", "none"),
+        ("test_vit", "none"),
+    ],
+)
+def test_batch_norms_over_single_values_are_found_where_torch_refuses_them(name: str, size: int, frozen: str) -> None:
+    options = {"img_size": size} if name == "test_vit" else {}
+    model = timm.create_model(name, num_classes=6, **options)
+    freeze(model, frozen)
+    picture = torch.zeros(1, 3, size, size)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = normalizes_single_values(model, picture)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    train_mode(model)
+    refused = pytest.raises(ValueError, match="more than 1 value per channel")
+    with refused if found else nullcontext():
+        model(picture)

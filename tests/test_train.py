@@ -446,6 +446,7 @@ def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:
         (["--net_model=resnet1O1"], ["resnet1O1", "did you mean"]),
         (["--data_train_transform=nothing.json"], ["nothing.json", "train_demo.json"]),
         (["--tr_batch_size=100000"], ["--tr_batch_size=100000", "training images"]),
+        (["--tr_batch_size=1"], ["--tr_batch_size=1: resnet10t normalizes over maps of 1 x 1", "--net_freeze=norms"]),
         (["--tr_use_amp=1", "--tr_amp_dtype=float16"], ["float16", "GPU"]),
         (["--net_weight_file=/nope/best.pt"], ["/nope/best.pt"]),
         (["--experiment_id=../x"], ["--experiment_id"]),

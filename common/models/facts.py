@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
+
+from common.models.freezing import train_mode
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,27 @@ def measure_model(model: nn.Module, *inputs: Tensor | Sequence[int]) -> ModelFac
         weight_bytes=sum(tensor.nbytes for tensor in (*parameters, *model.buffers())),
         activation_bytes=sum(kept.values()),
     )
+
+
+@torch.no_grad()
+def normalizes_single_values(model: nn.Module, picture: Tensor) -> bool:
+    """Whether a batch norm that is trained sees one value of a channel in ``picture`` (1, C, H, W), which it refuses.
+
+    Weights, statistics, modes and random numbers stay as they are.
+    """
+    found: list[bool] = []
+    modes = [(module, module.training) for module in model.modules()]
+    train_mode(model)
+    trained = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][:, 0].numel() == 1)) for norm in trained
+    ]
+    model.eval()
+    try:
+        model.forward(picture)  # not by a call, which may be compiled
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return any(found)
