@@ -51,6 +51,21 @@ def test_the_lowest_metric_comes_first_and_what_was_never_validated_last(tmp_pat
     assert table["optim_lr"].tolist() == [0.0003, 0.001, 0.001]
 
 
+def test_no_spreadsheet_runs_a_cell_or_a_columns_name(tmp_path: Path) -> None:
+    config = (
+        'net_model: "=cmd|calc"\nnote: "@SUM(1)"\n"+more": "\\t=1+1"\nrate: "-2+3"\noptim_lr: -0.5\nnumber: "-0.5"\n'
+    )
+    experiment(tmp_path / "1", point(8, **{"valid__weighted_log_loss": 0.3}), config=config)
+    update_leaderboard(tmp_path, METRIC)
+    table = pd.read_csv(tmp_path / "leaderboard.csv", dtype=str, keep_default_na=False)
+    cells = [*table.columns, *table.iloc[0]]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t")) or cell.startswith("-2")]
+    assert table.loc[0, ["net_model", "note", "'+more", "rate"]].tolist() == [
+        "'=cmd|calc", "'@SUM(1)", "'\t=1+1", "'-2+3"
+    ]  # fmt: skip
+    assert table.loc[0, ["optim_lr", "number"]].tolist() == ["-0.5", "-0.5"]
+
+
 def test_a_deleted_experiment_disappears_and_an_empty_folder_gives_an_empty_table(tmp_path: Path) -> None:
     update_leaderboard(results(tmp_path), METRIC)
     shutil.rmtree(tmp_path / "10")

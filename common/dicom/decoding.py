@@ -97,13 +97,13 @@ def compressed_frames(stream: BytesIO, uid: str, form: PixelForm) -> Iterator[St
     left = stream.seek(0, 2) - position
     stream.seek(position)
     if left > form.frames * (2 * form.frame_bytes + CODESTREAM_SLACK):
-        raise DicomError("too_large", f"{left} compressed bytes for an image of {form.frames * form.frame_bytes}")
+        raise DicomError("too_large", "far more compressed bytes than the image has")
     frames = generate_frames(stream, number_of_frames=form.frames)
     for index in range(form.frames):
         try:
             data = next(frames, None)
             if not data:
-                raise DicomError("truncated", f"there are {index} of {form.frames} compressed frames: a cut file")
+                raise DicomError("truncated", f"there are only {index} compressed frames: a cut file")
             yield _decode(data, uid, syntax, form)
         except DicomError as error:
             yield error

@@ -39,7 +39,7 @@ RETRIED_REASONS = ("unreadable", "crashed", "timeout", "memory")
 
 
 class DicomError(WorkError):
-    """A file that gives no image; ``reason`` is one of :data:`REASONS`."""
+    """A file that gives no image; ``reason`` is one of :data:`REASONS`. The message quotes no value of the header."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

@@ -35,7 +35,7 @@ def read_header(dataset: Dataset) -> CtHeader:
     if any(keyword in dataset for keyword in FRAME_GROUPS):
         return CtHeader(identity, form, _enhanced_frames(dataset, form.frames, marks, doubt))
     if form.frames > 1:
-        raise DicomError("multi_frame", f"{form.frames} frames without functional groups")
+        raise DicomError("multi_frame", "several frames without functional groups")
     return CtHeader(identity, form, (_slice_header(dataset, dataset, dataset, dataset, marks, doubt),))
 
 

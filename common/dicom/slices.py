@@ -43,13 +43,11 @@ class PixelForm(NamedTuple):
     def check(self) -> None:
         """Raise DicomError where the fields are out of range or contradict each other."""
         if not (0 < self.rows <= MAX_SIDE and 0 < self.columns <= MAX_SIDE):
-            raise DicomError(
-                "pixel_format", f"{self.rows} x {self.columns} pixels; 1 to {MAX_SIDE} are read on each side"
-            )
+            raise DicomError("pixel_format", f"Rows or Columns is not from 1 to {MAX_SIDE}, which are read")
         if self.frames < 1 or self.frames * self.rows * self.columns > MAX_PIXELS:
-            raise DicomError("too_large", f"{self.frames} frames of {self.rows} x {self.columns} pixels")
+            raise DicomError("too_large", f"all frames together have more than {MAX_PIXELS} pixels, or none")
         if self.bits_allocated not in BITS_ALLOCATED:
-            raise DicomError("pixel_format", f"BitsAllocated is {self.bits_allocated}; 8 and 16 are read")
+            raise DicomError("pixel_format", "BitsAllocated is not 8 or 16, which are read")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import WorkError
-from common.files import write_csv, write_text
+from common.files import inert_cells, write_csv, write_text
 from common.reports import page
 from common.reports.record import REPORT_FILE
 from common.reports.summary import Summary, read_summaries
@@ -41,7 +41,7 @@ def update_leaderboard(results: Path, metric: str, known: Mapping[Path, str] | N
     with _alone(results):
         summaries = read_summaries(results, metric, known)
         table = leaderboard(summaries, metric)
-        write_csv(results / CSV_FILE, table)
+        write_csv(results / CSV_FILE, inert_cells(table))
         reports = {one.name for one in summaries if (results / one.name / REPORT_FILE).is_file()}
         write_text(results / HTML_FILE, leaderboard_page(table, reports, metric))
     return results / HTML_FILE
