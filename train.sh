@@ -92,13 +92,29 @@ PYTHON
 )
 { read -r input_folder; read -r dataset; read -r source; read -r results; } <<<"$plan"
 
+if [ "$source" = phantom ]; then
+  echo "No competition data (stage_2_train/ and stage_2_train.csv, or stage 1's) in $input_folder or its folder" \
+    "rsna-intracranial-hemorrhage-detection: synthetic head CT, a phantom, stands in for it" >&2
+fi
+
+# Run a command that ends when a signal ends this script, be it sent to the script alone.
+watched() {
+  local child code=0
+  "$@" &
+  child=$!
+  trap 'kill -TERM "$child"; wait "$child" || true; echo "interrupted; the same command goes on" >&2; exit 75' INT TERM HUP USR1
+  wait "$child" || code=$?
+  trap - INT TERM HUP USR1
+  return "$code"
+}
+
 make_dataset() {
   case $source in
-  competition) "$python" preprocessing.py --data_input_folder="$input_folder" >/dev/null ;;
+  competition) watched "$python" preprocessing.py --data_input_folder="$input_folder" >/dev/null ;;
   phantom)
-    "$python" rsna_phantom.py --phantom_folder="$input_folder/phantom" --phantom_difficulty=demo --phantom_only_if_missing=1 >/dev/null
+    watched "$python" rsna_phantom.py --phantom_folder="$input_folder/phantom" --phantom_difficulty=demo --phantom_only_if_missing=1 >/dev/null
     if [ ! -e "$input_folder/datasets/phantom/dataset.json" ]; then
-      "$python" preprocessing.py --data_input_folder="$input_folder" --data_dataset=phantom --pre_source="$input_folder/phantom" >/dev/null
+      watched "$python" preprocessing.py --data_input_folder="$input_folder" --data_dataset=phantom --pre_source="$input_folder/phantom" >/dev/null
     fi
     ;;
   esac

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -116,6 +119,30 @@ def test_train_sh_without_a_flag_has_one_experiment(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     (line,) = result.stdout.splitlines()
     assert line.split() == ["python", "train.py", "--data_dataset=phantom", "--output_dir=output/results"]
+    first = result.stderr.splitlines()[0]
+    assert first.startswith("No competition data (stage_2_train/ and stage_2_train.csv, or stage 1's) in input or")
+    assert first.endswith("a phantom, stands in for it")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_train_sh_alone_ends_the_conversion_too(tmp_path: Path, number) -> None:
+    project = clone(tmp_path / "clone")
+    (project / ".venv").symlink_to(PROJECT / ".venv")
+    for name, then in (("rsna_phantom.py", ""), ("preprocessing.py", "time.sleep(600)")):
+        code = f"import os, pathlib, time; pathlib.Path('{name}.pid').write_text(str(os.getpid())); {then}"
+        (project / name).write_text(code)
+    run = subprocess.Popen(["bash", "train.sh"], cwd=project, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        file = project / "preprocessing.py.pid"
+        while not file.exists() or not file.read_text():
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(number)
+        assert run.wait(timeout=60) == EXIT_RESUMABLE
+        assert not Path(f"/proc/{file.read_text()}").exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 def test_train_sh_explains_itself() -> None:
