@@ -46,6 +46,7 @@ OPTIMIZERS = (
 WAYS = ("float32", "channels_last", "bfloat16")
 
 SEQUENCE, STUDY = "sequence", "study"
+DRAWS = 1000  # bootstrap draws of patients, for console, evaluation and report alike
 AUTO = "auto"
 TRAINING = "training"  # as --net_compute: as the network was trained
 CHECKPOINT = "checkpoint"  # as a form of export
@@ -956,7 +957,7 @@ class EvaluateConfig(TTAOptions, BatchOptions, ResultsLocation, TrainedOptions):
         "a phantom's phantom_truth.csv, for strata by blood volume, look-alikes and the file's form; none: the one in "
         "<data_input_folder>/phantom, where the dataset was made from it",
     )
-    eval_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
+    eval_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -1023,8 +1024,10 @@ class EnsembleConfig(ResultsLocation):
     ens_calibrate: str = option(
         "none",
         "map the ensemble's probabilities of each label so that a 0.3 comes true three times in ten: temperature, or "
-        "isotonic, which needs many images. Fitted to the labels; the score told is that of other patients than those "
-        "fitted to. One member alone will do",
+        "isotonic, which needs many images. What is submitted is what it is fitted to: of members that are "
+        "cross-validations the mean of their models, by the images that --pre_holdout kept out of all folds "
+        "(predict.py --split=holdout). The score told is that of other patients than those fitted to. One member alone "
+        "will do",
         choices=("none", "temperature", "isotonic"),
     )
     ens_labels: Path | None = option(
@@ -1032,7 +1035,7 @@ class EnsembleConfig(ResultsLocation):
         "labels to score against: a dataset's fold CSV or metadata.csv, or the competition's train CSV (which names no "
         "patients); none: of experiments those of the dataset, of files no",
     )
-    ens_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
+    ens_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
     ens_output: Path | None = option(
         None,
         "write the predictions to this file alone (an older one is replaced) and make no experiment; a submission "
@@ -1083,7 +1086,7 @@ class SecondLevelConfig(ResultsLocation):
     level_leaves: int = option(15, "most leaves of a tree", minimum=2)
     level_leaf_images: int = option(20, "fewest images in a leaf", minimum=1)
     level_l2: float = option(1.0, "L2 penalty of the leaves' values", minimum=0)
-    level_draws: int = option(2000, "bootstrap draws of patients", minimum=100, maximum=100_000)
+    level_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
 
     def __post_init__(self) -> None:
         twice = [name for place, name in enumerate(self.members) if name in self.members[:place]]

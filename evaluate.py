@@ -35,7 +35,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     # Here, so that --help and a wrong flag answer at once.
     from common.experiment import experiment_folder
     from rsna_crossvalidation import is_cross_validation
-    from rsna_evaluation import PREDICTION_FILES, compare_views, labelled_rows
+    from rsna_evaluation import PREDICTION_FILES, compare_views, describe_flattery, labelled_rows
     from rsna_prediction import (
         CALIBRATION_FILE,
         compare_with_log,
@@ -54,7 +54,10 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         if config.data_dataset is not None and is_cross_validation(folder):
             return evaluate_folds(config, folder)
         external = config.data_dataset is not None
-        return evaluate_file(written_predictions(config, folder), "evaluation", external=external)
+        table = evaluate_file(written_predictions(config, folder), "evaluation", external=external)
+        if is_cross_validation(folder):
+            print(describe_flattery(folder))
+        return table
     weight_file = folder / "best.pt"
     if not weight_file.is_file() and is_cross_validation(folder):
         raise UsageError(f"{folder}: the cross-validation is not finished; go on with: train.py --tr_resume={folder}")
@@ -74,6 +77,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     evaluation = report(config, frame, *place, name, theirs, judged)
     if not external:
         print(compare_with_log(trained, evaluation.table))
+        print(describe_flattery(folder))
     if views is None:
         return evaluation.table
     augmented = predict_rows(trained, rows, views)
@@ -149,8 +153,8 @@ def evaluate_file(config: EvaluateConfig, name: str | None = None, *, external: 
 
     Not ``external``: they are an experiment's, of the dataset that it was trained on.
     """
-    from rsna_dataset import LABELS, dataset_folder, read_predictions
-    from rsna_evaluation import constant_basis, labelled_rows
+    from rsna_dataset import dataset_folder, read_predictions
+    from rsna_evaluation import constant_prevalences, labelled_rows
     from rsna_provenance import written_provenance
 
     place = config.data_input_folder or TrainConfig.data_input_folder
@@ -160,7 +164,7 @@ def evaluate_file(config: EvaluateConfig, name: str | None = None, *, external: 
     if known.empty:
         raise UsageError(f"{config.eval_file}: predicts none of the labelled images of {dataset}")
     print(f"{len(known)} of {len(frame)} predicted images have labels in {dataset}")
-    prevalences = constant_basis(rows, known)[list(LABELS)].mean().to_numpy()
+    prevalences = constant_prevalences(rows, known)
     ids, provenance = written_provenance(config.eval_file, place)
     provenance = provenance.rows(ids.get_indexer(known))
     judged, found = unseen_rows(rows.loc[known], provenance, dataset, str(config.eval_file), external)

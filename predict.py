@@ -59,13 +59,16 @@ def predict_split(config: PredictConfig) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.evaluation.calibration import calibration_of
+    from rsna_evaluation import write_flattery
     from rsna_prediction import (
         asked_calibration,
         dataset_folder_of,
         load_asked,
         load_views,
+        logged_value,
         output_path,
         predict_with_studies,
+        says_how_it_flatters,
         split_rows,
         write_predictions,
         write_studies,
@@ -84,6 +87,8 @@ def predict_split(config: PredictConfig) -> Path:
     if calibration is not None:
         frame = calibration_of(frame, calibration.slices)
         studies = None if studies is None else calibration_of(studies, calibration.studies)
+    if says_how_it_flatters(config, trained, path):
+        print(write_flattery(path.parent, [frame], rows, logged_value(trained)))
     if studies is not None:
         print(write_studies(studies, path))
     write_predictions(trained, frame, config.split, path)  # last: a sweep takes it for all

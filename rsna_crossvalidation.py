@@ -37,7 +37,7 @@ from common.experiment import (
 from common.files import write_csv, write_json
 from common.foreign import read_json
 from common.lineage import Provenance
-from common.metrics import constant_predictor
+from common.metrics import constant_predictor, prevalences_of
 from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, read_record, write_status, write_value
 from common.resume import changed_options, check_place, read_options
 from common.statistics import format_table
@@ -57,7 +57,7 @@ from rsna_dataset import (
     read_predictions,
     rows_hash,
 )
-from rsna_evaluation import PREDICTION_FILES, pooled_metrics
+from rsna_evaluation import PREDICTION_FILES, describe_flattery, pooled_metrics
 from rsna_features import OUT_OF_FOLD
 from rsna_lineage import check_starting_weights
 from rsna_network import MONITOR
@@ -387,7 +387,7 @@ def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
         document["unknown_lineage"] = list(provenance.unknown)
     write_json(folder / CROSS_VALIDATION_FILE, document)
     write_value(folder, pooled, max(fact["iteration"] for fact in facts))  # for report and leaderboard
-    return describe(document)
+    return f"{describe(document)}\n{describe_flattery(folder)}"
 
 
 def oof_provenance(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> Provenance:
@@ -411,7 +411,7 @@ def fold_result(folder: Path, fold: Fold) -> tuple[pd.DataFrame, dict[str, Any]]
         raise WorkError(f"{path}: {len(frame)} images where the fold holds out {len(fold.valid)}; remove {folder}")
     frame = frame.loc[fold.valid.index]
     targets = fold.valid[list(LABELS)]
-    prevalences = fold.train[list(LABELS)].mean().to_numpy()
+    prevalences = prevalences_of(fold.train[list(LABELS)])
     return frame, {
         "hash": fold.hash,
         "weights": f"{folder.name}/{BEST}",

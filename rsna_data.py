@@ -20,7 +20,7 @@ from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
 from common.errors import UsageError, WorkError
 from common.hardware import training_loader_workers
-from common.metrics import constant_predictor
+from common.metrics import constant_predictor, prevalences_of
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
 from common.transforms.device import DevicePart, device_refusal
 from config import TrainConfig, Windows, parse_windows, refuse_given
@@ -106,7 +106,7 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
     check_trial_images("--data_train_transform", train_set, trial_indices(folder, train_rows, config))
     check_trial_images("--data_valid_transform", valid_loader.dataset, trial_indices(folder, valid_rows, config))
     warn_of_other_size(train_set, valid_loader.dataset)
-    prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    prevalences = prevalences_of(train_rows[list(LABELS)])
     constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
     documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
     hashed = rows_hash(train_rows, valid_rows)

@@ -15,14 +15,14 @@ import pandas as pd
 
 from common.arguments import to_dict
 from common.ensemble_fitting import FittedEnsemble, fit_nested, logit_correlations, outer_folds, weighted_loss
-from common.ensembling import align, build_link, combine, scaled_weights, stacked, weighted_mean
+from common.ensembling import Link, align, build_link, combine, scaled_weights, stacked, weighted_mean
 from common.errors import UsageError, UserError, WorkError
 from common.evaluation.calibration import MAPS, Map
-from common.evaluation.resampling import PatientBootstrap, interval, verdict
 from common.experiment import experiment_folder, experiment_options
 from common.files import check_output, write_csv, write_json
+from common.foreign import Unreadable, read_json
 from common.lineage import Overlap, Provenance
-from common.metrics import binary_log_losses, normalized_weights
+from common.metrics import normalized_weights
 from common.reports.record import write_value
 from common.resume import read_options
 from common.statistics import format_table, label_table, member_table
@@ -43,14 +43,18 @@ from rsna_dataset import (
     write_submission,
 )
 from rsna_evaluation import (
+    HOLDOUT_FILE,
     PREDICTION_FILES,
-    SEED,
     Evaluation,
+    HeldOut,
     constant_basis,
+    constant_prevalences,
     describe,
     described_images,
     evaluate_predictions,
     experiment_predictions,
+    held_out_predictions,
+    loss_change,
     pooled_metrics,
     records,
     write_evaluation,
@@ -64,8 +68,21 @@ logger = logging.getLogger(__name__)
 ENSEMBLE_ROW = "ensemble"
 EQUAL_ROW = "equal weights"
 CALIBRATED_ROW = "calibrated"
+SAME_MODELS = "predicted_by_what_is_submitted"  # in ensemble.json
 NO_PATIENTS = "has no column patient_id, so that weights can't be judged on other patients"
 SCALE = normalized_weights(LABEL_WEIGHTS, len(LABELS))
+
+
+@dataclass(frozen=True)
+class HeldEnsemble:
+    """What an ensemble says of the images in no fold: ``predictions`` of each by maps without its patient.
+
+    ``scores``: log losses before and after calibration; ``comparison`` in words.
+    """
+
+    predictions: pd.DataFrame
+    scores: pd.DataFrame
+    comparison: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,9 @@ class Members:
     are known. ``described``: the dataset's metadata, for strata. ``submissions``: the members' files for the test set,
     where all have one. ``provenance``: which networks made each row of the predictions; ``seen``: what is known of the
     labelled images that these learnt from, None without a dataset.
+    ``held``: what all of them say of images in no fold, where they have been asked.
+    ``same_models``: the labelled images were predicted by the very models that predict the test set, which are the
+    mean of several where a member is a cross-validation.
     """
 
     predictions: dict[str, pd.DataFrame]
@@ -87,6 +107,8 @@ class Members:
     submissions: dict[str, Path]
     provenance: dict[str, Provenance]
     seen: Overlap | None = None
+    held: HeldOut | None = None
+    same_models: bool = True
 
     @property
     def known(self) -> pd.Index:
@@ -132,6 +154,7 @@ class Ensemble:
     contributions: pd.DataFrame | None = None
     comparisons: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
+    held: HeldEnsemble | None = None
 
 
 def read_members(config: EnsembleConfig) -> Members:
@@ -156,9 +179,13 @@ def read_members(config: EnsembleConfig) -> Members:
         logger.warning("no submission is written: %s has none (predict.py --split=test makes it)", ", ".join(missing))
     ids = next(iter(predictions.values())).index
     provenance = {name: member_provenance(file, ids) for name, file in files.items()}
-    members = Members(predictions, files, labels, source, described, {} if missing else submissions, provenance)
+    members = Members(
+        predictions, files, labels, source, described, {} if missing else submissions, provenance,
+        same_models=all(name not in folders or judged_as_submitted(folders[name]) for name in config.members),
+    )  # fmt: skip
     check_labels(config, members)
-    return replace(members, seen=check_lineage(members))
+    seen = check_lineage(members)
+    return replace(members, seen=seen, held=read_held_out(config, folders, members))
 
 
 def member_provenance(file: Path, ids: pd.Index) -> Provenance:
@@ -187,14 +214,59 @@ def check_lineage(members: Members) -> Overlap | None:
     return overlap(members.together.rows(places), folder, members.known)
 
 
-def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
-    """Return the file, the labelled rows, and the whole metadata of the dataset that an experiment was trained on."""
+def judged_as_submitted(folder: Path) -> bool:
+    """Whether an experiment's labelled predictions come from the very models that its submission comes from.
+
+    Not so for a cross-validation, of which a single fold's model predicts each image and the mean of all the test set,
+    nor for what is made of one.
+    """
+    if experiment_predictions(folder).name != PREDICTION_FILES[0]:
+        return True
+    try:
+        return read_json(folder / "ensemble.json").get(SAME_MODELS) is True
+    except (OSError, Unreadable, AttributeError):
+        return False
+
+
+def read_held_out(config: EnsembleConfig, folders: Mapping[str, Path], members: Members) -> HeldOut | None:
+    """Return what all members say of the images in no fold; None where they have not been asked.
+
+    Raises UsageError where --ens_calibrate needs it: a mean of several models is less sure than each of them, so that
+    maps fitted to single models' predictions would make it worse.
+    """
+    flag = f"--ens_calibrate={config.ens_calibrate}"
+    try:
+        if len(folders) < len(config.members):
+            raise UsageError("members that are files have no predictions of such images; name experiments")
+        held = held_out_predictions(dataset_of(next(iter(folders.values()))), folders)
+        learnt = known_groups(members.labels.loc[members.known])
+        again = np.isin(learnt, known_groups(held.rows))
+        if again.any():
+            raise UsageError(f"{again.sum()} images of the folds are of patients who are held out now; train anew")
+    except UserError as error:
+        if config.ens_calibrate == "none" or members.same_models:
+            return None
+        raise UsageError(
+            f"{flag}: the submission is of several models together and the labelled predictions of each alone, so that "
+            f"maps need images that none of them saw: {error}"
+        ) from None
+    return held
+
+
+def dataset_of(folder: Path) -> Path:
+    """Return the folder of the dataset that an experiment was trained on; UsageError where it can't be found."""
     try:
         config = experiment_options(folder)
         dataset = dataset_folder(Path(config["data_input_folder"]), str(config["data_dataset"]))
         read_dataset_info(dataset)
     except (KeyError, TypeError, UserError) as error:
         raise UsageError(f"{folder}: its dataset can't be found ({error}); name the labels by --ens_labels") from None
+    return dataset
+
+
+def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
+    """Return the file, the labelled rows, and the whole metadata of the dataset that an experiment was trained on."""
+    dataset = dataset_of(folder)
     described = described_images(dataset)
     labels = described[described[list(LABELS)].notna().all(axis=1)]
     return dataset / METADATA_FILE, labels[[*LABELS, *IDENTITY_COLUMNS]], described
@@ -302,7 +374,12 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
         scored[EQUAL_ROW] = weighted_mean(linked[:, place], equal, link)
     scored[ENSEMBLE_ROW] = predictions
     contributions, maps = _contributions(names, weights, predictions, without, targets), None
-    if config.ens_calibrate != "none":
+    prevalences = constant_prevalences(members.labels, members.known)
+    unseen = None if members.held is None else held_ensemble(config, members, link, weights)
+    if config.ens_calibrate != "none" and not members.same_models:
+        mixed = weighted_mean(link.forward(stacked(members.held.predictions)), weights, link)
+        maps = calibration_maps(config.ens_calibrate, mixed, members.held.targets)
+    elif config.ens_calibrate != "none":
         maps = calibration_maps(config.ens_calibrate, predictions, targets)
         whole = mapped(_frame(whole, first), maps).to_numpy()
         # As the weights of an outer fold, its maps are fitted without its patients; given weights are all folds' own.
@@ -312,7 +389,6 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
         predictions = calibrated_by_fold(config.ens_calibrate, mixed, held, targets)
         scored[CALIBRATED_ROW] = predictions
     whole[place] = predictions
-    prevalences = _prevalences(members)
     return Ensemble(
         weights,
         _frame(whole, first),
@@ -325,7 +401,25 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
         None if patients is None else evaluate_predictions(
             _frame(predictions, first.loc[known]), _labelled(rows), prevalences, config.ens_draws, members.described
         ),
+        unseen,
     )  # fmt: skip
+
+
+def held_ensemble(config: EnsembleConfig, members: Members, link: Link, weights: np.ndarray) -> HeldEnsemble:
+    """Return what the ensemble says of the images in no fold, each patient's calibrated by the others."""
+    rows, targets = members.held.rows, members.held.targets
+    first = next(iter(members.held.predictions.values()))
+    mixed = weighted_mean(link.forward(stacked(members.held.predictions)), weights, link)
+    scored, comparison = {ENSEMBLE_ROW: mixed}, ""
+    if config.ens_calibrate != "none":
+        patients = known_groups(rows)
+        held = outer_folds(patients, "ens_calibrate")
+        by_fold = itertools.repeat(mixed, held.max() + 1)
+        scored[CALIBRATED_ROW] = calibrated_by_fold(config.ens_calibrate, by_fold, held, targets)
+        comparison = _change(scored[CALIBRATED_ROW], mixed, targets, patients, config.ens_draws)
+    prevalences = constant_prevalences(members.labels, rows.index.intersection(members.labels.index))
+    table = member_table(scored, targets, LABELS, LABEL_WEIGHTS, prevalences)
+    return HeldEnsemble(_frame(list(scored.values())[-1], first), table, comparison)
 
 
 def calibration_maps(method: str, predictions: np.ndarray, targets: np.ndarray) -> dict[str, Map]:
@@ -364,11 +458,6 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     return rows if "study_id" in rows else rows.assign(study_id="")
 
 
-def _prevalences(members: Members) -> np.ndarray:
-    """Return the constant predictor's, see :func:`rsna_evaluation.constant_basis`."""
-    return constant_basis(members.labels, members.known)[list(LABELS)].mean().to_numpy(np.float64)
-
-
 def _contributions(
     names: Sequence[str],
     weights: np.ndarray,
@@ -387,21 +476,19 @@ def _comparisons(
     scored: Mapping[str, np.ndarray], names: Sequence[str], targets: np.ndarray, patients: np.ndarray, draws: int
 ) -> tuple[str, ...]:
     """Say what the ensemble gains over the best member, equal weights and itself uncalibrated, with intervals."""
-    losses = {name: binary_log_losses(values, targets) @ SCALE for name, values in scored.items()}
-    best = min(names, key=lambda name: losses[name].mean())
-    last = CALIBRATED_ROW if CALIBRATED_ROW in losses else ENSEMBLE_ROW
-    bootstrap = PatientBootstrap(patients, draws, SEED)
-    lines = []
-    for other in [best, *(row for row in (EQUAL_ROW, ENSEMBLE_ROW) if row in losses and row != last)]:
-        change = losses[last] - losses[other]
-        totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([change, np.ones(len(change))])))
-        low, high = interval(totals[:, 0] / totals[:, 1])
-        said = verdict(low, high, smaller_is_better=True)
-        what = {best: f"the best member ({best})", ENSEMBLE_ROW: "the ensemble uncalibrated"}.get(other, other)
-        lines.append(
-            f"against {what}: {change.mean():+.5f}, 95 % interval over patients {low:+.5f} to {high:+.5f}: {said}"
-        )
-    return tuple(lines)
+    best = min(names, key=lambda name: weighted_loss(scored[name], targets, SCALE))
+    last = CALIBRATED_ROW if CALIBRATED_ROW in scored else ENSEMBLE_ROW
+    what = {best: f"the best member ({best})", ENSEMBLE_ROW: "the ensemble uncalibrated"}
+    others = [best, *(row for row in (EQUAL_ROW, ENSEMBLE_ROW) if row in scored and row != last)]
+    return tuple(
+        f"against {what.get(other, other)}: {_change(scored[last], scored[other], targets, patients, draws)}"
+        for other in others
+    )
+
+
+def _change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients: np.ndarray, draws: int) -> str:
+    """Say by how much the weighted log loss of ``first`` (N, 6) is above that of ``second``, and how sure that is."""
+    return loss_change(first, second, targets, patients, draws).text
 
 
 def write_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble, command: Sequence[str]) -> Path:
@@ -423,6 +510,8 @@ def write_parts(config: EnsembleConfig, members: Members, ensemble: Ensemble, fo
         places = ensemble.predictions.index.get_indexer(members.known)
         write_provenance(folder / PREDICTION_FILES[0], members.together.rows(places))
         write_value(folder, pooled_metrics(known, members.labels.loc[members.known]))
+    if ensemble.held is not None:
+        write_csv(folder / HOLDOUT_FILE, ensemble.held.predictions, index=True)
     if members.submissions:
         frames = {name: read_predictions(file) for name, file in members.submissions.items()}
         first = next(iter(members.submissions.values()))
@@ -465,6 +554,7 @@ def ensemble_document(config: EnsembleConfig, members: Members, ensemble: Ensemb
         "power": config.ens_power,
         "fit": config.ens_fit,
         "calibration": config.ens_calibrate,
+        SAME_MODELS: members.same_models,
         "members": [
             {"name": name, "file": str(members.files[name]), "weight": weight}
             for name, weight in zip(names, ensemble.weights.tolist(), strict=True)
@@ -475,6 +565,8 @@ def ensemble_document(config: EnsembleConfig, members: Members, ensemble: Ensemb
     if ensemble.scores is not None:
         document["log_loss"] = records(ensemble.scores.reset_index(names="name"))
         document["contributions"] = records(ensemble.contributions.reset_index())
+    if ensemble.held is not None:
+        document["log_loss_of_images_in_no_fold"] = records(ensemble.held.scores.reset_index(names="name"))
     if ensemble.fitted is not None:
         document["weights_of_outer_folds"] = ensemble.fitted.fold_weights.tolist()
     return document
@@ -497,12 +589,18 @@ def describe_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemb
             format_table(ensemble.contributions),
             "",
         ]
+        if any(file.name in PREDICTION_FILES for file in members.files.values()):
+            lines += ["weights of networks are the best of their validations on such images: these scores flatter", ""]
+    if ensemble.held is not None:
+        lines += [f"the {len(ensemble.held.predictions)} images in no fold, which no member saw:"]
+        lines += [format_table(ensemble.held.scores)]
+        lines += [f"calibration changes that by {ensemble.held.comparison}"] * bool(ensemble.held.comparison) + [""]
     if len(members.predictions) > 1:
         lines += [format_table(ensemble.correlations), ""]
     if ensemble.scores is not None:
         values = ensemble.predictions.loc[members.known].to_numpy()
         targets = members.labels.loc[members.known, list(LABELS)].to_numpy()
-        table = label_table(values, targets, LABELS, LABEL_WEIGHTS, _prevalences(members))
+        table = label_table(values, targets, LABELS, LABEL_WEIGHTS, constant_prevalences(members.labels, members.known))
         lines += [format_table(table.rename_axis(ENSEMBLE_ROW)), ""]
     if ensemble.evaluation is not None:
         lines += [describe(ensemble.evaluation), ""]

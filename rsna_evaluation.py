@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.checkpoint import BEST
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import reliability_table
 from common.evaluation.reader import (
     SMALLER_IS_BETTER,
     WEIGHTED,
+    Change,
     ReaderStudy,
     by_group,
     calibration_table,
+    change_of,
     compare_areas,
     comparison,
     strata_table,
 )
-from common.evaluation.resampling import PatientBootstrap, interval
+from common.evaluation.resampling import PatientBootstrap
 from common.files import write_csv, write_json, write_text
-from common.metrics import WeightedLogLoss, binary_log_losses, normalized_weights
+from common.foreign import Unreadable, read_json
+from common.metrics import WeightedLogLoss, binary_log_losses, normalized_weights, prevalences_of
 from common.reports.evaluation import evaluation_page
 from common.statistics import format_table, label_table
 from rsna_dataset import (
@@ -34,12 +39,13 @@ from rsna_dataset import (
     known_groups,
     list_some,
     read_dataset_info,
+    read_holdout,
     read_metadata,
+    read_predictions,
 )
 
 SEED = 0
 WORST = 50
-FEW_PATIENTS = 20
 SAME_STUDY = 1e-6  # apart at most: the model says of a study what its highest slices say
 SHOWN = {
     "log_loss": "log loss",
@@ -50,6 +56,8 @@ SHOWN = {
 }
 BLOOD = "blood_mm3"  # of a phantom, in the slice
 PREDICTION_FILES = ("predictions_oof.csv", "predictions_valid.csv")  # of an experiment, the first that there is
+FLATTERY_FILE = "flattery.json"  # of an experiment, what its models score on images in no fold
+HOLDOUT_FILE = "predictions_holdout.csv"  # of an experiment, of the images in no fold, by what predicts the test set
 QUARTERS = {"slice_spacing_mm": "slice spacing, mm", "thickness_mm": "slice thickness, mm"}
 
 
@@ -78,6 +86,70 @@ def experiment_predictions(folder: Path) -> Path:
     raise UsageError(f"{folder}: the experiment has no predictions yet ({' or '.join(PREDICTION_FILES)})")
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Experiments' ``predictions`` of the images that --pre_holdout kept out of all folds, and their labels ``rows``.
+
+    They come from what predicts the test set, the mean of a cross-validation's models, and none of these saw them.
+    """
+
+    predictions: dict[str, pd.DataFrame]
+    rows: pd.DataFrame
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The labels (N, 6)."""
+        return self.rows[list(LABELS)].to_numpy(np.float64)
+
+
+def held_out_predictions(dataset: Path, experiments: Mapping[str, Path]) -> HeldOut:
+    """Read what experiments (folders by name) say of the images in no fold of ``dataset``.
+
+    Raises UsageError, with what to do, where there are no such images or an experiment was not asked about them;
+    WorkError where its predictions lack some.
+    """
+    rows = read_holdout(dataset, dataset.name)
+    files = {name: folder / HOLDOUT_FILE for name, folder in experiments.items()}
+    for file in files.values():
+        if not file.is_file():
+            folder = file.parent
+            if (folder / "ensemble.json").is_file() or (folder / "second_level.json").is_file():
+                what = "make its members' by predict.py --split=holdout, then the experiment anew"
+            else:
+                weights = folder / BEST if (folder / BEST).is_file() else folder
+                what = f"python predict.py --split=holdout --net_weight_file={weights} writes it"
+            raise UsageError(f"there is no {file}; {what}")
+    found = {name: matching_predictions(read_predictions(file), rows.index, str(file)) for name, file in files.items()}
+    return HeldOut(found, rows)
+
+
+def write_flattery(folder: Path, alone: Sequence[pd.DataFrame], rows: pd.DataFrame, chosen: float) -> str:
+    """Note in an experiment's ``flattery.json`` what its models score on images in no fold, each ``alone``; say it.
+
+    ``chosen``: their weighted log loss on the images by which their weights were chosen, in cross-validation of all.
+    """
+    each = [pooled_metrics(frame.loc[rows.index], rows)["weighted_log_loss"] for frame in alone]
+    found = {"images": len(rows), "patients": len(np.unique(known_groups(rows))), "log_loss": float(np.mean(each))}
+    write_json(folder / FLATTERY_FILE, found | {"models": len(each), "log_loss_of_choice": chosen})
+    return describe_flattery(folder)
+
+
+def describe_flattery(folder: Path) -> str:
+    """Say that an experiment's value on the images that chose its weights flatters, and by how much if that is known.
+
+    Of all validations the best one is taken, by luck as well as by skill: what it scores is lower than on new patients.
+    """
+    said = "the weights are the best of their validations on these very images, so that their value flatters"
+    try:
+        found = read_json(folder / FLATTERY_FILE)
+        alone, chosen = float(found["log_loss"]), float(found["log_loss_of_choice"])
+        who = "the model" if found["models"] == 1 else f"each of the {found['models']} models"
+        where = f"the {found['images']} images in no fold ({found['patients']} patients)"
+    except (OSError, Unreadable, ValueError, KeyError, TypeError):
+        return f"{said}; predict.py --split=holdout says by how much, with images that --pre_holdout kept out"
+    return f"{said}: {chosen:.5f} here, and on {where} {who} alone scores {alone:.5f} ({alone - chosen:+.5f})"
+
+
 def labelled_rows(folder: Path) -> pd.DataFrame:
     """Return all images of a dataset that have labels, as :func:`rsna_dataset.read_fold` does; UsageError for none."""
     metadata = read_metadata(folder)
@@ -95,6 +167,11 @@ def constant_basis(labelled: pd.DataFrame, known: pd.Index) -> pd.DataFrame:
     """
     others = labelled.drop(index=known)
     return others if len(others) >= len(known) else labelled
+
+
+def constant_prevalences(labelled: pd.DataFrame, known: pd.Index) -> np.ndarray:
+    """Return the prevalences (6,) that the constant predictor knows, by :func:`constant_basis`."""
+    return prevalences_of(constant_basis(labelled, known)[list(LABELS)])
 
 
 def evaluation_table(frame: pd.DataFrame, rows: pd.DataFrame, prevalences: np.ndarray) -> pd.DataFrame:
@@ -124,7 +201,8 @@ def evaluate_predictions(
     """
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
     patients = known_groups(rows)
-    study = ReaderStudy(predictions, targets, PatientBootstrap(patients, draws, SEED), LABELS, LABEL_WEIGHTS)
+    bootstrap = PatientBootstrap(patients, draws, SEED)
+    study = ReaderStudy(predictions, targets, bootstrap, LABELS, LABEL_WEIGHTS)
     studies = study_level(predictions, targets, rows, draws)
     basic = evaluation_table(frame, rows, prevalences)
     table = basic.join(study.intervals().drop(columns=["log_loss", "auroc", "average_precision"]))
@@ -132,7 +210,9 @@ def evaluate_predictions(
     strata = strata_table(study, strata_of(rows, described))
     document = {
         "images": len(rows),
-        "patients": len(np.unique(patients)),
+        "patients": bootstrap.count,
+        "positive_patients": study.evidence[WEIGHTED].positive,
+        "no_interval": study.evidence[WEIGHTED].reason,
         "studies": len(studies.targets),
         "draws": draws,
         "slice_level": records(table.reset_index()),
@@ -275,8 +355,10 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def describe(evaluation: Evaluation) -> str:
     """Return the evaluation as text for a console."""
     document = evaluation.document
+    evidence = evaluation.study.evidence[WEIGHTED]
     lines = [
-        f"95 % intervals over {document['patients']} patients, {document['draws']} draws",
+        f"95 % intervals over {evidence.text}, {document['draws']} draws" * (not evidence.reason)
+        or f"no interval: {evidence.reason}",
         format_table(interval_texts(evaluation.table).rename_axis("slices")),
         "",
         format_table(interval_texts(evaluation.studies.intervals()).rename_axis("studies (highest slice)")),
@@ -289,8 +371,9 @@ def describe(evaluation: Evaluation) -> str:
             f"studies, the model's output against the highest slice: {' '.join(change.split())}",
             "",
         ]
-    if document["patients"] < FEW_PATIENTS:
-        lines.insert(1, "few patients: the true uncertainty is larger than such intervals say")
+    lacking = {name: item.reason for name, item in evaluation.study.evidence.items() if item.reason}
+    if lacking and not evidence.reason:
+        lines.insert(1, "no interval of " + "; ".join(f"{name}: {reason}" for name, reason in lacking.items()))
     for point in document["operating_points"]["slice_level"]:
         if point["label"] == "any":
             other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
@@ -298,6 +381,10 @@ def describe(evaluation: Evaluation) -> str:
             threshold = point["threshold"]  # none: no score is high enough
             where = "above all scores" if threshold is None else f"threshold {threshold:.4f}"
             lines.append(f"any, slices: {other} {value} at {point['fixed']} {point['at']:.2f} ({where})")
+    line = next(row for row in document["calibration"] if row["label"] == "any")
+    slope = interval_text(line["slope"], line["slope_low"], line["slope_high"], 3)
+    intercept = interval_text(line["intercept"], line["intercept_low"], line["intercept_high"], 3)
+    lines.append(f"calibration of any, slices: slope {slope} (below 1: overconfident), intercept {intercept}")
     after = next(row for row in document["calibration"] if row["label"] == WEIGHTED)
     lines.append(
         f"calibration, weighted: log loss {after['log_loss']:.5f}, by temperature {after['log_loss_temperature']:.5f}, "
@@ -352,7 +439,8 @@ def matching_predictions(frame: pd.DataFrame, ids: pd.Index, source: str) -> pd.
 
 def compare(evaluation: Evaluation, other: Evaluation) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the paired differences ``evaluation`` minus ``other`` of slices, and DeLong's tests of studies."""
-    areas = compare_areas(evaluation.studies.predictions, other.studies.predictions, evaluation.studies.targets, LABELS)
+    one, two = evaluation.studies, other.studies
+    areas = compare_areas(one.predictions, two.predictions, one.targets, one.bootstrap.place, LABELS)
     return comparison(evaluation.study, other.study), areas
 
 
@@ -372,23 +460,26 @@ def difference_lines(differences: pd.DataFrame) -> list[str]:
     lines = []
     for row in differences[differences["label"] == WEIGHTED].itertuples():
         direction = "lower is better" if SMALLER_IS_BETTER[row.metric] else "higher is better"
-        found = f"[{row.low:+.5f}, {row.high:+.5f}] {row.verdict}" if row.verdict else "no interval: too few cases"
+        behind = f"{row.patients} patients, {row.positive_patients} positive"
+        found = f"[{row.low:+.5f}, {row.high:+.5f}] {row.verdict}, {behind}"
+        if not row.verdict:
+            found = f"no interval: {row.no_interval}"
         change = f"{row.first:.5f} - {row.second:.5f} = {row.difference:+.5f}"
         lines.append(f"  {SHOWN[row.metric]:18} {change} {found} ({direction})")
     return lines
 
 
+def loss_change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients: np.ndarray, draws: int) -> Change:
+    """Return by how much the weighted log loss of probabilities ``first`` (N, 6) is above that of ``second``."""
+    weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
+    change = (binary_log_losses(first, targets) - binary_log_losses(second, targets)) @ weights
+    return change_of(change, (targets == 1).any(axis=1), PatientBootstrap(patients, draws, SEED))
+
+
 def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFrame, draws: int) -> str:
     """Say in one line what test-time augmentation gains or loses, and whether that is sure (patients are drawn)."""
-    targets = rows[list(LABELS)].to_numpy()
-    weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
-    losses = [binary_log_losses(frame.loc[rows.index].to_numpy(), targets) @ weights for frame in (plain, augmented)]
-    change = losses[1] - losses[0]
-    bootstrap = PatientBootstrap(known_groups(rows), draws, SEED)
-    totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([change, np.ones(len(change))])))
-    low, high = interval(totals[:, 0] / totals[:, 1])
-    said = "a sure gain" if high < 0 else "a sure loss" if low > 0 else "neither a sure gain nor a sure loss"
-    return (
-        f"test-time augmentation changes the weighted log loss from {losses[0].mean():.5f} to {losses[1].mean():.5f}: "
-        f"{change.mean():+.5f}, 95 % interval over patients {low:+.5f} to {high:+.5f}: {said}"
-    )
+    targets = rows[list(LABELS)].to_numpy(np.float64)
+    values = [frame.loc[rows.index, list(LABELS)].to_numpy() for frame in (augmented, plain)]
+    after, before = (pooled_metrics(frame.loc[rows.index], rows)["weighted_log_loss"] for frame in (augmented, plain))
+    change = loss_change(*values, targets, known_groups(rows), draws)
+    return f"test-time augmentation changes the weighted log loss from {before:.5f} to {after:.5f}: {change.text}"

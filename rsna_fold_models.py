@@ -38,6 +38,7 @@ from config import AUTO, HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
 from rsna_crossvalidation import Fold, finished_folds, read_folds
 from rsna_data import build_loader, place_transform, select_rows
 from rsna_dataset import dataset_folder, known_groups, read_dataset_info, read_fold, read_metadata, rows_hash
+from rsna_evaluation import HOLDOUT_FILE, write_flattery
 from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_lineage import weights_lineage
 from rsna_model import way_of
@@ -106,7 +107,12 @@ def predict_by_folds(config: PredictConfig) -> Path:
     provenance = folds_provenance(models, config.net_weight_file, rows.index) if config.split != "test" else None
     if provenance is not None:
         check_predicted(provenance, dataset_folder_of(first), rows.index, config)
-    together, studies, prevalences = mean_by_folds(config, models, rows)
+    predicted = predicted_by_folds(config, models, rows)
+    (together, studies), prevalences = mean_of(predicted), mean_prevalences(models)
+    if config.split == HOLDOUT and path == config.net_weight_file / HOLDOUT_FILE:
+        facts = finished_folds(config.net_weight_file).values()
+        chosen = np.average(*zip(*((fact["weighted_log_loss"], fact["images"]) for fact in facts), strict=True))
+        print(write_flattery(config.net_weight_file, [alone for alone, _ in predicted.values()], rows, float(chosen)))
     if studies is not None:
         print(write_studies(studies, path))
     write_predictions(replace(first, prevalences=prevalences), together, config.split, path)
@@ -128,7 +134,8 @@ def several_models(folder: Path) -> UsageError:
     """Return the refusal of --calibrate=1 for a cross-validation: no model saw an image as the mean of all sees one."""
     return UsageError(
         f"--calibrate=1 needs one model's weights, and the cross-validation {folder} has several; python ensemble.py "
-        f"{folder.name} --ens_calibrate=temperature writes its calibrated submission"
+        f"{folder.name} --ens_calibrate=temperature writes its calibrated submission, by images that none of them saw "
+        "(preprocessing.py --pre_holdout, then predict.py --split=holdout)"
     )
 
 
@@ -136,11 +143,21 @@ def mean_by_folds(
     config: PredictConfig | EvaluateConfig, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, np.ndarray]:
     """Return the models' mean probabilities of ``rows``, of whole studies where they judge these, and prevalences."""
-    predicted = {
+    return *mean_of(predicted_by_folds(config, models, rows)), mean_prevalences(models)
+
+
+def predicted_by_folds(
+    config: PredictConfig | EvaluateConfig, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
+) -> dict[str, tuple[pd.DataFrame, pd.DataFrame | None]]:
+    """Return each model's probabilities of ``rows``, and of whole studies where it judges these."""
+    return {
         f"fold {fold}": predict_with_studies(model, rows, load_views(model, config)) for fold, model in models.items()
     }
-    prevalences = np.mean([model.prevalences for model in models.values()], axis=0)
-    return *mean_of(predicted), prevalences
+
+
+def mean_prevalences(models: Mapping[int, TrainedNetwork]) -> np.ndarray:
+    """Return the mean of the folds' prevalences (6,)."""
+    return np.mean([model.prevalences for model in models.values()], axis=0)
 
 
 @dataclass(frozen=True)

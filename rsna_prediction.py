@@ -28,7 +28,7 @@ from common.models.sequence import sequence_settings
 from common.models.weights import build_within
 from common.statistics import WEIGHTED_ROW
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
-from config import AUTO, SEQUENCE, STUDY, TRAINING, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
+from config import AUTO, HOLDOUT, SEQUENCE, STUDY, TRAINING, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
 from rsna_data import Placed, build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna_dataset import (
     LABELS,
@@ -42,6 +42,7 @@ from rsna_dataset import (
     read_submission,
     write_submission,
 )
+from rsna_evaluation import HOLDOUT_FILE
 from rsna_features import HOW, INFO_FILE, OUT_OF_FOLD, TEST, read_document
 from rsna_model import build_architecture, computed_by, quickest_way
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
@@ -56,6 +57,7 @@ from rsna_whole_series import study_loader
 
 logger = logging.getLogger(__name__)
 
+UNSEEN_PREVALENCE = 1e-3
 REPRODUCED = 1e-9
 STORED_SIDE = 512  # of the competition's pictures
 # Those that judge studies too; any other kind is a slice network.
@@ -133,7 +135,7 @@ def load_network(
         network,
         config,
         pipeline,
-        np.array(checkpoint["prevalences"]),
+        known_prevalences(checkpoint["prevalences"]),
         checkpoint["metrics"],
         checkpoint["iteration"],
         name,
@@ -249,6 +251,13 @@ def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
     ]
     if missing:
         raise WorkError(f"{weight_file}: the checkpoint lacks {', '.join(missing)}; use another one of the run")
+
+
+def known_prevalences(written: Sequence[float]) -> np.ndarray:
+    """Return a checkpoint's prevalences; where an earlier version wrote 0 or 1, a thousandth off that."""
+    values = np.asarray(written, dtype=np.float64)
+    certain = (values <= 0) | (values >= 1)
+    return np.where(certain, np.clip(values, UNSEEN_PREVALENCE, 1 - UNSEEN_PREVALENCE), values)
 
 
 def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
@@ -524,9 +533,20 @@ def studies_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}_studies.csv")
 
 
+def logged_value(trained: TrainedNetwork) -> float:
+    """Return the metric that the training logged for the network's weights."""
+    return trained.metrics[metric_key(MONITOR, trained.weights)]
+
+
+def says_how_it_flatters(config: PredictConfig, trained: TrainedNetwork, path: Path) -> bool:
+    """Whether predictions in ``path`` are of images in no fold, as the validation's are of the fold that chose."""
+    as_validated = config.tta is None and not config.calibrate and trained.config.data_fold != HOLDOUT
+    return as_validated and config.split == HOLDOUT and path == config.net_weight_file.parent / HOLDOUT_FILE
+
+
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:
     """Say in one line whether the evaluation gives the value that the training logged for these weights."""
-    logged = trained.metrics[metric_key(MONITOR, trained.weights)]
+    logged = logged_value(trained)
     difference = abs(float(table.loc[WEIGHTED_ROW, "log_loss"]) - logged)
     if difference <= REPRODUCED:
         return f"reproduces the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}"

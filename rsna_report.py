@@ -25,7 +25,7 @@ from common.experiment import CONFIG, LOG_FILE, create_experiment, lock_experime
 from common.files import remove_temporaries, write_text
 from common.foreign import read_json
 from common.memory import is_out_of_memory
-from common.metrics import binary_log_losses, constant_predictor, normalized_weights
+from common.metrics import binary_log_losses, constant_predictor, normalized_weights, prevalences_of
 from common.reports.evaluation import evaluation_page
 from common.reports.experiment import Evaluated, Together, experiment_page
 from common.reports.leaderboard import HTML_FILE, update_leaderboard
@@ -43,7 +43,7 @@ from common.reports.summary import Summary, read_summaries
 from common.reports.together import folds_sections, members_section
 from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
-from config import EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, format_windows, parse_folds
+from config import DRAWS, EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, format_windows, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
@@ -55,7 +55,7 @@ from rsna_dataset import (
     read_fold,
     read_predictions,
 )
-from rsna_evaluation import PREDICTION_FILES, constant_basis, described_images, evaluate_predictions
+from rsna_evaluation import PREDICTION_FILES, constant_prevalences, described_images, evaluate_predictions
 from rsna_evaluation import labelled_rows as dataset_labels
 from rsna_pictures import grey_slices, heat_maps
 from rsna_prediction import dataset_folder_of, load_network
@@ -63,7 +63,6 @@ from rsna_prediction import dataset_folder_of, load_network
 logger = logging.getLogger(__name__)
 
 CROSS_VALIDATION_FILE = "cross_validation.json"  # what rsna_crossvalidation.py writes
-DRAWS = 200  # evaluate.py makes more; a report should not take minutes
 PICTURES_EACH, TILE = 9, 180
 
 
@@ -283,7 +282,7 @@ def labelled_rows(config: TrainConfig) -> tuple[pd.DataFrame, float]:
         dataset_folder(config.data_input_folder, config.data_dataset), config.data_dataset, config.data_fold
     )
     train, valid = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
-    prevalences = train[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    prevalences = prevalences_of(train[list(LABELS)])
     return rows, constant_predictor(prevalences, valid[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
 
 
@@ -301,7 +300,7 @@ def evaluate(folder: Path, config: TrainConfig, rows: pd.DataFrame) -> Evaluated
 def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence[Path]) -> Evaluated | None:
     """Evaluate out-of-fold predictions; None where there are none yet. For ``experiments`` see :func:`judge`.
 
-    For what the constant predictor knows see :func:`rsna_evaluation.constant_basis`.
+    For what the constant predictor knows see :func:`rsna_evaluation.constant_prevalences`.
     """
     path = predictions_path(record.folder)
     if path is None:
@@ -311,7 +310,7 @@ def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence
     known = rows.loc[rows.index.intersection(frame.index)]
     if known.empty:
         raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
-    prevalences = constant_basis(rows, known.index)[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    prevalences = constant_prevalences(rows, known.index)
     return judge(config, frame.loc[known.index], known, prevalences, experiments)
 
 

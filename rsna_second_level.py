@@ -21,11 +21,11 @@ from sklearn.model_selection import GroupKFold
 
 from common.arguments import from_dict, to_dict
 from common.ensembling import align, clipped_logits
-from common.errors import UsageError, WorkError
+from common.errors import UsageError, UserError, WorkError
 from common.experiment import experiment_folder
 from common.files import write_csv, write_json
 from common.lineage import Provenance
-from common.metrics import binary_log_losses
+from common.metrics import binary_log_losses, prevalences_of
 from common.reports.record import write_value
 from common.resume import read_options
 from common.statistics import format_table, member_table
@@ -42,9 +42,11 @@ from rsna_dataset import (
     write_submission,
 )
 from rsna_evaluation import (
+    HOLDOUT_FILE,
     PREDICTION_FILES,
     describe,
     evaluate_predictions,
+    held_out_predictions,
     matching_predictions,
     pooled_metrics,
     write_evaluation,
@@ -83,8 +85,9 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
     submission = None
     if all(path.is_file() for path in submissions.values()):
         submission = predict_test(config, submissions, metadata, labelled, known)
+    held = predict_held_out(config, members, dataset, metadata, labelled, known)
     written = to_dict(config) | {"data_input_folder": str(options.data_input_folder), "data_dataset": dataset.name}
-    prevalences = labelled[list(LABELS)].mean().to_numpy(np.float64)
+    prevalences = prevalences_of(labelled[list(LABELS)])
     targets = labelled[list(LABELS)].to_numpy(np.float64)
     scored = {name: frame.loc[labelled.index].to_numpy() for name, frame in frames.items()}
     table = member_table(scored | {LEVEL_ROW: predictions.to_numpy()}, targets, LABELS, LABEL_WEIGHTS, prevalences)
@@ -94,6 +97,8 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
     with put_together(config.output_dir, config.experiment_id, written, typed) as folder:
         write_csv(folder / PREDICTION_FILES[0], predictions, index=True)
         write_provenance(folder / PREDICTION_FILES[0], provenance.beside(trees_provenance(dataset, folds, labelled)))
+        if held is not None:
+            write_csv(folder / HOLDOUT_FILE, held, index=True)
         if submission is not None:
             sample = next(iter(submissions.values()))
             write_submission(submission, sample, folder / "submission.csv")
@@ -226,6 +231,23 @@ def build_trees(config: SecondLevelConfig, count: int) -> HistGradientBoostingCl
 def mean_logit(known: pd.DataFrame, label: str) -> np.ndarray:
     """Return the mean of the members' logits of each slice itself."""
     return known[[name for name in known.columns if name.endswith(f"/{label}/+0")]].to_numpy().mean(axis=1)
+
+
+def predict_held_out(
+    config: SecondLevelConfig,
+    members: Mapping[str, Path],
+    dataset: Path,
+    metadata: pd.DataFrame,
+    labels: pd.DataFrame,
+    known: pd.DataFrame,
+) -> pd.DataFrame | None:
+    """Return the probabilities of the images in no fold, made as the test images'; None where a member has none."""
+    try:
+        held = held_out_predictions(dataset, members)
+    except UserError:
+        return None
+    asked = neighbour_table(held.predictions, metadata, held.rows.index, config.level_neighbours)
+    return fit_predict(config, known, labels, asked)[0]
 
 
 def predict_test(

@@ -19,7 +19,7 @@ from common.datasets.samplers import SequentialSampler
 from common.datasets.sequences import LengthSampler, SequenceDataset, Series, collate_sequences
 from common.errors import UsageError, WorkError
 from common.experiment import experiment_folder
-from common.metrics import constant_predictor, probabilities
+from common.metrics import constant_predictor, prevalences_of, probabilities
 from common.models.sequence import sequence_settings
 from config import TrainConfig
 from rsna_data import TrainingData, select_rows
@@ -45,7 +45,7 @@ def build_sequences(config: TrainConfig) -> TrainingData:
     train_rows, valid_rows = (select_rows(known_rows, split, config.dev_enabled) for split in ("train", "valid"))
     values = sequence_settings(config.seq_model, sequence_options(config))
     train_set = sequence_dataset(config, train_rows, features, values["seq_reverse"])
-    prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    prevalences = prevalences_of(train_rows[list(LABELS)])
     return TrainingData(
         training_series(config, train_set, collate_sequences, 0),
         sequence_loader(config, valid_rows, features),

@@ -11,6 +11,7 @@ import pandas as pd
 
 from common.errors import UserError, WorkError
 from common.files import check_output, write_csv
+from common.metrics import prevalences_of
 from common.statistics import format_table
 from config import PredictConfig, TrainConfig
 from rsna_dataset import (
@@ -101,7 +102,8 @@ def expectations(config: PredictConfig) -> Expected:
     except UserError:
         known = pd.DataFrame(columns=list(LABELS))
     if len(known) and (config.audit_sample is None or config.data_dataset is not None):
-        return Expected(path, sample, known.mean(), f"of the {len(known)} labelled images of {folder}")
+        prevalences = pd.Series(prevalences_of(known), list(LABELS))
+        return Expected(path, sample, prevalences, f"of the {len(known)} labelled images of {folder}")
     return Expected(path, sample, pd.Series(PUBLISHED)[list(LABELS)], "published of the competition's stage 1")
 
 

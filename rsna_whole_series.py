@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
 from common.datasets.sequences import PictureSeries, collate_pictures
 from common.hardware import training_loader_workers
-from common.metrics import constant_predictor
+from common.metrics import constant_predictor, prevalences_of
 from common.models.sequence import sequence_settings
 from config import TrainConfig
 from rsna_data import (
@@ -48,7 +47,7 @@ def build_studies(config: TrainConfig, device: torch.device) -> TrainingData:
         ("--data_valid_transform", valid_loader.dataset, valid_rows),
     ):
         check_trial_images(flag, data.pictures, trial_indices(folder, part, config))
-    prevalences = train_rows[list(LABELS)].to_numpy(dtype=np.float64).mean(axis=0)
+    prevalences = prevalences_of(train_rows[list(LABELS)])
     return TrainingData(
         train_loader,
         valid_loader,

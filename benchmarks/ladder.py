@@ -37,6 +37,7 @@ FOLDS = 3
 VIEWS = 4
 DRAWS = 10_000
 TEST_SHARE = 0.4
+HOLDOUT_SHARE = 0.15  # of the labelled images, which the calibration is fitted to
 NO_AUGMENTATION, AUGMENTATION = "valid_demo.json", "train_demo.json"
 
 
@@ -127,7 +128,7 @@ class Ladder:
         phantom = self.folder / "phantom"
         options = [f"--phantom_studies={self.budget.studies}", f"--phantom_test_share={TEST_SHARE}"]
         self.run("phantom", "rsna_phantom.py", f"--phantom_folder={phantom}", *options, self.cores)
-        more = [f"--pre_source={phantom}", "--pre_size=128", f"--pre_folds={FOLDS}"]
+        more = [f"--pre_source={phantom}", "--pre_size=128", f"--pre_folds={FOLDS}", f"--pre_holdout={HOLDOUT_SHARE}"]
         self.run("preprocessing", "preprocessing.py", *self.place[:2], *more, self.cores)
 
     def train_fold(self, name: str, *options: str) -> tuple[str, ...]:
@@ -211,10 +212,11 @@ def constant(ladder: Ladder) -> Rung:
     import numpy as np
     import pandas as pd
 
+    from common.metrics import prevalences_of
     from rsna_dataset import LABELS, dataset_folder, read_fold
 
     rows = read_fold(dataset_folder(ladder.folder, DATASET), DATASET, 0)
-    means = rows.loc[rows["sample_type"] == "train", list(LABELS)].mean().to_numpy(float)
+    means = prevalences_of(rows.loc[rows["sample_type"] == "train", list(LABELS)])
     index = ladder.truth.index
     return ladder.add(Rung("constant predictor", pd.DataFrame(np.tile(means, (len(index), 1)), index, list(LABELS))))
 
@@ -295,6 +297,9 @@ def studies(ladder: Ladder, single: Rung, slices: str) -> None:
     best, experiment = (sequence, "sequence") if sequence.helps else (folds, slices)
 
     results = f"--output_dir={ladder.results}"
+    for name in (slices, "sequence"):
+        weights = f"--net_weight_file={ladder.results / name}"
+        ladder.run(f"{name} held out", "predict.py", ladder.cores, weights, "--split=holdout")
     for name, title, command in (
         ("ensemble", "+ ensemble of slices and sequences", ["ensemble.py", slices, "sequence", "--ens_fit=weights"]),
         ("level", "+ second level (boosted trees)", ["second_level.py", slices, "sequence"]),
@@ -307,8 +312,10 @@ def studies(ladder: Ladder, single: Rung, slices: str) -> None:
     ladder.run(
         "calibrated", "ensemble.py", experiment, "--ens_calibrate=temperature", results, "--experiment_id=calibrated"
     )
-    test, known = read("calibrated")
-    ladder.add(Rung("+ calibration (temperatures)", test, best.name, ("calibrated",), known, best.known, basis))
+    test, _ = read("calibrated")
+    held = [ladder.loss_of(ladder.results / name / "predictions_holdout.csv") for name in ("calibrated", experiment)]
+    steps = *(f"{name} held out" for name in (slices, "sequence")), "calibrated"
+    ladder.add(Rung("+ calibration (temperatures)", test, best.name, steps, *held, "images in no fold"))
 
 
 def rivals(ladder: Ladder) -> None:
@@ -327,22 +334,20 @@ def rivals(ladder: Ladder) -> None:
 
 def table_of(ladder: Ladder) -> pd.DataFrame:
     """Return the table: a row for each rung."""
-    import numpy as np
     import pandas as pd
 
-    from common.evaluation.resampling import PatientBootstrap, interval, verdict
+    from common.evaluation.reader import change_of
+    from common.evaluation.resampling import PatientBootstrap, mean_interval
+    from rsna_dataset import LABELS
 
     truth = ladder.truth
     bootstrap = PatientBootstrap(truth["group_id"].to_numpy(), DRAWS)
     values = {rung.name: losses(rung.test, truth) for rung in ladder.rungs}
 
-    def mean_interval(values: Any) -> tuple[float, float]:
-        totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([values, np.ones(len(values))])))
-        return interval(totals[:, 0] / totals[:, 1])
-
+    positive = (truth[list(LABELS)] == 1).any(axis=1).to_numpy()
     rows = []
     for rung in ladder.rungs:
-        low, high = mean_interval(values[rung.name])
+        low, high, _ = mean_interval(bootstrap, values[rung.name], positive, "log")
         steps = [ladder.done[step] for step in rung.steps]
         row = {
             "rung": rung.name, "log_loss": values[rung.name].mean(), "low": low, "high": high, "built_on": rung.base,
@@ -351,10 +356,9 @@ def table_of(ladder: Ladder) -> pd.DataFrame:
             "commands": "; ".join(shlex.join(step["command"]) for step in steps),
         }  # fmt: skip
         if rung.base is not None:
-            change = values[rung.name] - values[rung.base]
-            low, high = mean_interval(change)
-            said = verdict(low, high, smaller_is_better=True)
-            row |= {"change": change.mean(), "change_low": low, "change_high": high, "verdict": said}
+            change = change_of(values[rung.name] - values[rung.base], positive, bootstrap)
+            ends = {"change_low": change.low, "change_high": change.high}
+            row |= {"change": change.value, **ends, "verdict": change.verdict or change.evidence.reason}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -372,14 +376,17 @@ def markdown(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     for row in table.itertuples():
         change = "–"
         if pd.notna(row.change):
-            change = f"{row.change:+.4f} [{row.change_low:+.4f}, {row.change_high:+.4f}] {row.verdict}"
+            ends = "" if pd.isna(row.change_low) else f"[{row.change_low:+.4f}, {row.change_high:+.4f}] "
+            change = f"{row.change:+.4f} {ends}{row.verdict}"
         known = (
             "–"
             if pd.isna(row.known)
             else f"{row.basis} {row.known:.4f}{'' if row.goes_on else ', nothing built on it'}"
         )
         minutes = "–" if not row.cpu_seconds else f"{row.cpu_seconds / 60:.1f}"
-        loss = f"{row.log_loss:.4f} [{row.low:.4f}, {row.high:.4f}]"
+        chosen = row.rung == facts["chosen"]
+        loss = f"{'**' * chosen}{row.log_loss:.4f}{'**' * chosen}"
+        loss += "" if pd.isna(row.low) else f" [{row.low:.4f}, {row.high:.4f}]"
         lines.append(f"| {row.rung} | {loss} | {change} | {known} | {minutes} |")
     return "\n".join(lines)
 
@@ -403,12 +410,13 @@ def main() -> None:
     rivals(ladder)
     table = table_of(ladder)
     text = f"{budget.model}, {budget.size} pixels, {budget.iterations} iterations of {budget.batch} for each network"
+    ours = table[table["goes_on"] & table["built_on"].notna()].iloc[-1]
     facts = {"images": len(ladder.truth), "patients": ladder.truth["group_id"].nunique(), "text": text}
+    facts["chosen"] = ours["rung"]  # by validation and held-out predictions, not by the test images
     write_csv(ladder.folder / "ladder.csv", table)
     report = markdown(table, facts)
     write_text(ladder.folder / "ladder.md", report + "\n")
     print(f"\n{report}")
-    ours = table[table["goes_on"] & table["built_on"].notna()].iloc[-1]
     better = table[table["built_on"].isna()].iloc[1:]["log_loss"].min()
     print(f"\n{ours['rung']}: {ours['log_loss'] / better:.2f} of the better rival's log loss (aim: at most 0.80)")
     print(ladder.folder / "ladder.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -275,6 +276,124 @@ def test_a_calibrated_ensemble_maps_each_patient_by_others_and_its_submission_by
         best = minimize_scalar(loss, bounds=(inverse[1], inverse[0]), method="bounded", options={"xatol": 1e-8}).x
         expected = best * np.log(test[name] / (1 - test[name]))
         np.testing.assert_allclose(np.log(mapped[name] / (1 - mapped[name])), expected, rtol=1e-3)
+
+
+class Held:
+    """A cross-validation's files over the small phantom, of which every third group is held out of all folds.
+
+    Each of five models is too sure of itself, and errs in its own way: their mean is about right.
+    """
+
+    def __init__(self, small_dataset, root: Path) -> None:
+        rows = read_metadata(small_dataset.folder).query("split == 'train'")
+        self.dataset = root / "input" / "datasets" / "held"
+        self.dataset.mkdir(parents=True)
+        shutil.copy(small_dataset.folder / "dataset.json", self.dataset)
+        shutil.copy(small_dataset.folder / "metadata.csv", self.dataset)
+        groups = sorted(set(rows["group_id"]))[::3]
+        self.rows = rows[rows["group_id"].isin(groups)]
+        columns = [*LABELS, "patient_id", "study_id", "group_id"]
+        table = self.rows[columns].astype(dict.fromkeys(LABELS, int)).assign(sample_type="holdout")
+        table.to_csv(self.dataset / "dataset_held_holdout.csv")
+        self.results = root / "results"
+        tests = pd.DataFrame(
+            (np.random.default_rng(1).random((600, 6)) < 0.3).astype(float),
+            pd.Index([f"ID_{number:09x}" for number in range(600)], name="id"),
+            list(LABELS),
+        )
+        self.truth = tests
+        random = np.random.default_rng(0)
+        models = {
+            name: self.models(random, frame[list(LABELS)])
+            for name, frame in (("oof", rows.drop(index=self.rows.index)), ("held", self.rows), ("test", tests))
+        }
+        self.folder = self.results / "cv"
+        self.folder.mkdir(parents=True)
+        number = np.arange(len(models["oof"][0])) % 5
+        alone = sum(frame.mul(number == fold, axis=0) for fold, frame in enumerate(models["oof"]))
+        write_wide(self.folder / "predictions_oof.csv", alone)
+        write_wide(self.folder / "predictions_holdout.csv", sum(models["held"]) / 5)
+        write_long(self.folder / "submission.csv", sum(models["test"]) / 5)
+        (self.folder / "config.yaml").write_text(f"data_input_folder: {root / 'input'}\ndata_dataset: held\n")
+
+    @staticmethod
+    def models(random: np.random.Generator, targets: pd.DataFrame) -> list[pd.DataFrame]:
+        right = 2.5 * targets - 1.8 + random.normal(size=targets.shape)
+        each = [2 * (right + random.normal(0, 2.5, targets.shape)) for _ in range(5)]
+        return [1 / (1 + np.exp(-logits)).rename_axis("id") for logits in each]
+
+
+@pytest.fixture
+def held(small_dataset, tmp_path) -> Held:
+    return Held(small_dataset, tmp_path)
+
+
+def best_factor(predictions: pd.DataFrame, targets: pd.DataFrame, name: str) -> float:
+    logits, truth = np.log(predictions[name] / (1 - predictions[name])), targets[name]
+
+    def loss(factor: float) -> float:
+        return np.mean(np.logaddexp(0, logits * factor) - truth * logits * factor)
+
+    return minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-8}).x
+
+
+def test_a_cross_validations_maps_are_fitted_to_what_is_submitted(held, capsys):
+    """Single models are too sure of themselves and their mean is not: their temperatures made it worse."""
+    folder = main(["cv", f"--output_dir={held.results}", "--ens_calibrate=temperature", "--ens_draws=100"])
+    together = read_predictions(held.folder / "predictions_holdout.csv")
+    before, after = (read_predictions(path / "submission.csv") for path in (held.folder, folder))
+    oof = read_predictions(held.folder / "predictions_oof.csv")
+    labels = read_metadata(held.dataset)[list(LABELS)]
+    wrong = before.copy()
+    for name in LABELS:
+        logits = np.log(before[name] / (1 - before[name]))
+        both = held.rows[name].min() < held.rows[name].max()  # else there is nothing to fit
+        expected = (best_factor(together, held.rows, name) if both else 1.0) * logits
+        np.testing.assert_allclose(np.log(after[name] / (1 - after[name])), expected, rtol=2e-3, atol=1e-9)
+        wrong[name] = 1 / (1 + np.exp(-best_factor(oof, labels.loc[oof.index], name) * logits))
+    truth = held.truth.loc[before.index].to_numpy()
+    losses = [weighted_by_hand(frame.loc[before.index].to_numpy(), truth) for frame in (before, after, wrong)]
+    assert losses[1] < losses[0] + 0.01
+    assert losses[1] + 0.02 < losses[2]
+    found = pd.read_csv(folder / "predictions_oof.csv", index_col="id")
+    pd.testing.assert_frame_equal(found, oof.rename_axis("id"), rtol=1e-12)  # single models' stay as they are
+    text = capsys.readouterr().out
+    document = json.loads((folder / "ensemble.json").read_text())
+    scores = {row["name"]: row["weighted"] for row in document["log_loss_of_images_in_no_fold"]}
+    target = held.rows[list(LABELS)].to_numpy()
+    assert scores["ensemble"] == pytest.approx(weighted_by_hand(together.loc[held.rows.index].to_numpy(), target))
+    honest = pd.read_csv(folder / "predictions_holdout.csv", index_col="id").loc[held.rows.index]
+    assert scores["calibrated"] == pytest.approx(weighted_by_hand(honest.to_numpy(), target))
+    assert f"the {len(honest)} images in no fold, which no member saw" in text
+    logits = [np.log(frame / (1 - frame)) for frame in (honest, together.loc[honest.index])]
+    spread = (logits[0] / logits[1]).groupby(held.rows["group_id"]).std().max().max()
+    assert spread < 1e-6  # one temperature for each patient's images: that of the others
+
+
+def test_what_is_made_of_a_cross_validation_is_calibrated_by_what_no_fold_has_too(held):
+    shutil.copytree(held.folder, held.results / "other")
+    both = main(["cv", "other", f"--output_dir={held.results}", "--experiment_id=both", "--ens_draws=100"])
+    mixed = pd.read_csv(both / "predictions_holdout.csv", index_col="id")
+    pd.testing.assert_frame_equal(mixed, read_predictions(held.folder / "predictions_holdout.csv"), rtol=1e-12)
+    folder = main(["both", f"--output_dir={held.results}", "--ens_calibrate=isotonic", "--ens_draws=100"])
+    assert "log_loss_of_images_in_no_fold" in json.loads((folder / "ensemble.json").read_text())
+    (both / "predictions_holdout.csv").unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["both", f"--output_dir={held.results}", "--ens_calibrate=isotonic", "--experiment_id=again"])
+    assert ended.value.code == 2
+
+
+def test_a_cross_validation_is_not_calibrated_without_images_that_none_of_its_models_saw(held, capsys):
+    flags = ["cv", f"--output_dir={held.results}", "--ens_calibrate=temperature", "--experiment_id=map"]
+    oof = pd.read_csv(held.folder / "predictions_oof.csv", index_col="id")
+    learnt = held.rows.iloc[:1][list(LABELS)].astype(float) * 0.5
+    write_wide(held.folder / "predictions_oof.csv", pd.concat([oof, learnt.rename_axis("id")]))
+    assert "1 images of the folds are of patients who are held out now" in fails(capsys, 2, flags)
+    (held.folder / "predictions_holdout.csv").unlink()
+    assert f"python predict.py --split=holdout --net_weight_file={held.folder} writes it" in fails(capsys, 2, flags)
+    (held.dataset / "dataset_held_holdout.csv").unlink()
+    assert "--pre_holdout=0.1 makes such a split" in fails(capsys, 2, flags)
+    assert not (held.results / "map").exists()
 
 
 def test_calibration_without_labels_or_patients_is_refused(files, tmp_path, capsys):

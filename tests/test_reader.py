@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from common.evaluation.reader import (
@@ -75,6 +76,7 @@ def test_operating_points_by_hand() -> None:
 def test_the_net_benefit_by_hand() -> None:
     scores, targets = np.array([[0.6], [0.15], [0.05], [0.3]]), np.array([[1.0], [0.0], [0.0], [0.0]])
     curve = ReaderStudy(scores, targets, PatientBootstrap(range(4), 100), ("any",), (1,)).decision_curve()
+    assert curve[["model_low", "everyone_high"]].isna().all(axis=None)
     row = curve.set_index("threshold").loc[0.1]
     assert row["model"] == pytest.approx(1 / 4 - 2 / 4 * (0.1 / 0.9))
     assert row["everyone"] == pytest.approx(1 / 4 - 3 / 4 * (0.1 / 0.9))
@@ -97,7 +99,62 @@ def test_slices_become_studies_by_their_highest_value() -> None:
 def test_labels_that_cannot_be_tested_have_no_row() -> None:
     values, targets = predictions()
     targets[:, 0] = 0
-    assert compare_areas(values, values, targets, NAMES)["label"].tolist() == ["any"]
+    assert compare_areas(values, values, targets, PATIENTS, NAMES)["label"].tolist() == ["any"]
+
+
+def test_the_net_benefits_have_the_intervals_of_a_mean() -> None:
+    """Each patient with one image: Student's interval of scipy, with other degrees of freedom."""
+    values, targets = predictions()
+    one = ReaderStudy(values, targets, PatientBootstrap(np.arange(400), 4000), NAMES, WEIGHTS)
+    row = one.decision_curve().set_index(["label", "threshold"]).loc[("any", 0.3)]
+    gains = np.where(values[:, 1] >= 0.3, np.where(targets[:, 1] == 1, 1, -3 / 7), 0.0)
+    low, high = stats.t.interval(0.95, 399, gains.mean(), stats.sem(gains))
+    assert row[["model", "model_low", "model_high"]].tolist() == pytest.approx([gains.mean(), low, high], abs=0.005)
+
+
+def test_the_calibration_error_by_hand() -> None:
+    """Two images at 0.05 and 0.06 of which one is positive, one at 0.5 and one at 1 that are: (0.89 + 0.5 + 0) / 4."""
+    values, targets = np.array([[0.05], [0.06], [0.5], [1.0]]), np.array([[0.0], [1.0], [1.0], [1.0]])
+    one = ReaderStudy(values, targets, PatientBootstrap(range(4), 100), ("any",), (1,))
+    assert one.samples["calibration_error"]["any"].value == pytest.approx((0.89 + 0.5) / 4)
+
+
+@pytest.mark.parametrize(("patients", "positive"), [(1, 1), (12, 6), (60, 3)])
+def test_too_few_patients_give_no_interval_and_no_better_model(patients: int, positive: int) -> None:
+    """One patient's bootstrap draws nobody else: an interval of width 0 made the first model better for sure."""
+    owner = np.arange(patients).repeat(30)
+    targets = np.column_stack([(np.arange(30 * patients) % 30 < 10) & (owner < positive)] * 2).astype(float)
+    noise = np.random.default_rng(1).normal(size=targets.shape)
+    values = [1 / (1 + np.exp(-skill * (targets - 0.5) - noise)) for skill in (6.0, 0.5)]
+    bootstrap = PatientBootstrap(owner, 300)
+    good, bad = (ReaderStudy(part, targets, bootstrap, NAMES, WEIGHTS) for part in values)
+    table = good.intervals()
+    assert table.filter(regex="_(low|high)$").isna().all(axis=None)
+    assert set(table["no_interval"]) == {bootstrap.evidence(targets[:, 0] == 1).reason}
+    found = comparison(good, bad)
+    assert set(found["verdict"]) == {""}
+    assert found["no_interval"].str.contains("an interval needs").all()
+    assert (found["difference"].abs() > 0).all()
+    assert compare_areas(values[0], values[1], targets, owner, NAMES).empty
+    assert good.decision_curve()["model_low"].isna().all()
+    assert good.operating_points()["low"].isna().all()
+
+
+def test_the_calibration_errors_interval_holds_the_truth_where_chance_is_most_of_it() -> None:
+    """A perfectly calibrated model: the truth is 0, and each sample's error is chance, the draws' twice as much."""
+    held, seen = 0, 0
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        values = 1 / (1 + np.exp(-random.normal(-1, 1.5, (300, 1))))
+        targets = (random.random((300, 1)) < values).astype(float)
+        item = ReaderStudy(values, targets, PatientBootstrap(np.arange(300) // 5, 200), ("any",), (1,))
+        low, high = item.ends("calibration_error", "any")
+        sample = item.samples["calibration_error"]["any"]
+        assert low <= sample.value <= high
+        held += low < 0.01
+        seen += np.quantile(sample.draws, 0.025) < 0.01
+    assert held >= 54
+    assert seen < 10
 
 
 def test_a_label_with_one_class_only_has_no_ranking_and_the_rest_goes_on() -> None:
@@ -118,7 +175,10 @@ def test_strata_are_parts_of_the_whole() -> None:
     assert table["images"].to_dict() == {"early": 100, "late": 300}
     pooled = (table["log_loss"] * table["images"]).sum() / 400
     assert pooled == pytest.approx(one.samples["log_loss"]["weighted"].value, abs=1e-12)
-    assert (table["low"] < table["log_loss"]).all()
+    assert (table["low"].dropna() < table["log_loss"]["late"]).all()
+    assert table["no_interval"].to_dict() == {"early": "13 patients, and an interval needs 20", "late": ""}
+    assert np.isnan(table.loc["early", "low"])
+    assert table["patients"].to_dict() == {"early": 13, "late": 38}
 
 
 def test_calibration_is_shown_before_and_after() -> None:

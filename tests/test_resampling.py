@@ -6,15 +6,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special, stats
 
 from common.evaluation import resampling
-from common.evaluation.resampling import PatientBootstrap, interval, verdict
+from common.evaluation.resampling import (
+    Evidence,
+    PatientBootstrap,
+    effective_number,
+    error_of,
+    freedom_of_sums,
+    interval,
+    student_interval,
+    verdict,
+)
+from common.evaluation.resampling import mean_interval as judged_mean
+
+MANY = Evidence(1000, 500, 500, 500.0)
 
 
 def mean_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
-    bootstrap = PatientBootstrap(patients, draws=2000)
-    totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([values, np.ones(len(values))])))
-    return interval(totals[:, 0] / totals[:, 1])
+    return judged_mean(PatientBootstrap(patients, draws=2000), values, patients % 2 == 0)[:2]
 
 
 def test_the_interval_of_single_values_is_that_of_the_normal_distribution() -> None:
@@ -62,9 +73,78 @@ def test_a_histogram_is_counted_for_each_patient() -> None:
 def test_an_interval_without_enough_draws_is_none() -> None:
     draws = np.arange(100.0)
     draws[:11] = np.nan
-    assert np.isnan(interval(draws)).all()
+    assert np.isnan(interval(50.0, draws, MANY)).all()
     draws[0] = 5.0
-    assert interval(draws)[1] == pytest.approx(np.quantile(draws[~np.isnan(draws)], 0.975))
+    assert error_of(draws) == pytest.approx(np.std(draws[~np.isnan(draws)], ddof=1))
+    assert np.isfinite(interval(50.0, draws, MANY)).all()
+
+
+def test_the_effective_number_is_less_where_one_patient_has_nearly_all() -> None:
+    assert effective_number([3, 3, 3, 3]) == pytest.approx(4)
+    assert effective_number([97, 1, 1, 1, 0]) == pytest.approx(100**2 / (97**2 + 3))
+    assert effective_number([0, 0]) == 0
+
+
+def test_on_the_plain_scale_it_is_scipys_interval_of_student() -> None:
+    low, high = student_interval(2.0, 0.3, 7.0)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 7, 2.0, 0.3))
+
+
+@pytest.mark.parametrize("scale", ["log", "logit"])
+@given(value=st.floats(1e-4, 1 - 1e-4), error=st.floats(1e-5, 0.5), freedom=st.floats(1, 100))
+def test_on_a_scale_with_ends_the_interval_stays_within_and_holds_the_value(scale, value, error, freedom) -> None:
+    low, high = student_interval(value, error, freedom, scale)
+    assert 0 <= low <= value <= high
+    assert scale == "log" or high <= 1
+    apart = np.log if scale == "log" else special.logit
+    if low > 1e-12 and high < 1 - 1e-12:
+        assert apart(value) - apart(low) == pytest.approx(apart(high) - apart(value), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("value", "known"), [(1.0, 1), (0.0, 0)])
+def test_a_perfect_score_has_the_interval_of_a_proportion_that_never_failed(value: float, known: int) -> None:
+    """Where no draw differs there is no error to be seen: statistics books take Wilson's interval."""
+    low, high = student_interval(value, 0.0, 9.0, "logit")
+    wilson = stats.binomtest(10 * known, 10).proportion_ci(0.95, method="wilson")
+    inner, books = (low, wilson.low) if known else (high, wilson.high)
+    assert (high, low)[1 - known] == value
+    # Student's quantile of 9 degrees is wider than the normal one that Wilson takes.
+    assert abs(inner - value) > abs(books - value)
+    assert inner == pytest.approx(books, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("patients", "positive", "said"),
+    [
+        (1, 1, "1 patient, and an interval needs 20"),
+        (19, 9, "19 patients, and an interval needs 20"),
+        (40, 4, "4 positive patients, and an interval needs 5"),
+        (40, 38, "2 negative patients, and an interval needs 5"),
+        (20, 5, ""),
+    ],
+)
+def test_too_few_patients_give_no_interval_but_the_reason(patients: int, positive: int, said: str) -> None:
+    bootstrap = PatientBootstrap(np.arange(patients).repeat(3), 200)
+    truth = np.arange(patients).repeat(3) < positive
+    evidence = bootstrap.evidence(truth)
+    assert evidence.reason == said
+    assert np.isnan(interval(0.5, np.linspace(0.4, 0.6, 200), evidence)).all() == bool(said)
+    assert verdict(*interval(0.5, np.linspace(0.4, 0.6, 200), evidence), smaller_is_better=True) == (
+        "" if said else "worse"
+    )
+
+
+def test_the_freedom_of_a_mean_is_that_of_simulated_variances() -> None:
+    """Twice the squared mean of a variance over its variance, of 4,000 sets of 40 patients, a quarter positive."""
+    random, found, variances = np.random.default_rng(0), [], []
+    for _ in range(4000):
+        positive = random.random(40) < 0.25
+        parts = np.where(positive, random.normal(3, 1, 40), random.normal(0, 0.5, 40))
+        parts -= parts.mean()
+        variances.append(parts @ parts)
+        if positive.sum() > 1:
+            found.append(freedom_of_sums(parts[:, None], positive, positive.sum())[0])
+    assert np.median(found) == pytest.approx(2 * np.mean(variances) ** 2 / np.var(variances), rel=0.25)
 
 
 @pytest.mark.parametrize(

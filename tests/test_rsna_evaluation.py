@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,26 @@ METRICS = ("log_loss", "brier", "auroc", "average_precision", "calibration_error
 @pytest.fixture
 def labelled(small_dataset) -> pd.DataFrame:
     return read_metadata(small_dataset.folder).query("split == 'train'")
+
+
+class Crowd:
+    """The small phantom's images as if each nine were of another patient: 40, enough for intervals."""
+
+    def __init__(self, small_dataset, folder: Path) -> None:
+        self.folder = folder / "datasets" / "crowd"
+        self.folder.mkdir(parents=True)
+        metadata = pd.read_csv(small_dataset.folder / "metadata.csv", dtype=str, keep_default_na=False)
+        ranks = metadata.groupby("split").cumcount() // 9
+        patients = [f"{split}{rank}" for split, rank in zip(metadata["split"], ranks, strict=True)]
+        metadata = metadata.assign(patient_id=patients, study_id=patients, group_id=patients)
+        metadata.to_csv(self.folder / "metadata.csv", index=False)
+        shutil.copy(small_dataset.folder / "dataset.json", self.folder)
+        self.flags = [f"--data_input_folder={folder}", "--data_dataset=crowd"]
+
+
+@pytest.fixture
+def crowd(small_dataset, tmp_path) -> Crowd:
+    return Crowd(small_dataset, tmp_path / "crowd")
 
 
 def make_up(rows: pd.DataFrame, skill: float, path: Path, seed: int = 0) -> pd.DataFrame:
@@ -54,14 +75,66 @@ def test_predictions_of_any_origin_are_evaluated_with_intervals(small_dataset, l
     assert document["studies"] == labelled["study_id"].nunique()
     for row in document["slice_level"]:
         assert set(METRICS) <= set(row)
-        assert row["log_loss_low"] < row["log_loss"] < row["log_loss_high"]
+        assert row["log_loss_low"] is row["log_loss_high"] is None
+    assert document["no_interval"] == f"{document['patients']} patients, and an interval needs 20"
     assert {part["stratum"] for part in document["strata"]} >= {
         "kinds of hemorrhage in the slice",
         "stored pixels: bits/signed/slope/intercept",
     }
     text = capsys.readouterr().out
-    assert f"over {labelled['group_id'].nunique()} patients" in text
+    assert f"no interval: {labelled['group_id'].nunique()} patients, and an interval needs 20" in text
     assert "any, slices: sensitivity" in text
+
+
+def test_console_file_and_page_quote_the_same_intervals_and_who_is_behind_them(
+    crowd, labelled, tmp_path, capsys
+) -> None:
+    make_up(labelled, 3, tmp_path / "mine.csv")
+    run(crowd, f"--eval_file={tmp_path / 'mine.csv'}")
+    document = json.loads((tmp_path / "mine_evaluation.json").read_text())
+    rows = {row["label"]: row for row in document["slice_level"]}
+    patients = read_metadata(crowd.folder).loc[labelled.index, "patient_id"]
+    for name in LABELS:
+        positive = patients[labelled[name] == 1].nunique()
+        assert (rows[name]["patients"], rows[name]["positive_patients"]) == (40, positive)
+        for metric in METRICS:
+            low, high = (rows[name][f"{metric}_{end}"] for end in ("low", "high"))
+            if positive < 5:
+                assert low is high is None
+                assert rows[name]["no_interval"] == f"{positive} positive patients, and an interval needs 5"
+            else:
+                assert low <= rows[name][metric] <= high
+                assert rows[name]["no_interval"] == ""
+    text, page = capsys.readouterr().out, (tmp_path / "mine_evaluation.html").read_text()
+    any_row = rows["any"]
+    assert f"95 % intervals over 40 patients, {any_row['positive_patients']} positive" in text
+    for metric, digits in (("log_loss", 4), ("auroc", 3)):
+        shown = [f"{any_row[metric + end]:.{digits}f}" for end in ("", "_low", "_high")]
+        assert f"{shown[0]} [{shown[1]}, {shown[2]}]" in page
+    assert f"{any_row['log_loss']:.4f} [{any_row['log_loss_low']:.4f}, {any_row['log_loss_high']:.4f}]" in text
+    benefits = [row for row in document["decision_curve"] if row["label"] == "any"]
+    assert all(row["model_low"] <= row["model"] <= row["model_high"] for row in benefits)
+    line = next(row for row in document["calibration"] if row["label"] == "any")
+    assert line["slope_low"] < line["slope"] < line["slope_high"]
+    assert f"slope {line['slope']:.3f} [{line['slope_low']:.3f}, {line['slope_high']:.3f}]" in text
+    assert f"{line['intercept']:.2f} [{line['intercept_low']:.2f}, {line['intercept_high']:.2f}]" in page
+
+
+def test_a_label_that_training_lacks_does_not_cost_the_constant_predictor_12(small_dataset, labelled, tmp_path) -> None:
+    """The only positive slices are those that are judged: a prevalence of 0 cost it 34 for each."""
+    metadata = pd.read_csv(small_dataset.folder / "metadata.csv", dtype=str, keep_default_na=False)
+    folder = tmp_path / "datasets" / "rare"
+    folder.mkdir(parents=True)
+    shutil.copy(small_dataset.folder / "dataset.json", folder)
+    few = labelled.index[:100]
+    known = metadata["split"] == "train"
+    metadata.loc[known, "epidural"] = np.where(metadata.loc[known, "id"].isin(few[:3]), "1", "0")
+    metadata.to_csv(folder / "metadata.csv", index=False)
+    make_up(labelled.loc[few], 3, tmp_path / "few.csv")
+    flags = [f"--data_input_folder={tmp_path}", "--data_dataset=rare", f"--eval_file={tmp_path / 'few.csv'}"]
+    table = evaluate.main([*flags, "--eval_draws=100"])
+    expected = log_loss([1] * 3 + [0] * 97, [0.5 / (len(labelled) - 100 + 1)] * 100)
+    assert table.loc["epidural", "constant_log_loss"] == pytest.approx(expected)
 
 
 def test_studies_are_judged_by_their_highest_slice(small_dataset, labelled, tmp_path) -> None:
@@ -99,15 +172,22 @@ def test_the_worst_images_come_first(small_dataset, labelled, tmp_path) -> None:
     assert worst["log_loss"].is_monotonic_decreasing
 
 
-def test_two_predictions_are_compared_over_the_same_patients(small_dataset, labelled, tmp_path, capsys) -> None:
+def test_two_predictions_are_compared_over_the_same_patients(small_dataset, crowd, labelled, tmp_path, capsys) -> None:
     make_up(labelled, 5, tmp_path / "good.csv", seed=1)
     make_up(labelled, 1, tmp_path / "bad.csv", seed=2)
     run(small_dataset, f"--eval_file={tmp_path / 'good.csv'}", f"--eval_compare={tmp_path / 'bad.csv'}")
+    assert f"no interval: {labelled['group_id'].nunique()} patients" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "good_evaluation_compared.csv")["verdict"].isna().all()
+    run(crowd, f"--eval_file={tmp_path / 'good.csv'}", f"--eval_compare={tmp_path / 'bad.csv'}")
     rows = pd.read_csv(tmp_path / "good_evaluation_compared.csv").set_index(["label", "metric"])
     assert rows.loc[("weighted", "log_loss"), "verdict"] == "better"
     assert rows.loc[("any", "auroc"), "difference"] > 0
-    assert "paired over patients" in capsys.readouterr().out
-    run(small_dataset, f"--eval_file={tmp_path / 'good.csv'}", f"--eval_compare={tmp_path / 'good.csv'}")
+    text = capsys.readouterr().out
+    assert "paired over patients" in text
+    behind = rows.loc[("weighted", "log_loss")]
+    assert f"better, 40 patients, {behind['positive_patients']} positive" in text
+    assert "DeLong p = " in text
+    run(crowd, f"--eval_file={tmp_path / 'good.csv'}", f"--eval_compare={tmp_path / 'good.csv'}")
     assert set(pd.read_csv(tmp_path / "good_evaluation_compared.csv")["verdict"].dropna()) == {"no difference shown"}
 
 

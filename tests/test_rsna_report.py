@@ -84,7 +84,7 @@ def test_its_numbers_are_those_of_the_predictions(reported: Reported, small_data
     losses = -np.where(truth == 1, np.log(values), np.log1p(-values)).mean(axis=0)
     text = unescape(reported.page)
     assert f'<p class="big">{(losses @ [1, 1, 1, 1, 1, 2]) / 7:.4f}</p>' in text
-    assert f">{losses[1]:.4f} [" in text
+    assert f">{losses[1]:.4f}" in text
     assert f"{truth[:, 5].sum():,} of {len(truth):,}" in text
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
+from scipy.stats import norm, t
 from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GroupKFold
+
+from common.evaluation.resampling import Evidence, student_interval
 
 Array = npt.NDArray[np.float64]
 Map = Callable[[Array], Array]
@@ -19,6 +23,8 @@ BINS = 15  # Guo et al. 2017
 FOLDS = 5
 CLIP = 1e-7
 TEMPERATURES = (0.05, 20.0)
+HALVINGS = 20  # to a millionth
+ROUNDS, LONGEST_STEP = 60, 5.0  # of Newton's method
 
 
 def bin_of(predictions: npt.ArrayLike, bins: int = BINS) -> npt.NDArray[np.int64]:
@@ -26,12 +32,90 @@ def bin_of(predictions: npt.ArrayLike, bins: int = BINS) -> npt.NDArray[np.int64
     return np.minimum((np.asarray(predictions, dtype=np.float64) * bins).astype(np.int64), bins - 1)
 
 
-def calibration_error(counts: Array, predicted: Array, observed: Array) -> Array:
-    """Return the expected calibration error of D tables (D, B): of each bin images, Σ predictions and Σ targets.
+def calibration_error_interval(deviations: Array, draws: Array, freedom: float) -> tuple[float, float]:
+    """Return the 95 % interval of a calibration error Σ |d|, from each bin's share d (B,) and its ``draws`` (D, B).
 
-    Σ |Σ predictions − Σ targets| / images over the bins (Guo et al. 2017, equation 3).
+    Chance alone makes Σ |d| larger than it is, in the draws once more than in the images, so that an interval around
+    the draws lies too high. A test is turned round instead: which multiples c d of the deviations, once chance is added
+    to them, could give a sum as small, or as large, as the one that was seen. Each draw's chance gives a c where the
+    sum is just that; the ends are the 2.5th and 97.5th percentile, the upper one at least that of Student's interval
+    around the error less its bias. Chance is widened by Student's t of ``freedom``.
     """
-    return np.abs(predicted - observed).sum(axis=1) / counts.sum(axis=1)
+    seen = np.abs(deviations).sum()
+    if seen == 0:
+        return 0.0, float(np.quantile(np.abs(draws).sum(axis=1), 0.975))
+    times, sums = t.ppf(0.975, freedom), np.abs(draws).sum(axis=1)
+    chance = (draws - deviations) * (times / norm.ppf(0.975))
+    low, high = np.zeros(len(draws)), (seen + np.abs(chance).sum(axis=1)) / seen
+    for _ in range(HALVINGS):  # the sum is convex in c, and above what was seen at the upper end
+        middle = (low + high) / 2
+        above = np.abs(middle[:, None] * deviations + chance).sum(axis=1) > seen
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    ends = np.quantile(low, [0.025, 0.975]) * seen
+    unbiased = 2 * seen - sums.mean()
+    return float(min(ends[0], seen)), float(max(ends[1], seen, unbiased + times * sums.std(ddof=1)))
+
+
+@dataclass(frozen=True)
+class CalibrationLine:
+    """How predicted risks lie to observed ones, on the logit scale, with 95 % intervals (NaN where there is none).
+
+    ``slope`` 1 is right, below it the risks are too extreme (overconfident). ``intercept`` 0 is right, above it they
+    are too low on the whole; it is the one beside a slope held at 1 (calibration in the large).
+    """
+
+    slope: float
+    slope_low: float
+    slope_high: float
+    intercept: float
+    intercept_low: float
+    intercept_high: float
+
+
+def calibration_line(
+    predictions: npt.ArrayLike, targets: npt.ArrayLike, patients: npt.ArrayLike, evidence: Evidence
+) -> CalibrationLine:
+    """Return calibration slope and intercept (Cox 1958; Van Calster et al. 2016) of one label's predictions (N,).
+
+    Logistic regression of ``targets`` on the logit of the predictions; the intercept by one with the logit as offset.
+    The errors are the sandwich's over ``patients`` (N,). NaN where a class is missing, the risks are all the same, or a
+    threshold separates the classes, so that there is no slope.
+    """
+    logits, truth = logits_of(predictions), np.asarray(targets, dtype=np.float64)
+    owners = np.unique(np.asarray(patients), return_inverse=True)[1]
+    ones = np.ones((len(truth), 1))
+    line = _logistic(np.column_stack([ones, logits]), np.zeros(len(truth)), truth, owners)
+    large = _logistic(ones, logits, truth, owners)
+    values: list[float] = []
+    for value, error in ((line[0][-1], line[1][-1]), (large[0][-1], large[1][-1])):
+        ends = (np.nan, np.nan) if evidence.reason else student_interval(value, error, evidence.freedom)
+        values += [float(value), *map(float, ends)]
+    return CalibrationLine(*values)
+
+
+def _logistic(columns: Array, offset: Array, truth: Array, owners: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+    """Return coefficients (K,) of a logistic regression by Newton's method and their errors over ``owners``."""
+    nothing = np.full(columns.shape[1], np.nan)
+    if truth.min() == truth.max() or np.ptp(columns[:, -1]) == 0 < columns.shape[1] - 1:
+        return nothing, nothing
+    found = np.zeros(columns.shape[1])
+    for _ in range(ROUNDS):
+        risks = expit(offset + columns @ found)
+        information = columns.T @ (columns * (risks * (1 - risks))[:, None])
+        try:
+            step = np.linalg.solve(information, columns.T @ (truth - risks))
+        except np.linalg.LinAlgError:
+            return nothing, nothing
+        found = found + step * min(1.0, LONGEST_STEP / max(np.abs(step).max(), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            break
+    else:
+        return nothing, nothing  # the classes are separated: the slope has no end
+    scores = columns * (truth - risks)[:, None]
+    sums = np.stack([np.bincount(owners, column) for column in scores.T], axis=1)
+    inverse = np.linalg.inv(information)
+    variance = inverse @ (sums.T @ sums) @ inverse * len(sums) / max(len(sums) - 1, 1)
+    return found, np.sqrt(np.diag(variance))
 
 
 def reliability_table(predictions: npt.ArrayLike, targets: npt.ArrayLike, bins: int = BINS) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""DeLong's test for the AUROCs of two models on the same cases."""
+"""DeLong's test for the AUROCs of two models on the same cases, also where a patient has several of them."""
 
 from __future__ import annotations
 
@@ -6,43 +6,73 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata, t
+
+from common.evaluation.resampling import effective_number
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class DeLong:
-    """Both areas, the standard error of their difference ``first - second``, and the two-sided p-value."""
+    """Both areas, the standard error of ``first - second``, its degrees of freedom, and the two-sided p-value."""
 
     first: float
     second: float
     standard_error: float
+    freedom: float
     p_value: float
 
 
-def delong_test(first: npt.ArrayLike, second: npt.ArrayLike, targets: npt.ArrayLike) -> DeLong:
-    """Compare the AUROCs of two scores (N,) for the same N independent cases; ``targets`` are 0 or 1.
+def delong_test(
+    first: npt.ArrayLike, second: npt.ArrayLike, targets: npt.ArrayLike, patients: npt.ArrayLike | None = None
+) -> DeLong:
+    """Compare the AUROCs of two scores (N,) for the same N cases; ``targets`` are 0 or 1, ``patients`` (N,) own them.
 
-    DeLong, DeLong and Clarke-Pearson 1988, by ranks (Sun and Xu 2014). The cases must be independent: patients or
-    studies, never slices. Raises ValueError where there are fewer than two cases of a side.
+    DeLong, DeLong and Clarke-Pearson 1988, by ranks (Sun and Xu 2014), with the variance of Obuchowski 1997 (section 3)
+    where cases share a patient: cases of one patient may depend on each other, patients may not. ``patients`` None:
+    each case is its own. The difference is held against Student's t with the degrees of freedom of the patients of both
+    sides, as in Welch's test; the papers take the normal distribution, which rejects too often where these are few.
+    Raises ValueError where a side has fewer than two patients.
     """
     truth = np.asarray(targets) == 1
-    if min(truth.sum(), (~truth).sum()) < 2:
-        raise ValueError("two positive and two negative cases are needed at least")
+    owners = np.arange(len(truth)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
+    sides = [np.bincount(owners, side, owners.max() + 1) for side in (truth, ~truth)]  # cases of each patient
+    if min(np.count_nonzero(side) for side in sides) < 2:
+        raise ValueError("two patients with positive and two with negative cases are needed at least")
     scores = np.stack([np.asarray(first, np.float64), np.asarray(second, np.float64)])
-    positive, negative = scores[:, truth], scores[:, ~truth]
-    areas, by_positive, by_negative = [], [], []
-    for own, other in zip(positive, negative, strict=True):
+    areas, shares = [], ([], [])
+    for own, other in zip(scores[:, truth], scores[:, ~truth], strict=True):
         ranks = rankdata(np.concatenate([own, other]))
         above = (ranks[: len(own)] - rankdata(own)) / len(other)  # the share of negatives that each positive beats
         below = 1 - (ranks[len(own) :] - rankdata(other)) / len(own)
         areas.append(above.mean())
-        by_positive.append(above)
-        by_negative.append(below)
-    covariance = np.cov(by_positive) / positive.shape[1] + np.cov(by_negative) / negative.shape[1]
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+        for share, side, found in zip(shares, (truth, ~truth), (above, below), strict=True):
+            share.append(np.bincount(owners[side], found - above.mean(), owners.max() + 1))
+    added = [np.subtract(*share) / side.sum() for share, side in zip(shares, sides, strict=True)]
+    variance, freedom = _variance(*added, sides)
     error = float(np.sqrt(max(variance, 0.0)))
     difference = areas[0] - areas[1]
-    p_value = 1.0 if difference == 0 else 0.0 if error == 0 else float(2 * norm.sf(abs(difference) / error))
-    return DeLong(float(areas[0]), float(areas[1]), error, p_value)
+    if difference == 0:
+        p_value = 1.0
+    elif error == 0:  # all patients say the same: what a sign test of the rarer side's gives
+        p_value = float(0.5**freedom)
+    else:
+        p_value = float(2 * t.sf(abs(difference) / error, freedom))
+    return DeLong(float(areas[0]), float(areas[1]), error, freedom, p_value)
+
+
+def _variance(positive: Array, negative: Array, counts: list[Array]) -> tuple[float, float]:
+    """Return the variance of a difference from what each patient's positive and negative cases add to it (P,).
+
+    Obuchowski's S10 / M + S01 / N + 2 S11 / (M N), with her small-sample factors I / (I - 1). Second, its degrees of
+    freedom: each side's effective number of patients less one, put together as Satterthwaite does (1946).
+    """
+    number, parts, doubt = len(positive), [], 0.0
+    for part, side in zip((positive, negative), counts, strict=True):
+        patients = np.count_nonzero(side)
+        parts.append(float(part @ part) * patients / (patients - 1))
+        doubt += parts[-1] ** 2 / max(effective_number(side) - 1, 1.0)
+    least = max(min(effective_number(side) for side in counts) - 1, 1.0)
+    freedom = max(sum(parts) ** 2 / doubt, least) if doubt > 0 else least
+    return sum(parts) + 2 * float(positive @ negative) * number / (number - 1), freedom

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,16 @@ import pandas as pd
 
 from common.evaluation import binned, calibration
 from common.evaluation.delong import delong_test
-from common.evaluation.resampling import Array, PatientBootstrap, interval, verdict
+from common.evaluation.resampling import (
+    Array,
+    Evidence,
+    PatientBootstrap,
+    few_cases,
+    freedom_of_sums,
+    interval,
+    mean_interval,
+    verdict,
+)
 from common.metrics import binary_log_losses, normalized_weights
 
 WEIGHTED = "weighted"
@@ -26,18 +36,32 @@ SHARES = (0.90, 0.95)  # specificities and sensitivities of the operating points
 PROBABILITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # thresholds of the decision curve
 
 
+SCALES = {"log_loss": "log", "brier": "logit", "auroc": "logit", "average_precision": "logit"}
+SUMS, RANKS = ("log_loss", "brier"), ("auroc", "average_precision", "calibration_error")
+
+
 @dataclass
 class Samples:
-    """A metric of one label: its ``value``, its ``draws`` (D,), and the ``error`` that binning the scores made."""
+    """A metric of one label: its ``value``, its ``draws`` (D,), and the ``error`` that binning the scores made.
+
+    ``freedom``: of the draws' variance; ``parts``: of a mean, what each patient adds to it, centred on 0 (P,).
+    ``ends``: the interval of a metric that has no scale for one.
+    """
 
     value: float
     draws: Array
     error: float = 0.0
+    freedom: float = 1.0
+    parts: Array | None = None
+    ends: tuple[float, float] | None = None
 
 
 @dataclass
 class ReaderStudy:
-    """Predictions with what is known of their images; computes each label's samples once."""
+    """Predictions with what is known of their images; computes each label's samples once.
+
+    ``evidence``: by label who is behind it; ``weighted``: patients with any positive label.
+    """
 
     predictions: Array
     targets: Array
@@ -45,32 +69,71 @@ class ReaderStudy:
     names: Sequence[str]
     weights: Sequence[float]
     samples: dict[str, dict[str, Samples]] = field(init=False)
+    evidence: dict[str, Evidence] = field(init=False)
 
     def __post_init__(self) -> None:
         scale = normalized_weights(self.weights, len(self.names))
         losses = binary_log_losses(self.predictions, self.targets)
         squares = (self.predictions - self.targets) ** 2
         columns = np.column_stack([np.ones(len(losses)), losses, losses @ scale, squares, squares @ scale])
-        drawn = self.bootstrap.totals(self.bootstrap.by_patient(columns))
+        sums = self.bootstrap.by_patient(columns)
+        drawn = self.bootstrap.totals(sums)
         means = (columns.mean(axis=0)[1:], drawn[:, 1:] / drawn[:, :1])
+        parts = sums[:, 1:] - sums[:, :1] * means[0]
         keys = (*self.names, WEIGHTED)
+        truth = np.column_stack([self.targets == 1, (self.targets == 1).any(axis=1)])
+        self.evidence = {key: self.bootstrap.evidence(truth[:, c]) for c, key in enumerate(keys)}
+        with_positive = self.bootstrap.by_patient(truth) > 0
         self.samples = {}
-        for metric, part in zip(("log_loss", "brier"), (slice(len(keys)), slice(len(keys), None)), strict=True):
-            values, draws = means[0][part], means[1][:, part]
-            self.samples[metric] = {key: Samples(float(values[c]), draws[:, c]) for c, key in enumerate(keys)}
+        for metric, first in zip(SUMS, (0, len(keys)), strict=True):
+            self.samples[metric] = {
+                key: Samples(
+                    float(means[0][first + c]),
+                    means[1][:, first + c],
+                    freedom=self.freedom(key, parts[:, first + c], with_positive[:, c]),
+                    parts=parts[:, first + c],
+                )
+                for c, key in enumerate(keys)
+            }
+        self.with_positive = dict(zip(keys, with_positive.T, strict=True))
+        deviations = []
         for column, name in enumerate(self.names):
-            for metric, found in self._ranked(column):
+            deviations.append(self._deviations(column))
+            error = self._calibration([deviations[-1]], 1, self.evidence[name])
+            for metric, found in (*self._ranked(column), ("calibration_error", error)):
+                found.freedom = self.evidence[name].freedom
                 self.samples.setdefault(metric, {})[name] = found
-        for metric in ("auroc", "average_precision", "calibration_error"):
+        for metric in ("auroc", "average_precision"):
             by_label = [self.samples[metric][name] for name in self.names]
             self.samples[metric][WEIGHTED] = Samples(
                 float(scale @ [item.value for item in by_label]),
                 np.stack([item.draws for item in by_label], axis=1) @ scale,
                 max(item.error for item in by_label),
+                min(item.freedom for item in by_label),
             )
+        behind = self.behind("calibration_error", WEIGHTED)
+        self.samples["calibration_error"][WEIGHTED] = self._calibration(deviations, scale, behind)
+
+    def freedom(self, key: str, parts: Array, with_positive: npt.NDArray[np.bool_]) -> float:
+        """Return the degrees of freedom of a mean of a label, see :func:`freedom_of_sums`."""
+        return float(freedom_of_sums(parts[:, None], with_positive, self.evidence[key].effective)[0])
+
+    def behind(self, metric: str, key: str) -> Evidence:
+        """Return who is behind a metric: behind a weighted mean of the labels' own the label with the fewest."""
+        if key == WEIGHTED and metric not in SUMS:
+            return min((self.evidence[name] for name in self.names), key=lambda item: (not item.reason, item.effective))
+        return self.evidence[key]
+
+    def ends(self, metric: str, key: str) -> tuple[float, float]:
+        """Return the 95 % interval of a metric; NaN where the evidence has a reason."""
+        item, behind = self.samples[metric][key], self.behind(metric, key)
+        if item.ends is not None:
+            return (float("nan"), float("nan")) if behind.reason else item.ends
+        widened = few_cases(behind.effective) if metric == "auroc" else 1.0
+        return interval(item.value, item.draws, behind, SCALES[metric], item.freedom, widened)
 
     def _ranked(self, column: int) -> Iterator[tuple[str, Samples]]:
-        """Yield the metrics of a label that don't add up over images."""
+        """Yield the metrics of a label that need the scores in order."""
         from sklearn.metrics import average_precision_score, roc_auc_score
 
         scores, truth = self.predictions[:, column], self.targets[:, column]
@@ -83,13 +146,27 @@ class ReaderStudy:
             value = float(exact(truth, scores)) if both else float("nan")
             error = abs(float(binned_metric(*whole)[0]) - value)
             yield metric, Samples(value, binned_metric(*drawn), error)
+
+    def _deviations(self, column: int) -> tuple[Array, Array]:
+        """Return each bin's share of predictions minus targets: of the whole set (B,), of the draws (D, B)."""
+        scores, truth = self.predictions[:, column], self.targets[:, column]
         place = calibration.bin_of(scores)
-        sums = [
-            self.bootstrap.histograms(place, part, calibration.BINS) for part in (np.ones(len(truth)), scores, truth)
-        ]
-        value = calibration.calibration_error(*(part.sum(axis=0, keepdims=True) for part in sums))
-        draws = calibration.calibration_error(*self._drawn(sums))
-        yield "calibration_error", Samples(float(value[0]), draws)
+        columns = (np.ones(len(truth)), scores - truth)
+        sums = [self.bootstrap.histograms(place, column, calibration.BINS) for column in columns]
+        counts, deviations = self._drawn(sums)
+        return sums[1].sum(axis=0) / len(truth), deviations / counts.sum(axis=1, keepdims=True)
+
+    def _calibration(
+        self, deviations: Sequence[tuple[Array, Array]], scale: npt.ArrayLike, evidence: Evidence
+    ) -> Samples:
+        """Return the calibration error of labels (Guo et al. 2017, equation 3), weighted by ``scale``."""
+        weights = np.broadcast_to(scale, len(deviations))
+        whole = np.concatenate([weight * part for weight, (part, _) in zip(weights, deviations, strict=True)])
+        drawn = np.hstack([weight * part for weight, (_, part) in zip(weights, deviations, strict=True)])
+        ends = (float("nan"), float("nan"))
+        if not evidence.reason:
+            ends = calibration.calibration_error_interval(whole, drawn, evidence.freedom)
+        return Samples(float(np.abs(whole).sum()), np.abs(drawn).sum(axis=1), ends=ends)
 
     def histograms(self, column: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """Return a label's histograms of positive and other scores: of the whole set (1, B), of the draws (D, B)."""
@@ -104,12 +181,17 @@ class ReaderStudy:
         return tuple(np.hsplit(self.bootstrap.totals(np.hstack(sums)), len(sums)))
 
     def intervals(self) -> pd.DataFrame:
-        """Return a row for each label and ``weighted``: each metric, its ``…_low`` and ``…_high`` over patients."""
-        rows: dict[str, dict[str, float]] = {}
+        """Return a row for each label and ``weighted``: each metric, its ``…_low`` and ``…_high`` over patients.
+
+        Also who is behind it: ``patients``, ``positive_patients``, and in ``no_interval`` why a mean has none.
+        """
+        rows: dict[str, dict[str, Any]] = {}
         for metric, by_label in self.samples.items():
             for name, item in by_label.items():
-                low, high = interval(item.draws)
+                low, high = self.ends(metric, name)
                 rows.setdefault(name, {}).update({metric: item.value, f"{metric}_low": low, f"{metric}_high": high})
+        for name, item in self.evidence.items():
+            rows[name] |= {"patients": item.patients, "positive_patients": item.positive, "no_interval": item.reason}
         return pd.DataFrame.from_dict(rows, orient="index").loc[[*self.names, WEIGHTED]].rename_axis("label")
 
     def binning_errors(self) -> dict[str, float]:
@@ -132,25 +214,37 @@ class ReaderStudy:
             for fixed, function in (("specificity", binned.sensitivity_at), ("sensitivity", binned.specificity_at)):
                 for share in SHARES:
                     threshold, value = _operating_point(scores, truth, fixed, share)
-                    low, high = interval(function(*drawn, share))
+                    low, high = interval(value, function(*drawn, share), self.evidence[name], "logit")
                     rows.append((name, fixed, share, threshold, value, low, high))
         return pd.DataFrame(rows, columns=["label", "fixed", "at", "threshold", "value", "low", "high"])
 
     def decision_curve(self) -> pd.DataFrame:
         """Return the net benefit of acting on the model, on everyone, at thresholds of risk (Vickers and Elkin 2006).
 
-        Columns: ``label``, ``threshold``, ``model``, ``everyone``; acting on nobody has the net benefit 0.
+        Columns: ``label``, ``threshold``, ``model``, ``everyone``, and ``…_low`` and ``…_high`` of both; acting on
+        nobody has the net benefit 0.
         """
-        rows = []
+        named, benefits = [], [np.ones(len(self.targets))]
         for column, name in enumerate(self.names):
-            truth = self.targets[:, column] == 1
+            truth = self.targets[:, column]
             for threshold in PROBABILITIES:
-                odds = threshold / (1 - threshold)
-                flagged = self.predictions[:, column] >= threshold
-                model = np.mean(flagged & truth) - np.mean(flagged & ~truth) * odds
-                everyone = truth.mean() - (1 - truth.mean()) * odds
-                rows.append((name, threshold, float(model), float(everyone)))
-        return pd.DataFrame(rows, columns=["label", "threshold", "model", "everyone"])
+                acting = truth - (1 - truth) * threshold / (1 - threshold)  # what acting on an image gains
+                named.append((name, threshold))
+                benefits += [acting * (self.predictions[:, column] >= threshold), acting]
+        columns = np.column_stack(benefits)
+        means, sums = columns.mean(axis=0), self.bootstrap.by_patient(columns)
+        totals = self.bootstrap.totals(sums)
+        draws, parts = totals / totals[:, :1], sums - sums[:, :1] * means
+        rows = []
+        for place, (name, threshold) in enumerate(named):
+            found: list[float] = []
+            for column in (2 * place + 1, 2 * place + 2):
+                freedom = self.freedom(name, parts[:, column], self.with_positive[name])
+                ends = interval(float(means[column]), draws[:, column], self.evidence[name], "plain", freedom)
+                found += [float(means[column]), *ends]
+            rows.append((name, threshold, found[0], found[3], *found[1:3], *found[4:]))
+        ends = ["model_low", "model_high", "everyone_low", "everyone_high"]
+        return pd.DataFrame(rows, columns=["label", "threshold", "model", "everyone", *ends])
 
 
 def calibration_table(
@@ -159,7 +253,8 @@ def calibration_table(
     """Return log loss and calibration error before and after each map, which never saw the patients that it maps.
 
     A row for each label and ``weighted``; columns ``log_loss``, ``calibration_error`` and the same after
-    ``temperature`` and ``isotonic``: ``log_loss_temperature``, …
+    ``temperature`` and ``isotonic``: ``log_loss_temperature``, … Also, of each label as predicted, calibration slope
+    and intercept with their intervals (:func:`common.evaluation.calibration.calibration_line`).
     """
     maps = {"": predictions} | {
         f"_{method}": np.column_stack(
@@ -179,34 +274,79 @@ def calibration_table(
         )
     table = pd.DataFrame(columns, index=pd.Index(names, name="label"))
     table.loc[WEIGHTED] = normalized_weights(weights, len(names)) @ table.to_numpy()
-    return table
+    bootstrap = PatientBootstrap(patients, draws=0)
+    lines = {
+        name: vars(
+            calibration.calibration_line(
+                predictions[:, c], targets[:, c], bootstrap.place, bootstrap.evidence(targets[:, c] == 1)
+            )
+        )
+        for c, name in enumerate(names)
+    }
+    return table.join(pd.DataFrame.from_dict(lines, orient="index"))
 
 
 def comparison(first: ReaderStudy, second: ReaderStudy) -> pd.DataFrame:
     """Return ``first`` minus ``second`` of each label and metric, paired over the same draws of the same patients.
 
-    Columns: ``label``, ``metric``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``verdict`` on the first.
+    Columns: ``label``, ``metric``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``verdict`` on the first,
+    ``patients``, ``positive_patients`` behind it, and ``no_interval``, why there is none.
     """
     rows = []
     for metric, smaller in SMALLER_IS_BETTER.items():
         for name in (*first.names, WEIGHTED):
             one, other = first.samples[metric][name], second.samples[metric][name]
-            low, high = interval(one.draws - other.draws)
-            said = "" if np.isnan(low) else verdict(low, high, smaller_is_better=smaller)
-            rows.append((name, metric, one.value, other.value, one.value - other.value, low, high, said))
-    return pd.DataFrame(rows, columns=["label", "metric", "first", "second", "difference", "low", "high", "verdict"])
+            behind, freedom = first.behind(metric, name), min(one.freedom, other.freedom)
+            if one.parts is not None:
+                freedom = first.freedom(name, one.parts - other.parts, first.with_positive[name])
+            low, high = interval(one.value - other.value, one.draws - other.draws, behind, "plain", freedom)
+            reason = behind.reason or ("too few draws have a value" if np.isnan(low) else "")
+            said = verdict(low, high, smaller_is_better=smaller)
+            found = (name, metric, one.value, other.value, one.value - other.value, low, high, said)
+            rows.append((*found, behind.patients, behind.positive, reason))
+    columns = ["label", "metric", "first", "second", "difference", "low", "high", "verdict"]
+    return pd.DataFrame(rows, columns=[*columns, "patients", "positive_patients", "no_interval"])
 
 
-def compare_areas(first: Array, second: Array, targets: Array, names: Sequence[str]) -> pd.DataFrame:
-    """Return DeLong's test of each label for independent cases (N, C), studies or patients; rows that can be tested."""
-    rows = []
+@dataclass(frozen=True)
+class Change:
+    """A paired difference of mean losses with its interval, its ``verdict`` and who is behind it; ``text`` says it."""
+
+    value: float
+    low: float
+    high: float
+    verdict: str
+    evidence: Evidence
+
+    @property
+    def text(self) -> str:
+        """The change in words."""
+        if self.evidence.reason:
+            return f"{self.value:+.5f}, no interval: {self.evidence.reason}"
+        ends = f"95 % interval {self.low:+.5f} to {self.high:+.5f}"
+        return f"{self.value:+.5f}, {ends} over {self.evidence.text}: {self.verdict}"
+
+
+def change_of(change: npt.ArrayLike, positive: npt.ArrayLike, bootstrap: PatientBootstrap) -> Change:
+    """Return the mean ``change`` (N,) of the images' losses, of which ``positive`` (N,) are, as a verdict on it."""
+    low, high, evidence = mean_interval(bootstrap, change, positive)
+    said = verdict(low, high, smaller_is_better=True)
+    return Change(float(np.mean(change)), low, high, said, evidence)
+
+
+def compare_areas(
+    first: Array, second: Array, targets: Array, patients: npt.ArrayLike, names: Sequence[str]
+) -> pd.DataFrame:
+    """Return DeLong's test of each label for cases (N, C) of ``patients`` (N,): labels with patients enough."""
+    rows, bootstrap = [], PatientBootstrap(patients, draws=0)
     for column, name in enumerate(names):
-        try:
-            test = delong_test(first[:, column], second[:, column], targets[:, column])
-        except ValueError:  # hardly any case of a side
+        if bootstrap.evidence(targets[:, column] == 1).reason:
             continue
-        rows.append((name, test.first, test.second, test.first - test.second, test.standard_error, test.p_value))
-    return pd.DataFrame(rows, columns=["label", "first", "second", "difference", "standard_error", "p_value"])
+        test = delong_test(first[:, column], second[:, column], targets[:, column], bootstrap.place)
+        found = (test.first, test.second, test.first - test.second, test.standard_error, test.freedom, test.p_value)
+        rows.append((name, *found))
+    columns = ["label", "first", "second", "difference", "standard_error", "freedom", "p_value"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def by_group(values: Array, groups: npt.ArrayLike) -> Array:
@@ -221,7 +361,7 @@ def strata_table(study: ReaderStudy, strata: Mapping[str, npt.ArrayLike]) -> pd.
     """Return the weighted log loss in each part of the images, with its interval over patients.
 
     ``strata``: by name, what each image (N,) belongs to. Columns: ``stratum``, ``part``, ``images``, ``positives``
-    (images with any positive label), ``log_loss``, ``low``, ``high``.
+    (images with any positive label), ``patients``, ``log_loss``, ``low``, ``high``, ``no_interval``, why there is none.
     """
     scale = normalized_weights(study.weights, len(study.names))
     losses = binary_log_losses(study.predictions, study.targets) @ scale
@@ -232,11 +372,12 @@ def strata_table(study: ReaderStudy, strata: Mapping[str, npt.ArrayLike]) -> pd.
         for part in np.unique(labels):
             inside = labels == part
             bootstrap = PatientBootstrap(whole.place[inside], whole.draws, whole.seed)
-            totals = bootstrap.totals(bootstrap.by_patient(np.column_stack([losses[inside], np.ones(inside.sum())])))
-            low, high = interval(totals[:, 0] / totals[:, 1])
-            positive = int((study.targets[inside] == 1).any(axis=1).sum())
-            rows.append((name, part, int(inside.sum()), positive, float(losses[inside].mean()), low, high))
-    return pd.DataFrame(rows, columns=["stratum", "part", "images", "positives", "log_loss", "low", "high"])
+            positive = (study.targets[inside] == 1).any(axis=1)
+            low, high, evidence = mean_interval(bootstrap, losses[inside], positive, "log")
+            counts = (int(inside.sum()), int(positive.sum()), evidence.patients)
+            rows.append((name, part, *counts, float(losses[inside].mean()), low, high, evidence.reason))
+    columns = ["stratum", "part", "images", "positives", "patients", "log_loss", "low", "high", "no_interval"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _operating_point(scores: Array, truth: npt.NDArray[np.bool_], fixed: str, share: float) -> tuple[float, float]:

@@ -44,7 +44,11 @@ def evaluation_sections(
 
     ``document``: what evaluate.py writes as JSON; ``predictions``, ``targets`` (N, C) are the slices' it was made of.
     """
-    note = f"95 % intervals over {document['patients']} patients, {document['draws']} draws."
+    note = document["no_interval"] or (
+        f"95 % intervals over {document['patients']} patients, {document['positive_patients']} positive, "
+        f"{document['draws']} draws"
+    )
+    note = f"No interval: {note}." if document["no_interval"] else f"{note}; none where too few patients are positive."
     levels = (
         ("slice_level", "Slices"),
         ("study_level", "Studies (highest slice)"),
@@ -62,7 +66,12 @@ def evaluation_sections(
         page.section(
             "Calibration",
             reliability_chart(document["reliability"]),
-            page.table("Before and after a map that was fitted on other patients", calibrated),
+            page.table(
+                "Before and after a map that was fitted on other patients",
+                calibrated,
+                "Slope of the observed over the predicted risk's logit: below 1 is overconfident. Intercept beside a "
+                "slope of 1: above 0 the risks are too low. Both with 95 % intervals (Van Calster et al. 2016).",
+            ),
         ),
         page.section(
             "Operating points",
@@ -82,6 +91,7 @@ def interval_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return texts ``value [low, high]``: a row for each label, a column for each metric."""
     table = {
         row["label"]: ({"positives": f"{row['positives']:,} of {row['images']:,}"} if "positives" in row else {})
+        | {"positive patients": f"{row['positive_patients']:,} of {row['patients']:,}"}
         | {
             title: _interval(row[metric], row.get(f"{metric}_low"), row.get(f"{metric}_high"), digits)
             for metric, (title, digits) in METRICS.items()
@@ -151,7 +161,14 @@ def calibration_texts(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         "by temperature ": "calibration_error_temperature",
         "isotonic ": "calibration_error_isotonic",
     }
-    table = {row["label"]: {title: f"{row[key]:.4f}" for title, key in columns.items()} for row in rows}
+    table = {
+        row["label"]: {title: f"{row[key]:.4f}" for title, key in columns.items()}
+        | {
+            what: _interval(*(row[f"{what}{end}"] for end in ("", "_low", "_high")), 2)
+            for what in ("slope", "intercept")
+        }
+        for row in rows
+    }
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("label")
 
 
@@ -194,10 +211,18 @@ def decision_chart(rows: Sequence[Mapping[str, Any]], label: str = "any") -> str
         Line("nobody", at, [0.0] * len(at)),
     ]
     top = max([row["model"] for row in known], default=0.1)
-    note = "True positives minus false positives weighted by the threshold's odds, a slice (Vickers and Elkin 2006)."
+    bounds = [
+        Line(f"model, {end} end", at, [row[f"model_{end}"] for row in known], dots=True)
+        for end in ("low", "high")
+        if all(row[f"model_{end}"] is not None for row in known)
+    ]
+    note = (
+        "True positives minus false positives weighted by the threshold's odds, a slice (Vickers and Elkin 2006); low "
+        "and high end of the 95 % interval at each threshold."
+    )
     axes = ("threshold of risk", "net benefit")
     return page.lines(
-        f"Decision curve of {label}", curves, axes, note, None, (min(-0.02, -top / 5), max(top * 1.1, 0.02))
+        f"Decision curve of {label}", [*curves, *bounds], axes, note, None, (min(-0.02, -top / 5), max(top * 1.1, 0.02))
     )
 
 
@@ -210,6 +235,7 @@ def strata_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     texts = {
         "part": known["part"],
         "images": known["images"].map("{:,}".format),
+        "patients": known["patients"].map("{:,}".format),
         "log loss": [
             _interval(*values) for values in known[["log_loss", "low", "high"]].itertuples(index=False, name=None)
         ],

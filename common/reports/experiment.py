@@ -119,8 +119,9 @@ def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: 
     row = next(row for row in evaluated.document["slice_level"] if row["label"] == WEIGHTED_ROW)
     low, high = row.get("log_loss_low"), row.get("log_loss_high")
     if low is None or high is None:
-        return said + "."
-    return f"{said}. 95 % interval over {evaluated.document['patients']} patients: {low:.4f} to {high:.4f}."
+        return f"{said}. No interval: {row['no_interval']}."
+    behind = f"{row['patients']} patients, {row['positive_patients']} positive"
+    return f"{said}. 95 % interval over {behind}: {low:.4f} to {high:.4f}."
 
 
 def _verdict(record: Record, rivals: Sequence[Summary], metric: str, constant: float | None, judged: str) -> list[str]:

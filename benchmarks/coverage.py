@@ -1,0 +1,391 @@
+"""How often intervals hold the truth, and tests reject a true null: python benchmarks/coverage.py [FOLDER] [--sets=…].
+
+Simulates patients whose truth is known, by this project's own intervals and tests (common/evaluation): patients have
+one to three studies of five to nine slices, and share what their scores have in common, as their studies do. The number
+of positive patients is drawn, as a validation set's is: the cells name its mean. For each cell two tables: of single
+models the share of intervals that hold the population's value (0.95 is right, standard error 0.3 % at 5,300 sets), and
+their median width beside the 95 % range in which the value itself falls; of pairs of equally good models the share that
+a test calls different, and of unequal pairs the share that it finds, beside an oracle that knows the true error.
+
+What is done goes on where it was stopped, a cell at a time, in FOLDER (none: from the start).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.evaluation import binned
+from common.evaluation.calibration import BINS, bin_of, calibration_error_interval
+from common.evaluation.delong import delong_test
+from common.evaluation.resampling import (
+    FEWEST_OF_A_SIDE,
+    FEWEST_PATIENTS,
+    Array,
+    PatientBootstrap,
+    effective_number,
+    error_of,
+    few_cases,
+    freedom_of_sums,
+    student_interval,
+)
+
+CELLS = ((20, 5), (20, 10), (60, 5), (60, 10), (60, 30), (200, 5), (200, 10), (200, 30))  # patients, positive
+PAIRS = ((10, 3), (20, 7), (60, 20), (200, 60))
+BELOW = ((10, 5), (12, 6), (20, 4), (60, 4), (200, 3))  # the floor: intervals are made all the same
+METRICS = ("log_loss", "auroc", "average_precision", "calibration_error", "brier")
+SCALES = {"log_loss": "log", "brier": "logit", "auroc": "logit", "average_precision": "logit"}
+LEVELS = expit(np.linspace(-7.0, 5.0, 49))  # the probabilities that a model knows
+TRUTH_PATIENTS = 40_000  # of each side
+AT_ONCE = 100  # sets
+SPREADS = (0.6, 0.4, 0.8)  # of patients, of their studies, of slices
+SIGNAL = 2.2  # how far positive slices lie above the others
+OVERCONFIDENT = 1.4
+WEIGHTS = (2.0, 1.0, 1.0)  # any and two kinds of it
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Images of a population: the patient, the label ``any`` and each model's place in LEVELS (models, N).
+
+    ``losses`` (models, N): the weighted log loss of any and its kinds.
+    """
+
+    owner: npt.NDArray[np.int64]
+    positive: npt.NDArray[np.bool_]
+    places: npt.NDArray[np.int64]
+    losses: Array
+
+
+def population(
+    random: np.random.Generator, positive: npt.NDArray[np.bool_], share: float, own: tuple[float, ...] = (0.0,)
+) -> dict[str, Scored]:
+    """Draw slices and studies of patients of whom ``positive`` (P,) are, for models with ``own`` shares of noise.
+
+    ``share``: of positive slices, which the models know. A model with own noise is as good as one without.
+    """
+    studies = np.minimum(1 + random.poisson(0.4, len(positive)), 3)
+    patient = np.repeat(np.arange(len(positive)), studies)
+    first = np.r_[True, patient[1:] != patient[:-1]]
+    bleeds = positive[patient] & (first | (random.random(len(patient)) < 0.7))
+    count = random.integers(5, 9, len(patient), endpoint=True)
+    study = np.repeat(np.arange(len(patient)), count)
+    begin = np.cumsum(count) - count
+    place = np.arange(len(study)) - np.repeat(begin, count)
+    length = np.maximum(1, np.round(count * random.uniform(0.2, 0.6, len(patient)))).astype(int)
+    start = (random.random(len(patient)) * (count - length + 1)).astype(int)
+    truth = bleeds[study] & (place >= start[study]) & (place < (start + length)[study])
+    kind = random.random(len(positive))
+    kinds = [truth, truth & (kind < 0.6)[patient][study], truth & (kind > 0.4)[patient][study]]
+
+    def noise() -> Array:
+        levels = (random.normal(size=len(positive))[patient][study], random.normal(size=len(patient))[study])
+        return sum(
+            spread * part for spread, part in zip(SPREADS, (*levels, random.normal(size=len(study))), strict=True)
+        )
+
+    slope = SIGNAL / sum(spread**2 for spread in SPREADS)
+    slices, highest = [], []
+    for label, shown in enumerate(kinds):
+        common = noise()
+        for share_of_noise in own:
+            score = (
+                common if share_of_noise == 0 else common * (1 - share_of_noise**2) ** 0.5 + share_of_noise * noise()
+            )
+            odds = slope * (score + SIGNAL * shown - SIGNAL / 2) + np.log(share / (1 - share))
+            places = np.clip(np.round((OVERCONFIDENT * odds + 7) * 4), 0, len(LEVELS) - 1).astype(int)
+            slices.append((label, shown, places))
+            highest.append((label, np.maximum.reduceat(shown, begin), np.maximum.reduceat(places, begin)))
+    found = {"slices": (patient[study], slices), "studies": (patient, highest)}
+    return {level: _scored(owner, tables, len(own)) for level, (owner, tables) in found.items()}
+
+
+def _scored(owner: npt.NDArray[np.int64], tables: list[tuple[int, Any, Any]], models: int) -> Scored:
+    losses = np.zeros((models, len(owner)))
+    for number, (label, shown, places) in enumerate(tables):
+        weight = WEIGHTS[label] / sum(WEIGHTS)
+        losses[number % models] -= weight * np.log(np.where(shown, LEVELS[places], 1 - LEVELS[places]))
+    return Scored(owner, tables[0][1], np.stack([table[2] for table in tables[:models]]), losses)
+
+
+def by_patient(scored: Scored, model: int, patients: int) -> Array:
+    """Return each patient's positives and negatives at each level, images and losses: (patients, 2 levels + 2)."""
+    size = len(LEVELS)
+    cells = scored.owner * 2 * size + scored.places[model] + np.where(scored.positive, 0, size)
+    table = np.bincount(cells, minlength=patients * 2 * size).reshape(patients, 2 * size)
+    losses = np.bincount(scored.owner, scored.losses[model], patients)
+    return np.column_stack([table, table.sum(axis=1), losses])
+
+
+def metrics(sums: Array) -> tuple[dict[str, Array], Array]:
+    """Return the metrics of sums over patients (D, 2 levels + 2), and each bin's share of predictions − targets."""
+    size = len(LEVELS)
+    positives, negatives, images = sums[:, :size], sums[:, size:-2], sums[:, -2]
+    deviations = (LEVELS * (positives + negatives) - positives) @ np.eye(BINS)[bin_of(LEVELS)] / images[:, None]
+    found = {
+        "log_loss": sums[:, -1] / images,
+        "auroc": binned.auroc(positives, negatives),
+        "average_precision": binned.average_precision(positives, negatives),
+        "calibration_error": np.abs(deviations).sum(axis=1),
+        "brier": (positives @ (1 - LEVELS) ** 2 + negatives @ LEVELS**2) / images,
+    }
+    return found, deviations
+
+
+def mean_parts(table: Array, metric: str) -> Array | None:
+    """Return what each patient adds to a mean (P, 1), centred on 0; None where the metric is no mean."""
+    size, images = len(LEVELS), table[:, -2]
+    if metric not in ("log_loss", "brier"):
+        return None
+    squares = table[:, :size] @ (1 - LEVELS) ** 2 + table[:, size:-2] @ LEVELS**2
+    sums = table[:, -1] if metric == "log_loss" else squares
+    return (sums - images * sums.sum() / images.sum())[:, None]
+
+
+def evidence(table: Array) -> tuple[int, float, npt.NDArray[np.bool_]]:
+    """Return a set's patients of the rarer side, their effective number, and which patients have a positive image."""
+    sides = table[:, : len(LEVELS)].sum(axis=1), table[:, len(LEVELS) : -2].sum(axis=1)
+    fewest = min(int(np.count_nonzero(side)) for side in sides)
+    return fewest, min(effective_number(side) for side in sides), sides[0] > 0
+
+
+def drawn_counts(patients: int, draws: int) -> Array:
+    """Return how often each patient is in each draw (draws, patients), as PatientBootstrap draws them."""
+    return PatientBootstrap(np.arange(patients), draws).totals(np.eye(patients))
+
+
+def truths(patients: int, positive: int, share: float) -> dict[str, dict[str, float]]:
+    """Return the population's metrics, by level."""
+    bleeding = np.arange(2 * TRUTH_PATIENTS) < TRUTH_PATIENTS
+    weights = np.where(bleeding, positive / patients, 1 - positive / patients)
+    people = population(np.random.default_rng(1), bleeding, share)
+    return {
+        level: {
+            name: float(value[0])
+            for name, value in metrics((weights @ by_patient(scored, 0, len(bleeding)))[None])[0].items()
+        }
+        for level, scored in people.items()
+    }
+
+
+def coverage(patients: int, positive: int, sets: int, draws: int, floor: tuple[int, int]) -> dict[str, Any]:
+    """Return by level and metric coverage, misses on both sides and width of a cell's intervals, and how many sets."""
+    share, counts = 0.3 * positive / patients, drawn_counts(patients, draws)
+    truth, random = truths(patients, positive, share), np.random.default_rng([patients, positive])
+    rows: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    done = 0
+    while done < sets:
+        number = min(AT_ONCE, sets - done)
+        done += number
+        people = population(random, random.random(number * patients) < positive / patients, share)
+        for level, scored in people.items():
+            tables = by_patient(scored, 0, number * patients).reshape(number, patients, -1)
+            for table in tables:
+                values, deviations = metrics(table.sum(axis=0)[None])
+                fewest, effective, bleeding = evidence(table)
+                shown = patients >= floor[0] and fewest >= floor[1]
+                drawn = metrics(counts @ table) if shown else None
+                for metric in METRICS:
+                    value, ends = float(values[metric][0]), (np.nan, np.nan)
+                    if shown and metric == "calibration_error":
+                        ends = calibration_error_interval(deviations[0], drawn[1], max(effective - 1, 1.0))
+                    elif shown:
+                        parts = mean_parts(table, metric)
+                        freedom = max(effective - 1, 1.0)
+                        if parts is not None:
+                            freedom = freedom_of_sums(parts, bleeding, effective)[0]
+                        error = error_of(drawn[0][metric]) * (few_cases(effective) if metric == "auroc" else 1)
+                        ends = student_interval(value, error, freedom, SCALES[metric])
+                    rows.setdefault((level, metric), []).append((value, float(ends[0]), float(ends[1])))
+    found: dict[str, Any] = {}
+    for (level, metric), triples in rows.items():
+        values, low, high = np.array(triples).T
+        known = ~np.isnan(low)
+        value = truth[level][metric]
+        usual = np.nanquantile(values, 0.975) - np.nanquantile(values, 0.025)
+        if known.any() and ((values < low - 1e-12) | (values > high + 1e-12))[known].any():
+            raise AssertionError(f"{level}, {metric}: an interval leaves its own value out")
+        found[f"{level} {metric}"] = {
+            "intervals": int(known.sum()),
+            "coverage": float(np.mean(((low <= value) & (value <= high))[known])) if known.any() else None,
+            "above": float(np.mean((low > value)[known])) if known.any() else None,
+            "width": float(np.median((high - low)[known]) / usual) if known.any() else None,
+        }
+    return found
+
+
+def rejections(
+    patients: int, positive: int, sets: int, draws: int, own: tuple[float, float], signal: float
+) -> dict[str, Any]:
+    """Return by level and metric how often two models are called different, and the differences' mean and deviation.
+
+    ``own``: shares of noise that each model has to itself; ``signal``: what the second one's scores are multiplied by.
+    """
+    share, counts = 0.3 * positive / patients, drawn_counts(patients, draws)
+    random = np.random.default_rng([patients, positive, int(1000 * signal)])
+    said: dict[str, list[tuple[float, bool, bool]]] = {}
+    done = 0
+    while done < sets:
+        number = min(AT_ONCE, sets - done)
+        done += number
+        people = population(random, random.random(number * patients) < positive / patients, share, own)
+        for level, scored in people.items():
+            if signal != 1:
+                scored = worsened(scored, random, signal)
+            pair = [by_patient(scored, model, number * patients).reshape(number, patients, -1) for model in (0, 1)]
+            rank = np.searchsorted(scored.owner, np.arange(number + 1) * patients)
+            for place, (one, other) in enumerate(zip(*pair, strict=True)):
+                fewest, effective, bleeding = evidence(one)
+                shown = patients >= FEWEST_PATIENTS and fewest >= FEWEST_OF_A_SIDE
+                values = [metrics(table.sum(axis=0)[None])[0] for table in (one, other)]
+                drawn = [metrics(counts @ table)[0] for table in (one, other)] if shown else None
+                for metric in METRICS:
+                    change = float(values[0][metric][0] - values[1][metric][0])
+                    low = high = np.nan
+                    if shown:
+                        freedom = max(effective - 1, 1.0)
+                        parts = mean_parts(one, metric)
+                        if parts is not None:
+                            freedom = freedom_of_sums(parts - mean_parts(other, metric), bleeding, effective)[0]
+                        error = error_of(drawn[0][metric] - drawn[1][metric])
+                        low, high = student_interval(change, error, freedom)
+                    said.setdefault(f"{level} {metric}", []).append((change, shown, bool(low > 0 or high < 0)))
+                change, found = np.nan, False
+                if shown:
+                    inside = slice(rank[place], rank[place + 1])
+                    places, truth, owner = scored.places[:, inside], scored.positive[inside], scored.owner[inside]
+                    test = delong_test(places[0], places[1], truth, owner)
+                    change, found = test.first - test.second, test.p_value < 0.05
+                said.setdefault(f"{level} DeLong", []).append((change, shown, found))
+    result: dict[str, Any] = {}
+    for name, triples in said.items():
+        change, shown, rejected = np.array(triples, dtype=float).T
+        result[name] = {
+            "tests": int(shown.sum()),
+            "rejected": float(rejected[shown == 1].mean()) if shown.any() else None,
+            "mean": None if np.isnan(change).all() else float(np.nanmean(change)),
+            "deviation": None if np.isnan(change).all() else float(np.nanstd(change)),
+            "beyond": [float(value) for value in change[~np.isnan(change)]] if signal != 1 else [],
+        }
+    return result
+
+
+def worsened(scored: Scored, random: np.random.Generator, signal: float) -> Scored:
+    """Return the same with the second model's scores drawn towards the lowest at random, for power."""
+    places, losses = scored.places.copy(), scored.losses.copy()
+    hit = scored.positive & (random.random(len(scored.owner)) < 1 - signal)
+    before = LEVELS[places[1]]
+    places[1] = np.where(hit, np.maximum(places[1] - 8, 0), places[1])
+    weight = WEIGHTS[0] / sum(WEIGHTS)
+    losses[1] += weight * np.where(hit, np.log(before) - np.log(LEVELS[places[1]]), 0.0)
+    return Scored(scored.owner, scored.positive, places, losses)
+
+
+class Record:
+    """What is done of a simulation, by cell, in a file where there is a folder."""
+
+    def __init__(self, folder: Path | None, options: dict[str, int]) -> None:
+        """``options``: what another record must have been made with."""
+        self.path = None if folder is None else folder / "coverage.json"
+        self.cells: dict[str, Any] = {"options": options}
+        if self.path is not None and self.path.is_file():
+            self.cells = json.loads(self.path.read_text(encoding="utf-8"))
+            if self.cells["options"] != options:
+                sys.exit(f"error: {self.path} was made with {self.cells['options']}; name another folder")
+
+    def cell(self, name: str, work: Any) -> Any:
+        """Return a cell, made by ``work`` unless it is there."""
+        if name not in self.cells:
+            start = time.process_time()
+            self.cells[name] = work()
+            print(f"{name}: {time.process_time() - start:.0f} s of a core", file=sys.stderr, flush=True)
+            if self.path is not None:
+                from common.files import write_json
+
+                write_json(self.path, self.cells)
+        return self.cells[name]
+
+
+def table(title: str, names: list[str], cells: dict[str, dict[str, Any]], text: Any) -> str:
+    """Return a Markdown table, a row for each of ``names`` and a column for each cell."""
+    lines = [f"| {title} | {' | '.join(cells)} |", f"| --- |{' --- |' * len(cells)}"]
+    for name in names:
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(text(cell[name]) for cell in cells.values())} |")
+    return "\n".join(lines)
+
+
+def covered(row: dict[str, Any]) -> str:
+    """Return coverage and width of a cell."""
+    return "–" if row["coverage"] is None else f"{row['coverage']:.3f} ({row['width']:.2f})"
+
+
+def main() -> None:
+    """Simulate, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="where what is done is kept")
+    parser.add_argument("--sets", type=int, default=5300, help="simulated sets of a cell")
+    parser.add_argument("--pairs", type=int, default=5000, help="simulated pairs of equally good models of a size")
+    parser.add_argument("--draws", type=int, default=200, help="bootstrap draws of each set")
+    options = parser.parse_args()
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    record = Record(options.folder, {"sets": options.sets, "pairs": options.pairs, "draws": options.draws})
+    floor = (FEWEST_PATIENTS, FEWEST_OF_A_SIDE)
+    cells = {
+        f"{n} / {k}": record.cell(
+            f"coverage {n} {k}", lambda n=n, k=k: coverage(n, k, options.sets, options.draws, floor)
+        )
+        for n, k in CELLS
+    }
+    names = [f"{level} {metric}" for level in ("slices", "studies") for metric in METRICS]
+    print(
+        "Coverage of 95 % intervals (median width in 95 % ranges of the value); patients / positive, "
+        f"{options.sets} sets"
+    )
+    print(table("metric", names, cells, covered))
+    print("\nShare of the sets that have patients enough for an interval")
+    print(table("", names[::5], cells, lambda row: f"{row['intervals'] / options.sets:.2f}"))
+    few = max(1, options.sets // 5)
+    below = {
+        f"{n} / {k}": record.cell(f"below {n} {k}", lambda n=n, k=k: coverage(n, k, few, options.draws, (0, 2)))
+        for n, k in BELOW
+    }
+    print(f"\nThe same below the floor, were there intervals ({few} sets)")
+    print(table("metric", names, below, covered))
+    own, worse, sizes = (0.5, 0.5), 0.75, {}
+    for n, k in PAIRS:
+        sizes[f"{n}"] = record.cell(
+            f"null {n} {k}", lambda n=n, k=k: rejections(n, k, options.pairs, options.draws, own, 1.0)
+        )
+    names = [f"{level} {metric}" for level in ("slices", "studies") for metric in (*METRICS, "DeLong")]
+    print(f"\nA true null rejected at 5 % ({options.pairs} pairs; –: too few patients for a test); patients")
+    print(table("test", names, sizes, lambda row: "–" if row["rejected"] is None else f"{row['rejected']:.3f}"))
+    fewer, powers = max(1, options.pairs // 5), {}
+    for n, k in PAIRS:
+        powers[f"{n}"] = record.cell(
+            f"power {n} {k}", lambda n=n, k=k: rejections(n, k, fewer, options.draws, own, worse)
+        )
+    for size, cell in powers.items():
+        for name, row in cell.items():
+            deviation, changes = sizes[size][name]["deviation"], np.array(row["beyond"])
+            row["oracle"] = float(np.mean(np.abs(changes) > 1.96 * deviation)) if deviation and len(changes) else None
+    print(
+        f"\nPower to find the worse of two models, and an oracle's that knows the true error ({fewer} pairs); patients"
+    )
+    shown = lambda row: "–" if row["rejected"] is None else f"{row['rejected']:.2f} of {row['oracle']:.2f}"  # noqa: E731
+    print(table("test", names, powers, shown))
+
+
+if __name__ == "__main__":
+    main()
