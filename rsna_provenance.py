@@ -93,7 +93,7 @@ def feature_provenance(folder: Path, features: FeatureSet, input_folder: Path) -
             raise WorkError(f"{path}: belongs to other features than those that lie beside it; {HOW} anew")
         return found
     facts = features.document.get("folds", {})
-    weights = {int(fold): known["weights"] for fold, known in facts.items() if "weights" in known}
+    weights = {int(fold): known["weights"] for fold, known in facts.items() if known.get("weights")}
     if len(weights) < len(facts):  # of another program
         return Provenance.of([Lineage(unknown=(f"features of {features.document['dataset']}",))], len(features.rows))
     files = {fold: folder.parent.parent / name for fold, name in weights.items()}

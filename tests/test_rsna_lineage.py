@@ -16,6 +16,7 @@ import preprocessing
 import train
 from common.arguments import parse_args
 from common.checkpoint import load_checkpoint
+from common.errors import UsageError
 from config import TrainConfig
 from rsna_crossvalidation import fold_plan, read_folds
 from rsna_dataset import LABELS, read_fold, read_metadata
@@ -51,11 +52,15 @@ def test_weights_of_the_same_fold_and_of_patients_who_train_start_one(
 ) -> None:
     file = finished / "fold_1" / "best.pt"
     config = parse_args(TrainConfig, [*small_dataset.flags, f"--net_weight_file={file}", "--data_fold=1"])
-    check_starting_weights(config, read_fold(small_dataset.folder, "phantom", 1))
+    check_starting_weights(config, read_fold(small_dataset.folder, "phantom", 1).query("sample_type == 'valid'").index)
+    with pytest.raises(UsageError, match="who validate fold 1"):
+        check_starting_weights(
+            config, read_fold(small_dataset.folder, "phantom", 0).query("sample_type == 'valid'").index
+        )
     place = [f"--data_input_folder={again}", "--data_dataset=again", f"--net_weight_file={file}", "--data_fold=1"]
     rows = read_fold(again / "datasets" / "again", "again", 1)
     assert set(rows.index) == set(read_fold(small_dataset.folder, "phantom", 1).index)  # the same fold
-    check_starting_weights(parse_args(TrainConfig, place), rows)
+    check_starting_weights(parse_args(TrainConfig, place), rows.query("sample_type == 'valid'").index)
 
 
 def test_weights_of_another_form_of_the_same_patients_are_known_for_what_they_saw(
