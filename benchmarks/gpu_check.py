@@ -368,7 +368,7 @@ def check_memory(work: Work) -> str:
 
 def check_kinds(work: Work) -> str:
     """Train every kind of network: folds, features, each sequence model over them, a network over whole series."""
-    folds = work.train("folds", 4, "--data_fold=0,1", "--n_jobs=2")
+    folds = work.train("folds", 4, "--data_fold=0,1,2", "--n_jobs=2")
     command("predict", f"--net_weight_file={folds}", "--features=1")
     place = [f"--data_input_folder={work.data}", f"--data_dataset={DATASET}", f"--output_dir={work.folder}"]
     over = ["--seq_width=32", "--seq_study=learned", "--tr_batch_size=2", "--tr_report=0"]

@@ -29,13 +29,17 @@ LIMIT_S = 1500  # for the whole of a process: what hangs is an error, also where
 
 @dataclass(frozen=True)
 class Request:
-    """A command of the project, what goes wrong in it, and the capability of the GPU that it sees."""
+    """A command of the project, what goes wrong in it, and the capability of the GPU that it sees.
+
+    ``fits``: the largest batch that the GPU's memory holds; 0: any.
+    """
 
     script: str
     arguments: Sequence[str]
     nan_at: Sequence[int] = ()
     broken: str = ""
     capability: tuple[int, int] = (9, 0)
+    fits: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,19 @@ def spoiled(iterations: Sequence[int]) -> Callable[[Any, Any], Any]:
     return spoil
 
 
+def limited(size: int) -> Callable[[Any, Any], Any]:
+    """Return a change that lets batches of more than ``size`` run out of memory."""
+
+    def fit(network: Any, batch: Any) -> Any:
+        if len(batch) > size:
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return batch
+
+    return fit
+
+
 @contextmanager
 def captured(file: Any) -> Iterator[None]:
     """Within this context ``file`` gets what this process and its children print."""
@@ -203,6 +220,7 @@ def run(request: Request) -> dict[str, Any]:
     MACHINE.settings = replace(MACHINE.settings, capability=tuple(request.capability))
     undo = [BROKEN[request.broken]()] if request.broken else []
     undo += [changed_step(spoiled(request.nan_at))] if request.nan_at else []
+    undo += [changed_step(limited(request.fits))] if request.fits else []
     code = 0
     with tempfile.TemporaryFile() as file:
         with captured(file):

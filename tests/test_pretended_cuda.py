@@ -169,7 +169,7 @@ def test_options_of_a_training_in_every_precision(flags: list[str], tmp_path: Pa
         ),
         "finders": (
             [*TWO, ALONE, OVERFIT, *half, "--optim=sgd", "--tr_lr_find=1", "--tr_batch_find=1", "--optim_lr=0.01"],
-            {},
+            {"fits": 16},
             allowed(2),
         ),
         "stop": ([*three, ALONE, OVERFIT], {"nan_at": [2]}, None),
@@ -182,6 +182,7 @@ def test_options_of_a_training_in_every_precision(flags: list[str], tmp_path: Pa
     assert not any(wrong.values()), pformat(wrong)
     assert "this GPU has no bfloat16" in found["from a newer to an older GPU"].output
     assert "float16" in (Path(flags[-1].partition("=")[2]) / "older" / "config.yaml").read_text()
+    assert "that fits: --tr_batch_size=16" in found["finders"].output
     assert "iteration 2 is not finite; images: ID_" in found["stop"].output
     for name in ("float16", "float32, not fused"):
         assert "its update is skipped (1 of 10)" in found[name].output
@@ -221,15 +222,15 @@ def test_models_over_series_and_studies(
     two = ["--tr_iteration_num=2", "--tr_iteration_valid=2"]
     sequence = [*over, *two, "--net_kind=sequence", f"--seq_features={with_features}", ALONE]
     slices = f"--net_weight_file={finished / 'fold_0' / 'best.pt'}"
-    study = [*over, *two, "--net_kind=study", "--study_chunk=8", "--data_image_size=32", slices, ALONE]
+    study = [*over, *two, "--net_kind=study", "--study_chunk=8", "--data_image_size=32", slices]
     files = f"--source={small_dataset.source / 'stage_2_test'}"
     mixed, half = "--tr_use_amp=1", "--tr_amp_dtype=float16"
     trainings = [
         [*sequence, "--seq_model=gru", "--experiment_id=gru"],
         [*sequence, "--seq_model=transformer", mixed],
         [*sequence, "--seq_model=lstm", mixed, half, "--tr_ema=1"],
-        [*study, "--experiment_id=study"],
-        [*study, mixed, "--seq_model=conv"],
+        [*study, LOADED, "--experiment_id=study"],
+        [*study, ALONE, mixed, "--seq_model=conv"],
     ]
     requests = [
         *(Request("train", [*flags, *arguments]) for arguments in trainings),
@@ -237,7 +238,10 @@ def test_models_over_series_and_studies(
             Request("evaluate", [f"--experiment_id={name}", f"--output_dir={output_dir}", ALONE, "--eval_draws=100"])
             for name in ("gru", "study")
         ),
-        Request("predict", [f"--net_weight_file={output_dir / 'study' / 'best.pt'}", ALONE]),
+        Request(
+            "predict",
+            [f"--net_weight_file={output_dir / 'study' / 'best.pt'}", LOADED, "--tta=train_demo.json", "--tta_views=2"],
+        ),
         Request("predict", [f"--net_weight_file={folds}", "--features=1", ALONE]),
         Request(
             "predict",
@@ -254,12 +258,18 @@ def test_models_over_series_and_studies(
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(flags: list[str]) -> None:
-    arguments = [*flags, *TWO, LOADED, "--tr_ema=1", "--tr_use_amp=1", "--experiment_id=together"]
-    wrong = [faults(results[0]) for results in run_pretended([Request("train", arguments)], processes=2)]
+def test_two_processes_train_together(flags: list[str], finished: Path) -> None:
+    slices = f"--net_weight_file={finished / 'fold_0' / 'best.pt'}"
+    series = ["--net_kind=study", slices, "--study_chunk=8", "--seq_width=16"]
+    requests = [
+        Request("train", [*flags, *TWO, LOADED, "--tr_ema=1", "--tr_use_amp=1", "--experiment_id=together"]),
+        Request("train", [*flags, *TWO, ALONE, *series, "--tr_batch_size=1", "--experiment_id=series_together"]),
+    ]
+    wrong = [faults(result) for results in run_pretended(requests, processes=2) for result in results]
     assert not any(wrong), pformat(wrong)
-    folder = Path(flags[-1].partition("=")[2]) / "together"
-    assert load_checkpoint(folder / "last.pt")["iteration"] == 2
+    for request in requests:
+        folder = Path(flags[-1].partition("=")[2]) / request.arguments[-1].partition("=")[2]
+        assert load_checkpoint(folder / "last.pt")["iteration"] == 2
 
 
 @pytest.mark.slow
