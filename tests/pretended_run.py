@@ -233,7 +233,7 @@ def run(request: Request) -> dict[str, Any]:
                 code = 99
         file.seek(0)
         output = file.read().decode(errors="replace")
-    for back in undo:
+    for back in reversed(undo):
         back()
     return {"code": code, "output": output, **MACHINE.findings()}
 
