@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 import ensemble
 import evaluate
 from rsna_dataset import LABELS, read_metadata
+from rsna_evaluation import describe_flattery, write_flattery
 
 METRICS = ("log_loss", "brier", "auroc", "average_precision", "calibration_error")
 
@@ -282,3 +283,19 @@ def test_a_threshold_in_the_json_flags_the_share_that_it_is_said_to_hold(small_d
         shares = {"sensitivity": flagged[truth].mean(), "specificity": (~flagged[~truth]).mean()}
         assert shares.pop(point["fixed"]) >= point["at"] - 1e-9
         assert list(shares.values()) == pytest.approx([point["value"]], abs=1e-12)
+
+
+def test_images_in_no_fold_say_by_how_much_the_best_of_validations_flatters(labelled, tmp_path) -> None:
+    assert "predict.py --split=holdout says by how much" in describe_flattery(tmp_path)
+    alone = [make_up(labelled, 3, tmp_path / f"{seed}.csv", seed) for seed in (1, 2)]
+    said = write_flattery(tmp_path, [frame.iloc[::-1] for frame in alone], labelled, 0.25)
+    weights = [1, 1, 1, 1, 1, 2]
+    each = [np.average([log_loss(labelled[name], frame[name]) for name in LABELS], weights=weights) for frame in alone]
+    mean, patients = np.mean(each), labelled["group_id"].nunique()
+    assert said.endswith(
+        f"0.25000 here, and on the {len(labelled)} images in no fold ({patients} patients) each of the 2 models alone "
+        f"scores {mean:.5f} ({mean - 0.25:+.5f})"
+    )
+    assert describe_flattery(tmp_path) == said
+    (tmp_path / "flattery.json").write_text("[")
+    assert "predict.py --split=holdout says by how much" in describe_flattery(tmp_path)

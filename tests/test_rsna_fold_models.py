@@ -11,14 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import expit
-from sklearn.metrics import log_loss
 
 import predict
 from common.errors import UsageError
 from common.models.backbone import create_model
 from common.models.embedding import head_input
-from rsna_dataset import LABELS, read_fold, read_metadata, read_predictions
-from rsna_evaluation import describe_flattery
+from rsna_dataset import LABELS, read_metadata, read_predictions
 from rsna_features import read_features
 from rsna_fold_models import fit_alignment
 from tests.conftest import SmallDataset
@@ -56,40 +54,6 @@ def test_new_images_get_the_mean_of_the_folds_probabilities(finished: Path, tmp_
     found = read_predictions(together)
     expected = sum(frame.loc[found.index] for frame in frames) / 3
     pd.testing.assert_frame_equal(found, expected, rtol=1e-12)
-
-
-def test_images_in_no_fold_say_by_how_much_the_folds_values_flatter(
-    finished: Path, small_dataset: SmallDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As images in no fold serve those of a group here; each model's own loss there stands beside the folds'."""
-    place = tmp_path / "input" / "datasets" / "phantom"
-    shutil.copytree(small_dataset.folder, place)
-    rows = read_fold(small_dataset.folder, "phantom", 0)
-    held = rows[rows["group_id"] == rows["group_id"].iloc[0]]
-    held.assign(sample_type="holdout").to_csv(place / "dataset_phantom_holdout.csv")
-    folder = tmp_path / "cv"
-    shutil.copytree(finished, folder)
-    assert "predict.py --split=holdout says by how much" in describe_flattery(folder)
-    flags = ["--split=holdout", f"--data_input_folder={tmp_path / 'input'}", "--n_jobs=1"]
-    path = predict.main([f"--net_weight_file={folder}", *flags])
-    assert path == folder / "predictions_holdout.csv"
-    said = capsys.readouterr().out
-    alone = []
-    for fold in (0, 1, 2):
-        output = f"--output_file={tmp_path / f'{fold}.csv'}"
-        frame = read_predictions(
-            predict.main([f"--net_weight_file={folder / f'fold_{fold}' / 'best.pt'}", *flags, output])
-        )
-        frame = frame.loc[held.index]
-        each = [log_loss(held[name], frame[name], labels=[0, 1]) for name in LABELS]
-        alone.append(np.average(each, weights=[1, 1, 1, 1, 1, 2]))
-    pooled = json.loads((folder / "cross_validation.json").read_text())["pooled"]["weighted_log_loss"]
-    expected = (
-        f"{pooled:.5f} here, and on the {len(held)} images in no fold (1 patients) each of the 3 models alone scores "
-        f"{np.mean(alone):.5f} ({np.mean(alone) - pooled:+.5f})"
-    )
-    assert expected in said
-    assert expected in describe_flattery(folder)
 
 
 def test_the_features_of_each_image_are_its_own_folds(with_features: Path, small_dataset: SmallDataset) -> None:
