@@ -524,6 +524,8 @@ class Names(TorchFunctionMode):
             MACHINE.read_by_host(tensor)
             MACHINE.from_host(tensor, non_blocking)
             moved = MACHINE.mark(tensor.clone())
+            if not non_blocking:  # the host waited until all was there: no stream needs to
+                MACHINE.known(MACHINE.on_device, moved).tick = -1
         else:
             moved = MACHINE.to_host(tensor, non_blocking=non_blocking)
             MACHINE.on_device.pop(MACHINE.key(moved), None)

@@ -168,7 +168,7 @@ def test_options_of_a_training_in_every_precision(flags: list[str], tmp_path: Pa
             allowed(2),
         ),
         "finders": (
-            [*TWO, ALONE, OVERFIT, *half, "--optim=sgd", "--tr_lr_find=1", "--tr_batch_find=1", "--optim_lr=0.01"],
+            [*TWO, ALONE, *half, "--optim=sgd", "--tr_lr_find=1", "--tr_batch_find=1", "--optim_lr=0.01"],
             {"fits": 16},
             allowed(2),
         ),
