@@ -88,6 +88,12 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def parse_weight_file(text: str) -> Path:
+    """Return the path that a text names; of an experiment's folder that of its best weights."""
+    path = Path(text)
+    return path / "best.pt" if (path / "best.pt").is_file() else path
+
+
 def parse_folds(text: str) -> int | str | tuple[int, ...]:
     """Read a fold's number, several (``0,1,2``) as a tuple, ``all`` as an empty one, or ``holdout``; or ValueError."""
     if text.strip().lower() == "all":
@@ -270,8 +276,10 @@ class NetworkOptions:
     net_weight_file: Path | None = option(
         None,
         "start from these weights: a best.pt of this project, a file of timm or torchvision, a state dict, "
-        "safetensors; of a cross-validation over the same folds its folder, each fold from its own; beats "
-        "--net_pretrained; none: no",
+        "safetensors; an experiment's folder means its best.pt; of a cross-validation over the same folds its folder, "
+        "each fold from its own; beats --net_pretrained; none: no",
+        parse=parse_weight_file,
+        metavar="PATH",
     )
     net_weight_adapt: bool = option(
         False, "1: weights of another number of classes or input channels are adapted, and what was done is printed"
@@ -774,8 +782,10 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
 
     net_weight_file: Path | None = option(
         None,
-        "best.pt or last.pt of an experiment, or the folder of a cross-validation (the mean of its folds' models); all "
-        "but --audit need it",
+        "best.pt or last.pt of an experiment, its folder (best.pt), or the folder of a cross-validation (the mean of "
+        "its folds' models); all but --audit need it",
+        parse=parse_weight_file,
+        metavar="PATH",
     )
     features: bool = option(
         False,
@@ -901,7 +911,12 @@ class ExportConfig(TrainedOptions):
     torch gives. Not a medical device; not for diagnosis.
     """
 
-    net_weight_file: Path = option(REQUIRED, "best.pt or last.pt of an experiment")
+    net_weight_file: Path = option(
+        REQUIRED,
+        "best.pt or last.pt of an experiment, or its folder (best.pt)",
+        parse=parse_weight_file,
+        metavar="PATH",
+    )
     export_format: str = option(
         "onnx",
         "onnx: for ONNX Runtime and others (pip install onnx onnxscript onnxruntime); torch_export: for "

@@ -142,9 +142,9 @@ def load_weights_file(path: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a model onto the CPU: of a checkpoint of this project, or a plain state_dict of torch.
 
     timm's and torchvision's training scripts, Lightning and torch before 1.6 write other forms, which are read too.
-    A folder means its best.pt. Raises the errors of :func:`load_checkpoint`.
+    Raises the errors of :func:`load_checkpoint`.
     """
-    contents = _read(path / BEST if (path / BEST).is_file() else path)
+    contents = _read(path)
     for key in WRAPPED_KEYS:  # timm's and torchvision's reference scripts save the state_dict beside other things
         if isinstance(contents, dict) and "format_version" not in contents and _is_state_dict(contents.get(key)):
             return contents[key]

@@ -148,3 +148,13 @@ def test_an_unknown_flag_is_one_line_and_exit_code_2_and_leaves_nothing_behind(s
     assert result.stderr == "error: unknown option --n_jbos; did you mean '--n_jobs'?\n" or script == "ensemble.py"
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", [TrainConfig, PredictConfig, ExportConfig])
+def test_an_experiments_folder_as_weight_file_means_its_best_weights(tmp_path, config) -> None:
+    (tmp_path / "1").mkdir()
+    given = [f"--net_weight_file={tmp_path / '1'}"]
+    assert parse_args(config, given).net_weight_file == tmp_path / "1"  # as a cross-validation's
+    (tmp_path / "1" / "best.pt").write_bytes(b"")
+    assert parse_args(config, given).net_weight_file == tmp_path / "1" / "best.pt"
+    assert parse_args(config, [f"{given[0]}/best.pt"]).net_weight_file == tmp_path / "1" / "best.pt"

@@ -625,13 +625,6 @@ def test_the_weights_of_other_programs_are_taken_and_the_lines_say_what_not(tmp_
         assert torch.equal(value, expected)
 
 
-def test_an_experiments_folder_means_its_best_weights(tmp_path):
-    source, target = create_model(TINY), create_model(TINY)
-    make_checkpoint(tmp_path / "best.pt", source, net_model=TINY)
-    load_weights(target, tmp_path)
-    assert same_weights(source, target)
-
-
 def test_numbers_of_another_kind_are_not_taken():
     state = create_model(TINY).state_dict()
     key = next(key for key, value in state.items() if value.is_floating_point())
