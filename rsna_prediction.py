@@ -244,7 +244,6 @@ def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
         what
         for what, known in (
             ("the validation transform", {"valid", "features"} & set(checkpoint["transforms"])),
-            ("a prevalence for each label", len(checkpoint["prevalences"]) == len(LABELS)),
             (f"the metric {MONITOR}", MONITOR in checkpoint["metrics"]),
         )
         if not known

@@ -272,7 +272,7 @@ def run_environment(folder: Path, **variables: str) -> dict:
     """The record made by a copy of common/ in ``folder``, in a fresh process."""
     if not (folder / "common").exists():
         (folder / "common").mkdir(parents=True)
-        for name in ("__init__.py", "console.py", "errors.py", "files.py", "machine.py", "experiment.py"):
+        for name in ("__init__.py", "console.py", "errors.py", "files.py", "foreign.py", "machine.py", "experiment.py"):
             shutil.copy(ROOT / "common" / name, folder / "common" / name)
     code = (
         "import json, sys; from common.experiment import environment; "

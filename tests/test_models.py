@@ -649,6 +649,16 @@ def test_a_model_takes_no_memory_before_its_weights_are_known_to_fit():
     assert built == ["meta", "cpu", "meta"]
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_model_that_computes_while_it_is_built_is_built_all_the_same(pool):
+    def build():
+        return create_model(TINY, pool=pool)
+
+    state = build().state_dict()
+    model = build_within(build, state, "w.pth")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
 def create_model_with(state):
     model = create_model(TINY)
     model.load_state_dict(state)

@@ -258,6 +258,7 @@ FREE = {
     "tr_checkpoint_minutes": "3.5",
     "tr_resume": None,
     "tr_resume_change": None,
+    "tr_compute": "auto",  # a resumed run keeps what was found
 }
 TEXTS = {
     "data_windows": "40/90",

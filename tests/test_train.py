@@ -80,7 +80,8 @@ def failure(main, argv: list[str], capsys) -> tuple[int, str]:
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(argv)
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("WARNING")]
+    told = ("WARNING", "unknown lineage")
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(told)]
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     return caught.value.code, lines[0]
@@ -205,7 +206,7 @@ def test_evaluate_says_what_tta_changes_and_whether_it_is_sure(trained, small_da
     augmented = table.loc["weighted", "log_loss"]
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("test-time augmentation"))
     assert f"from {plain:.5f} to {augmented:.5f}: {augmented - plain:+.5f}" in line
-    assert line.endswith(("a sure gain", "a sure loss"))
+    assert line.endswith("no interval: 1 patient, and an interval needs 20")
     assert (trained.folder / "evaluation_tta.csv").is_file()
 
 
@@ -351,7 +352,7 @@ def test_a_run_goes_on_in_the_type_of_its_begin_or_not_at_all(monkeypatch) -> No
 def test_predictions_are_computed_in_the_trainings_memory_format_and_in_batches_of_any_size(
     trained, tmp_path, capsys
 ) -> None:
-    more = ["--tr_channels_last=1", "--tr_overfit=1", f"--output_dir={tmp_path}"]
+    more = ["--tr_channels_last=1", "--tr_report=0", f"--output_dir={tmp_path}"]
     folder = train.main([*trained.flags, *more])
     network = load_network(folder / "best.pt").network
     kernels = [p for p in network.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
@@ -378,9 +379,12 @@ def test_predictions_are_computed_in_the_trainings_memory_format_and_in_batches_
                 f"--output_file={tmp_path / 'x.csv'}",
             ]
         )
-        assert sizes == [3, 3, 2]  # the eight images that were learnt by heart, whatever the batch is now
+        assert set(sizes[:-1]) == {3}
+        assert sum(sizes) == len(first)
+        sizes.clear()
         evaluate.main([*place, "--batch_size=5"])
-        assert sizes[3:] == [5, 3]
+        assert set(sizes[:-1]) == {5}
+        assert sum(sizes) == len(first)
     pd.testing.assert_frame_equal(pd.read_csv(output, index_col="id"), first, rtol=0, atol=1e-6)
 
 
@@ -537,7 +541,7 @@ def test_pictures_of_several_sizes_as_stored_are_refused_before_the_run(trained,
     [
         ("class_names", ["any", *LABELS[:5]], "its classes are any, epidural"),
         ("transforms", {}, "the validation transform"),
-        ("prevalences", [0.5], "a prevalence for each label"),
+        ("prevalences", [0.5], "not one prevalence for each"),
         ("metrics", {}, KEY),
     ],
 )

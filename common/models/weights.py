@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common.checkpoint import load_checkpoint, load_weights_file
-from common.errors import UsageError, WorkError
+from common.errors import UsageError, UserError, WorkError
 from common.models.layers import head_parameters
 
 # What DistributedDataParallel, AveragedModel, torch.compile, Lightning and common training scripts put before each name
@@ -69,7 +69,7 @@ def build_within(
     try:
         with torch.device("meta"):
             described = build()
-    except (RuntimeError, NotImplementedError):  # a model that computes with numbers while it is built
+    except (RuntimeError, UserError):  # a model that computes with numbers while it is built
         described = None
     if described is not None:
         load_weights(described, state, source, model_name)
