@@ -31,6 +31,7 @@ def of_features(small_dataset: SmallDataset, with_features: Path, folder: Path, 
     return Request("train", [*flags, f"--seq_features={with_features}", *more])
 
 
+@pytest.mark.slow
 def test_series_of_pictures_that_processes_load_and_series_of_features_are_never_waited_for(
     small_dataset, with_features, pictures, tmp_path
 ) -> None:

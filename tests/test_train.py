@@ -301,6 +301,7 @@ def test_another_seed_gives_other_weights(trained, tmp_path) -> None:
     assert not all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_loading_in_other_processes_gives_the_same_losses(trained, tmp_path) -> None:
     """Two cores compute with other threads, so the last bits may differ; another order of images would show at once."""
     other = train.main([*trained.flags, "--n_jobs=2", f"--output_dir={tmp_path}"])

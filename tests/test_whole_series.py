@@ -235,7 +235,8 @@ def test_it_is_evaluated_and_predicts_slices_and_studies(trained: Path, finished
     assert not torch.equal(now["slices.fc.weight"], start["fc.weight"])  # it learnt too
 
 
-@pytest.mark.parametrize("file_format", [pytest.param("onnx", marks=pytest.mark.slow), "torch_export"])
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["onnx", "torch_export"])
 def test_an_exported_file_says_of_padded_pictures_what_predict_says(
     trained, small_dataset, tmp_path, file_format, capsys
 ):
