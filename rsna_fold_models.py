@@ -111,7 +111,8 @@ def predict_by_folds(config: PredictConfig) -> Path:
     (together, studies), prevalences = mean_of(predicted), mean_prevalences(models)
     if config.split == HOLDOUT and path == config.net_weight_file / HOLDOUT_FILE:
         facts = finished_folds(config.net_weight_file).values()
-        chosen = np.average(*zip(*((fact["weighted_log_loss"], fact["images"]) for fact in facts), strict=True))
+        losses, images = zip(*((fact["weighted_log_loss"], fact["images"]) for fact in facts), strict=True)
+        chosen = np.average(losses, weights=images)
         print(write_flattery(config.net_weight_file, [alone for alone, _ in predicted.values()], rows, float(chosen)))
     if studies is not None:
         print(write_studies(studies, path))

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import expit
+from sklearn.metrics import log_loss
 
 import predict
 import preprocessing
@@ -101,6 +102,34 @@ def trained(held_out: SmallDataset, tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_refit_network_is_validated_on_the_images_kept_out(trained: Trained, held_out: SmallDataset) -> None:
     written = read_predictions(trained.results / "refit" / "predictions_valid.csv")
     assert set(written.index) == set(read_holdout(held_out.folder, "phantom").index)
+
+
+@pytest.mark.slow
+def test_images_in_no_fold_tell_by_how_much_a_cross_validation_flatters_itself(
+    trained: Trained, held_out: SmallDataset, capsys
+) -> None:
+    """The weights were chosen on the images of their fold; what was kept out chose nothing."""
+    path = predict.main([f"--net_weight_file={trained.folds}", "--split=holdout"])
+    assert path == trained.folds / "predictions_holdout.csv"
+    truth = read_metadata(held_out.folder)[list(LABELS)].astype(float)
+
+    def loss(frame: pd.DataFrame) -> float:
+        each = [log_loss(truth.loc[frame.index, name], frame[name], labels=[0, 1]) for name in LABELS]
+        return float(np.average(each, weights=[1, 1, 1, 1, 1, 2]))
+
+    held = read_holdout(held_out.folder, "phantom").index
+    alone = []
+    for fold in range(3):
+        file = trained.folds / f"fold_{fold}" / "best.pt"
+        output = trained.results / f"held_{fold}.csv"
+        alone.append(loss(read_predictions(predict.main(
+            [f"--net_weight_file={file}", "--split=holdout", f"--output_file={output}"]
+        ))))  # fmt: skip
+    found = json.loads((trained.folds / "flattery.json").read_text())
+    assert found["images"] == len(held) == len(read_predictions(path))
+    assert found["log_loss"] == pytest.approx(np.mean(alone), rel=1e-5)
+    assert found["log_loss_of_choice"] == pytest.approx(loss(read_predictions(trained.folds / "predictions_oof.csv")))
+    assert f"each of the 3 models alone scores {found['log_loss']:.5f}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
