@@ -51,7 +51,8 @@ def worker(address: str, threads: int = 1) -> Iterator[subprocess.Popen[bytes]]:
 def source(tmp_path: Path) -> Source:
     made = Source(tmp_path / "source")
     for number in range(1200):
-        made.add(f"ID_{number:04x}", f"ID_{number % 40}", stored=picture(number, 64, 64), study=f"ID_a{number % 40}")
+        patient, study = f"ID_{number % 40:08x}", f"ID_{number % 40:010x}"
+        made.add(f"ID_{number:09x}", patient, stored=picture(number, 64, 64), study=study)
     return made
 
 
