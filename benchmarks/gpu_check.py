@@ -566,7 +566,9 @@ def environments(gpus: int, pretended: bool) -> dict[str, str]:
         return dict(os.environ)
     from tests.pretended_cuda import Settings
 
-    return Settings(gpus=gpus).environment()
+    # A user who hides his GPUs, or has none to show, doesn't hide the pretended ones.
+    variables = Settings(gpus=gpus).environment()
+    return {name: value for name, value in variables.items() if name != "CUDA_VISIBLE_DEVICES"}
 
 
 def outcome_of(check: Check, folder: Path, count: int) -> Outcome:
