@@ -277,7 +277,7 @@ def test_sweeps_and_folds_run_on_two_gpus(flags: list[str], tmp_path: Path) -> N
     found = tmp_path / "found"
     found.mkdir()
     lines = tmp_path / "lines"
-    shared = " ".join([*flags[:-1], *TWO, ALONE, OVERFIT])
+    shared = " ".join([*flags[:-1], *TWO, ALONE])
     lines.write_text("".join(f"--experiment_id=swept_{seed} --seed={seed}\n" for seed in range(2)))
     requests = [
         Request("sweep", [f"--lines={lines}", f"--flags={shared}", flags[-1]]),
