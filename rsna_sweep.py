@@ -144,6 +144,8 @@ def steps(folder: Path, config: SweepConfig) -> list[list[str]]:
             "--split=test",
         ],
     }
+    if read_record(folder, brief=True).config.get("tr_overfit"):  # it is validated by what it learnt by heart
+        del commands[("evaluation.csv",)]
     left = [command for names, command in commands.items() if not any(is_done(folder / name) for name in names)]
     return [[*command, *verbosity_flags(config)] for command in left]
 

@@ -398,3 +398,13 @@ def test_a_sweep_is_planned_and_ended_without_the_packages_that_its_runs_import(
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_what_was_learnt_by_heart_is_predicted_and_not_evaluated(tmp_path: Path) -> None:
+    """Evaluating it would be refused, since it was trained on the very images that validate it."""
+    config = parse_args(SweepConfig, [f"--lines={tmp_path / 'lines'}"])
+    for learnt, due in (("0", ["evaluate.py", "predict.py"]), ("1", ["predict.py"])):
+        folder = tmp_path / learnt
+        folder.mkdir()
+        (folder / "config.yaml").write_text(f"tr_overfit: {learnt}\n")
+        assert [command[0] for command in steps(folder, config)] == due
