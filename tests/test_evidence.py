@@ -298,6 +298,67 @@ def test_a_file_with_two_pictures_is_refused_in_every_syntax(tmp_path) -> None:
     assert reason_of(content_of(packed) + second, tmp_path) == "pixel_format"
 
 
+RESCALE, INTERCEPT, SLOPE = 0x00289145, 0x00281052, 0x00281053  # PixelValueTransformationSequence; of its item
+PER_FRAME, ITEM = 0x52009230, 0xFFFEE000
+
+
+def nested(tag: int, value: bytes, *, implicit: bool, undefined: bool) -> bytes:
+    """A sequence of one item, or with ITEM an item, by hand: pydicom writes no element twice."""
+    length = 0xFFFFFFFF if undefined else len(value)
+    form = (struct.pack("<HHL", tag >> 16, tag & 0xFFFF, length) if implicit or tag == ITEM
+            else struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ", 0, length))  # fmt: skip
+    end = struct.pack("<HHL", 0xFFFE, 0xE00D if tag == ITEM else 0xE0DD, 0)
+    return form + value + (end if undefined else b"")
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_an_element_of_the_image_that_stands_twice_in_a_functional_group_is_refused(implicit, undefined) -> None:
+    """Beside each other in an item at any depth; each item's own, as all frames have them, are no repeats."""
+
+    def rescale(*intercepts: bytes) -> bytes:
+        parts = [(INTERCEPT, text) for text in intercepts] + [(SLOPE, b"2 ")]
+        if implicit:
+            return b"".join(struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(text)) + text for tag, text in parts)
+        return b"".join(element(tag, b"DS", text) for tag, text in parts)
+
+    def wrapped(tag: int, *items: bytes) -> bytes:
+        both = {"implicit": implicit, "undefined": undefined}
+        return nested(tag, b"".join(nested(ITEM, one, **both) for one in items), **both)
+
+    def content(groups: bytes) -> bytes:
+        dataset = enhanced(2)
+        del dataset.PerFrameFunctionalGroupsSequence
+        if implicit:
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        whole = content_of(dataset)
+        start = whole.index(struct.pack("<HH", 0x7FE0, 0x0010))
+        return whole[:start] + groups + whole[start:]
+
+    one, two = rescale(b"-24 "), rescale(b"-24 ", b"-99 ")
+    frame, doubled = wrapped(RESCALE, one), wrapped(RESCALE, two)
+    for good in (wrapped(PER_FRAME, frame, frame), wrapped(PER_FRAME, b"", frame)):
+        assert header_reason(read_dicom, content(good)) == ";"
+    for bad in (
+        wrapped(PER_FRAME, frame, doubled),
+        wrapped(PER_FRAME, doubled + frame),
+        wrapped(PER_FRAME, frame + frame, frame),
+        wrapped(PER_FRAME, frame) + wrapped(PER_FRAME, frame),
+    ):
+        assert header_reason(read_dicom, content(bad)) == "pixel_format"
+    # Two rescales in two items of what describes one frame.
+    assert header_reason(read_dicom, content(wrapped(PER_FRAME, wrapped(RESCALE, one, one), frame))) == "error;"
+
+
+@pytest.mark.parametrize("name", ["liver_1frame.dcm", "liver_expb_1frame.dcm"])
+def test_functional_groups_that_others_wrote_hold_nothing_twice(name) -> None:
+    """pydicom's files with functional groups: a segmentation, in both orders of bytes."""
+    dataset = dcmread(get_testdata_file(name, download=False))
+    assert "PerFrameFunctionalGroupsSequence" in dataset
+    assert header_reason(read_any, content_of(dataset)) == "not_ct"
+    assert header_reason(read_any, Path(get_testdata_file(name, download=False)).read_bytes()) == "not_ct"
+
+
 def test_garbage_and_padding_behind_the_pixels_are_no_second_picture(tmp_path) -> None:
     content = content_of(ct())
     padding = struct.pack("<HH2sHL", 0xFFFC, 0xFFFC, b"OB", 0, 8) + bytes(8)

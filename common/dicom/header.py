@@ -136,11 +136,17 @@ def _enhanced_frames(
     from pydicom import Dataset as NewDataset
 
     nothing = NewDataset()
-    shared = next(iter(items_of(dataset, FRAME_GROUPS[0])), nothing)
+
+    def only(items: list[Dataset], keyword: str) -> Dataset:
+        if len(items) > 1:
+            raise DicomError("pixel_format", f"{keyword} has several items where there is one frame to describe")
+        return items[0] if items else nothing
+
+    shared = only(items_of(dataset, FRAME_GROUPS[0]), FRAME_GROUPS[0])
     per_frame = items_of(dataset, FRAME_GROUPS[1])
 
     def group(frame: Dataset, keyword: str) -> Dataset:
-        return next(iter(items_of(frame, keyword) or items_of(shared, keyword)), nothing)
+        return only(items_of(frame, keyword) or items_of(shared, keyword), keyword)
 
     headers: list[SliceHeader | DicomError] = []
     for index in range(count):

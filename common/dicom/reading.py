@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -16,7 +15,16 @@ from common.dicom.decoding import SYNTAXES, Stored, Syntax, compressed_frames, n
 from common.dicom.elements import BoundedStream
 from common.dicom.errors import DicomError
 from common.dicom.header import check_is_ct_image, read_header
-from common.dicom.plain import EXPLICIT_LITTLE_ENDIAN, HEADER_BYTES, read_plain
+from common.dicom.plain import EXPLICIT_LITTLE_ENDIAN, read_plain
+from common.dicom.repeats import (
+    ELEMENT_BYTES,
+    FUNCTIONAL_GROUPS,
+    UNDEFINED_LENGTH,
+    Repeats,
+    check_items,
+    check_rest,
+    fragments_end,
+)
 from common.dicom.slices import CtHeader
 
 if TYPE_CHECKING:
@@ -31,10 +39,6 @@ PREAMBLE_BYTES = 132
 MARK = b"DICM"  # the preamble's end
 META_GROUP = 2
 PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # PixelData; as float, as double
-UNDEFINED_LENGTH = 0xFFFFFFFF
-IMAGE_GROUPS = (0x0028, 0x7FE0)  # whose elements say what a pixel is: two of them contradict each other
-ELEMENT_BYTES = 8  # at least, of an element's tag, type and length
-ITEM, ITEMS_END = 0xFFFEE000, 0xFFFEE0DD
 
 
 @contextmanager
@@ -188,14 +192,14 @@ def _read_dataset(data: bytes | bytearray, start: int, syntax: Syntax) -> tuple[
 
     stream = BoundedStream(data[start : start + MAX_HEADER_BYTES])
     found: list[tuple[int, int, int]] = []
-    seen: set[int] = set()
+    repeats = Repeats()
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
         # pydicom also asks before it has read the first element's length, and would be taken for the first of two.
-        if tag >> 16 in IMAGE_GROUPS and stream.tell() >= ELEMENT_BYTES:
-            if tag in seen:
-                raise given_twice(tag)
-            seen.add(int(tag))
+        if stream.tell() >= ELEMENT_BYTES:
+            repeats.add(tag)
+            if tag >> 16 == FUNCTIONAL_GROUPS:
+                check_items(data, start + stream.tell(), length, syntax)
         if tag in PIXEL_TAGS:
             found.append((int(tag), length, start + stream.tell()))
         return tag in PIXEL_TAGS
@@ -204,45 +208,3 @@ def _read_dataset(data: bytes | bytearray, start: int, syntax: Syntax) -> tuple[
     if not found and len(data) - start > MAX_HEADER_BYTES:
         raise DicomError("too_large", f"the header is longer than {MAX_HEADER_BYTES} bytes")
     return dataset, found[-1] if found else None
-
-
-def check_rest(data: bytes | bytearray, position: int, syntax: Syntax) -> None:
-    """Raise DicomError where an element of the image follows its pixels, at which ``position`` they end.
-
-    Readers differ in which of two they take. What is no element ends the look, as padding and garbage of old disks do.
-    """
-    order = "<" if syntax.little_endian else ">"
-    while 0 <= position <= len(data) - ELEMENT_BYTES:
-        group, number = struct.unpack_from(f"{order}HH", data, position)
-        kind = bytes(data[position + 4 : position + 6])
-        if syntax.implicit_vr:
-            header_bytes, (length,) = ELEMENT_BYTES, struct.unpack_from(f"{order}L", data, position + 4)
-        elif HEADER_BYTES.get(kind) == ELEMENT_BYTES:
-            header_bytes, (length,) = ELEMENT_BYTES, struct.unpack_from(f"{order}H", data, position + 6)
-        elif kind in HEADER_BYTES and position + 12 <= len(data):
-            header_bytes, (length,) = 12, struct.unpack_from(f"{order}L", data, position + 8)
-        else:
-            return
-        if group in IMAGE_GROUPS:
-            raise given_twice(group << 16 | number)
-        if length == UNDEFINED_LENGTH:
-            return
-        position += header_bytes + length
-
-
-def fragments_end(data: bytes | bytearray, position: int) -> int:
-    """Return where the fragments end that begin at ``position``; -1 where their end is missing."""
-    while position <= len(data) - ELEMENT_BYTES:
-        group, number, length = struct.unpack_from("<HHL", data, position)
-        position += ELEMENT_BYTES
-        if group << 16 | number == ITEMS_END:
-            return position
-        if group << 16 | number != ITEM or length == UNDEFINED_LENGTH:
-            break
-        position += length
-    return -1
-
-
-def given_twice(tag: int) -> DicomError:
-    """Return what is said of an element of the image that a file holds more than once."""
-    return DicomError("pixel_format", f"the element ({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice in the file")

@@ -1,0 +1,135 @@
+"""Elements of the image that a file holds more than once: readers differ in which they take, so none is taken.
+
+Looked for beside each other, inside the functional groups of an enhanced file, and behind the pixels.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from common.dicom.errors import DicomError
+from common.dicom.plain import HEADER_BYTES
+
+if TYPE_CHECKING:
+    from common.dicom.decoding import Syntax
+
+IMAGE_GROUPS = (0x0028, 0x5200, 0x7FE0)  # what a pixel is, functional groups, pixels
+FUNCTIONAL_GROUPS = 0x5200
+ELEMENT_BYTES = 8  # at least, of an element's tag, type and length
+ITEM, ITEM_END, ITEMS_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+UNDEFINED_LENGTH = 0xFFFFFFFF
+MAX_DEPTH = 100  # of sequences within each other, as files that nobody made by hand never have
+
+
+class Element(NamedTuple):
+    """The header of an element: its ``tag``, type ("" where that is implicit), where its value stands, how long."""
+
+    tag: int
+    kind: bytes
+    value: int
+    length: int
+
+
+def element_at(data: bytes | bytearray, position: int, implicit: bool, little_endian: bool) -> Element | None:
+    """Return the element at ``position``; None where there is none."""
+    if not 0 <= position <= len(data) - ELEMENT_BYTES:
+        return None
+    order = "<" if little_endian else ">"
+    group, number, length = struct.unpack_from(f"{order}HHL", data, position)
+    tag, kind = group << 16 | number, bytes(data[position + 4 : position + 6])
+    if implicit or group == ITEM >> 16:
+        return Element(tag, b"", position + ELEMENT_BYTES, length)
+    if HEADER_BYTES.get(kind) == ELEMENT_BYTES:
+        return Element(tag, kind, position + 8, struct.unpack_from(f"{order}H", data, position + 6)[0])
+    if kind in HEADER_BYTES and position + 12 <= len(data):
+        return Element(tag, kind, position + 12, struct.unpack_from(f"{order}L", data, position + 8)[0])
+    return None
+
+
+class Repeats:
+    """What stands in one data set or item so far."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def add(self, tag: int) -> None:
+        """Note an element; DicomError (pixel_format) where it is one of the image's and stands here already."""
+        if tag >> 16 in IMAGE_GROUPS:
+            if tag in self.seen:
+                raise given_twice(tag)
+            self.seen.add(int(tag))
+
+
+def check_items(data: bytes | bytearray, position: int, length: int, syntax: Syntax) -> None:
+    """Raise DicomError where an item within a sequence's value, at any depth, holds an element of the image twice.
+
+    The look ends at what is no element: whoever reads the sequence says what is wrong with it.
+    """
+    # Of each open sequence and item: where it ends, what it holds (None for a sequence), whether types are implicit.
+    end = len(data) if length == UNDEFINED_LENGTH else position + length
+    opened: list[tuple[int, Repeats | None, bool]] = [(end, None, syntax.implicit_vr)]
+    while opened and len(opened) < MAX_DEPTH:
+        end, repeats, implicit = opened[-1]
+        if position >= end:
+            opened.pop()
+            continue
+        found = element_at(data, position, implicit, syntax.little_endian)
+        if found is None and repeats is not None and not implicit:
+            # Items whose types are implicit stand in explicit files too (PS3.5 6.2.2, note 3).
+            implicit = True
+            found = element_at(data, position, implicit, syntax.little_endian)
+        if found is None:
+            return
+        position = found.value
+        past = end if found.length == UNDEFINED_LENGTH else position + found.length
+        if found.tag in (ITEM_END, ITEMS_END):
+            opened.pop()
+        elif repeats is None:
+            if found.tag != ITEM:
+                return
+            opened.append((past, Repeats(), implicit))
+        else:
+            repeats.add(found.tag)
+            if found.length == UNDEFINED_LENGTH or _is_sequence(found):
+                opened.append((past, None, implicit or found.kind == b"UN"))
+            else:
+                position = past
+
+
+def _is_sequence(element: Element) -> bool:
+    """Whether an element holds items: it says so, or its type isn't told and the standard's dictionary says so."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
+    if element.kind not in (b"", b"UN"):
+        return element.kind == b"SQ"
+    return dictionary_has_tag(element.tag) and dictionary_VR(element.tag) == "SQ"
+
+
+def check_rest(data: bytes | bytearray, position: int, syntax: Syntax) -> None:
+    """Raise DicomError where an element of the image follows its pixels, at which ``position`` they end.
+
+    What is no element ends the look, as padding and garbage of old disks do.
+    """
+    while (found := element_at(data, position, syntax.implicit_vr, syntax.little_endian)) is not None:
+        if found.tag >> 16 in IMAGE_GROUPS:
+            raise given_twice(found.tag)
+        if found.length == UNDEFINED_LENGTH:
+            return
+        position = found.value + found.length
+
+
+def fragments_end(data: bytes | bytearray, position: int) -> int:
+    """Return where the fragments end that begin at ``position``; -1 where their end is missing."""
+    while (found := element_at(data, position, True, True)) is not None:
+        if found.tag == ITEMS_END:
+            return found.value
+        if found.tag != ITEM or found.length == UNDEFINED_LENGTH:
+            break
+        position = found.value + found.length
+    return -1
+
+
+def given_twice(tag: int) -> DicomError:
+    """Return what is said of an element of the image that a file holds more than once."""
+    return DicomError("pixel_format", f"the element ({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice in the file")
