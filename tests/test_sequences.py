@@ -174,6 +174,19 @@ def test_slices_without_a_position_stand_behind_the_others_and_a_series_without_
     np.testing.assert_array_equal(places, [10, 13, 16, 0, 5])
 
 
+def test_slices_without_a_position_are_as_far_apart_as_those_before_them() -> None:
+    """Thin slices below and thick ones above, and a head scanned twice, half a millimetre beside: 5 mm, not the median.
+
+    The series stand in the file one slice of each after another.
+    """
+    thin = [0, 2, 4, 6, 8, 10, 15, 20, 25, 30, np.nan, np.nan]
+    twice = [place + scan / 2 for place in (0, 5, 10, 15, 20) for scan in (0, 1)] + [np.nan, np.nan]
+    series, index = np.tile([0, 1], 12), np.repeat(np.arange(12), 2)
+    places = known_places(series, np.ravel([thin, twice], order="F"), index)
+    np.testing.assert_array_equal(places[series == 0][-2:], [35, 40])
+    np.testing.assert_array_equal(places[series == 1][-2:], [25.5, 30.5])
+
+
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 3))
 def test_an_epoch_has_each_series_once_and_can_be_entered_anywhere(lengths, batch_size, epoch) -> None:
     sampler = LengthSampler(np.array(lengths), batch_size, 1)

@@ -60,6 +60,23 @@ def test_the_slice_after_a_gap_is_marked() -> None:
     assert table["geometry"].to_dict() == {"00": "", "05": "", "10": "", "20": "gap", "25": "", "30": ""}
 
 
+def test_thick_slices_above_thin_ones_are_no_gap_and_a_missing_one_is() -> None:
+    """The posterior fossa at 2.5 mm, the rest at 5 (dcm2niix issue 22), between them and above a slice left out."""
+    head = [0, 2.5, 5, 7.5, 10, 12.5, 15, 17.5, 20, 25, 30, 35, 40, 45, 50]
+    table = placed(records({f"{z:04.1f}": (0, 0, z) for z in head}))
+    assert (table["geometry"] == "").all()
+    table = placed(records({f"{z:04.1f}": (0, 0, z) for z in head if z not in (7.5, 40)}))
+    assert table.index[table["geometry"] == "gap"].tolist() == ["10.0", "45.0"]
+
+
+@pytest.mark.parametrize("offset", [0.3, 1.0])
+def test_a_head_scanned_twice_has_the_spacing_of_one_scan_and_no_gap_but_where_both_have_one(offset) -> None:
+    places = [z + scan * offset for z in (0, 5, 10, 15, 20, 30, 35, 40) for scan in (0, 1)]
+    table = placed(records({f"{z:04.1f}": (0, 0, z) for z in places}))
+    assert table.index[table["geometry"] == "gap"].tolist() == ["30.0"]
+    assert (table["slice_spacing_mm"] == 5).all()
+
+
 def test_a_slice_of_another_orientation_has_no_place_among_the_others() -> None:
     positions = {"x": (0, 40, 7), "a": (0, 0, 0), "b": (0, 0, 5), "c": (0, 0, 10)}
     table = placed(records(positions, {"x": CORONAL}))

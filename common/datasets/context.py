@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-SAME_PLACE_MM = 0.001
-TWIN_SHARE = 0.3  # of the steps around it: a step below that parts two scans of one place
-MOST_SCANS = 3  # of one place, that are told from a scan of thin slices
-NEAR_STEPS = 3  # on each side, whose median is the spacing around a place
+from common.dicom.geometry import SAME_PLACE_MM, local_spacing, scanned_places
+
 TOLERANCE = 0.5  # of the spacing: farther from its place a slice is no neighbour
 
 
@@ -42,11 +40,12 @@ def find_neighbours(series: np.ndarray, places: np.ndarray, slice_index: np.ndar
     if count == 0 or len(order) == 0:
         return found
     own_series, own_places = series[order], places[order]
-    first = _sites(own_series, own_places)  # of the slices at one place
+    first, centers = scanned_places(own_series, own_places)  # of the slices at one place
     sizes = np.diff(first, append=len(order))
     site = np.repeat(np.arange(len(first)), sizes)
     number = np.arange(len(order)) - first[site]
-    line, spacing = _on_one_line(own_series[first], np.add.reduceat(own_places, first) / sizes, count)
+    spacing = local_spacing(own_series[first], centers)
+    line = _on_one_line(own_series[first], centers, spacing, count)
     for direction in (-1, 1):
         here, place, step = np.arange(len(first)), line, spacing
         for distance in range(1, count + 1):
@@ -62,47 +61,11 @@ def find_neighbours(series: np.ndarray, places: np.ndarray, slice_index: np.ndar
     return found
 
 
-def _sites(series: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return where each place begins among slices that are sorted by series and place, (S,)."""
-    steps = np.diff(places)
-    steps[np.diff(series) != 0] = np.inf
-    apart = steps > SAME_PLACE_MM
-    kept, twin = steps[apart], np.zeros(apart.sum(), dtype=bool)
-    around = np.concatenate([np.full(1, np.inf), kept, np.full(MOST_SCANS, np.inf)])
-    for run in range(1, MOST_SCANS):  # so many small steps between two large ones
-        last = len(kept) - run + 1
-        if last < 1:
-            break
-        largest = np.max([around[1 + offset : 1 + offset + last] for offset in range(run)], axis=0)
-        bound = np.minimum(around[:last], around[1 + run : 1 + run + last])  # infinite beyond a series' ends
-        small = np.isfinite(bound) & (largest < TWIN_SHARE * bound)
-        for offset in range(run):
-            twin[offset : offset + last] |= small
-    new = apart.copy()
-    new[np.flatnonzero(apart)[twin]] = False
-    return np.flatnonzero(np.concatenate([[True], new]))
-
-
-def _on_one_line(series: np.ndarray, centers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of all series on one line (S,), each series far from the next, and the spacing at each (S,)."""
-    size = len(centers)
-    steps = np.full(size + 2 * NEAR_STEPS, np.nan)
-    steps[NEAR_STEPS : NEAR_STEPS + size - 1] = np.where(np.diff(series) == 0, np.diff(centers), np.nan)
-    around = np.full((size, 2 * NEAR_STEPS), np.nan)
-    for side, start in ((range(NEAR_STEPS), NEAR_STEPS), (range(-1, -NEAR_STEPS - 1, -1), NEAR_STEPS)):
-        within = np.ones(size, dtype=bool)  # the series has not ended between
-        for offset in side:
-            values = steps[start + offset : start + offset + size]
-            within &= np.isfinite(values)
-            around[:, offset] = np.where(within, values, np.nan)
-    around.sort(axis=1)  # NaN come last
-    known = np.isfinite(around).sum(axis=1)
-    low, high = np.maximum(known - 1, 0) // 2, np.minimum(known // 2, 2 * NEAR_STEPS - 1)
-    rows = np.arange(size)
-    spacing = np.where(known > 0, (around[rows, low] + around[rows, high]) / 2, 1.0)
+def _on_one_line(series: np.ndarray, centers: np.ndarray, spacing: np.ndarray, count: int) -> np.ndarray:
+    """Return the places of all series on one line (S,), each series far from the next."""
     new = np.diff(series, prepend=series[0] - 1) != 0
-    relative = centers - np.repeat(centers[new], np.diff(np.flatnonzero(new), append=size))
-    return relative + (np.cumsum(new) - 1) * (relative.max() + 2 * (count + 1) * spacing.max()), spacing
+    relative = centers - np.repeat(centers[new], np.diff(np.flatnonzero(new), append=len(centers)))
+    return relative + (np.cumsum(new) - 1) * (relative.max() + 2 * (count + 1) * spacing.max())
 
 
 def _first_within(
@@ -130,20 +93,3 @@ def describe_lacks(neighbours: np.ndarray) -> str:
         f"stands in its place: {int(ends.sum()):,} at one side, {int((lacking & ~ends & ~alone).sum()):,} at both, "
         f"{int(alone.sum()):,} that have none at all"
     )
-
-
-def series_spacing(series: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return the median distance of consecutive places for each number of a series; 1 where there is one place only.
-
-    ``series`` and ``places`` are sorted by both, without repeats.
-    """
-    spacing = np.ones(series.max(initial=-1) + 1)
-    within = np.diff(series) == 0
-    steps, owners = np.diff(places)[within], series[1:][within]
-    order = np.lexsort((steps, owners))
-    steps, owners = steps[order], owners[order]
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    sizes = np.diff(starts, append=len(owners))
-    low, high = steps[starts + (sizes - 1) // 2], steps[starts + sizes // 2]
-    spacing[owners[starts]] = (low + high) / 2
-    return spacing

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from common.datasets.batch import Batch, collate
-from common.datasets.context import series_spacing, slice_places
+from common.datasets.context import slice_places
 from common.datasets.images import ImageDataset, Sample
 from common.datasets.samplers import EpochSampler, SampleKey
+from common.dicom.geometry import local_spacing, scanned_places
 from common.hashing import stable_hash
 
 UNKNOWN_SPACING_MM = 5.0  # of a series whose slices have no position: what head CT mostly has
@@ -183,8 +184,8 @@ def series_key(key: SeriesKey | SampleKey | int) -> SeriesKey:
 def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
     """Return a place in mm for each slice (N,), also where it has none.
 
-    Slices without a position stand behind the others of their series, one spacing from each other; a series without
-    any goes by ``slice_index``, 5 mm apart.
+    Slices without a position stand behind the others of their series, as far from each other as the last ones that have
+    one; a series without any goes by ``slice_index``, 5 mm apart.
     """
     places = slice_places(series, positions_mm, slice_index)
     found = np.isfinite(positions_mm)
@@ -195,9 +196,11 @@ def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.n
         return places
     order = np.lexsort((places, series))
     order = order[np.isfinite(places[order])]
-    spacing = series_spacing(series[order], places[order])
-    last = np.full(len(spacing), -np.inf)
-    np.maximum.at(last, series[order], places[order])
+    first, centers = scanned_places(series[order], places[order])
+    owners = series[order][first]
+    last, spacing = np.zeros((2, series.max() + 1))
+    # Of several values for one series the last is kept: that of its highest place.
+    last[series[order]], spacing[owners] = places[order], local_spacing(owners, centers)
     for row in missing[np.lexsort((slice_index[missing], series[missing]))]:
         last[series[row]] += spacing[series[row]]
         places[row] = last[series[row]]

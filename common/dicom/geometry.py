@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SAME_PLACE_MM = 0.001
+TWIN_SHARE = 0.3  # of the steps around it: a step below that parts two scans of one place
+MOST_SCANS = 3  # of one place, that are told from a scan of thin slices
+NEAR_STEPS = 3  # on each side, whose median is the spacing around a place
+
 
 @dataclass(frozen=True)
 class SliceGeometry:
@@ -67,3 +72,68 @@ def slice_order(position_mm: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
     """Return the indices that put a series' slices in order: by position, equal ones by id, unknown ones last."""
     # Positions are decimal texts in the file: what differs by less than a micrometre is the same place.
     return np.lexsort((image_ids, np.round(position_mm, 3)))
+
+
+def scanned_places(series: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each place that was scanned begins (S,) among slices sorted by series and place, and its mean (S,).
+
+    Slices whose distance is less than three tenths of the steps around it are at one place: a head was scanned twice.
+    """
+    steps = np.diff(places)
+    steps[np.diff(series) != 0] = np.inf
+    apart = steps > SAME_PLACE_MM
+    kept, twin = steps[apart], np.zeros(apart.sum(), dtype=bool)
+    around = np.concatenate([np.full(1, np.inf), kept, np.full(MOST_SCANS, np.inf)])
+    for run in range(1, MOST_SCANS):  # so many small steps between two large ones
+        last = len(kept) - run + 1
+        if last < 1:
+            break
+        largest = np.max([around[1 + offset : 1 + offset + last] for offset in range(run)], axis=0)
+        bound = np.minimum(around[:last], around[1 + run : 1 + run + last])  # infinite beyond a series' ends
+        small = np.isfinite(bound) & (largest < TWIN_SHARE * bound)
+        for offset in range(run):
+            twin[offset : offset + last] |= small
+    new = apart.copy()
+    new[np.flatnonzero(apart)[twin]] = False
+    first = np.flatnonzero(np.concatenate([np.ones(min(len(places), 1), dtype=bool), new]))
+    return first, np.add.reduceat(places, first) / np.diff(first, append=len(places))
+
+
+def local_spacing(series: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the spacing around each place (S,): the median of the three steps on each side; 1 for a single place.
+
+    Many heads have thin slices below and thick ones above. ``series`` and ``places`` as of :func:`scanned_places`, a
+    place each.
+    """
+    size = len(places)
+    steps = np.full(size + 2 * NEAR_STEPS, np.nan)
+    steps[NEAR_STEPS : NEAR_STEPS + size - 1] = np.where(np.diff(series) == 0, np.diff(places), np.nan)
+    around = np.full((size, 2 * NEAR_STEPS), np.nan)
+    for side, start in ((range(NEAR_STEPS), NEAR_STEPS), (range(-1, -NEAR_STEPS - 1, -1), NEAR_STEPS)):
+        within = np.ones(size, dtype=bool)  # the series has not ended between
+        for offset in side:
+            values = steps[start + offset : start + offset + size]
+            within &= np.isfinite(values)
+            around[:, offset] = np.where(within, values, np.nan)
+    around.sort(axis=1)  # NaN come last
+    known = np.isfinite(around).sum(axis=1)
+    low, high = np.maximum(known - 1, 0) // 2, np.minimum(known // 2, 2 * NEAR_STEPS - 1)
+    rows = np.arange(size)
+    return np.where(known > 0, (around[rows, low] + around[rows, high]) / 2, 1.0)
+
+
+def series_spacing(series: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the median distance of consecutive places for each number of a series; NaN where there is one place only.
+
+    ``series`` and ``places`` as of :func:`local_spacing`.
+    """
+    spacing = np.full(series.max(initial=-1) + 1, np.nan)
+    within = np.diff(series) == 0
+    steps, owners = np.diff(places)[within], series[1:][within]
+    order = np.lexsort((steps, owners))
+    steps, owners = steps[order], owners[order]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    sizes = np.diff(starts, append=len(owners))
+    low, high = steps[starts + (sizes - 1) // 2], steps[starts + sizes // 2]
+    spacing[owners[starts]] = (low + high) / 2
+    return spacing

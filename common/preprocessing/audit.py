@@ -179,7 +179,6 @@ def _geometry(data: AuditedDataset, verdict: Findings) -> str:
     spacing = table["row_spacing_mm"].dropna()
     gaps = table.assign(series=series).sort_values(["series", "slice_index"])
     distance = gaps.groupby("series")["position_mm"].diff().dropna()
-    usual = distance.groupby(gaps.loc[distance.index, "series"]).transform("median")
     _flag(verdict, table.index[table["row_spacing_mm"].isna()], "Images that don't say their pixel spacing",
           "Every image says its pixel spacing.")  # fmt: skip
     _flag(verdict, table.index[table["position_mm"].isna()], "Images that don't say where they lie",
@@ -190,8 +189,9 @@ def _geometry(data: AuditedDataset, verdict: Findings) -> str:
         "Slices at a repeated position",
         "No position is repeated.",
     )
-    holes = gaps.loc[distance.index[distance > 1.5 * usual], "series"].unique()
-    _flag(verdict, holes, "Series with a gap of more than 1.5 times their usual distance", "No series has a gap.")
+    holes = series[["gap" in marks.split(";") for marks in table["geometry"]]].unique()
+    _flag(verdict, holes, "Series with a gap of more than 1.5 times the distance of the slices around it",
+          "No series has a gap.")  # fmt: skip
     _flag(verdict, slices.index[slices == 1], "Series of one slice, nothing for a model of several",
           "Every series has several slices.")  # fmt: skip
     rare = table.index[~sizes.isin([sizes.mode().iloc[0]])]

@@ -5,15 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from common.dicom.geometry import places_along, series_normal, slice_normals, slice_order
+from common.dicom.geometry import (
+    SAME_PLACE_MM,
+    local_spacing,
+    places_along,
+    scanned_places,
+    series_normal,
+    series_spacing,
+    slice_normals,
+    slice_order,
+)
 
 POSITION = ["x", "y", "z"]
 ORIENTATION = ["row_x", "row_y", "row_z", "column_x", "column_y", "column_z"]
 NORMAL = ["normal_x", "normal_y", "normal_z"]
 POSITION_DIGITS = 6  # of mm: what a decimal text of 16 characters can hold, without the last bits' noise
-SAME_PLACE_MM = 0.001
 SAME_DIRECTION = np.cos(np.deg2rad(1))
-GAP = 1.5  # times the series' spacing
+GAP = 1.5  # times the spacing on both sides
 FEW_SINGLES = 3  # series of one slice in a study, or studies of one slice: fewer are a stray image or two
 
 
@@ -24,10 +32,12 @@ def place_slices(records: pd.DataFrame, series: np.ndarray, ties: np.ndarray | N
       last.
     - ``position_mm``: the place along the series' normal; see :func:`common.dicom.geometry.slice_positions`. NaN where
       it is unknown, and for a slice of another orientation than most, which has no place among them.
-    - ``slice_spacing_mm``: the series' median distance of neighbours, along the normal and not along z.
+    - ``slice_spacing_mm``: the series' median distance of neighbours, along the normal and not along z. Two scans of
+      one place are one.
     - ``normal_x``, ``normal_y``, ``normal_z``: the series' unit normal.
     - ``geometry``: names of what is unusual, joined by ``;``: no_position, other_orientation, repeated_position, gap
-      (to the slice before: more than 1.5 times the spacing), single_slice.
+      (to the slice before: more than 1.5 times the spacing of the neighbourhood on either side, see
+      :func:`common.dicom.geometry.local_spacing`), single_slice.
     """
     ties = records.index.to_numpy(dtype=object) if ties is None else ties
     positions = records[POSITION].to_numpy(dtype=np.float64)
@@ -37,7 +47,7 @@ def place_slices(records: pd.DataFrame, series: np.ndarray, ties: np.ndarray | N
     by_series = np.lexsort((ties, codes))  # within a series by these, so that nothing depends on the records' order
     ends = np.flatnonzero(np.diff(codes[by_series])) + 1
     slice_index = np.zeros(len(records), dtype=np.int64)
-    position_mm, spacing_mm = np.full((2, len(records)), np.nan)
+    position_mm = np.full(len(records), np.nan)
     series_normals = np.full((len(records), 3), np.nan)
     marks = {name: np.zeros(len(records), dtype=bool) for name in ("no_position", "other_orientation",
              "repeated_position", "gap", "single_slice")}  # fmt: skip
@@ -49,19 +59,25 @@ def place_slices(records: pd.DataFrame, series: np.ndarray, ties: np.ndarray | N
         place[other] = np.nan
         order = slice_order(place, ties[rows])
         steps = np.diff(place[order])
-        apart = steps > SAME_PLACE_MM
         same = steps <= SAME_PLACE_MM
-        spacing = np.median(steps[apart]) if apart.any() else np.nan
         slice_index[rows[order]] = np.arange(len(rows))
-        position_mm[rows], spacing_mm[rows], series_normals[rows] = place, np.round(spacing, POSITION_DIGITS), normal
+        position_mm[rows], series_normals[rows] = place, normal
         marks["other_orientation"][rows] = other
         marks["repeated_position"][rows[order[1:][same]]] = marks["repeated_position"][rows[order[:-1][same]]] = True
-        marks["gap"][rows[order[1:][steps > GAP * spacing]]] = True
         marks["single_slice"][rows] = len(rows) == 1
+    line = np.lexsort((slice_index, codes))
+    line = line[np.isfinite(position_mm[line])]
+    first, centers = scanned_places(codes[line], position_mm[line])
+    owners = codes[line][first]
+    around = local_spacing(owners, centers)
+    hole = (np.diff(centers) > GAP * np.maximum(around[1:], around[:-1])) & (np.diff(owners) == 0)
+    marks["gap"][line[first[1:][hole]]] = True
+    found = series_spacing(owners, centers).round(POSITION_DIGITS)
+    spacings = np.pad(found, (0, codes.max(initial=-1) + 1 - len(found)), constant_values=np.nan)
     geometry = np.full(len(records), "", dtype=object)
     unusual = np.flatnonzero(np.any(list(marks.values()), axis=0))
     geometry[unusual] = [";".join(name for name, flags in marks.items() if flags[row]) for row in unusual]
-    placed = {"slice_index": slice_index, "position_mm": position_mm, "slice_spacing_mm": spacing_mm}
+    placed = {"slice_index": slice_index, "position_mm": position_mm, "slice_spacing_mm": spacings[codes]}
     placed |= dict(zip(NORMAL, series_normals.round(POSITION_DIGITS).T + 0.0, strict=True))  # + 0: no minus zero
     return pd.DataFrame(placed | {"geometry": geometry}, index=records.index)
 
