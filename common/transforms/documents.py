@@ -7,6 +7,7 @@ defaults, is refused.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import re
@@ -17,13 +18,13 @@ from typing import Any
 
 import albumentations as A
 from albumentations.core.composition import BaseCompose
-from albumentations.core.serialization import SERIALIZABLE_REGISTRY
 
 from common.albumentations import OWN_CLASSES, DicomWindowShift
 from common.augmentations.base import ANY, HOUNSFIELD, MODULE, UNIT
 from common.errors import UsageError, nearest
 from common.foreign import read_json
-from common.transforms.legacy import CLASS_KEY, Node, short_name, translate
+from common.transforms.legacy import translate
+from common.transforms.library import CLASS_KEY, READ, REFUSED, TOLD, Node, is_librarys, short_name, unknown_class
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ CLIPPED = "hu clipped to a window"
 MAX_DEPTH = 20
 MAX_FILE_BYTES = 10_000_000
 
-ALWAYS_WARNS = (A.ShiftScaleRotate, A.PiecewiseAffine)
+ALWAYS_WARNS = (A.ShiftScaleRotate, A.PiecewiseAffine, A.FrequencyMasking, A.TimeMasking, A.TimeReverse)
 UNITLESS = (A.Blur, A.ChannelDropout, A.ChannelShuffle, A.NoOp, A.PixelDropout)
 """Transforms that change values and work in any unit; every other one of albumentations' takes 0..1."""
 
@@ -75,22 +76,20 @@ def todays_document(document: Any, name: str) -> dict[str, Any]:
     root, version = document["transform"], parse_version(document.get("__version__"), name)
     if _depth(root) > MAX_DEPTH:
         raise UsageError(f"{name}: transforms inside each other, more than {MAX_DEPTH} deep")
-    if version < (1,):
-        notes: list[str] = []
-        try:
-            root = translate(root, version, notes)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from None
-        for note in notes:
-            logger.warning("%s: %s", name, note)
-    _check_names(root, name)
+    notes: list[str] = []
+    try:
+        root = _checked(translate(root, version, notes) if version < (1,) else root, notes)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    for note in dict.fromkeys(notes):
+        logger.warning("%s: %s", name, note)
     if short_name(root) in ("OneOf", "OneOrOther", "SomeOf", "Sequential") or not _is_composition(root):
         root = {CLASS_KEY: "Compose", "transforms": [root], "p": 1.0}
     if short_name(root) not in ("Compose", "ReplayCompose"):
         raise UsageError(f"{name}: the outermost transform is {short_name(root)}, a Compose is expected")
     if root.get("p", 1.0) != 1:
         raise UsageError(f"{name}: the Compose has p={root['p']}; it must be 1, since the window is a part of it")
-    return {"__version__": A.__version__, "transform": _on_unit_scale(root, name)}
+    return {"__version__": A.__version__, "transform": root}
 
 
 def parse_version(text: Any, name: str) -> tuple[int, ...]:
@@ -110,20 +109,6 @@ def parse_version(text: Any, name: str) -> tuple[int, ...]:
 def build_transforms(document: Mapping[str, Any], name: str) -> list[Any]:
     """Return the outermost Compose's transforms; UsageError for arguments that a class can't take."""
     return [_build(step, name) for step in document["transform"].get("transforms", [])]
-
-
-def _on_unit_scale(step: Node, name: str) -> Node:
-    """Return the step with each Normalize for 8-bit pictures as one for 0..1, with a line that says so."""
-    if isinstance(step.get("transforms"), list):
-        return {**step, "transforms": [_on_unit_scale(child, name) for child in step["transforms"]]}
-    if short_name(step) != "Normalize" or step.get("max_pixel_value", 255.0) in (1, None):
-        return step
-    if step.get("max_pixel_value", 255.0) != 255:
-        raise UsageError(
-            f"{name}: Normalize has max_pixel_value {step['max_pixel_value']}; pictures are on 0..1: use 1.0"
-        )
-    logger.warning("%s: Normalize with max_pixel_value 255 is taken as mean and std of pictures on 0..1", name)
-    return {**step, "max_pixel_value": 1.0}
 
 
 def window_position(transforms: Sequence[Any]) -> int:
@@ -211,14 +196,11 @@ def _leaves(transform: Any) -> Iterator[Any]:
         yield transform
 
 
+@functools.cache
 def known_classes() -> dict[str, type]:
     """Return the classes that a file may name: albumentations' own by short name, this project's by full name."""
-    library = {
-        key: value
-        for key, value in SERIALIZABLE_REGISTRY.items()
-        if value.__module__.startswith("albumentations.") and not value.__module__.startswith("albumentations.pytorch")
-    }
-    return {**library, **{f"{MODULE}.{key}": value for key, value in OWN_CLASSES.items()}}
+    names = READ | {"Normalize"}  # the others of TOLD are told as these
+    return {**{key: getattr(A, key) for key in names}, **{f"{MODULE}.{key}": one for key, one in OWN_CLASSES.items()}}
 
 
 def find_class(fullname: str) -> type | None:
@@ -227,28 +209,32 @@ def find_class(fullname: str) -> type | None:
     A bare name, or one within albumentations, is the library's; a class that only this project has goes by its bare
     name and by whatever module the notebook of 2019 kept it in.
     """
-    known = known_classes()
-    module, _, short = fullname.rpartition(".")
-    if module in ("", "albumentations") or module.startswith("albumentations."):
+    known, short = known_classes(), fullname.rpartition(".")[2]
+    if is_librarys(fullname):
         return known.get(short) or OWN_CLASSES.get(short)
     return known.get(fullname) or (DicomWindowShift if short == DicomWindowShift.__name__ else None)
 
 
-def _check_names(step: Any, name: str) -> None:
+def _checked(step: Any, notes: list[str]) -> Node:
+    """Return a step of today's form, and what stands in it, with every name known; add what to say to ``notes``."""
     if not isinstance(step, dict) or not isinstance(step.get(CLASS_KEY), str):
-        raise UsageError(f"{name}: a transform without {CLASS_KEY!r}")
-    short = short_name(step)
-    if find_class(step[CLASS_KEY]) is None:
-        hint = nearest(short, {key.rpartition(".")[2] for key in known_classes()})
-        raise UsageError(
-            f"{name}: the transform {short!r} is not known"
-            f"{hint if hint and repr(short) not in hint else '; only albumentations and common.albumentations are'}"
-        )
-    children = step.get("transforms", [])
-    if not isinstance(children, list):
-        raise UsageError(f"{name}: 'transforms' of {short} is not a list")
-    for child in children:
-        _check_names(child, name)
+        raise UsageError(f"a transform without {CLASS_KEY!r}")
+    fullname, short = step[CLASS_KEY], short_name(step)
+    if is_librarys(fullname):
+        if short in REFUSED:
+            raise UsageError(f"{short} can't work here: {REFUSED[short]}")
+        if short in TOLD:
+            step, note = TOLD[short](step)
+            notes += [note] if note else []
+            return step
+    if find_class(fullname) is None:
+        known = {key.rpartition(".")[2] for key in known_classes()}
+        raise unknown_class(fullname, known, f"albumentations and {MODULE}")
+    if "transforms" not in step:
+        return step
+    if not isinstance(step["transforms"], list):
+        raise UsageError(f"'transforms' of {short} is not a list")
+    return {**step, "transforms": [_checked(child, notes) for child in step["transforms"]]}
 
 
 def _is_composition(step: Mapping[str, Any]) -> bool:

@@ -15,12 +15,12 @@ from typing import Any
 from common.albumentations import MIN_MAX_NOTE
 from common.augmentations.base import MODULE
 from common.errors import UsageError, nearest
+from common.transforms.library import CLASS_KEY, Node, node, short_name, unknown_class
+from common.transforms.library import REFUSED as REFUSED_TODAY
 
-CLASS_KEY = "__class_fullname__"
 EIGHT_BIT = 255.0
 MAX_UNIT_VARIANCE = 0.25  # no noise on 0..1 has more, and on 0..255 less than this is rounded away
 
-Node = dict[str, Any]
 Version = tuple[int, ...]
 
 
@@ -72,11 +72,6 @@ class Row:
     defaults: Mapping[str, Any]
     today: Callable[[Old], Node]
     p: float = 0.5
-
-
-def node(name: str, **arguments: Any) -> Node:
-    """Return a transform of albumentations' own as it stands in a file."""
-    return {CLASS_KEY: name, **arguments}
 
 
 def own(name: str, **arguments: Any) -> Node:
@@ -303,18 +298,6 @@ def _solarize(old: Old) -> Node:
     return node("Solarize", threshold_range=thresholds)
 
 
-def _to_float(old: Old) -> Node:
-    if old["max_value"] not in (None, 255, 1):
-        raise old.refuse(f"max_value {old['max_value']}: pictures come on 0..1 here; remove ToFloat")
-    old.note("pictures come on 0..1 here: it does nothing")
-    return node("NoOp")
-
-
-def _to_tensor(old: Old) -> Node:
-    old.note("the loader puts channels first by itself: it does nothing")
-    return node("NoOp")
-
-
 def _normalize(old: Old) -> Node:
     return node("Normalize", mean=old["mean"], std=old["std"], max_pixel_value=old["max_pixel_value"])
 
@@ -505,34 +488,24 @@ ROWS: dict[str, Row] = {
     ),
     "SmallestMaxSize": Row(RESIZE, same(), 1.0),
     "Solarize": Row({"threshold": 128}, _solarize),
-    "ToFloat": Row({"max_value": None}, _to_float, 1.0),
+    "ToFloat": Row({"max_value": None}, same(), 1.0),
     "ToGray": Row({}, same()),
     "ToSepia": Row({}, same()),
-    "ToTensorV2": Row({"transpose_mask": False}, _to_tensor, 1.0),
+    "ToTensorV2": Row({"transpose_mask": False}, same(), 1.0),
     "Transpose": Row({}, same()),
     "VerticalFlip": Row({}, same()),
 }
 
-NO_BOXES = "it crops around boxes, and pictures have none here; use RandomResizedCrop"
-NO_MASK = "it needs a mask, and pictures have none here"
-NO_REFERENCE = "it needs other pictures as references, which a file can't hold; remove it"
 WEATHER = "it draws weather on photographs; remove it"
 
 REFUSED: dict[str, str] = {
-    "CropNonEmptyMaskIfExists": f"{NO_MASK}; use RandomCrop",
-    "FDA": NO_REFERENCE,
-    "FromFloat": "it makes whole numbers of the picture, and the network takes float32; remove it",
+    **REFUSED_TODAY,
     "GridDropout": "today's moves each hole by itself; use CoarseDropout",
-    "HistogramMatching": NO_REFERENCE,
     "IAAPiecewiseAffine": "today's PiecewiseAffine is another one; use GridDistortion",
-    "Lambda": "a function can't be read from a file; write a class as transforms/README.md shows",
-    "MaskDropout": f"{NO_MASK}; use CoarseDropout",
     "PerChannel": "there is no transform of single channels any more; remove it",
-    "RandomCropNearBBox": NO_BOXES,
     "RandomFog": WEATHER,
     "RandomRain": WEATHER,
     "RandomShadow": WEATHER,
-    "RandomSizedBBoxSafeCrop": NO_BOXES,
     "RandomSnow": WEATHER,
     "RandomSunFlare": WEATHER,
     "ToTensor": "it divided by 255 and normalized in one step; remove it, Normalize is enough",
@@ -556,11 +529,6 @@ def translate(root: Mapping[str, Any], version: Version, notes: list[str]) -> No
     return _translate(root, version, notes, weight=False)
 
 
-def short_name(step: Mapping[str, Any]) -> str:
-    """Return a transform's class without its module."""
-    return str(step[CLASS_KEY]).rpartition(".")[2]
-
-
 def _translate(step: Any, version: Version, notes: list[str], *, weight: bool) -> Node:
     """``weight``: a choice of OneOf, whose p is its weight; ``always_apply`` doesn't change it."""
     if not isinstance(step, Mapping) or not isinstance(step.get(CLASS_KEY), str):
@@ -572,8 +540,7 @@ def _translate(step: Any, version: Version, notes: list[str], *, weight: bool) -
     if name in REFUSED:
         raise UsageError(f"{name} of albumentations 0.3 to 0.5 has no equal today: {REFUSED[name]}")
     if name not in ROWS:
-        hint = nearest(name, [*ROWS, *COMPOSITION_P]) or "; only those of albumentations 0.3 to 0.5 are"
-        raise UsageError(f"the transform {name!r} is not known{hint}")
+        raise unknown_class(step[CLASS_KEY], {*ROWS, *COMPOSITION_P}, "those of albumentations 0.3 to 0.5")
     row = ROWS[name]
     always = arguments.pop("always_apply", False)
     p = arguments.pop("p", row.p)
