@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,11 +30,23 @@ from common.foreign import read_json
 from common.preprocessing.groups import Identities, group_images, picture_keys
 from common.preprocessing.series import NORMAL
 from common.preprocessing.sources import SourceFile, Tree, open_tree
+from common.spreadsheets import (
+    TableForm,
+    checked_numbers,
+    first_row,
+    plain_name,
+    read_texts,
+    table_form,
+    to_numbers,
+)
 from config import HOLDOUT
 
 logger = logging.getLogger(__name__)
 
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
+ANY = LABELS.index("any")
+KINDS = LABELS[:ANY]
+LABELS_IN_SHORT = dict(zip(LABELS, ("EDH", "IPH", "IVH", "SAH", "SDH", "ICH"), strict=True))  # in the field's tables
 LABEL_WEIGHTS = (1, 1, 1, 1, 1, 2)
 METRIC = "weighted_log_loss"  # by which experiments are compared
 PUBLISHED = {  # prevalences among stage 1's 674,258 training images (Flanders et al. 2020, doi 10.1148/ryai.2020190211)
@@ -48,6 +60,8 @@ PUBLISHED = {  # prevalences among stage 1's 674,258 training images (Flanders e
 
 SUBMISSION_COLUMNS = ["ID", "Label"]
 LABEL_KEYS = ("path", "file", "id", "sopinstanceuid", "studyinstanceuid")  # in any case of letters
+KEY_SPACES = re.compile(r"[ _-]")  # that may stand in the name of a key's column, as in Study Instance UID
+TRUTH_VALUES = {"true": "1", "false": "0"}
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 DATASET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 TRUTH_FILE = "phantom_truth.csv"  # stands beside the CSVs of a phantom
@@ -83,17 +97,46 @@ def list_some(names: Iterable[str]) -> str:
 def read_competition_labels(path: SourceFile) -> pd.DataFrame:
     """Read a train CSV (``ID_xxxxxxxxx_epidural,0``): index ``id`` in the file's order, int8 columns :data:`LABELS`.
 
-    Identical repeated rows count once, with a warning. Raises UsageError where the file can't be read, WorkError where
-    it has no such columns and, naming the row, for an unknown label, a value that is not 0 or 1, an id that is not
-    allowed, rows that contradict each other, and an image without all labels.
+    Identical repeated rows count once, with a warning. A file without any row for ``any`` gets it from the others.
+    Raises UsageError where the file can't be read, WorkError where it has no such columns and, naming the row, for an
+    unknown label, a value that is not 0 or 1, an id that is not allowed, rows that contradict each other, an ``any`` of
+    0 beside a kind of 1, and an image without all labels.
     """
     frame = _read_long(path)
     wrong = ~np.isin(frame.numbers, (0, 1))
     if wrong.any():
-        _, row = _first(wrong, frame.rows)
+        _, row = first_row(wrong, frame.rows)
         raise WorkError(f"{path}: row {row}: the label {frame.numbers[wrong][0]:g} is not 0 or 1")
-    table = _to_wide(path, frame, repeats_allowed=True)
+    has_any = bool((frame.label == ANY).any())
+    table = _to_wide(path, frame, repeats_allowed=True, labels=LABELS if has_any else KINDS)
+    if not has_any:
+        return with_any(path, table).astype(np.int8)
+    check_any(path, table, lambda *cell: first_row((frame.image == cell[0]) & (frame.label == cell[1]), frame.rows)[1])
     return table.astype(np.int8)
+
+
+def with_any(path: SourceFile, table: pd.DataFrame) -> pd.DataFrame:
+    """Return labels of :data:`KINDS` with the column ``any``: 1 where a kind is; say that it was missing."""
+    tell(f"{path}: has no label any: it is taken as 1 where one of the kinds is, and as 0 elsewhere")
+    return table.assign(any=table[list(KINDS)].max(axis=1))[list(LABELS)]
+
+
+def check_any(path: SourceFile, table: pd.DataFrame, row_of: Callable[[int, int], int]) -> None:
+    """Raise WorkError where ``any`` is 0 and a kind is 1; ``row_of``: of an image's and a label's place the file's row.
+
+    The other way round is none: a bleeding of which nobody noted the kind.
+    """
+    kinds = table[list(KINDS)].to_numpy() == 1
+    wrong = (table["any"].to_numpy() == 0) & kinds.any(axis=1)
+    if wrong.any():
+        image = int(np.argmax(wrong))
+        kind = int(np.argmax(kinds[image]))
+        row, other = row_of(image, ANY), row_of(image, kind)
+        where = "in the same row" if row == other else f"in row {other}"
+        raise WorkError(
+            f"{path}: row {row}: any is 0, and {KINDS[kind]} {where} is 1 ({int(wrong.sum())} such images or studies); "
+            "mend them, or leave out any altogether: it is then taken from the kinds"
+        )
 
 
 def read_submission(path: SourceFile) -> pd.DataFrame:
@@ -104,7 +147,7 @@ def read_submission(path: SourceFile) -> pd.DataFrame:
     frame = _read_long(path)
     wrong = (frame.numbers < 0) | (frame.numbers > 1)
     if wrong.any():
-        _, row = _first(wrong, frame.rows)
+        _, row = first_row(wrong, frame.rows)
         raise WorkError(f"{path}: row {row}: {frame.numbers[wrong][0]:g} is no probability (0 to 1)")
     return _to_wide(path, frame, repeats_allowed=False)
 
@@ -114,15 +157,15 @@ def read_submission_texts(path: SourceFile) -> pd.DataFrame:
 
     Raises UsageError where the file can't be read, WorkError where it lacks a column.
     """
-    return _read_texts(path, SUBMISSION_COLUMNS)
+    return read_texts(path, SUBMISSION_COLUMNS)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read probabilities in the competition's form or as ``id`` and a column for each label; as read_submission."""
-    columns = _read_header(path)
-    if set(SUBMISSION_COLUMNS) <= set(columns):
+    form = table_form(path)
+    if form.has(SUBMISSION_COLUMNS):
         return read_submission(path)
-    if "id" not in columns:
+    if not form.has(["id"]):
         raise WorkError(f"{path}: has neither the columns ID,Label nor id,{','.join(LABELS)}")
     return _read_wide(path).astype(np.float64)
 
@@ -169,111 +212,50 @@ class _LongRows:
     rows: np.ndarray  # number in the file; the header is row 1
 
 
-def _read_header(path: SourceFile) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            return [str(name) for name in pd.read_csv(file, nrows=0, encoding="utf-8-sig").columns]
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: SourceFile, error: Exception) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UsageError(f"{path}: no such file")
-    if isinstance(error, OSError):
-        return UsageError(f"{path}: cannot be read ({error.strerror})")
-    # pandas' ParserError and EmptyDataError, and text that is not UTF-8
-    return UsageError(f"{path}: not a CSV file ({' '.join(str(error).split())})")
-
-
-def _read_texts(path: SourceFile, columns: Sequence[str]) -> pd.DataFrame:
-    """Read columns as text; the index is the row's number in the file, blank lines are left out."""
-    header = _read_header(path)
-    missing = [name for name in columns if name not in header]
-    if missing:
-        hint = nearest(missing[0], header)
-        raise WorkError(f"{path}: has no column {', '.join(missing)}; expected {','.join(columns)}{hint}")
-    try:
-        # All columns, since pandas overlooks a row with too many fields where only some are asked for: a decimal comma
-        # would turn 0,5 into 0.
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                file,
-                dtype=str,
-                encoding="utf-8-sig",
-                index_col=False,
-                keep_default_na=False,
-                skip_blank_lines=False,
-            )
-    except pd.errors.ParserWarning:
-        raise WorkError(f"{path}: row 2: has more fields than the header") from None
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    frame = frame[list(columns)].fillna("")
-    frame.index += 2
-    blank = np.logical_and.reduce([(frame[name] == "").to_numpy() for name in columns])
-    return frame[~blank]
-
-
-def _to_numbers(path: SourceFile, column: pd.Series) -> np.ndarray:
-    """Convert a column of texts to float64; WorkError with its row for the first that is empty or no finite number."""
-    codes, texts = pd.factorize(column)
-    values = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-    wrong = ~np.isfinite(values)
-    if wrong.any():
-        place, row = _first(wrong[codes], column.index)
-        text = column.iloc[place]
-        fault = "is empty" if not text.strip() else f"{text!r} is not a number"
-        raise WorkError(f"{path}: row {row}: {column.name} {fault}")
-    return values[codes]
-
-
-def _first(mask: np.ndarray, rows: Sequence[int]) -> tuple[int, int]:
-    place = int(np.argmax(mask))
-    return place, int(rows[place])
-
-
 def _read_long(path: SourceFile) -> _LongRows:
-    frame = _read_texts(path, SUBMISSION_COLUMNS)
+    frame = read_texts(path, SUBMISSION_COLUMNS)
     if frame.empty:
         raise WorkError(f"{path}: has no rows")
     names = frame["ID"].to_numpy(dtype=object)
     # For 4.5 million rows this takes 1 s each; pandas' own .str.rpartition takes 5 s, and a list of parts 0.6 GB.
     image, ids = pd.factorize(np.fromiter((name.rpartition("_")[0] for name in names), object, len(names)))
     label, classes = pd.factorize(np.fromiter((name.rpartition("_")[2] for name in names), object, len(names)))
-    known = pd.Index(LABELS).get_indexer(classes)
+    place, ids = pd.factorize(np.fromiter((name.strip() for name in ids), object, len(ids)))
+    image = place[image]
+    known = pd.Index(LABELS).get_indexer([plain_name(name) for name in classes])
     if (known < 0).any():
         unknown = int(np.argmax(known < 0))
-        _, row = _first(label == unknown, frame.index)
+        _, row = first_row(label == unknown, frame.index)
         raise WorkError(
             f"{path}: row {row}: {names[np.argmax(label == unknown)]!r} does not end in one of the labels "
             f"{', '.join(LABELS)}{nearest(classes[unknown], LABELS)}"
         )
     _check_ids(path, ids, image, frame.index)
-    return _LongRows(names, ids, image, known[label], _to_numbers(path, frame["Label"]), frame.index.to_numpy())
+    return _LongRows(names, ids, image, known[label], checked_numbers(path, frame["Label"]), frame.index.to_numpy())
 
 
 def _check_ids(path: SourceFile, ids: Sequence[str], image: np.ndarray, rows: Sequence[int]) -> None:
     wrong = np.array([IMAGE_ID.fullmatch(image_id) is None for image_id in ids], dtype=bool)
     if wrong.any():
-        place, row = _first(wrong[image], rows)
+        place, row = first_row(wrong[image], rows)
         try:
             check_image_id(ids[image[place]])
         except WorkError as error:
             raise WorkError(f"{path}: row {row}: {error}") from None
 
 
-def _to_wide(path: SourceFile, frame: _LongRows, *, repeats_allowed: bool) -> pd.DataFrame:
+def _to_wide(
+    path: SourceFile, frame: _LongRows, *, repeats_allowed: bool, labels: Sequence[str] = LABELS
+) -> pd.DataFrame:
     """Turn rows into a table with a row for each image, float64; every cell must be given, and only once."""
-    shape = (len(frame.ids), len(LABELS))
-    cell = frame.image * len(LABELS) + frame.label
+    shape = (len(frame.ids), len(labels))
+    cell = frame.image * len(labels) + frame.label
     values = np.empty(shape[0] * shape[1])
     values[cell[::-1]] = frame.numbers[::-1]  # the first row of a cell wins, the others are compared with it
     counts = np.bincount(cell, minlength=len(values))
     differs = values[cell] != frame.numbers
     if differs.any():
-        place, row = _first(differs, frame.rows)
+        place, row = first_row(differs, frame.rows)
         first = frame.rows[np.argmax(cell == cell[place])]
         raise WorkError(f"{path}: row {row} contradicts row {first}: {frame.names[place]} has two values")
     repeated = np.flatnonzero(counts.reshape(shape).max(axis=1) > 1)
@@ -287,22 +269,23 @@ def _to_wide(path: SourceFile, frame: _LongRows, *, repeats_allowed: bool) -> pd
             list_some(frame.ids[repeated]),
         )
     if (counts == 0).any():
-        image, label = divmod(int(np.argmax(counts == 0)), len(LABELS))
+        image, label = divmod(int(np.argmax(counts == 0)), len(labels))
         first = frame.rows[np.argmax(frame.image == image)]
-        raise WorkError(f"{path}: row {first}: image {frame.ids[image]} has no row for the label {LABELS[label]}")
-    return pd.DataFrame(values.reshape(shape), index=pd.Index(frame.ids, name="id"), columns=list(LABELS))
+        raise WorkError(f"{path}: row {first}: image {frame.ids[image]} has no row for the label {labels[label]}")
+    return pd.DataFrame(values.reshape(shape), index=pd.Index(frame.ids, name="id"), columns=list(labels))
 
 
 def _read_wide(path: Path) -> pd.DataFrame:
     """Read ``id`` and a column for each label, probabilities or 0 and 1; index ``id``, float64."""
-    texts = _read_texts(path, ["id", *LABELS])
+    texts = read_texts(path, ["id", *LABELS])
+    texts = texts.assign(id=texts["id"].str.strip())
     image, ids = pd.factorize(texts["id"].to_numpy(dtype=object))
     _check_ids(path, ids, image, texts.index)
     repeated = texts["id"].duplicated().to_numpy()
     if repeated.any():
-        place, row = _first(repeated, texts.index)
+        place, row = first_row(repeated, texts.index)
         raise WorkError(f"{path}: row {row}: image {texts['id'].iloc[place]} stands there twice")
-    values = np.column_stack([_to_numbers(path, texts[name]) for name in LABELS])
+    values = np.column_stack([checked_numbers(path, texts[name]) for name in LABELS])
     wrong = ~((values >= 0) & (values <= 1))
     if wrong.any():
         image, label = divmod(int(np.argmax(wrong)), len(LABELS))
@@ -325,33 +308,55 @@ def read_label_file(path: Path) -> pd.DataFrame:
     Raises UsageError where the file can't be read, WorkError for columns that are missing, a label that is not 0 or 1
     or not given, an unknown class, and rows that contradict each other.
     """
-    columns = _read_header(path)
-    if set(SUBMISSION_COLUMNS) <= set(columns):
-        texts = _read_texts(path, SUBMISSION_COLUMNS)
+    form = table_form(path)
+    if form.has(SUBMISSION_COLUMNS):
+        texts = read_texts(path, SUBMISSION_COLUMNS)
         parts = [name.rpartition("_") for name in texts["ID"]]
         rows = pd.DataFrame(
-            {"key": [part[0] for part in parts], "label": [part[2] for part in parts], "value": texts["Label"]}
+            {
+                "key": [part[0] for part in parts],
+                "label": [plain_name(part[2]) for part in parts],
+                "value": texts["Label"],
+            }
         )
         unknown = ~rows["label"].isin(LABELS).to_numpy()
         if unknown.any():
             raise WorkError(f"{path}: row {rows.index[unknown][0]}: ID does not end in one of {', '.join(LABELS)}")
+        labels = LABELS if (rows["label"] == "any").any() else KINDS
     else:
-        keys = [name for name in columns if name.lower() in LABEL_KEYS]
+        keys = [name for name in form.header if KEY_SPACES.sub("", plain_name(name)) in LABEL_KEYS]
         if len(keys) != 1:
             raise WorkError(
                 f"{path}: has {len(keys) or 'no'} key columns {', '.join(keys)}".rstrip()
                 + f"; expected exactly one of {', '.join(LABEL_KEYS)} (or the competition's ID,Label)"
             )
-        texts = _read_texts(path, [keys[0], *LABELS]).rename(columns={keys[0]: "key"})
-        rows = texts.melt(id_vars="key", value_vars=list(LABELS), var_name="label", ignore_index=False)
+        labels = LABELS if form.has(["any"]) else KINDS
+        check_label_columns(path, form)
+        texts = read_texts(path, [keys[0], *labels]).rename(columns={keys[0]: "key"})
+        rows = texts.melt(id_vars="key", value_vars=list(labels), var_name="label", ignore_index=False)
     rows = rows.rename_axis("row").reset_index().sort_values("row", kind="stable", ignore_index=True)
-    return _label_table(path, rows.assign(key=rows["key"].str.strip().str.replace("\\", "/").str.removeprefix("./")))
+    rows = rows.assign(key=rows["key"].str.strip().str.replace("\\", "/").str.removeprefix("./"))
+    return _label_table(path, rows, labels)
 
 
-def _label_table(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Turn rows (row, key, label, value as text) into a row for each key, checked."""
-    numbers = rows["value"].str.strip().map({"0": 0, "1": 1, "0.0": 0, "1.0": 1})
-    for wrong, fault in ((numbers.isna(), "is not 0 or 1"), (rows["key"] == "", "has no key")):
+def check_label_columns(path: SourceFile, form: TableForm) -> None:
+    """Raise WorkError where a label's column is missing, with the one that may be it under the field's short name."""
+    missing = [name for name in KINDS if not form.has([name])]
+    short = {LABELS_IN_SHORT[name]: name for name in missing}
+    found = [f"{name} may be {short[word]}" for name in form.header for word in re.split(r"\W+", name.upper())
+             if word in short]  # fmt: skip
+    if found:
+        raise WorkError(
+            f"{path}: has no column {', '.join(missing)}; {list_some(found)}: name each label's column as here, and "
+            "give one value for each label, not one for each reader"
+        )
+
+
+def _label_table(path: Path, rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Turn rows (row, key, label, value as text) into a row for each key, checked; ``labels``: those that are given."""
+    texts = rows["value"].str.strip()
+    numbers = pd.Series(to_numbers(texts.str.lower().replace(TRUTH_VALUES)))
+    for wrong, fault in ((~numbers.isin((0, 1)), "is not 0 or 1"), (rows["key"] == "", "has no key")):
         if wrong.any():
             first = rows[wrong].iloc[0]
             raise WorkError(f"{path}: row {first['row']}: {first['label']} {fault}")
@@ -363,14 +368,18 @@ def _label_table(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
         before = cells["row"].transform("first")[differs].iloc[0]
         raise WorkError(f"{path}: row {first['row']} contradicts row {before}: {first['label']} has two values")
     first = rows.drop_duplicates("key").set_index("key")["row"]
-    table = pd.DataFrame({label: rows[rows["label"] == label].drop_duplicates("key").set_index("key")["value"]
-                          for label in LABELS}).reindex(first.index)  # fmt: skip
-    for label in LABELS:
+    given = {label: rows[rows["label"] == label].drop_duplicates("key").set_index("key") for label in labels}
+    table = pd.DataFrame({label: part["value"] for label, part in given.items()}).reindex(first.index)
+    for label in labels:
         if table[label].isna().any():
             row = first[table[label].isna()].iloc[0]
             raise WorkError(f"{path}: row {row}: there is no value for the label {label} of the same key")
     if table.empty:
         raise WorkError(f"{path}: has no rows")
+    if "any" in given:
+        check_any(path, table, lambda key, label: int(given[LABELS[label]]["row"][table.index[key]]))
+    else:
+        table = with_any(path, table)
     return table.astype(np.int8).assign(row=first)
 
 
@@ -768,12 +777,12 @@ def _read_table(path: Path, types: dict[str, Any], optional: dict[str, Any] | No
 def _table_fault(path: Path, types: dict[str, Any]) -> str:
     """Say which column, and row, of a CSV that is not of these types is to blame."""
     try:
-        _read_texts(path, list(types))
+        read_texts(path, list(types))
         for name, kind in types.items():
             if kind is not str:
-                texts = _read_texts(path, ["id", name])
+                texts = read_texts(path, ["id", name])
                 given = texts[texts[name] != ""] if kind is np.float64 else texts
-                _to_numbers(path, given[name])
+                checked_numbers(path, given[name])
     except UserError as error:
         return str(error)
     return f"{path}: damaged"

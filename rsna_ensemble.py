@@ -25,6 +25,7 @@ from common.lineage import Overlap, Provenance
 from common.metrics import normalized_weights
 from common.reports.record import write_value
 from common.resume import read_options
+from common.spreadsheets import read_texts, table_form, to_numbers
 from common.statistics import format_table, label_table, member_table
 from config import EnsembleConfig, TrainConfig
 from rsna_dataset import (
@@ -294,8 +295,7 @@ def check_labels(config: EnsembleConfig, members: Members) -> None:
 
 def is_submission(path: Path) -> bool:
     """Whether a file that was read as predictions has the competition's long form, told by its header."""
-    with path.open(encoding="utf-8-sig") as file:
-        return [name.strip().strip('"') for name in file.readline().split(",")] == SUBMISSION_COLUMNS
+    return table_form(path).has(SUBMISSION_COLUMNS)
 
 
 def read_labels(path: Path) -> pd.DataFrame:
@@ -305,36 +305,31 @@ def read_labels(path: Path) -> pd.DataFrame:
     metadata.csv) are left out. Raises UsageError where the file can't be read or has other columns, WorkError for a
     label that is not 0 or 1, an image with some labels only, or twice.
     """
-    try:
-        if is_submission(path):
-            return read_competition_labels(path)
-        header = pd.read_csv(path, nrows=0).columns
-        missing = [name for name in ("id", *LABELS) if name not in header]
-        if missing:
-            raise UsageError(
-                f"--ens_labels={path}: has no column {', '.join(missing)}; give a fold CSV, a metadata.csv "
-                "or the competition's train CSV"
-            )
-        named = [name for name in IDENTITY_COLUMNS if name in header]
-        text = pd.read_csv(path, usecols=["id", *LABELS, *named], dtype=str).set_index("id")
-    except OSError as error:
-        raise UsageError(f"--ens_labels={path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # pandas' ParserError and EmptyDataError, and a text that is not UTF-8
-        raise UsageError(f"--ens_labels={path}: not a CSV file ({' '.join(str(error).split())})") from None
+    form = table_form(path)
+    if form.has(SUBMISSION_COLUMNS):
+        return read_competition_labels(path)
+    missing = [name for name in ("id", *LABELS) if not form.has([name])]
+    if missing:
+        raise UsageError(
+            f"--ens_labels={path}: has no column {', '.join(missing)}; give a fold CSV, a metadata.csv "
+            "or the competition's train CSV"
+        )
+    named = [name for name in IDENTITY_COLUMNS if form.has([name])]
+    text = read_texts(path, ["id", *LABELS, *named]).set_index("id")
     if text.index.has_duplicates:
         raise WorkError(f"{path}: image {text.index[text.index.duplicated()][0]} stands there more than once")
-    labelled = text[text[list(LABELS)].notna().any(axis=1)]
+    labelled = text[(text[list(LABELS)] != "").any(axis=1)]
     values = labelled[list(LABELS)]
-    numbers = values.apply(pd.to_numeric, errors="coerce")
+    numbers = values.apply(lambda column: pd.Series(to_numbers(column), column.index))
     wrong = np.argwhere(~numbers.isin((0, 1)).to_numpy())
     if len(wrong):
         row, column = wrong[0]
         found = values.iloc[row, column]
         raise WorkError(
             f"{path}: image {values.index[row]}, label {values.columns[column]}: "
-            f"{'is empty' if pd.isna(found) else f'{found!r} is not 0 or 1'}"
+            f"{f'{found!r} is not 0 or 1' if found else 'is empty'}"
         )
-    return numbers.astype("int8").join(labelled[named].fillna(""))
+    return numbers.astype("int8").join(labelled[named])
 
 
 def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:

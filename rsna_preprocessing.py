@@ -32,7 +32,7 @@ from common.preprocessing.folds import assign_folds, check_folds, fold_tables
 from common.preprocessing.groups import describe_links, group_images, large_group
 from common.preprocessing.id_map import IdMap, file_rows, need_rows
 from common.preprocessing.journal import Journal
-from common.preprocessing.labels import join_labels
+from common.preprocessing.labels import join_labels, locate_labels
 from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms, load_key
 from common.preprocessing.scheduler import dask_cluster
@@ -159,6 +159,8 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
         if all(table.empty for table in files):
             raise UsageError(f"{config.pre_source or config.data_input_folder}: holds no files")
         id_map = IdMap(key_file.with_name(ID_MAP.format(config.data_dataset)))
+        if label_file is not None:
+            label_file = located_labels(config, label_file, source, files[0]["path"])
         job = Job(config, folder, image_form(config), source, pseudonyms, labels, label_file, asked, *files, id_map)
         state = source_hash(job)
         journal = Journal(folder / JOURNAL, journal_options(job))
@@ -229,6 +231,36 @@ def read_source_tables(source: Source, config: PreprocessingConfig) -> tuple[pd.
         labels = read_competition_labels(competition.train_csv)
     sample = competition.sample_submission
     return labels, pd.Index([]) if sample is None else read_submission(sample).index
+
+
+def located_labels(
+    config: PreprocessingConfig, label_file: pd.DataFrame, source: Source, paths: pd.Series
+) -> pd.DataFrame:
+    """Return the labels with the source's paths in place of absolute ones; say what was matched, and what wasn't.
+
+    Raises UsageError, before anything is converted, where all keys are paths and none of them is a file's.
+    """
+    try:
+        located = locate_labels(label_file, paths, source.tree.root)
+    except WorkError as error:
+        raise WorkError(f"{config.pre_labels}: {error}") from None
+    if len(located.by_tail):
+        tell(
+            f"{config.pre_labels}: {len(located.by_tail)} paths are those of files by their ends "
+            f"(rows {list_some(map(str, located.by_tail))})"
+        )
+    if len(located.lost) == len(label_file):
+        raise UsageError(
+            f"{config.pre_labels}: none of its {len(label_file)} keys is the path of a file in {source.tree.root}, nor "
+            f"a UID (rows {list_some(map(str, located.lost))}); write each path as it is below that folder, as in "
+            f"case1/IM0001.dcm, or name the folder that they begin in by --pre_source; nothing was converted"
+        )
+    if len(located.lost):
+        tell(
+            f"{config.pre_labels}: {len(located.lost)} paths are of no file in {source.tree.root} (rows "
+            f"{list_some(map(str, located.lost))})"
+        )
+    return located.table
 
 
 def image_form(config: PreprocessingConfig) -> ImageForm:

@@ -38,6 +38,12 @@ def write_wide(path, frame):
     return path
 
 
+def consistent_labels(ids, seed=7):
+    """Labels as a train CSV has them: no kind without any."""
+    labels = make_labels(ids, seed)
+    return labels.assign(any=labels.max(axis=1))
+
+
 def to_long(frame):
     long = frame.reset_index().melt(id_vars="id", var_name="label", value_name="Label")
     long["ID"] = long["id"] + "_" + long["label"]
@@ -162,6 +168,7 @@ def test_only_images_with_labels_are_scored(files, tmp_path, capsys, form):
         table = pd.concat([labels.assign(split="train"), unknown.assign(split="test")])
         table.to_csv(path)
     else:
+        labels = consistent_labels(IDS[:12])
         to_long(labels).to_csv(path, index=False)
     run(files, tmp_path / "out.csv", f"--ens_labels={path}")
     text = capsys.readouterr().out
@@ -399,7 +406,7 @@ def test_a_cross_validation_is_not_calibrated_without_images_that_none_of_its_mo
 def test_calibration_without_labels_or_patients_is_refused(files, tmp_path, capsys):
     line = fails(capsys, 2, [*files, f"--ens_output={tmp_path / 'out.csv'}", "--ens_calibrate=isotonic"])
     assert "--ens_calibrate=isotonic needs labels" in line
-    to_long(make_labels(IDS)).to_csv(tmp_path / "train.csv", index=False)
+    to_long(consistent_labels(IDS)).to_csv(tmp_path / "train.csv", index=False)
     flags = [f"--ens_output={tmp_path / 'out.csv'}", "--ens_calibrate=isotonic"]
     assert "has no column patient_id" in fails(capsys, 2, [*files, *flags, f"--ens_labels={tmp_path / 'train.csv'}"])
 
@@ -462,7 +469,7 @@ def test_members_that_do_not_exist_or_lack_something_are_one_line(experiments, s
     assert "no such experiment" in fails(capsys, 2, ["good", "9", f"--output_dir={results}"])
     (results / "empty").mkdir()
     assert "has no predictions yet" in fails(capsys, 2, ["good", "empty", f"--output_dir={results}"])
-    to_long(make_labels(list(rows.index))).to_csv(tmp_path / "train.csv", index=False)
+    to_long(consistent_labels(list(rows.index))).to_csv(tmp_path / "train.csv", index=False)
     flags = [f"--output_dir={results}", "--ens_fit=weights", f"--ens_labels={tmp_path / 'train.csv'}"]
     assert "has no column patient_id" in fails(capsys, 2, ["good", "poor", *flags])
     (results / "good" / "config.yaml").write_text("data_dataset: gone\ndata_input_folder: nowhere\n")
@@ -541,7 +548,7 @@ def test_files_and_outputs_that_cannot_be_used_are_one_line(files, tmp_path, cap
 @pytest.mark.parametrize(
     ("content", "code", "part"),
     [
-        (None, 2, "cannot be read"),
+        (None, 2, "no such file"),
         ("", 2, "not a CSV file"),
         ("id,any\nID_000000000,1\n", 2, "has no column epidural"),
         ("strange", 2, "has no column id"),

@@ -269,13 +269,17 @@ def uids(level: str) -> dict[str, str]:
     return {path: f"1.2.826.77.{p}.1.{s}" if level == "SOP" else f"1.2.826.77.{p}" for path, (p, s) in parts.items()}
 
 
-@pytest.mark.parametrize("form", ["wide path", "wide SOPInstanceUID", "long path", "long SOPInstanceUID"])
+@pytest.mark.parametrize(
+    "form", ["wide path", "wide file on a Windows disk", "wide SOPInstanceUID", "long path", "long SOPInstanceUID"]
+)
 def test_labels_of_images_come_by_path_or_uid_in_both_forms(archive: Path, tmp_path: Path, form: str) -> None:
     keys = uids("SOP") if form.endswith("UID") else {path: path for path in BY_PATH}
+    if form.endswith("disk"):
+        keys = {path: "D:\\studies\\" + path.replace("/", "\\") + ".DCM" for path in BY_PATH}
     rows = {keys[path]: values for path, values in BY_PATH.items()}
     if form.startswith("wide"):
         texts = {key: ",".join(map(str, values)) for key, values in rows.items()}
-        file = wide(tmp_path / "labels.csv", form.removeprefix("wide "), texts)
+        file = wide(tmp_path / "labels.csv", form.split()[1], texts)
     else:
         file = as_long(tmp_path / "labels.csv", rows)
     folder = run(archive, f"--pre_labels={file}")
@@ -340,13 +344,20 @@ def test_labels_that_fit_nothing_are_an_error(
     assert code == 1
     assert "with labels" in line
     assert "unmatched_rows.csv" in line
+    wide(file, "path", {"/elsewhere/case9/IM0": "0,0,0,0,0,0", "case9\\IM1.dcm": "0,0,0,0,0,0"})
+    code, line = failure(capsys, flags(archive, f"--pre_labels={file}", dataset="other"))
+    assert code == 2
+    assert "none of its 2 keys is the path of a file" in line
+    assert "rows 2, 3" in line
+    assert "elsewhere" not in line
+    assert not list((archive.parent / "input/datasets/other/images").iterdir())  # before anything was converted
 
 
 HEADER = "path," + ",".join(LABELS)
 BAD_FILES = {
     "no key column": ("patient," + ",".join(LABELS) + "\nx,0,0,0,0,0,0\n", "no key columns"),
     "two key columns": ("path,SOPInstanceUID," + ",".join(LABELS) + "\n", "2 key columns path, SOPInstanceUID"),
-    "a label missing": ("path," + ",".join(LABELS[:-1]) + "\nx,0,0,0,0,0\n", "any"),
+    "a label missing": ("path," + ",".join(LABELS[1:]) + "\nx,0,0,0,0,0\n", "epidural"),
     "no number": (f"{HEADER}\nCANARY,0,0,0,0,0,0\nCANARY2,0,0,CANARY,0,0,0\n", "row 3: intraventricular is not 0 or 1"),
     "an empty label": (f"{HEADER}\nCANARY,0,0,0,0,0,\n", "row 2: any is not 0 or 1"),
     "a probability": (f"{HEADER}\nCANARY,0,0,0,0,0,0.5\n", "row 2: any is not 0 or 1"),
