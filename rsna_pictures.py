@@ -51,13 +51,14 @@ def moves_pixels(trained: TrainedNetwork) -> bool:
 def heat_maps(trained: TrainedNetwork, dataset: RSNADataset, places: np.ndarray) -> np.ndarray | None:
     """Return Grad-CAM (B, h, w) of ``any`` for some slices; None, with a warning, where the model has none.
 
-    Of a network over whole series it is that of its slice network.
+    Of a network over whole series it is that of its slice network. It computes as its predictions did (--net_compute).
     """
     network = trained.network
     model = network.model.slices if trained.config.net_kind == STUDY else network.model
     pictures = torch.from_numpy(np.stack([dataset[int(place)].image for place in places])).to(network.device)
     try:
-        return grad_cam(model, pictures, OVERALL).cpu().numpy()
+        with network.autocast():
+            return grad_cam(model, pictures, OVERALL).cpu().numpy()
     except UsageError as error:
         logger.warning("no heat in the pictures: %s", error)
         return None

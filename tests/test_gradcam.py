@@ -66,3 +66,15 @@ def test_the_model_is_left_as_it_was():
 def test_a_model_without_a_map_is_refused_by_name():
     with pytest.raises(UsageError, match="Linear"):
         grad_cam(nn.Linear(2, 2), torch.zeros(1, 2), 0)
+
+
+def test_the_map_in_half_precision_is_that_of_float32_but_for_rounding():
+    torch.manual_seed(0)
+    model = create_model("resnet10t", 6, 3).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    exact = grad_cam(model, pictures, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = grad_cam(model, pictures, 5)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)  # it did compute in the other precision
+    assert (rounded - exact).abs().max() < 0.05 * exact.max()

@@ -19,17 +19,18 @@ def grad_cam(model: nn.Module, pictures: Tensor, class_index: int) -> Tensor:
 
     F_k are the channels of the last feature map, of h × w cells, and a_k the mean over the cells of the derivative of
     the class's logit by F_k (equations 1 and 2). Values are of the logit's unit and not scaled. The model is used in
-    evaluation mode, and neither its weights nor their gradients change. UsageError where its features are no map.
+    evaluation mode, and neither its weights nor their gradients change. Under autocast the features may be of another
+    type; the slopes are in float32 always. UsageError where its features are no map.
     """
     if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
         raise UsageError(f"{type(model).__name__}: gives no features to its head that Grad-CAM could look at")
     with _undisturbed(model), torch.enable_grad():
         with torch.no_grad():  # the slopes end at the features: nothing before them needs to be kept
-            features = model.forward_features(pictures)
+            features = model.forward_features(pictures).float()
         features.requires_grad_()
         logits = model.forward_head(features)
         (slopes,) = torch.autograd.grad(logits[:, class_index].sum(), features)
-    feature_map, slope_map = (_channels_first(model, tensor.float()) for tensor in (features.detach(), slopes))
+    feature_map, slope_map = (_channels_first(model, tensor) for tensor in (features.detach(), slopes))
     weights = slope_map.mean(dim=(2, 3), keepdim=True)
     return (weights * feature_map).sum(dim=1).relu()
 
