@@ -28,7 +28,7 @@ from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_slice, shown
 from common.preprocessing.folder import check_space, claim_folder, list_files
-from common.preprocessing.folds import assign_folds, check_folds, fold_tables
+from common.preprocessing.folds import assign_folds, check_folds, check_parts, fold_tables
 from common.preprocessing.groups import describe_links, group_images, large_group
 from common.preprocessing.id_map import IdMap, file_rows, need_rows
 from common.preprocessing.journal import Journal
@@ -86,6 +86,7 @@ COMPETITION_NAMES = {
 CROP_SHEET = "crop_sheet.png"
 LOOKED_AT = (CROP_SHEET, "audit.html", "verify_failed.csv")  # what is no longer true once the dataset changes
 READING_RULES = 2  # of what is a slice and what its HU are; with others all files are read anew
+PERSON_FILES = 1000  # at most, read for patients' names alone where no fold depends on them
 TABLE_BYTES = 1000  # that an image takes in the tables and the journal, at most
 MARKS = {  # of the metadata's column ``mended`` that a person should know of
     "wrap_doubtful": "may hold wrapped values and were left alone",
@@ -169,7 +170,7 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
         if not tasks and is_complete(job, state):
             tell(f"{len(job.files)} files: nothing has changed since the dataset was made")
         else:
-            if tasks and is_labelled(job):
+            if tasks:
                 check_persons(job)
             for name in (DATASET_INFO, *LOOKED_AT):  # until the end the dataset is not complete
                 (folder / name).unlink(missing_ok=True)
@@ -429,29 +430,35 @@ def is_complete(job: Job, state: str) -> bool:
 
 
 def check_persons(job: Job) -> None:
-    """Raise UsageError, before anything is converted, where the files name fewer patients than folds are asked for.
+    """Say, before anything is converted, where the files name fewer patients than are needed.
 
-    Anonymized archives often have one PatientID for all.
+    Anonymized archives often have one PatientID for all. UsageError where there are labels and so folds are asked for,
+    else a warning.
     """
     config = job.config
-    parts = config.pre_folds + (config.pre_holdout > 0)
-    by_study = config.pre_group == "study"
-    persons, studies = find_persons(tasks_of(job, job.files), parts, by_study=by_study)
-    if persons >= parts or persons == 0:  # none: the conversion says why no file can be read
+    labelled, by_study = is_labelled(job), config.pre_group == "study"
+    wanted = config.pre_folds + (config.pre_holdout > 0) if labelled else 2
+    persons, studies = find_persons(
+        tasks_of(job, job.files), wanted, by_study=by_study, most_files=None if labelled else PERSON_FILES
+    )
+    if persons >= wanted or persons == 0:  # none: the conversion says why no file can be read
         return
-    what = f"all {studies} studies carry the same PatientID" if persons == 1 < studies and not by_study else (
-        f"the files are of {persons} {'studies' if by_study else 'patients'} in {studies} studies"
+    source = f"{config.pre_source or config.data_input_folder}"
+    one_for_all = f"{source}: all {studies} studies carry the same PatientID"
+    if not labelled:
+        if studies > 1 and not by_study:
+            logger.warning(
+                "%s: folds and intervals will take them for one patient; if it stands for many, --pre_group=study "
+                "takes each study for a patient", one_for_all,
+            )  # fmt: skip
+        return
+    what = one_for_all if persons == 1 < studies and not by_study else (
+        f"{source}: the files are of {persons} {'studies' if by_study else 'patients'} in {studies} studies"
     )  # fmt: skip
-    way = (
-        "if it stands for many patients, --pre_group=study takes each study for a patient; else give "
-        if studies >= parts and not by_study
-        else "give "
-    )
-    raise UsageError(
-        f"{config.pre_source or config.data_input_folder}: {what}, and --pre_folds={config.pre_folds}"
-        f"{f' with --pre_holdout={config.pre_holdout}' * (config.pre_holdout > 0)} needs {parts} of them: "
-        f"{way}fewer --pre_folds, or no labels; nothing was converted"
-    )
+    try:
+        check_parts(config.pre_folds, config.pre_holdout, persons, 0 if by_study else studies)
+    except UsageError as error:
+        raise UsageError(f"{what}; {error}; without labels there are no folds; nothing was converted") from None
 
 
 def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
@@ -733,6 +740,8 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     """Return the fold of each training image (index ``image_id``, sorted; with its ``group_id``), checked."""
     groups = train["group_id"].to_numpy(dtype=object)
     labels = job.labels.loc[train.index, list(LABELS)].to_numpy()
+    studies = group_images(identities_of(train, "study"))
+    check_parts(job.config.pre_folds, job.config.pre_holdout, len(set(groups)), len(set(studies)))
     fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed, job.config.pre_holdout)
     check_folds(fold, groups, identities_of(train.rename(columns={"digest": "picture_hash"}), job.config.pre_group))
     return fold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from common.preprocessing.folds import (
     HELD_OUT,
     assign_folds,
     check_folds,
+    check_parts,
     fold_tables,
 )
 from common.preprocessing.groups import Identities, causes, describe_links, group_images, large_group, picture_keys
@@ -225,3 +227,26 @@ def test_fewer_groups_than_parts_is_an_error_that_names_the_flags() -> None:
     groups, labels = np.array(["a", "b"], dtype=object), np.zeros((2, 6), np.int8)
     with pytest.raises(UsageError, match=r"--pre_folds=2 and --pre_holdout=0.5: there are only 2 groups"):
         assign_folds(groups, labels, 2, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("folds", "holdout", "groups", "by_study"),
+    [(5, 0, 2, 0), (5, 0, 1, 6), (5, 0, 1, 3), (5, 0, 1, 1), (5, 0.1, 2, 2), (5, 0.1, 3, 40), (2, 0.5, 1, 1)],
+)
+def test_too_few_groups_are_told_with_the_options_that_work_and_no_others(
+    folds: int, holdout: float, groups: int, by_study: int
+) -> None:
+    """Each option that the message names is tried on groups of that number."""
+    with pytest.raises(UsageError) as caught:
+        check_parts(folds, holdout, groups, by_study)
+    advised = [(groups, folds_, "study" in part) for part in str(caught.value).split("; ")[1:]
+               for folds_ in re.findall(r"--pre_folds=(\d+)|--pre_group=study takes", part)]  # fmt: skip
+    for _, advice, study in advised:
+        count = by_study if study else groups
+        parts = int(advice or folds)
+        names = np.array([f"g{number % count}" for number in range(2 * count)], dtype=object)
+        found = assign_folds(names, np.zeros((2 * count, 6), np.int8), parts, 0, holdout)
+        assert len(set(found)) == parts + (holdout > 0)
+    works = max(groups, by_study) - (holdout > 0) >= (1 if holdout else 2)
+    assert bool(advised) == works
+    assert ("no number of folds works" in str(caught.value)) != works

@@ -733,8 +733,13 @@ def test_one_patient_id_for_all_studies_is_told_before_anything_is_converted(
     code, line = failure(capsys, flags(tmp_path / "export", *labels))
     assert code == 2
     assert "all 6 studies carry the same PatientID" in line
-    assert "--pre_group=study" in line
+    assert "--pre_group=study takes each of the 6 studies" in line
     assert not list((tmp_path / "input" / "datasets" / "own" / "images").iterdir())
+    line = failure(capsys, flags(tmp_path / "export", *labels, "--pre_folds=9"))[1]
+    assert "--pre_group=study --pre_folds=6 takes each" in line
+
+    run(tmp_path / "export", dataset="unlabelled")
+    assert "all 6 studies carry the same PatientID: folds and intervals will take them for one patient" in caplog.text
 
     folder = run(tmp_path / "export", *labels, "--pre_group=study")
     for number in range(2):

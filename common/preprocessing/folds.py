@@ -13,6 +13,32 @@ from common.preprocessing.groups import Identities
 HELD_OUT = -1
 
 
+def check_parts(folds: int, holdout: float, groups: int, by_study: int = 0) -> None:
+    """Raise UsageError, with the options that would work, where there are fewer groups than folds and hold-out.
+
+    ``by_study``: how many groups there would be if each study were taken for a patient; 0: unknown, or so already.
+    """
+    held_out = int(holdout > 0)
+    if groups >= folds + held_out:
+        return
+
+    def fewer(count: int) -> str:
+        possible = count - held_out
+        # A single fold is a split, which validates on the hold-out.
+        return f"--pre_folds={min(possible, folds)}" if possible >= 2 - held_out else ""
+
+    ways = [f"{fewer(groups)} works"] if fewer(groups) else []
+    if by_study > groups and fewer(by_study):
+        option = f" {fewer(by_study)}" if by_study - held_out < folds else ""
+        ways.append(f"if a PatientID stands for many patients, --pre_group=study{option} takes each of the {by_study} "
+                    "studies for a patient")  # fmt: skip
+    count = f"are only {groups} groups" if groups != 1 else "is only 1 group"
+    raise UsageError(
+        f"--pre_folds={folds}{f' and --pre_holdout={holdout}' * held_out}: there {count} of patients "
+        f"with labelled images; {'; or '.join(ways) or 'no number of folds works: give images of more patients'}"
+    )
+
+
 def assign_folds(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int, holdout: float = 0) -> np.ndarray:
     """Return the fold of each image (N,), 0..folds-1 or :data:`HELD_OUT`: groups stay whole, labels are spread evenly.
 
@@ -25,12 +51,7 @@ def assign_folds(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int, 
     """
     group, names = pd.factorize(groups, sort=True)
     parts = folds + (holdout > 0)
-    if len(names) < parts:
-        raise UsageError(
-            f"--pre_folds={folds}{f' and --pre_holdout={holdout}' * (holdout > 0)}: there are only {len(names)} groups "
-            "of patients with labelled images; where a PatientID stands for many patients, --pre_group=study takes "
-            "each study for a patient"
-        )
+    check_parts(folds, holdout, len(names))
     wanted = np.full(parts, (1 - holdout) / folds)
     wanted[folds:] = holdout
     columns = np.column_stack([np.ones(len(labels)), labels])
@@ -40,10 +61,14 @@ def assign_folds(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int, 
     order = order[np.argsort(-shares[order].max(axis=1), kind="stable")]
     load = np.zeros((parts, columns.shape[1]))
     part_of_group = np.zeros(len(names), dtype=np.int64)
-    for index in order:
+    empty = np.ones(parts, dtype=bool)
+    for left, index in zip(range(len(order), 0, -1), order, strict=True):
         growth = ((2 * load + shares[index]) * shares[index]).sum(axis=1) / wanted
+        if left == np.count_nonzero(empty):  # a small hold-out of few groups would get none
+            growth[~empty] = np.inf
         part = int(growth.argmin())
         load[part] += shares[index]
+        empty[part] = False
         part_of_group[index] = part
     part_of_group[part_of_group == folds] = HELD_OUT
     return part_of_group[group]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from common.preprocessing.convert import ImageForm, Record, Task, convert_tasks, failure, read_persons
 from common.preprocessing.isolation import CallFailed, Processes
 from common.preprocessing.pseudonyms import Pseudonyms
@@ -40,15 +42,20 @@ def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms:
     PROCESSES.close(keep=1)
 
 
-def find_persons(tasks: Sequence[Task], wanted: int, *, by_study: bool = False) -> tuple[int, int]:
+def spread(count: int) -> np.ndarray:
+    """Return the places of ``count`` files in an order of which each beginning is spread over all of them."""
+    return np.random.default_rng(0).permutation(count)
+
+
+def find_persons(
+    tasks: Sequence[Task], wanted: int, *, by_study: bool = False, most_files: int | None = None
+) -> tuple[int, int]:
     """Return how many patients and studies files name, reading no more of them than until there are ``wanted``.
 
     A file that names no patient counts its study; with ``by_study`` all do. The files are read in an order that is
-    spread over all of them, and what can't be read counts nothing. Raises nothing for any file.
+    spread over all of them, at most ``most_files``, and what can't be read counts nothing. Raises nothing for any file.
     """
-    import numpy as np
-
-    order = np.random.default_rng(0).permutation(len(tasks))
+    order = spread(len(tasks))[:most_files]
     persons: set[tuple[str, str]] = set()
     studies: set[str] = set()
     for start in range(0, len(order), FILES_PER_CHUNK):
