@@ -21,7 +21,7 @@ import xxhash
 
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, write_csv, write_json
-from common.foreign import read_json
+from common.foreign import Unreadable, check_bytes, check_written, read_json
 from common.lineage import Lineage, Provenance
 from rsna_dataset import LABELS, fold_hash, fold_path, list_some, read_dataset_info, read_fold
 
@@ -32,6 +32,9 @@ NO_FOLD = -1
 FEATURES_FILE, LOGITS_FILE, ROWS_FILE, INFO_FILE = "features.npy", "logits.npy", "rows.csv", "features.json"
 LINEAGE_FILE = "lineage.npz"
 HASHED_ROWS = 2**14
+MOST_FEATURES = 2**16  # timm's widest network has some 5,000
+MOST_ROW_BYTES = 300  # of rows.csv: an image's id is the name of its file
+MOST_HEADER_BYTES = 4096
 HOW = "python predict.py --net_weight_file=<a cross-validation's folder> --features=1 makes them"
 
 
@@ -131,6 +134,19 @@ def _check_hashes(folder: Path, document: Mapping[str, Any], arrays: Mapping[str
             raise ValueError(f"{name} changed since it was written, and its rows need not be those of the others")
 
 
+def _check_sizes(folder: Path, document: Mapping[str, Any], images: int) -> None:
+    """Raise ValueError where the files hold more than features of so many images can, before one of them is read."""
+    if not 0 < document["num_features"] <= MOST_FEATURES:
+        raise ValueError(f"{INFO_FILE}: num_features is not 1 to {MOST_FEATURES:,}")
+    widths = {FEATURES_FILE: 2 * document["num_features"], LOGITS_FILE: 4 * len(LABELS), ROWS_FILE: MOST_ROW_BYTES}
+    for name, width in widths.items():
+        try:
+            check_bytes(folder / name, images * width + MOST_HEADER_BYTES)
+            check_written(folder / name)
+        except Unreadable as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
 def _write_header(file: IO[bytes], dtype: Any, shape: tuple[int, int]) -> None:
     description = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, description)
@@ -167,10 +183,11 @@ def read_features(folder: Path, dataset: Path, kind: str = OUT_OF_FOLD) -> Featu
     document = read_document(folder)
     if document["kind"] != kind:
         raise UsageError(f"{folder}: features of the kind {document['kind']!r} where {kind!r} ones are needed; {HOW}")
-    found, made_for = read_dataset_info(dataset).get("hash"), document["dataset_hash"]
-    if found != made_for:
+    info = read_dataset_info(dataset)
+    if info.get("hash") != document["dataset_hash"]:
         raise UsageError(f"{folder}: made from {document['dataset']}, another dataset or an earlier state of {dataset}")
     try:
+        _check_sizes(folder, document, sum(info["images"].values()))
         rows = pd.read_csv(folder / ROWS_FILE, dtype={"id": str, "fold": np.int64}, keep_default_na=False)
         rows = rows.set_index("id")[["fold"]]
         if not rows.index.is_unique:

@@ -18,6 +18,7 @@ import torch
 
 from common.errors import UsageError, WorkError
 from common.files import atomic_path
+from common.foreign import Unreadable, check_archive, check_written
 
 FORMAT_VERSION = 1
 WRAPPED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -64,6 +65,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 MOST_PICKLE_BYTES = 2**25  # of the part that is no tensor; a run's is some hundred kilobytes
 MOST_VALUES, MOST_DEPTH = 1_000_000, 40  # values shared by several places are counted in each
+MOST_SHARED = 8  # times that a file's numbers may be used: layers share weights, averages begin as the weights
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
@@ -184,12 +186,13 @@ def _read(path: Path) -> Any:
     """Return what torch.load finds in ``path``; every way in which that fails becomes one line."""
     _check_is_file(path)
     try:
+        check_written(path)
         _check_archive(path)
         # timm and torchvision save the options of a training beside its weights, and nothing of a Namespace is run.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of the form before 1.6 in a newer pickle's words
             contents = torch.load(path, map_location="cpu", weights_only=True)
-        _check_size(contents)
+        _check_size(contents, path.stat().st_size)
         return contents
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error))
@@ -232,16 +235,13 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            # torch compresses nothing, and no part of an honest file lies in another: what is read is never more
-            # than the file's own bytes.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise WorkError(f"{path}: a compressed zip file, which torch writes never")
-            if sum(member.file_size for member in members) > path.stat().st_size:
-                raise WorkError(f"{path}: a zip file whose parts lie in each other")
+            check_archive(archive)
             head = [member for member in members if member.filename.endswith("/data.pkl")]
             if any(member.file_size > MOST_PICKLE_BYTES for member in head):
                 raise WorkError(f"{path}: more than {MOST_PICKLE_BYTES:,} bytes of it are no tensors")
             damaged = archive.testzip()
+    except Unreadable as error:
+        raise WorkError(f"{path}: {error}") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise WorkError(f"{path}: is cut or damaged") from error
     if damaged is not None:
@@ -283,9 +283,12 @@ def _check_contents(path: Path, contents: Any) -> dict[str, Any]:
     return contents
 
 
-def _check_size(contents: Any) -> None:
-    """Raise ValueError where walking the contents would take for ever: values that share parts grow by each level."""
-    around, count = [(contents, 0)], 0
+def _check_size(contents: Any, file_bytes: int) -> None:
+    """Raise ValueError where walking the contents would take for ever, or their numbers more memory than the file has.
+
+    Values that share parts grow by each level. A tensor of a stride of 0 says the same number any number of times.
+    """
+    around, count, tensor_bytes = [(contents, 0)], 0, 0
     while around:
         value, depth = around.pop()
         count += 1
@@ -295,6 +298,12 @@ def _check_size(contents: Any) -> None:
             around += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, (list, tuple, set)):
             around += [(item, depth + 1) for item in value]
+        elif isinstance(value, torch.Tensor):
+            if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+                raise ValueError("a tensor that is no plain array of numbers")
+            tensor_bytes += value.numel() * value.element_size()
+            if tensor_bytes > MOST_SHARED * file_bytes:
+                raise ValueError("tensors of more numbers than the file holds")
 
 
 def _plain_mapping(most: int) -> Callable[[Any], bool]:

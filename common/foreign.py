@@ -1,4 +1,4 @@
-"""YAML and JSON files that somebody else wrote: read within limits of bytes, depth and size, as plain values only.
+"""YAML, JSON and NumPy files that somebody else wrote: read within limits of bytes, depth and size, as plain values.
 
 A file of a few hundred bytes can ask for gigabytes (aliases of aliases), for any depth, or for a number that nothing
 can print. What goes beyond the limits is refused before it is built.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MOST_BYTES = 4 * 2**20
 MOST_DEPTH = 40
 MOST_VALUES = 200_000
+MOST_HOLES = 2**30  # a file system that compresses has holes where zeros are
 LARGEST_INTEGER = 2**63 - 1  # what a table's column, a tensor and SQLite can hold
 
 
@@ -40,14 +45,62 @@ def read_yaml(path: Path, *, texts: bool = False, most_bytes: int = MOST_BYTES) 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
     """Return a file's text (UTF-8, with or without a byte order mark); OSError, or Unreadable for too much of it."""
+    try:
+        return read_bytes(path, most_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8 text (byte {error.start})") from None
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return a file's content; OSError where it can't be read, Unreadable for too much of it."""
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise Unreadable(f"larger than {most_bytes:,} bytes")
+    return content
+
+
+def check_bytes(path: Path, most_bytes: int) -> None:
+    """Raise Unreadable where a file holds more, before anything of it is read; OSError where there is none."""
+    if path.stat().st_size > most_bytes:
+        raise Unreadable(f"larger than {most_bytes:,} bytes")
+
+
+def check_written(path: Path) -> None:
+    """Raise Unreadable where most of a large file was never written: it says nothing, and reading it takes for ever.
+
+    A download or copy that was cut is such a file, where the space for it was taken first.
+    """
+    facts = path.stat()
+    holes = facts.st_size - 512 * facts.st_blocks
+    if holes > MOST_HOLES and holes > facts.st_size / 2:
+        raise Unreadable(f"{holes:,} of its {facts.st_size:,} bytes were never written; copy it again")
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Raise Unreadable where the members of a zip file would take more memory than it has bytes.
+
+    torch and NumPy compress nothing, and no part of an honest file lies in another.
+    """
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise Unreadable("a compressed zip file, which neither torch nor NumPy's savez writes")
+    if sum(member.file_size for member in members) > Path(archive.filename).stat().st_size:
+        raise Unreadable("a zip file whose parts lie in each other")
+
+
+def read_arrays(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
+    """Return the arrays of a file that ``numpy.savez`` wrote, no objects; OSError, or Unreadable, a ValueError."""
+    import numpy as np
+
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Unreadable(f"not UTF-8 text (byte {error.start})") from None
+        check_bytes(path, most_bytes)
+        with zipfile.ZipFile(path) as archive:
+            check_archive(archive)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, MemoryError) as error:
+        raise Unreadable(f"not a file of arrays ({' '.join(str(error).split())[:100]})") from None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -358,6 +358,14 @@ HOSTILE = {
     "weights that are no tensors": lambda c: c.update(model={"a": 1}),
     "words for a metric": lambda c: c.update(metrics={"valid/x": "low"}),
     "a negative iteration": lambda c: c.update(iteration=-1),
+    "a number said a trillion times": lambda c: c.update(lineage={"pictures": torch.zeros(1).expand(10**12)}),
+    "weights that are all one number": lambda c: c.update(
+        model={f"w{n}": torch.zeros(1).expand(10**6) for n in range(9)}
+    ),
+    "weights without numbers": lambda c: c.update(model={"w": torch.empty(10**12, device="meta")}),
+    "weights that are mostly nothing": lambda c: c.update(
+        model={"w": torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1), (10**12,))}
+    ),
 }
 
 

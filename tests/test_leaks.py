@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,53 @@ def test_the_file_beside_predictions_reads_back_the_same_and_belongs_to_them_alo
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:100])
     with pytest.raises(WorkError, match=r"a.npz: damaged"):
         read_provenance(tmp_path / "a.npz", b"predictions")
+
+
+def npy(shape: tuple[int, ...]) -> bytes:
+    """An array's header, without the array."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def arrays(path: Path, **changed: np.ndarray | bytes) -> None:
+    """A file of lineages, some of its arrays changed: to others, or to the bytes of one."""
+    Provenance.of([Lineage()], 8).write(path, b"predictions")
+    with np.load(path) as file:
+        parts = {name: file[name] for name in file.files} | changed
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in parts.items():
+            if isinstance(value, np.ndarray):
+                file = io.BytesIO()
+                np.save(file, value)
+                value = file.getvalue()
+            archive.writestr(f"{name}.npy", value)
+
+
+HOSTILE = {
+    "deflated": lambda path: np.savez_compressed(path, used=np.zeros(10**8, np.uint8)),
+    "endless": lambda path: path.open("wb").truncate(9 * 10**11),  # a hole, it takes no disk
+    "an array that isn't there": lambda path: arrays(path, used=npy((10**13, 1))),
+    "flags beyond the file": lambda path: arrays(path, used=npy((2**40, 2**20))),
+    "a deep text": lambda path: arrays(path, meta=np.frombuffer(b"[" * 100_000, np.uint8)),
+    "flags of fewer networks": lambda path: arrays(
+        path,
+        used=np.zeros((10**6, 1), np.uint8),
+        meta=np.frombuffer(
+            b'{"format_version": 1, "keys": [], "made_for": "", "sources": [' + b"{}," * 60_000 + b"{}]}", "u1"
+        ),
+    ),
+    "pickled": lambda path: np.savez(path, used=np.array([{}], dtype=object)),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_file_of_lineages_is_one_line(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "a.npz"
+    HOSTILE[what](path)
+    with pytest.raises(WorkError, match=r"a.npz: damaged") as caught:
+        read_provenance(path, b"predictions")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_lineage_holds_its_ancestors_and_a_few_megabytes_of_a_whole_competition(small_dataset: SmallDataset) -> None:

@@ -25,6 +25,7 @@ import torchvision
 
 from common.checkpoint import save_checkpoint
 from common.errors import UsageError, WorkError
+from common.foreign import MOST_BYTES
 from common.models.backbone import check_model_name, create_model
 from common.models.freezing import freeze, train_mode
 from common.models.layers import layer_indices
@@ -459,12 +460,50 @@ def test_other_forms_of_a_state_dict_are_loaded_to_the_bit(tmp_path, form):
     assert same_weights(source, target)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x10\0\0\0\0\0\0\0{}"])
+def as_safetensors(header: str | bytes, length: int | None = None) -> bytes:
+    header = header.encode() if isinstance(header, str) else header
+    return (len(header) if length is None else length).to_bytes(8, "little") + header
+
+
+def one_tensor(kind: str, shape: list[int], size: int) -> str:
+    return json.dumps({"w": {"dtype": kind, "shape": shape, "data_offsets": [0, size]}})
+
+
+HOSTILE_SAFETENSORS = {
+    "an endless header": as_safetensors("{}", 2**62),
+    "a header larger than any": as_safetensors(b" " * (MOST_BYTES + 1)),
+    "a deep header": as_safetensors('{"a": ' + "[" * 100_000),
+    "a million empty entries": as_safetensors('{"a": [' + "[]," * 1_000_000 + "1]}"),
+    "offsets beyond the file": as_safetensors(
+        '{"w": {"dtype": "F32", "shape": [1000000000], "data_offsets": [0, 4000000000]}}'
+    ),
+    "a shape of another size": as_safetensors('{"w": {"dtype": "F32", "shape": [1000000000], "data_offsets": [0, 0]}}'),
+    "a shape beyond all numbers": as_safetensors(
+        '{"w": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}'
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"\x10\0\0\0\0\0\0\0{}", *[pytest.param(one, id=key) for key, one in HOSTILE_SAFETENSORS.items()]],
+)
 def test_a_damaged_safetensors_file_is_one_line(tmp_path, content):
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     with pytest.raises(WorkError, match=re.escape(f"{path}: cut, damaged or no safetensors file")):
         load_weights(create_model(TINY), path)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_a_weight_file_that_was_never_written_is_refused_before_it_is_read(tmp_path, name):
+    """As a download leaves it that took its space first: 900 GB of nothing, which to read takes hours."""
+    header = one_tensor("U8", [9 * 10**11], 9 * 10**11)
+    with (tmp_path / name).open("wb") as file:
+        file.write(as_safetensors(header) if name.endswith("tensors") else b"PK\x03\x04")
+        file.truncate(file.tell() + 9 * 10**11)
+    with pytest.raises(WorkError, match="bytes were never written; copy it again"):
+        load_weights(create_model(TINY), tmp_path / name)
 
 
 @pytest.mark.parametrize("name", [TINY, TINY_VIT, "test_convnext"])

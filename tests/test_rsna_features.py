@@ -132,6 +132,24 @@ def test_a_cut_file_is_one_line(dataset: Path, tmp_path: Path, name: str) -> Non
     assert "damaged" in refused(folder, dataset, WorkError)
 
 
+@pytest.mark.parametrize("name", ["features.npy", "logits.npy", "rows.csv"])
+def test_more_than_features_of_the_datasets_images_is_refused_before_it_is_read(
+    dataset: Path, tmp_path: Path, name: str
+) -> None:
+    folder = write(tmp_path / "features", dataset)
+    with (folder / name).open("r+b") as file:
+        file.truncate(9 * 10**11)  # a hole, it takes no disk
+    assert f"damaged ({name}: larger than" in refused(folder, dataset, WorkError)
+
+
+@pytest.mark.parametrize("value", [0, 10**9, -1, "5", 1.5])
+def test_a_width_that_no_network_has_is_refused(dataset: Path, tmp_path: Path, value) -> None:
+    folder = write(tmp_path / "features", dataset)
+    known = json.loads((folder / "features.json").read_text())
+    (folder / "features.json").write_text(json.dumps(known | {"num_features": value}))
+    assert "damaged" in refused(folder, dataset, WorkError)
+
+
 @pytest.mark.parametrize("fault", ["twice", "too few", "too wide", "infinite"])
 def test_what_does_not_fit_leaves_nothing_that_could_be_read(dataset: Path, tmp_path: Path, fault: str) -> None:
     made = blocks(dataset)

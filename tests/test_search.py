@@ -130,6 +130,57 @@ def test_half_a_line_that_a_full_disk_left_in_the_journal_does_not_end_the_searc
     assert len(open_study(root / "s", 0).trials) == 2
 
 
+CREATED = '{"op_code":0,"worker_id":"w","study_name":"s","directions":[1]}'
+TRIAL = '{"op_code":4,"worker_id":"w","study_id":0,"datetime_start":"2026-01-01T00:00:00"}'
+
+
+def attribute(value: str) -> str:
+    return f'{{"op_code":8,"worker_id":"w","trial_id":0,"user_attr":{value}}}'
+
+
+HOSTILE = {
+    "endless": (None, "larger than"),
+    "a line without end": (["[" + "1, " * 300_000 + "1]"], "line 1: more than"),
+    "millions of values": ([CREATED, *[attribute('{"a":[' + "[]," * 80_000 + "1]}")] * 30], "more than .* values"),
+    "deep": ([CREATED, '{"op_code":' + "[" * 90_000], "line 2: nested"),
+    "deep within a text": (
+        [CREATED, '{"op_code":5,"worker_id":"w","trial_id":0,"distribution":"' + "[" * 90_000 + '"}'],
+        "line 2: nested",
+    ),
+    "not finite": ([CREATED, '{"op_code":7,"trial_id":0,"step":1,"intermediate_value":1e999}'], "line 2"),
+    "no objects": (["[]"], "line 1: not an entry"),
+    "an operation that there isn't": (['{"op_code":99,"worker_id":"w"}'], "no journal"),
+    "a distribution that there isn't": (
+        [CREATED, TRIAL, '{"op_code":5,"worker_id":"w","trial_id":0,"param_name":"a","param_value_internal":1,'
+         '"distribution":"{\\"name\\": \\"os.system\\", \\"attributes\\": {}}"}'],
+        "no journal",
+    ),
+    "a study of two values": ([CREATED.replace("[1]", "[1,1]")], "several values"),
+    "a name that leaves the folder": ([CREATED, TRIAL, attribute('{"experiment":"../../x"}')], "--experiment_id"),
+    "a list for a name": ([CREATED, TRIAL, attribute('{"experiment":["x"]}')], "--experiment_id"),
+    "an owner without a name": ([CREATED, TRIAL, attribute('{"owner":{"host":"1","pid":1,"started":1.5}}')], "owner"),
+    "a word for an owner": ([CREATED, TRIAL, attribute('{"experiment":"a"}'), attribute('{"owner":"x"}')], "no j"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_journal_that_another_program_wrote_is_refused_in_a_line(root: Path, what: str) -> None:
+    lines, said = HOSTILE[what]
+    (root / "s").mkdir()
+    with (root / "s" / JOURNAL).open("wb") as file:
+        if lines is None:
+            file.truncate(9 * 10**11)  # a hole, it takes no disk
+        else:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+    with pytest.raises(WorkError, match=said) as caught:
+        make_search(root).run(1, seed=0)
+    assert str(caught.value).startswith(f"{root / 's' / JOURNAL}: no journal of a search by this program (")
+    assert "\n" not in str(caught.value)
+    if lines is not None:
+        assert (root / "s" / JOURNAL).read_text().startswith("\n".join(lines))
+    assert [path.name for path in (root / "s").iterdir() if path.is_dir()] == []
+
+
 def test_a_dead_trial_that_two_processes_find_at_once_is_tried_again_once(root: Path, monkeypatch) -> None:
     studies = [open_study(root / "s", 0) for _ in range(2)]
     trial = studies[0].ask()

@@ -12,6 +12,7 @@ from torch import nn
 
 from common.checkpoint import load_checkpoint, load_weights_file
 from common.errors import UsageError, UserError, WorkError
+from common.foreign import MOST_BYTES, Unreadable, check_written, parse_json
 from common.models.layers import head_parameters
 
 # What DistributedDataParallel, AveragedModel, torch.compile, Lightning and common training scripts put before each name
@@ -88,11 +89,25 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UsageError(f"{path}: no such weight file")
     try:
+        _check_header(path)
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise WorkError(
             f"{path}: cut, damaged or no safetensors file ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise Unreadable where a safetensors file's header, which the library builds as a whole, is beyond the limits.
+
+    Eight bytes hold its length, then comes JSON. That the tensors lie within the file is checked by the library.
+    """
+    check_written(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_BYTES:
+            raise Unreadable(f"a header of more than {MOST_BYTES:,} bytes")
+        parse_json(file.read(length))
 
 
 def to_our_names(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -6,6 +6,7 @@ killed loses nothing, and a later start goes on.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -23,8 +24,9 @@ import psutil
 import yaml
 
 from common.errors import UsageError, WorkError
-from common.experiment import is_in_progress
+from common.experiment import check_experiment_id, is_in_progress
 from common.files import write_text
+from common.foreign import Unreadable, parse_json, read_bytes
 from common.reports import page
 from common.reports.record import REPORT_FILE, read_record
 from common.sweeps.plan import FINISHED, flags_of, planned, read_options, word_of
@@ -39,6 +41,9 @@ PAGE_FILE = "search.html"
 POLL_S = 0.5
 FAILURES = 3  # one after the other, before any trial ended well, that end the search
 RANGE = {"low", "high", "log", "step"}
+OWNER = {"host": str, "pid": int, "started": float}
+# Of a journal: a trial of 20 options that is validated 50 times has some 20 kB and 1,500 values.
+MOST_JOURNAL_BYTES, MOST_JOURNAL_VALUES = 2**26, 4_000_000
 
 
 @dataclass(frozen=True)
@@ -252,23 +257,78 @@ def open_study(folder: Path, seed: int) -> optuna.Study:
     lock = JournalFileOpenLock(path)
     lock.acquire()
     try:
-        _cut_half_line(folder / JOURNAL)
+        _check_journal(folder / JOURNAL)
     finally:
         lock.release()
-    storage = JournalStorage(JournalFileBackend(path, lock))
     # Each process draws other points: the same seed in all of them would try the same.
     sampler = optuna.samplers.TPESampler(seed=(seed + os.getpid()) % 2**31, constant_liar=True)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
-    return optuna.create_study(
-        study_name=folder.name, storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True
+    try:
+        storage = JournalStorage(JournalFileBackend(path, lock))
+        study = optuna.create_study(
+            study_name=folder.name, storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True
+        )
+        _check_trials(study)
+        return study
+    except OSError:
+        raise
+    except Exception as error:  # of a journal that another program wrote, whatever optuna makes of it
+        raise _no_journal(Path(path), f"{type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
+
+
+def _no_journal(path: Path, reason: str) -> WorkError:
+    return WorkError(
+        f"{path}: no journal of a search by this program ({reason}); remove it, or name the space's file anew"
     )
 
 
-def _cut_half_line(path: Path) -> None:
-    """Remove the part of a line that a full disk took: with the next line behind it no study could be read."""
-    whole = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
-    if whole[2]:
-        os.truncate(path, len(whole[0]) + len(whole[1]))
+def _check_journal(path: Path) -> None:
+    """Cut the part of a line that a full disk took: with the next line behind it no study could be read.
+
+    Raises WorkError for a journal beyond the limits, before optuna builds anything of it.
+    """
+    if not path.exists():
+        return
+    whole = 0
+    try:
+        content = read_bytes(path, MOST_JOURNAL_BYTES)
+        if sum(map(content.count, (b",", b"[", b"{"))) > MOST_JOURNAL_VALUES:  # at least as many as it has values
+            raise Unreadable(f"more than {MOST_JOURNAL_VALUES:,} values")
+        for number, line in enumerate(io.BytesIO(content), start=1):
+            if not line.endswith(b"\n"):
+                break
+            _check_line(line, number)
+            whole += len(line)
+    except Unreadable as error:
+        raise _no_journal(path, str(error)) from None
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _check_line(line: bytes, number: int) -> None:
+    """Raise Unreadable unless a line is an object of optuna's, and so what stands in it as a text of JSON."""
+    try:
+        entry = parse_json(line)
+        if not isinstance(entry, dict) or not isinstance(entry.get("op_code"), int):
+            raise Unreadable("not an entry of a journal")
+        if "distribution" in entry:
+            parse_json(str(entry["distribution"]))
+    except Unreadable as error:
+        raise Unreadable(f"line {number}: {error}") from None
+
+
+def _check_trials(study: optuna.Study) -> None:
+    """Raise ValueError where trials are not such as :meth:`Search.run_trial` notes."""
+    if len(study.directions) != 1:
+        raise ValueError("the study has several values to make small")
+    for trial in study.get_trials(deepcopy=False):
+        name, owner = trial.user_attrs.get("experiment"), trial.user_attrs.get("owner")
+        if name is not None:
+            check_experiment_id(name if isinstance(name, str) else "")
+        if owner is not None and (name is None or {key: type(value) for key, value in owner.items()} != OWNER):
+            raise ValueError(f"trial {trial.number} has an owner of another form")
+        if trial.state.name == "COMPLETE" and not _is_number(trial.value):
+            raise ValueError(f"trial {trial.number} has no value")
 
 
 def retry_dead(study: optuna.Study) -> None:

@@ -32,7 +32,6 @@ TRANSFORM_FOLDER = Path(__file__).resolve().parent.parent.parent / "transforms"
 NORMALIZED = "normalized"
 CLIPPED = "hu clipped to a window"
 MAX_DEPTH = 20
-MAX_FILE_BYTES = 10_000_000
 
 ALWAYS_WARNS = (A.ShiftScaleRotate, A.PiecewiseAffine, A.FrequencyMasking, A.TimeMasking, A.TimeReverse)
 UNITLESS = (A.Blur, A.ChannelDropout, A.ChannelShuffle, A.NoOp, A.PixelDropout)
@@ -58,7 +57,7 @@ def find_transform(name: str) -> Path:
 def read_document(path: Path) -> Any:
     """Return the JSON document of a file; UsageError where there is none."""
     try:
-        return read_json(path, MAX_FILE_BYTES)
+        return read_json(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
