@@ -61,7 +61,7 @@ from rsna_evaluation import PREDICTION_FILES, describe_flattery, pooled_metrics
 from rsna_features import OUT_OF_FOLD
 from rsna_lineage import check_starting_weights
 from rsna_network import MONITOR
-from rsna_provenance import check_features_lineage, features_used, fold_provenance, write_provenance
+from rsna_provenance import check_features_lineage, fold_provenance, write_provenance
 from rsna_report import CROSS_VALIDATION_FILE, conclude
 from rsna_sequence import features_parent, open_features, rows_with_features
 
@@ -383,8 +383,7 @@ def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
     write_csv(folder / PREDICTION_FILES[0], together, index=True)
     provenance = oof_provenance(config, folds, folder)
     write_provenance(folder / PREDICTION_FILES[0], provenance)
-    if provenance.unknown:
-        document["unknown_lineage"] = list(provenance.unknown)
+    document["unknown_lineage"] = list(provenance.unknown)
     write_json(folder / CROSS_VALIDATION_FILE, document)
     write_value(folder, pooled, max(fact["iteration"] for fact in facts))  # for report and leaderboard
     return f"{describe(document)}\n{describe_flattery(folder)}"
@@ -394,10 +393,7 @@ def oof_provenance(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> 
     """Return which networks made the out-of-fold predictions, in the folds' order, and what those learnt from."""
     weights = {fold.number: folder / fold_name(fold.number) / BEST for fold in folds}
     numbers = np.concatenate([np.full(len(fold.valid), fold.number) for fold in folds])
-    found = fold_provenance(weights, numbers, config.data_input_folder)
-    if config.net_kind != SEQUENCE:
-        return found
-    return found.beside(features_used(config, pd.concat([fold.valid for fold in folds]).index))
+    return fold_provenance(weights, numbers, config.data_input_folder, pd.concat([fold.valid for fold in folds]).index)
 
 
 def fold_result(folder: Path, fold: Fold) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -434,6 +430,7 @@ def describe(document: Mapping[str, Any]) -> str:
         f"weighted log loss {document['mean']:.5f} ± {document['sd']:.5f} (mean and standard deviation of "
         f"{len(table)} folds), of all {document['images']} images together {pooled:.5f}, "
         f"constant predictor {document['constant_log_loss']:.5f}"
+        + "".join(f"\nunknown lineage: {name}" for name in document["unknown_lineage"])
     )
 
 

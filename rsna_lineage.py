@@ -159,13 +159,16 @@ def refuse_seen(found: Overlap, source: str, what: str, advice: str) -> None:
         raise UsageError(f"{source}: {lost_text(found)}, so that it may have seen {what}; {advice}")
 
 
-def overlap_lines(found: Overlap) -> list[str]:
-    """Return what a result that depends on these images has to say of them, a line each; none where all is known."""
+def overlap_lines(found: Overlap, *, left_out: bool = True) -> list[str]:
+    """Return what a result that depends on these images has to say of them, a line each; none where all is known.
+
+    ``left_out``: what was learnt from judges nothing.
+    """
     lines = []
     if found.seen.any():
         lines.append(
-            f"{found.seen.sum()} of {len(found.seen)} images are of patients that the model was trained on: left out "
-            "(it, or a network that it started from)"
+            f"{found.seen.sum()} of {len(found.seen)} images are of patients that the model was trained on: "
+            f"{'left out' if left_out else 'it is judged by them too'} (it, or a network that it started from)"
         )
     if found.unknown:
         lines.append(f"unknown lineage: {', '.join(found.unknown)}; nobody knows whether it learnt from these images")

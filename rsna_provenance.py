@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from common.checkpoint import BEST
+from common.arguments import from_dict
+from common.checkpoint import BEST, load_checkpoint
 from common.console import tell
-from common.errors import WorkError
+from common.errors import UserError, WorkError
 from common.lineage import Lineage, Provenance, read_provenance
 from config import SEQUENCE, PredictConfig, TrainConfig
 from rsna_dataset import dataset_folder, read_predictions
 from rsna_features import HOW, LINEAGE_FILE, NO_FOLD, OUT_OF_FOLD, ROWS_FILE, TEST, FeatureSet
 from rsna_lineage import overlap, overlap_lines, refuse_seen, weights_lineage
 from rsna_prediction import TrainedNetwork, check_features
-from rsna_sequence import feature_folder, open_features
+from rsna_sequence import feature_folder, features_hash, open_features
 
 CROSS_VALIDATION_FILE = "cross_validation.json"
 OUT_OF_FOLD_FILE, VALID_FILE = "predictions_oof.csv", "predictions_valid.csv"
@@ -100,11 +102,52 @@ def feature_provenance(folder: Path, features: FeatureSet, input_folder: Path) -
     return fold_provenance(files, features.rows["fold"].to_numpy(), input_folder)
 
 
-def fold_provenance(weights: Mapping[int, Path], folds: np.ndarray, input_folder: Path) -> Provenance:
-    """Return the provenance of images that the network of their fold predicted, of NO_FOLD all: ``folds`` (N,)."""
-    lineages = [weights_lineage(path, input_folder) for path in weights.values()]
+def fold_provenance(
+    weights: Mapping[int, Path], folds: np.ndarray, input_folder: Path, ids: pd.Index | None = None
+) -> Provenance:
+    """Return the provenance of images that the network of their fold predicted, of NO_FOLD all: ``folds`` (N,).
+
+    With the images' ``ids``, of sequence models that of the features too, which other networks made.
+    """
     numbers = np.array(list(weights), dtype=np.int64)
-    return Provenance(tuple(lineages), (folds[:, None] == numbers[None]) | (folds[:, None] == NO_FOLD))
+    used = (folds[:, None] == numbers[None]) | (folds[:, None] == NO_FOLD)
+    found = Provenance(tuple(weights_lineage(path, input_folder) for path in weights.values()), used)
+    if ids is None:
+        return found
+    behind: dict[tuple[str, str | None], tuple[Path, TrainConfig, np.ndarray]] = {}
+    for path, predicted in zip(weights.values(), used.T, strict=True):
+        known = _sequence_model(path, input_folder)
+        if known is not None:  # the models of a cross-validation mostly share their features
+            config, made_of = known
+            *_, before = behind.get((config.seq_features, made_of), (path, config, np.zeros(len(ids), dtype=bool)))
+            behind[config.seq_features, made_of] = path, config, before | predicted
+    for (_, made_of), (path, config, predicted) in behind.items():
+        features = _features_behind(path, config, made_of, ids)
+        found = found.beside(Provenance(features.lineages, features.used & predicted[:, None]))
+    return found
+
+
+def _sequence_model(path: Path, input_folder: Path) -> tuple[TrainConfig, str | None] | None:
+    """Return the options of a sequence model and the hash of its features; None for any other file."""
+    try:
+        checkpoint = load_checkpoint(path)
+        config = from_dict(TrainConfig, checkpoint["config"], str(path))
+    except UserError:
+        return None
+    if config.net_kind != SEQUENCE:
+        return None
+    return replace(config, data_input_folder=input_folder), checkpoint["transforms"].get("features", {}).get("sha256")
+
+
+def _features_behind(path: Path, config: TrainConfig, made_of: str | None, ids: pd.Index) -> Provenance:
+    """Return which networks made the features that the sequence model in ``path`` saw; lost where they are others."""
+    lost = Provenance.of([Lineage(lost=(f"{path} (by its features, {config.seq_features})",))], len(ids))
+    try:
+        same = made_of == features_hash(feature_folder(config, OUT_OF_FOLD))
+        has_all = ids.isin(open_features(config, OUT_OF_FOLD).rows.index).all()
+        return features_used(config, ids) if same and has_all else lost
+    except (UserError, OSError):
+        return lost
 
 
 def written_provenance(path: Path, input_folder: Path) -> tuple[pd.Index, Provenance]:
@@ -113,19 +156,18 @@ def written_provenance(path: Path, input_folder: Path) -> tuple[pd.Index, Proven
     Told by the file beside it, else by the weights that lie in its experiment's folder. Of other files it is unknown,
     and of one that is no longer the one that was written.
     """
-    ids = read_predictions(path).index
+    ids, folder = read_predictions(path).index, path.parent
     beside = lineage_file(path)
     if beside.is_file():
         found = read_provenance(beside, path.read_bytes())
         if found is None or len(found.used) != len(ids):
-            changed = Lineage(unknown=(f"{path.name}, which changed since it was written",))
+            changed = Lineage(unknown=(f"{folder.name}/{path.name}, which changed since it was written",))
             return ids, Provenance.of([changed], len(ids))
         return ids, found
-    folder = path.parent
     if path.name == OUT_OF_FOLD_FILE and (folder / CROSS_VALIDATION_FILE).is_file():
         return ids, _of_folds(folder, ids, input_folder)
     if path.name == VALID_FILE and (folder / BEST).is_file():
-        return ids, Provenance.of([weights_lineage(folder / BEST, input_folder)], len(ids))
+        return ids, fold_provenance({0: folder / BEST}, np.zeros(len(ids)), input_folder, ids)
     return ids, Provenance.of([Lineage(unknown=(path.name,))], len(ids))
 
 
@@ -139,4 +181,4 @@ def _of_folds(folder: Path, ids: pd.Index, input_folder: Path) -> Provenance:
             folds[read_predictions(folder / str(fact["experiment"]) / VALID_FILE).index] = int(fact["fold"])
     except (OSError, ValueError, KeyError, TypeError):
         return Provenance.of([Lineage(lost=(str(folder),))], len(ids))
-    return fold_provenance(weights, folds.to_numpy(), input_folder)
+    return fold_provenance(weights, folds.to_numpy(), input_folder, ids)

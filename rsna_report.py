@@ -38,6 +38,7 @@ from common.reports.record import (
     read_record,
     results_folder,
     write_status,
+    write_unknown_lineage,
 )
 from common.reports.summary import Summary, read_summaries
 from common.reports.together import folds_sections, members_section
@@ -57,8 +58,10 @@ from rsna_dataset import (
 )
 from rsna_evaluation import PREDICTION_FILES, constant_prevalences, described_images, evaluate_predictions
 from rsna_evaluation import labelled_rows as dataset_labels
+from rsna_lineage import overlap, overlap_lines
 from rsna_pictures import grey_slices, heat_maps
 from rsna_prediction import dataset_folder_of, load_network
+from rsna_provenance import written_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ def write_report(folder: Path, status: str | None = None, tracker: Tracker | Non
 
     ``tracker`` gets a run's evaluation as a figure, but not the report, which shows slices of patients.
     """
+    note_lineage(folder)
     record = read_record(folder, status)
     others = read_summaries(results_folder(folder), METRIC)
     if isinstance(record.config.get("members"), list):
@@ -81,6 +85,17 @@ def write_report(folder: Path, status: str | None = None, tracker: Tracker | Non
         page = run_report(record, others, tracker)
     write_text(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
+
+
+def note_lineage(folder: Path) -> None:
+    """Note in an experiment's folder on what of unknown lineage its predictions depend, for report and leaderboard."""
+    path = predictions_path(folder)
+    if path is None:
+        return
+    place = Path(str(read_record(folder, brief=True).config.get("data_input_folder", TrainConfig.data_input_folder)))
+    lineages = written_provenance(path, place)[1].lineages
+    names = (name for one in lineages for name in (*one.unknown, *(f"lost: {source}" for source in one.lost)))
+    write_unknown_lineage(folder, list(dict.fromkeys(names)))
 
 
 def fold_records(folder: Path) -> list[Record]:
@@ -101,9 +116,8 @@ def conclude(folder: Path, status: str | None, *, report: bool = True, tracker: 
     In this order what is noted as finished lacks nothing, wherever it is killed. None of it changes how a run ended.
     ``status``: None of one that goes on elsewhere.
     """
-    if report:
-        with no_reason_to_fail(folder):
-            write_report(folder, status, tracker)
+    with no_reason_to_fail(folder):
+        write_report(folder, status, tracker) if report else note_lineage(folder)
     with no_reason_to_fail(folder):
         if status is not None:
             write_status(folder, status)
@@ -294,7 +308,7 @@ def evaluate(folder: Path, config: TrainConfig, rows: pd.DataFrame) -> Evaluated
     frame = read_predictions(path)
     known = rows.loc[rows.index.intersection(frame.index)]
     train = select_rows(rows, "train", config.dev_enabled)[list(LABELS)].to_numpy(dtype=np.float64)
-    return judge(config, frame.loc[known.index], known, train.mean(axis=0), [folder])
+    return judge(config, path, frame.loc[known.index], known, train.mean(axis=0), [folder])
 
 
 def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence[Path]) -> Evaluated | None:
@@ -311,7 +325,7 @@ def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence
     if known.empty:
         raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
     prevalences = constant_prevalences(rows, known.index)
-    return judge(config, frame.loc[known.index], known, prevalences, experiments)
+    return judge(config, path, frame.loc[known.index], known, prevalences, experiments)
 
 
 def predictions_path(folder: Path) -> Path | None:
@@ -320,14 +334,23 @@ def predictions_path(folder: Path) -> Path | None:
 
 
 def judge(
-    config: TrainConfig, frame: pd.DataFrame, rows: pd.DataFrame, prevalences: Array, experiments: Sequence[Path]
+    config: TrainConfig,
+    path: Path,
+    frame: pd.DataFrame,
+    rows: pd.DataFrame,
+    prevalences: Array,
+    experiments: Sequence[Path],
 ) -> Evaluated:
     """Evaluate predictions of labelled ``rows`` (the same ids in the same order), with pictures of some of them.
 
+    ``path``: the file that the predictions ``frame`` are of, which tells what the networks behind them learnt from.
     ``experiments``: folders of those whose best.pt predicted the images, each those in its predictions_valid.csv.
     """
     data = dataset_folder(config.data_input_folder, config.data_dataset)
     found = evaluate_predictions(frame, rows, prevalences, DRAWS, described_images(data))
+    ids, provenance = written_provenance(path, config.data_input_folder)
+    met = overlap(provenance.rows(ids.get_indexer(frame.index)), data, frame.index)
+    document = found.document | {"lineage": met.document() | {"notes": overlap_lines(met, left_out=False)}}
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
     chosen = {title: order[:PICTURES_EACH] for title, order in worth_a_look(predictions, targets).items()}
     places = np.unique(np.concatenate(list(chosen.values())))
@@ -342,7 +365,7 @@ def judge(
             pictures[title].append((picture, described(image_id, predictions[place], targets[place])))
     constant = constant_predictor(prevalences, targets, LABEL_WEIGHTS)
     note = f"{windows_shown(config.data_windows, info['image_form'])} {note}"
-    return Evaluated(found.document, predictions, targets, LABELS, constant, pictures, note)
+    return Evaluated(document, predictions, targets, LABELS, constant, pictures, note)
 
 
 def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:

@@ -86,6 +86,8 @@ def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) ->
         weighted = pd.read_csv(folder / "evaluation.csv", index_col="label").loc[WEIGHTED_ROW]
         value, constant = weighted["log_loss"], weighted["constant_log_loss"]
         rows["valid weighted log loss"] = f"{value:.4f}, constant predictor {constant:.4f}"
+    if unknown := read_record(folder).unknown_lineage:
+        rows["unknown lineage"] = "; ".join(unknown)
     if "predict.py" in outputs:
         rows["submission"] = outputs["predict.py"]
     return "\n".join(f"{name:24}  {value}" for name, value in rows.items())
@@ -167,10 +169,14 @@ def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:
     for outcome in outcomes:
         name = outcome.folder.name if outcome.folder else outcome.planned.name or str(outcome.planned)
         folder = outcome.folder or results / name
-        best = read_record(folder).best(METRIC) if folder.is_dir() else None
+        record = read_record(folder) if folder.is_dir() else None
+        best = record and record.best(METRIC)
         ended = outcome.said or how_it_ended(outcome.code)
         rows[name] = {METRIC: best[0] if best else float("nan"), "ended": ended, "time": duration(outcome.seconds)}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment")
+        if record and record.unknown_lineage:
+            rows[name]["unknown lineage"] = "; ".join(record.unknown_lineage)
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment")
+    return table.fillna({"unknown lineage": ""}) if "unknown lineage" in table else table
 
 
 def how_it_ended(code: int) -> str:

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import unescape
 from pathlib import Path
 
@@ -18,10 +18,12 @@ import torch
 
 import report
 import train
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.reports.page import tiles
 from common.reports.record import read_record
 from common.trackers.jsonl import JsonlTracker
 from rsna_dataset import LABELS, read_fold
+from rsna_lineage import checkpoint_lineage
 from rsna_report import PICTURES_EACH, TILE, write_report
 from tests.test_page import check
 
@@ -75,6 +77,31 @@ def test_trackers_get_the_evaluation_without_any_slice(reported: Reported, tmp_p
     assert not re.search(r"\bID_", figures["evaluation"])
     for title in ("Slices", "ROC", "Precision and recall", "Reliability", "Decision curve of any"):
         assert f"<figcaption>{title}" in figures["evaluation"]
+
+
+def test_what_nobody_knows_of_a_networks_origin_is_said_by_report_and_leaderboard(reported: Reported, tmp_path) -> None:
+    """The checkpoint of a training that started from weights of another program, and one of before that lost it."""
+    shutil.copytree(reported.folder, tmp_path / "known")
+    for name in ("foreign", "lost"):
+        shutil.copytree(reported.folder, tmp_path / name)
+        path = tmp_path / name / "best.pt"
+        checkpoint = load_checkpoint(path)
+        own = checkpoint_lineage(checkpoint, str(path), Path(checkpoint["config"]["data_input_folder"]))
+        if name == "foreign":
+            save_checkpoint(path, checkpoint | {"lineage": replace(own, unknown=("rival.safetensors",)).state()})
+        else:
+            del checkpoint["lineage"]
+            save_checkpoint(path, checkpoint | {"data_hash": "of a fold that was made anew"})
+    report.main([f"--output_dir={tmp_path}", "--experiment_id=foreign,lost,known"])
+    known, foreign, lost = ((tmp_path / name / "report.html").read_text() for name in ("known", "foreign", "lost"))
+    assert "lineage" not in known
+    assert "Nobody knows whether this learnt from the images that judge it: rival.safetensors." in unescape(foreign)
+    assert "unknown lineage: rival.safetensors; nobody knows" in foreign
+    assert f"lost: {tmp_path}/lost/best.pt" in lost
+    table = pd.read_csv(tmp_path / "leaderboard.csv", index_col="experiment")["unknown_lineage"].fillna("")
+    assert table.to_dict() == {"known": "", "foreign": "rival.safetensors", "lost": f"lost: {tmp_path}/lost/best.pt"}
+    board = (tmp_path / "leaderboard.html").read_text()
+    assert "rival.safetensors" in board
 
 
 def test_its_numbers_are_those_of_the_predictions(reported: Reported, small_dataset) -> None:

@@ -17,10 +17,13 @@ import predict
 import train
 from common.arguments import parse_args
 from common.errors import UsageError
+from common.lineage import Images, Lineage
 from common.trackers.jsonl import read_metrics
 from config import TrainConfig
 from rsna_dataset import LABELS, fold_hash, read_dataset_info, read_fold, read_metadata
 from rsna_features import Block, write_features
+from rsna_lineage import dataset_images
+from rsna_provenance import lineage_file, written_provenance
 from tests.conftest import cross_validated
 from tests.runs import assert_alike, assert_same_run, open_runs
 
@@ -81,6 +84,16 @@ def results(small_dataset, tmp_path_factory) -> Path:
         folder = output_dir / "folds/features" / name
         write_features(folder, blocks(rows, numbers), len(rows), WIDTH, {**document, "kind": kind})
     return output_dir
+
+
+def origins(lineage: Lineage) -> tuple[list[int], dict[str, list[int]], tuple[str, ...]]:
+    """What a lineage holds, in types that compare."""
+    return lineage.pictures.tolist(), {key: ids.tolist() for key, ids in lineage.names.items()}, lineage.unknown
+
+
+def images_of(small_dataset, ids: pd.Index) -> tuple[Images, np.ndarray]:
+    index, images = dataset_images(small_dataset.folder)
+    return images, index.get_indexer(ids)
 
 
 def start(results: Path, small_dataset, name: str, *more: str) -> Path:
@@ -151,6 +164,26 @@ def test_a_cross_validation_of_sequence_models_finds_its_features_by_the_experim
     written = pd.read_csv(folder / "predictions_oof.csv", index_col="id")
     valid = [read_fold(small_dataset.folder, "phantom", fold).query("sample_type == 'valid'").index for fold in (0, 1)]
     assert set(written.index) == set(valid[0]) | set(valid[1])
+    # Written by a version that noted no lineage, they still depend on the networks behind the features.
+    path, place = folder / "predictions_oof.csv", small_dataset.input_folder
+    said = written_provenance(path, place)[1]
+    lineage_file(path).unlink()
+    ids, derived = written_provenance(path, place)
+    assert said.unknown == derived.unknown == ("features of phantom",)
+    assert list(map(origins, said.lineages)) == list(map(origins, derived.lineages))
+    np.testing.assert_array_equal(said.used, derived.used)
+    alone = written_provenance(folder / "fold_1" / "predictions_valid.csv", place)[1]
+    assert alone.unknown == ("features of phantom",)
+    assert alone.used.all()
+    document = json.loads((folder / "cross_validation.json").read_text())
+    assert document["unknown_lineage"] == ["features of phantom"]
+    # Features that are no longer those that the models saw tell nothing of them.
+    info = results / "folds" / "features" / "train" / "features.json"
+    before = info.read_text()
+    info.write_text(json.dumps(json.loads(before) | {"note": "made anew"}))
+    lost = written_provenance(path, place)[1].overlap(*images_of(small_dataset, ids)).lost
+    info.write_text(before)
+    assert [name.rpartition(" (")[2] for name in lost] == [f"by its features, {results / 'folds'})"]
 
 
 @pytest.mark.parametrize("model", ["lstm", "transformer", "conv"])

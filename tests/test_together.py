@@ -165,7 +165,7 @@ def test_an_ensemble_has_a_report_with_its_members_and_its_place_on_the_leaderbo
     twin = ensemble.main(["cv", "other", f"--output_dir={results}", "--weights=1,0", "--ens_draws=100"]) / "report.html"
     page = (folder / "report.html").read_text()
     check(page)
-    assert headings(page)[:3] == ["Verdict", "Members", "Labels"]
+    assert headings(page)[:4] == ["Verdict", "Members", "What the networks learnt from", "Labels"]
     value = weighted_loss(read_predictions(folder / PREDICTIONS), small_dataset)
     assert f'<p class="big">{value:.4f}</p>' in page
     assert '<a href="../other/report.html">other</a>' in page
@@ -182,6 +182,11 @@ def test_an_ensemble_has_a_report_with_its_members_and_its_place_on_the_leaderbo
     table = pd.read_csv(results / "leaderboard.csv", index_col="experiment")
     assert table.loc["both", "weighted_log_loss"] == pytest.approx(value, abs=1e-12)
     assert read_record(folder).status == "finished"
+    # A member's file was changed by hand: nobody knows any more what made it, nor what the ensemble learnt from.
+    unknown = "other/predictions_oof.csv, which changed since it was written"
+    assert page.count(unknown) >= 2
+    marked = table["unknown_lineage"].dropna()
+    assert marked.to_dict() == dict.fromkeys(["both", "other", twin.parent.name], unknown)
 
 
 def test_an_ensemble_of_files_without_labels_has_a_report_that_says_so(results: Path) -> None:

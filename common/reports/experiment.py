@@ -148,6 +148,13 @@ def _verdict(record: Record, rivals: Sequence[Summary], metric: str, constant: f
                 f"{value - other:+.4f}", f"{where.capitalize()}: the best other one, {rival.name}, has {other:.4f}."
             )
         )
+    if record.unknown_lineage:
+        names = ", ".join(record.unknown_lineage)
+        found.append(
+            page.headline(
+                "unknown lineage", f"Nobody knows whether this learnt from the images that judge it: {names}."
+            )
+        )
     if record.status != FINISHED:
         found.append(page.headline(record.status, "What follows is of what there is."))
     return found

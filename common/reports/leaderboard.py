@@ -67,7 +67,8 @@ def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
     """Return a row for each experiment, the lowest ``metric`` first and those never validated last.
 
     Columns: ``experiment``, ``status``, the metric, ``iteration`` and ``weights`` of its lowest value, the other
-    validation metrics there, ``hours``, ``started``, all options, and ``unreadable``: what of its folder can't be read.
+    validation metrics there, ``hours``, ``started``, all options, ``unknown_lineage``: what it depends on of which
+    nobody knows what it learnt from, and ``unreadable``: what of its folder can't be read.
     """
     rows = []
     for one in summaries:
@@ -75,8 +76,9 @@ def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
         row[metric], row["iteration"], row["weights"] = one.best or (float("nan"), None, "")
         row |= {name: value for name, value in one.scores.items() if name not in row}
         row["hours"], row["started"] = one.hours, one.started
-        if one.problems:
-            row["unreadable"] = "; ".join(one.problems)
+        for name, texts in (("unknown_lineage", one.unknown_lineage), ("unreadable", one.problems)):
+            if texts:
+                row[name] = "; ".join(texts)[:MOST_TEXT]
         options = {name: value for name, value in one.config.items() if name not in LEFT_OUT and name not in row}
         rows.append(row | {name: _plain(value) for name, value in options.items()})
     table = pd.DataFrame(rows, columns=_order(rows, metric))
@@ -89,8 +91,8 @@ def _order(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
     count = Counter(name for row in rows for name in row if name not in first)
     # What only few folders have is left out where folders of other programs bring thousands of names.
     others = count if len(count) <= MOST_COLUMNS else dict(count.most_common(MOST_COLUMNS))
-    scores = [name for name in others if name.startswith("log_loss/")]
-    return [*first, *scores, *(name for name in others if name not in scores)]
+    leading = [name for name in others if name == "unknown_lineage" or name.startswith("log_loss/")]
+    return [*first, *leading, *(name for name in others if name not in leading)]
 
 
 def _plain(value: Any) -> Any:

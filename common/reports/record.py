@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,6 +17,7 @@ from common.trackers.jsonl import FILE_NAME, point_line, read_metrics
 
 STATUS_FILE = "status.json"
 REPORT_FILE = "report.html"
+LINEAGE_FILE = "lineage.json"  # of whose networks nobody knows what they learnt from
 RUNNING = "running"
 FINISHED = "finished"
 FAILED = "failed"
@@ -33,7 +34,8 @@ class Record:
 
     ``name``: its path below the results' folder. ``config``: options, flat and plain. ``points``: those of
     metrics.jsonl. ``status``: running, finished, failed, interrupted, killed (it ended without a word) or unknown.
-    ``problems``: which of its files can't be read, and why.
+    ``problems``: which of its files can't be read, and why. ``unknown_lineage``: on what its result depends of which
+    nobody knows what it learnt from, so that it may have been trained on the images that judge it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Record:
     points: list[dict[str, float | None]]
     status: str
     problems: tuple[str, ...] = ()
+    unknown_lineage: tuple[str, ...] = ()
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Return iterations and values of one metric; what was not finite is NaN."""
@@ -92,6 +95,11 @@ def write_status(folder: Path, status: str) -> None:
     write_json(folder / STATUS_FILE, {"status": status})
 
 
+def write_unknown_lineage(folder: Path, names: Sequence[str]) -> None:
+    """Note in the experiment's folder on what of unknown lineage its result depends; nothing where all is known."""
+    write_json(folder / LINEAGE_FILE, {"unknown": list(names)})
+
+
 def write_value(folder: Path, metrics: Mapping[str, float], iteration: int = 0) -> None:
     """Log validation metrics as the only ones of an experiment that was put together of others, in place of earlier."""
     named = {f"valid/{name}": value for name, value in metrics.items()}
@@ -120,6 +128,7 @@ def read_record(folder: Path, status: str | None = None, *, brief: bool = False)
     if len(config) > MOST_OPTIONS:
         problems.append(f"{CONFIG}: more than {MOST_OPTIONS} options")
         config = {}
+    unknown = _texts(_mapping(folder / LINEAGE_FILE, read_json, problems).get("unknown"))
     return Record(
         folder.relative_to(results_folder(folder)).as_posix(),
         folder,
@@ -128,6 +137,7 @@ def read_record(folder: Path, status: str | None = None, *, brief: bool = False)
         points,
         status or read_status(folder, problems),
         tuple(problems),
+        unknown,
     )
 
 
@@ -152,6 +162,10 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def _mapping(path: Path, read: Callable[[Path], Any], problems: list[str]) -> dict[str, Any]:

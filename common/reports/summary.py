@@ -19,6 +19,7 @@ from common.files import write_text
 from common.foreign import plain_values
 from common.reports.record import (
     FINISHED,
+    LINEAGE_FILE,
     STATUS_FILE,
     Record,
     experiment_folders,
@@ -28,8 +29,8 @@ from common.reports.record import (
 from common.trackers.jsonl import FILE_NAME, MOST_LINE_BYTES
 
 KEPT_FILE = ".leaderboard.jsonl"
-FILES = (CONFIG, ENVIRONMENT, FILE_NAME, STATUS_FILE)
-FORM = 1  # of the kept lines; another one is read anew
+FILES = (CONFIG, ENVIRONMENT, FILE_NAME, STATUS_FILE, LINEAGE_FILE)
+FORM = 2  # of the kept lines; another one is read anew
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Summary:
     hours: float
     started: str
     problems: tuple[str, ...]
+    unknown_lineage: tuple[str, ...] = ()
 
 
 def summarize(record: Record, metric: str) -> Summary:
@@ -67,6 +69,7 @@ def summarize(record: Record, metric: str) -> Summary:
         round(record.seconds / 3600, 3),
         record.started.isoformat(timespec="seconds") if record.started else "",
         record.problems,
+        record.unknown_lineage,
     )
 
 
@@ -111,7 +114,8 @@ def _kept_lines(path: Path) -> Iterator[tuple[str, Any]]:
 def _kept_summary(content: Mapping[str, Any]) -> Summary:
     summary = Summary(**content)
     best = None if summary.best is None else tuple(summary.best)
-    return replace(summary, best=best, problems=tuple(summary.problems))
+    problems, unknown = tuple(summary.problems), tuple(summary.unknown_lineage)
+    return replace(summary, best=best, problems=problems, unknown_lineage=unknown)
 
 
 def _is_kept(content: Any, metric: str) -> bool:
@@ -119,7 +123,7 @@ def _is_kept(content: Any, metric: str) -> bool:
     try:
         summary = _kept_summary(content["summary"])
         best = summary.best
-        texts = (summary.name, summary.status, summary.started, *summary.problems)
+        texts = (summary.name, summary.status, summary.started, *summary.problems, *summary.unknown_lineage)
         return (
             (content["form"], content["metric"]) == (FORM, metric)
             and all(isinstance(text, str) for text in texts)
