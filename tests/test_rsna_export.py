@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
+import zipfile
 
 import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
+import torch
 from scipy.special import expit
 
 import export
 import predict
 import train
 from common.albumentations import fixed_windows
+from common.checkpoint import load_checkpoint
 from common.dicom.pictures import resize_area
 from config import parse_windows
 from rsna_dataset import LABELS
@@ -107,9 +112,48 @@ def test_onnx_runtime_says_of_padded_series_what_predict_says_of_slices_and_stud
     assert (slice_logits[~given["mask"]] == 0).all()
 
 
-def test_the_file_stands_beside_the_weights_and_the_dataset_must_be_there(weights, tmp_path, capsys):
+def torch_metadata(path):
+    extra = {"metadata.json": ""}
+    torch.export.load(path, extra_files=extra)
+    return json.loads(extra["metadata.json"])
+
+
+def numbers(text):
+    """Hashes as README says that they stand in metadata.json."""
+    return [value for (value,) in struct.iter_unpack("<Q", base64.b64decode(text))]
+
+
+def test_a_file_without_lineage_holds_nothing_of_what_it_learnt_from_and_says_so(weights, tmp_path, capsys):
+    hashes = [struct.pack("<Q", int(value) % 2**64) for value in load_checkpoint(weights)["lineage"]["pictures"]]
+    for form in ("torch_export", "checkpoint"):
+        path = tmp_path / form
+        flags = [f"--net_weight_file={weights}", f"--export_format={form}", f"--export_file={path}", "--lineage=0"]
+        export.main(flags)
+        assert "without lineage: the file doesn't say what it learnt from" in capsys.readouterr().out
+        with zipfile.ZipFile(path) as archive:
+            content = b"".join(map(archive.read, archive.namelist()))
+        assert b"lineage" not in content
+        assert not [value for value in hashes if value in content]
+    assert "lineage" not in load_checkpoint(path)
+    assert "lineage" not in torch_metadata(tmp_path / "torch_export")
+
+
+def test_the_file_stands_beside_the_weights_and_the_dataset_must_be_there(weights, small_dataset, tmp_path, capsys):
     path = export.main([f"--net_weight_file={weights}", "--export_format=torch_export", "--n_jobs=1"])
     assert path == weights.with_suffix(".pt2")
+    assert "with lineage: hashes of" in capsys.readouterr().out
+    # It tells the same as the checkpoint; of other programs' forms this program judges and starts from none.
+    checkpoint = load_checkpoint(weights)["lineage"]
+    told = torch_metadata(path)["lineage"]
+    assert numbers(told["pictures"]) == checkpoint["pictures"].numpy().view(np.uint64).tolist() != []
+    names = {key: values.numpy().view(np.uint64).tolist() for key, values in checkpoint["names"].items()}
+    assert {key: numbers(text) for key, text in told["names"].items()} == names
+    assert told["unknown"] == []
+    for main, more in ((predict.main, ["--split=valid"]), (train.main, [*small_dataset.flags, *SMALL])):
+        with pytest.raises(SystemExit) as ended:
+            main([f"--net_weight_file={path}", *more])
+        assert ended.value.code in (1, 2)
+        assert "best.pt2: a zip file, but not of torch" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         export.main([f"--net_weight_file={weights}", f"--data_input_folder={tmp_path}"])
     assert ended.value.code == 2
