@@ -37,7 +37,7 @@ def allowed(steps: int, *, decided: int = 1, skipped: int = 0, logs: int = 1) ->
     """
     return Counter(
         {
-            ("event.synchronize", "common/networks/guard.py:settle"): steps,  # the flags of a step, a step late
+            ("event.synchronize", "common/networks/arrival.py:wait"): steps,  # the flags of a step, a step late
             ("_local_scalar_dense", "common/networks/guard.py:_step"): decided,
             ("tolist", "common/networks/guard.py:<listcomp>"): skipped,
             ("_local_scalar_dense", "common/callbacks/metric_logger.py:_log_training"): 2 * logs,

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common import distributed
 from common.errors import WorkError
+from common.networks.arrival import HostCopy
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An update that was asked for. ``flags`` (2,) on the host once ``arrived``: gradient and loss were not finite."""
+    """An update that was asked for. ``flags`` (2,), on their way to the host: gradient and loss were not finite."""
 
-    flags: Tensor
-    arrived: torch.cuda.Event | None
+    flags: HostCopy
     evidence: Sequence[Evidence]
 
 
@@ -119,22 +119,15 @@ class StepGuard:
         self.landed = ~flags.any()
         self._step()
         self.statistics.settle(self.landed)
-        host_flags, arrived = flags, None
-        if flags.is_cuda:
-            host_flags = torch.empty(2, dtype=torch.bool, pin_memory=True)
-            host_flags.copy_(flags, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self.pending = Attempt(host_flags, arrived, evidence)
+        self.pending = Attempt(HostCopy([flags]), evidence)
 
     def settle(self) -> bool:
         """Return whether the last attempt landed (True where none is open); WorkError where the run must end."""
         attempt, self.pending = self.pending, None
         if attempt is None:
             return True
-        if attempt.arrived is not None:
-            attempt.arrived.synchronize()
-        gradient_bad, loss_bad = attempt.flags.tolist()
+        (flags,) = attempt.flags.wait()
+        gradient_bad, loss_bad = flags.tolist()
         if self.scaler.is_enabled() and gradient_bad and not loss_bad:
             self.scaler_skips += 1
             self.scaler_skips_in_a_row += 1
