@@ -800,9 +800,9 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
     )
     source: Path | None = option(
         None,
-        "folder or zip archive of DICOM files, of any origin, to predict instead of a dataset: tables of slices and "
-        "studies, JSON and a picture of each series, to --predict_output; names by --pseudonym_key, or pseudonyms.key "
-        "in the training's input folder; none: a dataset",
+        "folder, archive or single file of DICOM files, of any origin, to predict instead of a dataset: tables "
+        "of slices and studies, JSON and a picture of each series, to --predict_output; names by --pseudonym_key, or "
+        "pseudonyms.key in the training's input folder; none: a dataset",
     )
     predict_output: Path | None = option(None, "new folder for what --source gives")
     net_compute: str = option(
@@ -1115,8 +1115,9 @@ class PreprocessingConfig(GeneralOptions, DataLocation, PseudonymOptions):
 
     pre_source: Path | None = option(
         None,
-        "folder or zip archive (read in place) of DICOM files, in the competition's form or any other; none: the "
-        "competition's, in <data_input_folder>",
+        "DICOM files, in the competition's form or any other, also packed by gzip (.dcm.gz): a folder with the zip and "
+        "tar archives in it; such an archive, read in place; or a single file; none: the competition's, in "
+        "<data_input_folder>",
     )
     pre_labels: Path | None = option(
         None,

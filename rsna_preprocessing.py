@@ -207,7 +207,7 @@ def find_source(config: PreprocessingConfig) -> Source:
     """Return where the files lie; UsageError saying what was looked for where there are none."""
     searched = config.pre_source or config.data_input_folder
     if config.pre_source is not None and not config.pre_source.exists():
-        raise UsageError(f"--pre_source={config.pre_source}: no such folder or zip archive")
+        raise UsageError(f"--pre_source={config.pre_source}: no such folder, archive or file")
     competition = find_competition(searched)
     if competition is not None:
         return Source(competition.tree, competition)
@@ -216,7 +216,7 @@ def find_source(config: PreprocessingConfig) -> Source:
         raise UsageError(
             f"{searched}: no competition data here or in {COMPETITION_FOLDER}/ or {COMPETITION_FOLDER}.zip (expected "
             "stage_2_train/*.dcm and stage_2_train.csv, or stage_1_train_images/ and stage_1_train.csv); for files of "
-            "your own name their folder or zip archive with --pre_source; for synthetic data run python "
+            "your own name their folder or archive with --pre_source; for synthetic data run python "
             "rsna_phantom.py, then python preprocessing.py --pre_source=input/phantom --data_dataset=phantom"
         )
     return Source(tree, None)
@@ -659,6 +659,9 @@ def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: 
     other = is_no_slice(failed)
     if other.any():
         tell(f"{int(other.sum())} files are no CT slices and don't count as failures ({count_reasons(failed[other])})")
+    archives = int((failed["reason"] == "archive").sum())
+    if archives:
+        logger.warning("%d archives were not looked into: unpack them beside, and start again", archives)
     if not other.all():
         logger.warning(
             "%d files gave no image (%s); see %s",

@@ -1,4 +1,4 @@
-"""Predicts the studies of any DICOM folder or zip archive: tables, JSON, a picture of each series. Needs no dataset.
+"""Predicts the studies of any DICOM folder, archive or file: tables, JSON, a picture of each series. Needs no dataset.
 
 The files become a dataset for the time of the command, by the same parts and in the same form as the training's, so
 that a slice gets the prediction that it would get in a preprocessed dataset. Identifiers are pseudonyms everywhere.
@@ -286,7 +286,7 @@ def find_files(path: Path) -> Source:
     """
     tree = open_tree(path)
     if tree is None:
-        raise UsageError(f"--source={path}: no such folder or zip archive")
+        raise UsageError(f"--source={path}: no such folder, archive or file")
     competition = find_competition(path) or find_competition(path.resolve().parent)
     return Source(tree, competition)
 

@@ -227,7 +227,7 @@ def test_a_source_that_is_neither_folder_nor_archive_is_one_line(
     (tmp_path / "x.txt").write_text("no archive")
     code, line = failure(capsys, flags(tmp_path / "x.txt"))
     assert code == 2
-    assert "x.txt: not a whole zip archive" in line
+    assert "x.txt: neither a folder, a DICOM file (the mark DICM is missing) nor a zip or tar archive" in line
 
 
 def test_files_that_share_their_uid_are_all_kept_and_marked(archive: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import lzma
 import os
 import stat
 import struct
+import subprocess
+import tarfile
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydicom.data import get_testdata_file
 
 from common.dicom.errors import DicomError
 from common.errors import UsageError
+from common.preprocessing.archives import FLOOD_BYTES, Member, TarTree, ZipTree
 from common.preprocessing.sources import (
-    FLOOD_BYTES,
+    FileTree,
     FolderTree,
-    ZipMember,
-    ZipTree,
     open_tree,
     printable,
     read_source,
@@ -188,7 +194,7 @@ def test_no_more_is_unpacked_than_the_directory_says_or_the_limit_allows(tmp_pat
     with pytest.raises(DicomError) as failure:
         read_source(member, limit=10**6)
     assert failure.value.reason == "too_large"
-    liar = ZipMember(member.archive, member.name, 1000, member.offset, member.packed_bytes, member.method, member.crc)
+    liar = Member(member.archive, member.name, 1000, member.offset, member.packed_bytes, member.method, member.crc)
     with pytest.raises(DicomError, match="damaged"):
         read_source(liar)
 
@@ -261,3 +267,199 @@ def test_a_file_that_is_no_archive_is_one_line_that_names_it(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="not a whole zip archive"):
         open_tree(tmp_path / "y.zip")
     assert open_tree(tmp_path / "nothing") is None
+
+
+# --- folders of archives, tar, gzip, single files ---------------------------------------------------------------------
+
+REAL_FILES = ("CT_small.dcm", "693_J2KI.dcm", "MR_small_RLE.dcm")  # of pydicom's own
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, bytes]:
+    """Real files, which pydicom brings along, by names as in an export."""
+    contents = (Path(get_testdata_file(name, download=False)).read_bytes() for name in REAL_FILES)
+    return {f"case{number}/CT/{name}": content for number, (name, content) in enumerate(zip(REAL_FILES, contents,
+            strict=True))}  # fmt: skip
+
+
+def tarred(path: Path, members: dict[str, bytes], form: int = tarfile.GNU_FORMAT, mode: str = "w") -> Path:
+    with tarfile.open(path, mode, format=form) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1_700_000_000
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def contents(tree: FolderTree | ZipTree | TarTree | FileTree) -> dict[str, bytes]:
+    return {row.path: read_source(tree.file_at(row)) for row in tree.list()[0].itertuples()}
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_a_tar_archive_gives_the_same_bytes_as_the_files_that_went_in(
+    tmp_path: Path, real: dict[str, bytes], form: int
+) -> None:
+    long = "x" * 90 + "/" + "ä" * 60 + ".dcm"  # beyond the 100 bytes that a plain header has for a name
+    members = real | ({long: b"long"} if form != tarfile.USTAR_FORMAT else {}) | {"a/.hidden": b"h"}
+    tree = open_tree(tarred(tmp_path / "a.tar", {f"./{name}": content for name, content in members.items()}, form))
+    assert contents(tree) == {name: content for name, content in members.items() if name != "a/.hidden"}
+    assert tree.list()[1].empty
+    assert tree.find("case0/CT/CT_small.dcm").read_bytes() == members["case0/CT/CT_small.dcm"]
+
+
+def test_a_folder_of_archives_is_read_as_if_they_were_folders(tmp_path: Path, real: dict[str, bytes]) -> None:
+    (first, one), (second, two), (third, three) = real.items()
+    (tmp_path / "sub").mkdir()
+    packed(tmp_path / "sub/part 1.ZIP", {first: one, "../climbs.dcm": b"x", "inner.zip": b"PK"})
+    tarred(tmp_path / "part2.tar", {second: two})
+    (tmp_path / "plain.dcm").write_bytes(three)
+    (tmp_path / "IM4.dcm.gz").write_bytes(gzip.compress(three))
+    (tmp_path / "no.zip").write_bytes(b"text")  # no archive but by its name
+    packed(tmp_path / "empty.zip", {})
+    tarred(tmp_path / "part3.tar.gz", {third: three}, mode="w:gz")
+    cut = packed(tmp_path / "cut.zip", real).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(cut[: len(cut) // 2])
+    tree = open_tree(tmp_path)
+    found = tree.list()[0]
+    assert contents(FolderTree(tmp_path / "sub")) == {f"part 1.ZIP/{first}": one}
+    rows = {row.path: row for row in found.itertuples()}
+    assert list(rows) == sorted(["IM4.dcm.gz", "no.zip", f"part2.tar/{second}", "plain.dcm", f"sub/part 1.ZIP/{first}"])
+    assert read_source(tree.file_at(rows["IM4.dcm.gz"])) == three == read_source(tree.file_at(rows["plain.dcm"]))
+    assert rows["IM4.dcm.gz"].bytes == len(three)  # what it takes on the disk once it is converted
+    assert read_source(tree.file_at(rows[f"part2.tar/{second}"])) == two
+    assert str(tree.file_at(rows[f"part2.tar/{second}"])) == f"{tmp_path}/part2.tar/{second}"
+    assert refusals(tree) == {
+        "sub/part 1.ZIP/../climbs.dcm": "name",
+        "sub/part 1.ZIP/inner.zip": "archive",
+        "part3.tar.gz": "archive",
+        "cut.zip": "packing",
+        "empty.zip": "not_dicom",
+    }
+    assert not any("archive" in row for row in FolderTree(tmp_path).list(recursive=False)[0])
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [lambda one: one, gzip.compress, lambda one: gzip.compress(one[:999]) + gzip.compress(one[999:])],
+    ids=["plain", "packed", "packed in parts"],
+)
+def test_a_single_file_is_a_source_of_its_own_also_packed_by_gzip(
+    tmp_path: Path, real: dict[str, bytes], pack: Callable[[bytes], bytes]
+) -> None:
+    content = real["case0/CT/CT_small.dcm"]
+    (tmp_path / "IM1").write_bytes(pack(content))
+    (tmp_path / "neighbour.dcm").write_bytes(content)
+    assert contents(open_tree(tmp_path / "IM1")) == {"IM1": content}
+    theirs = Path(get_testdata_file("zipMR.gz", download=False))  # packed by somebody else
+    assert contents(open_tree(theirs)) == {"zipMR.gz": subprocess.check_output(["gzip", "-dc", theirs])}
+    inside = packed(tmp_path / "a.zip", {"IM1.dcm.gz": pack(content)})
+    assert contents(open_tree(inside)) == {"IM1.dcm.gz": content}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.tgz", b"", "a tar archive packed by gzip, which can't be read in place: gunzip makes a tar"),
+        ("scan.nii.gz", gzip.compress(bytes(1000)), "packed by gzip, and no DICOM file"),
+        ("a.rar", b"Rar!\x1a\x07\x01\x00", "a RAR archive, which can't be read in place: unpack it"),
+        ("a.tar.xz", lzma.compress(b"x" * 100), "packed by xz"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c\0\0", "a 7-Zip archive"),
+        ("a.tar", b"text" * 300, "not a whole tar archive"),
+        ("IM1.dcm", b"text", "neither a folder, a DICOM file (the mark DICM is missing) nor a zip or tar archive"),
+    ],
+)
+def test_a_file_that_can_not_be_a_source_is_named_as_what_it_is(
+    tmp_path: Path, real: dict[str, bytes], name: str, content: bytes, part: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content) if content else tarred(path, real, mode="w:gz")
+    with pytest.raises(UsageError) as caught:
+        open_tree(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert part in str(caught.value)
+
+
+def test_gzip_floods_and_what_is_no_dicom_file_are_refused_at_their_beginning(tmp_path: Path) -> None:
+    start = bytes(128) + b"DICM"
+    files = {
+        "flood.dcm.gz": (gzip.compress(start + bytes(10**8)), "too_large"),
+        "scan.nii.gz": (gzip.compress(bytes(10**8)), "not_dicom"),
+        "cut.dcm.gz": (gzip.compress(start + os.urandom(5000))[:-2000], "unreadable"),
+        "bad.dcm.gz": (gzip.compress(start + bytes(5000))[:-6] + b"\0" * 6, "unreadable"),
+    }
+    tracemalloc.start()
+    for name, (content, reason) in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DicomError) as failure:
+            read_source(tmp_path / name)
+        assert failure.value.reason == reason
+    assert tracemalloc.get_traced_memory()[1] < 2 * FLOOD_BYTES
+    tracemalloc.stop()
+
+
+def test_tar_members_that_lead_out_link_or_repeat_cost_themselves(tmp_path: Path) -> None:
+    tarred(tmp_path / "a.tar", {"ok.dcm": b"1", "../up.dcm": b"2", "/root.dcm": b"3", "twice.dcm": b"4"})
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("twice.dcm"))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+            info = tarfile.TarInfo(f"special{kind.decode()}.dcm")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    tree = TarTree(tmp_path / "a.tar")
+    assert contents(tree) == {"ok.dcm": b"1", "twice.dcm": b""}
+    assert refusals(tree) == {
+        "../up.dcm": "name", "/root.dcm": "name", "twice.dcm": "duplicate", "special2.dcm": "link",
+        "special1.dcm": "link", "special6.dcm": "special", "special3.dcm": "special",
+    }  # fmt: skip
+
+
+def header(size: bytes, kind: bytes = b"0", name: bytes = b"b.dcm") -> bytes:
+    """A tar header with this text as its size, and the sum that it should have."""
+    fields = (name, b"644", b"", b"", size, b"0", b" " * 8, kind, b"", b"ustar\0", b"00")
+    block = bytearray(struct.pack("100s8s8s8s12s12s8sc100s6s2s", *fields).ljust(512, b"\0"))
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"\x01" * 512,  # garbage where a header should be
+        header(b"\xff" * 11 + b"\x00"),  # a negative length, which would lead round and round
+        header(b"77777777777", b"x"),  # a list of attributes of 8 GB
+        header(b"77777777777", b"L"),  # a name of 8 GB
+        header(b"7777", b"x") + bytes(100),  # cut within
+        header(b"0", b"x") * 3000,  # a chain without end
+    ],
+)
+def test_a_tar_archive_that_is_damaged_gives_what_stands_before_and_a_line(tmp_path: Path, second: bytes) -> None:
+    whole = tarred(tmp_path / "a.tar", {"a.dcm": b"content"}).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:1024] + second)
+    tracemalloc.start()
+    tree = TarTree(tmp_path / "a.tar")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert contents(tree) == {"a.dcm": b"content"}
+    assert list(refusals(tree).values()) == ["packing"]
+
+
+def test_a_member_that_a_cut_took_away_is_named_itself(tmp_path: Path) -> None:
+    whole = tarred(tmp_path / "a.tar", {"a.dcm": b"content", "b.dcm": bytes(9000)}).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:4000])
+    tree = TarTree(tmp_path / "a.tar")
+    assert contents(tree) == {"a.dcm": b"content"}
+    assert refusals(tree)["b.dcm"] == "unreadable"
+
+
+def test_a_zip_directory_that_claims_gigabytes_is_refused_without_reading_them(tmp_path: Path) -> None:
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 2**31, 0, 0)
+    with (tmp_path / "a.zip").open("wb") as file:
+        file.write(b"PK\3\4")
+        file.truncate(2**31)  # sparse
+        file.seek(2**31)
+        file.write(end)
+    tracemalloc.start()
+    with pytest.raises(UsageError, match="not a whole zip archive"):
+        ZipTree(tmp_path / "a.zip")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()

@@ -8,7 +8,7 @@ import pandas as pd
 from common.dicom.errors import NO_SLICE
 from common.files import inert_cells
 
-NO_SLICES = (*NO_SLICE, "special")  # reasons of files that never were to be slices
+NO_SLICES = (*NO_SLICE, "special", "archive")  # reasons of files that never were to be slices
 CLAIMS_DICOM = ", though its name ends in .dcm"
 
 

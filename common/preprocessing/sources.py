@@ -1,132 +1,51 @@
-"""Where the files to convert lie: a folder tree or a zip archive read in place, and what is refused.
+"""Where the files to convert lie: a folder tree, archives in it, an archive, a single file; and what is refused.
 
-Nothing outside the folder or archive that the user named is ever read: links that lead out and names that climb are
-refused by name, before any file is opened.
+Nothing outside what the user named is ever read: links that lead out and names that climb are refused by name, before
+any file is opened.
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import stat
 import struct
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 
 from common.dicom.errors import DicomError
 from common.dicom.reading import MAX_FILE_BYTES
 from common.errors import UsageError
+from common.preprocessing.archives import (
+    ARCHIVE_SUFFIXES,
+    DICOM_MARK,
+    GZIP_MARK,
+    LISTED,
+    MARKED_BYTES,
+    Member,
+    beginning,
+    gunzip,
+    has_dicom_mark,
+    is_archive,
+    is_flood,
+    listing,
+    no_dicom,
+    open_archive,
+    refusals,
+    unread_archive,
+)
 
-# Why a file is not even opened; common.dicom has the reasons of those that were.
-REFUSALS = ("name", "duplicate", "link", "special", "packing", "unreadable")
-LISTED = ("path", "bytes", "mtime_ns")
-PACKED = ("offset", "packed_bytes", "method", "crc")
-DICOM_MARK = slice(128, 132)  # where a file says that it is one
-MAX_TABLE_BYTES = 2**28  # of a CSV in an archive; the competition's has 150 MB
-# What unpacks to more than so many times its size is no scan and no table: a flood, made to fill memory or disk.
-FLOOD_BYTES, FLOOD_RATIO = 2**25, 100
-BLOCK_BYTES = 2**16  # of an archive, unpacked at once
-MARKED_BYTES = 2**22  # a larger file is asked for DICOM's mark before it counts or is unpacked as a whole
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member: 30 bytes, then its name and an extra field
-_ENCRYPTED = 1
+GZIP_LENGTH = struct.Struct("<L")  # at a gzip file's end
 
-
-@dataclass(frozen=True)
-class ZipMember:
-    """A file within a zip archive, as its directory describes it; read without looking at any other."""
-
-    archive: Path
-    name: str
-    file_bytes: int
-    offset: int
-    packed_bytes: int
-    method: int
-    crc: int
-
-    def __str__(self) -> str:
-        return f"{self.archive}/{self.name}"
-
-    def open(self, mode: str = "rb") -> BinaryIO:
-        """Return the unpacked content as a file; OSError where the archive is damaged."""
-        if mode != "rb":
-            raise ValueError(f"a file in an archive is only read, not opened as {mode!r}")
-        try:
-            return io.BytesIO(self.read_bytes(MAX_TABLE_BYTES))
-        except DicomError as error:
-            raise OSError(errno.EIO, str(error), str(self)) from None
-
-    def read_bytes(self, limit: int = MAX_TABLE_BYTES, *, marked: bool = False) -> bytes:
-        """Return the unpacked content; DicomError where it is damaged, OSError where the archive can't be read.
-
-        Never more than ``limit`` bytes are unpacked, whatever the directory promises, and hardly anything of a flood.
-        ``marked``: a large file without DICOM's mark is refused at its beginning.
-        """
-        if self.file_bytes > limit:
-            raise DicomError("too_large", f"{self.file_bytes} bytes; at most {limit} are read")
-        if self.file_bytes > FLOOD_BYTES and self.file_bytes > FLOOD_RATIO * self.packed_bytes:
-            raise DicomError(
-                "too_large", f"{self.file_bytes} bytes, packed to {self.packed_bytes}: made to fill memory"
-            )
-        # Grown in place, where joined blocks would take twice the memory.
-        content = io.BytesIO()
-        for block in self._unpacked():
-            content.write(block)
-            if marked and self.file_bytes > MARKED_BYTES and content.tell() >= DICOM_MARK.stop:
-                if content.getbuffer()[DICOM_MARK] != b"DICM":
-                    raise no_dicom()
-                marked = False
-        whole = content.getvalue()
-        if len(whole) != self.file_bytes or zlib.crc32(whole) != self.crc:
-            raise DicomError("unreadable", "the archive is damaged here: length or checksum differ")
-        return whole
-
-    def begins_as_dicom(self) -> bool:
-        """Whether the content has DICOM's mark; also where it can't be read, which reading it will say."""
-        start = b""
-        with suppress(OSError, DicomError):
-            for block in self._unpacked():
-                start += block
-                if len(start) >= DICOM_MARK.stop:
-                    return start[DICOM_MARK] == b"DICM"
-        return True
-
-    def _unpacked(self) -> Iterator[bytes]:
-        """Yield the content in blocks, at most a byte more than the directory promises."""
-        with self.archive.open("rb") as file:
-            file.seek(self.offset)
-            header = file.read(_LOCAL_HEADER.size)
-            if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
-                raise DicomError("unreadable", "the archive is damaged here")
-            name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)[-2:]
-            file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
-            packed, left = self.packed_bytes, self.file_bytes + 1
-            inflater = zlib.decompressobj(-zlib.MAX_WBITS) if self.method == zipfile.ZIP_DEFLATED else None
-            while packed > 0 and left > 0 and (block := file.read(min(packed, BLOCK_BYTES))):
-                packed -= len(block)
-                try:
-                    block = block[:left] if inflater is None else inflater.decompress(block, left)
-                except zlib.error:
-                    raise DicomError("unreadable", "the archive is damaged here") from None
-                left -= len(block)
-                yield block
-
-
-SourceFile = Path | ZipMember
+SourceFile = Path | Member
 
 
 def announce(source: SourceFile) -> None:
     """Tell the operating system that a file will be read soon; nothing more, and nothing where it can't be."""
-    if isinstance(source, ZipMember):
+    if isinstance(source, Member):
         return
     with suppress(OSError):
         handle = os.open(source, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not stop us here
@@ -136,9 +55,18 @@ def announce(source: SourceFile) -> None:
 
 
 def read_source(source: SourceFile, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Return a file's content, at most ``limit`` bytes; :class:`DicomError` where it can't be read or is larger."""
+    """Return a file's content, at most ``limit`` bytes, unpacked where it is a DICOM file packed by gzip.
+
+    Raises :class:`DicomError` where it can't be read or is larger.
+    """
+    content = _stored(source, limit)
+    packed = content[: len(GZIP_MARK)] == GZIP_MARK and content[DICOM_MARK] != b"DICM"
+    return gunzip(content, limit) if packed else content
+
+
+def _stored(source: SourceFile, limit: int) -> bytes:
     try:
-        if isinstance(source, ZipMember):
+        if isinstance(source, Member):
             return source.read_bytes(limit, marked=True)
         status = source.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -153,16 +81,14 @@ def read_source(source: SourceFile, limit: int = MAX_FILE_BYTES) -> bytes:
 
 
 def begins_as_dicom(source: SourceFile) -> bool:
-    """Whether a file has DICOM's mark; OSError where it can't be opened."""
-    if isinstance(source, ZipMember):
-        return source.begins_as_dicom()
-    with source.open("rb") as file:
-        return file.read(DICOM_MARK.stop)[DICOM_MARK] == b"DICM"
+    """Whether a file has DICOM's mark, perhaps packed by gzip; OSError where it can't be opened.
 
-
-def no_dicom() -> DicomError:
-    """Return what is said of a file without DICOM's mark."""
-    return DicomError("not_dicom", "not a DICOM file: the mark DICM is missing")
+    Also of an archive's member that can't be read, which reading it will say.
+    """
+    if not isinstance(source, Member):
+        return has_dicom_mark(beginning(source))
+    start = source.beginning()
+    return not start or has_dicom_mark(start)
 
 
 def can_be_image(source: SourceFile, file_bytes: int) -> bool:
@@ -171,7 +97,7 @@ def can_be_image(source: SourceFile, file_bytes: int) -> bool:
         return True
     if file_bytes > MAX_FILE_BYTES:
         return False
-    if isinstance(source, ZipMember) and file_bytes > FLOOD_BYTES and file_bytes > FLOOD_RATIO * source.packed_bytes:
+    if isinstance(source, Member) and is_flood(file_bytes, source.packed_bytes):
         return False
     try:
         return begins_as_dicom(source)
@@ -209,7 +135,7 @@ class Tree(Protocol):
 
 
 class FolderTree:
-    """A folder with everything below it."""
+    """A folder with everything below it, also what zip and tar archives there hold."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -217,10 +143,14 @@ class FolderTree:
     def list(
         self, under: str = "", *, recursive: bool = True, skip: Sequence[Path] = ()
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """See :class:`Tree`. Links to files within ``under`` are followed, links to folders are not."""
+        """See :class:`Tree`. Links to files within ``under`` are followed, links to folders are not.
+
+        Archives are only looked into with all that lies below ``under``; their files stand below the archive's name.
+        """
         top = self.root / under
         real_top = os.path.realpath(top)
         found: list[tuple[str, int, int]] = []
+        packed: list[pd.DataFrame] = []
         refused: list[tuple[str, str, str]] = []
         own = {os.path.realpath(path) for path in skip}
         folders = [under.rstrip("/")]
@@ -247,11 +177,38 @@ class FolderTree:
                     except OSError as error:
                         refused.append((name, "unreadable", f"can't be looked at ({error.strerror})"))
                         continue
-                    if stat.S_ISREG(status.st_mode):
-                        found.append((name, status.st_size, status.st_mtime_ns))
-                    else:
+                    if not stat.S_ISREG(status.st_mode):
                         refused.append((name, "special", "a pipe, socket or device, not a file"))
-        return _listing(found, LISTED), _refusals(refused)
+                    elif recursive and (message := unread_archive(entry.name)):
+                        refused.append((name, "archive", message))
+                    elif not recursive or not self._look_into(name, packed, refused):
+                        size = _unpacked_size(Path(entry.path), status.st_size)
+                        found.append((name, size, status.st_mtime_ns))
+        files = listing(found, LISTED)
+        if packed:
+            plain = files.assign(offset=0, packed_bytes=0, method=0, crc=0, archive="")
+            files = pd.concat([plain, *packed]).sort_values("path", ignore_index=True)
+        return files, refusals(refused)
+
+    def _look_into(self, name: str, packed: list[pd.DataFrame], refused: list[tuple[str, str, str]]) -> bool:
+        """Add the files of an archive in this folder to ``packed`` and ``refused``; whether ``name`` is one."""
+        if not name.casefold().endswith(ARCHIVE_SUFFIXES):
+            return False
+        try:
+            start = beginning(self.root / name)
+            if not is_archive(start):
+                return False
+            tree = open_archive(self.root / name, start)
+        except OSError:
+            return False  # reading it as a file says so
+        except UsageError as error:
+            refused.append((name, "packing", str(error).removeprefix(f"{self.root / name}: ")))
+            return True
+        packed.append(tree.files.assign(path=[f"{name}/{path}" for path in tree.files["path"]], archive=name))
+        refused += [(f"{name}/{path}", reason, message) for path, reason, message in tree.refused.to_numpy()]
+        if tree.files.empty and tree.refused.empty:
+            refused.append((name, "not_dicom", "an archive without files"))
+        return True
 
     def find(self, name: str) -> SourceFile | None:
         """See :class:`Tree`."""
@@ -268,82 +225,69 @@ class FolderTree:
 
     def file_at(self, row: Any) -> SourceFile:
         """See :class:`Tree`."""
-        return self.root / row.path
+        archive = getattr(row, "archive", "")
+        if not archive:
+            return self.root / row.path
+        name = row.path[len(archive) + 1 :]
+        return Member(self.root / archive, name, row.bytes, row.offset, row.packed_bytes, row.method, row.crc)
 
 
-class ZipTree:
-    """A zip archive, read in place: its directory once, then each file by its place in the archive."""
+class FileTree:
+    """A single file, under its own name."""
 
     def __init__(self, root: Path) -> None:
-        """UsageError where ``root`` is no zip archive or its directory can't be read."""
         self.root = root
-        try:
-            with zipfile.ZipFile(root) as archive:
-                members = archive.infolist()
-        except OSError as error:
-            raise UsageError(f"{root}: cannot be read ({error.strerror})") from None
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-            raise UsageError(f"{root}: not a whole zip archive ({error}); download or pack it again") from None
-        last = {info.filename: number for number, info in enumerate(members)}
-        overlapping = _overlapping(members)
-        found, refused = [], []
-        for number, info in enumerate(members):
-            if info.is_dir() or any(part.startswith(".") for part in info.filename.split("/") if part != ".."):
-                continue
-            fault = (
-                _member_fault(info)
-                or (("packing", "overlaps another file of the archive") if number in overlapping else None)
-                or (
-                    ("duplicate", "the archive holds another file of this name")
-                    if last[info.filename] != number
-                    else None
-                )
-            )
-            if fault:
-                refused.append((info.filename, *fault))
-            else:
-                found.append((info.filename, info.file_size, info.CRC, info.header_offset, info.compress_size,
-                              info.compress_type, info.CRC))  # fmt: skip
-        if _follows_another(root, members):
-            refused.append(
-                (f"{root.name} (its beginning)", "packing", "a cut archive, which holds the one that is read")
-            )
-        self.files = _listing(found, (*LISTED, *PACKED))
-        self.refused = _refusals(refused)
 
     def list(
         self, under: str = "", *, recursive: bool = True, skip: Sequence[Path] = ()
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """See :class:`Tree`."""
-        files, refused = (
-            table[np.array([_is_under(path, under, recursive) for path in table["path"]], dtype=bool)]
-            for table in (self.files, self.refused)
-        )
-        return files.reset_index(drop=True), refused.reset_index(drop=True)
+        status = self.root.stat()
+        row = (self.root.name, _unpacked_size(self.root, status.st_size), status.st_mtime_ns)
+        return listing([row] if not under else [], LISTED), refusals([])
 
     def find(self, name: str) -> SourceFile | None:
         """See :class:`Tree`."""
-        place = self.files["path"].searchsorted(name)
-        if place == len(self.files) or self.files["path"].iloc[place] != name:
-            return None
-        return self.file_at(next(self.files.iloc[[place]].itertuples()))
+        return None
 
     def has_files(self, under: str, suffix: str) -> bool:
         """See :class:`Tree`."""
-        return any(path.endswith(suffix) and _is_under(path, under, False) for path in self.files["path"])
+        return False
 
     def file_at(self, row: Any) -> SourceFile:
         """See :class:`Tree`."""
-        return ZipMember(self.root, row.path, row.bytes, row.offset, row.packed_bytes, row.method, row.crc)
+        return self.root
 
 
 def open_tree(path: Path) -> Tree | None:
-    """Return the tree at ``path``: a folder or a zip archive; None where there is neither."""
+    """Return the tree at ``path``: a folder, a zip or tar archive, or a DICOM file, perhaps packed by gzip.
+
+    None where nothing is there; UsageError that says what it is where it is none of these or damaged.
+    """
     if path.is_dir():
         return FolderTree(path)
-    if path.is_file():
-        return ZipTree(path)
-    return None
+    if not path.is_file():
+        return None
+    try:
+        start = beginning(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    if has_dicom_mark(start) and not start.startswith(b"PK"):
+        return FileTree(path)
+    return open_archive(path, start)
+
+
+def _unpacked_size(path: Path, size: int) -> int:
+    """Return what a file packed by gzip says at its end that it unpacks to, and the size of any other."""
+    if not path.name.casefold().endswith(".gz") or size <= GZIP_LENGTH.size:
+        return size
+    try:
+        with path.open("rb") as file:
+            marked = file.read(len(GZIP_MARK)) == GZIP_MARK
+            file.seek(-GZIP_LENGTH.size, os.SEEK_END)
+            return max(GZIP_LENGTH.unpack(file.read(GZIP_LENGTH.size))[0], size) if marked else size
+    except OSError:
+        return size
 
 
 def list_folder(folder: Path) -> Sequence[os.DirEntry[str]]:
@@ -372,61 +316,3 @@ def _link_fault(entry: os.DirEntry[str], real_top: str) -> str | None:
     if not os.path.exists(target):  # noqa: PTH110
         return "a link to nothing"
     return "" if entry.is_dir() else None  # what lies in the folder is found where it is
-
-
-def _member_fault(info: zipfile.ZipInfo) -> tuple[str, str] | None:
-    """Return why an archive's member is refused: reason and message; None where it isn't."""
-    parts = info.orig_filename.replace("\\", "/").split("/")
-    if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in info.orig_filename or "\\" in info.orig_filename:
-        return "name", "the name leads out of the archive"
-    if stat.S_ISLNK(info.external_attr >> 16):
-        return "link", "a link within an archive"
-    if info.flag_bits & _ENCRYPTED:
-        return "packing", "encrypted"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "packing", "packed by another method than deflate"
-    return None
-
-
-def _overlapping(members: Sequence[zipfile.ZipInfo]) -> set[int]:
-    """Return the numbers of the members whose packed bytes run into the next one's, or that stand where another does.
-
-    Many can share their bytes so, and a small archive gives as many large files.
-    """
-    order = sorted(range(len(members)), key=lambda number: (members[number].header_offset, number))
-    found = set()
-    for number, following in pairwise(order):
-        info, start = members[number], members[following].header_offset
-        end = info.header_offset + _LOCAL_HEADER.size + len(info.orig_filename) + info.compress_size
-        if start == info.header_offset:
-            found.add(following)
-        elif end > start:
-            found.add(number)
-    return found
-
-
-def _follows_another(root: Path, members: Sequence[zipfile.ZipInfo]) -> bool:
-    """Whether another archive's members stand before the first of these, as where that was cut after a whole one."""
-    with root.open("rb") as file:
-        return min((info.header_offset for info in members), default=0) > 0 and file.read(4) == b"PK\3\4"
-
-
-def _is_under(path: str, under: str, recursive: bool) -> bool:
-    if under and not path.startswith(f"{under}/"):
-        return False
-    return recursive or "/" not in path[len(under) + 1 if under else 0 :]
-
-
-def _listing(rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> pd.DataFrame:
-    values = list(zip(*rows, strict=True)) or [()] * len(columns)
-    table = {
-        name: np.array(column, dtype=object if name == "path" else np.int64)
-        for name, column in zip(columns, values, strict=True)
-    }
-    return pd.DataFrame(table).sort_values("path", ignore_index=True)
-
-
-def _refusals(rows: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["path", "reason", "message"], dtype=object).sort_values(
-        "path", ignore_index=True
-    )
