@@ -1172,6 +1172,11 @@ class PreprocessingConfig(GeneralOptions, DataLocation, PseudonymOptions):
         "image files: npy: plain numpy arrays; blosc2: losslessly compressed .b2nd arrays, about a third of the size",
         choices=("npy", "blosc2"),
     )
+    check: bool = option(
+        False,
+        "1: write nothing; read some hundred files and the labels, and tell in seconds what the source holds, what the "
+        "labels fit, which folds are possible, and what time and disk a dataset takes",
+    )
     pre_verify: bool = option(
         False, "1: convert nothing; read a finished dataset's images again: all there, right shape, right hash"
     )
@@ -1193,6 +1198,11 @@ class PreprocessingConfig(GeneralOptions, DataLocation, PseudonymOptions):
     seed: int = option(0, "seed of the folds", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
+        for name in ("pre_verify", "pre_audit") if self.check else ():
+            if getattr(self, name):
+                raise UsageError(f"--{name}=1 doesn't go with --check=1, which makes no dataset; leave one of them out")
+        if self.check and self.pre_scheduler != "local":
+            raise UsageError(f"--pre_scheduler={self.pre_scheduler} doesn't go with --check=1, which reads here")
         if self.pre_verify and self.pseudonym_key is not None:
             raise UsageError("--pseudonym_key doesn't go with --pre_verify=1, which converts nothing; leave it out")
         if self.pre_folds == 1 and self.pre_holdout == 0:

@@ -13,13 +13,20 @@ from config import PreprocessingConfig
 
 @command
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Make or finish the dataset; print its folder as the last line and return it."""
+    """Make or finish the dataset, or only look at it or its source; print its folder as the last line and return it."""
     config = parse_args(PreprocessingConfig, argv)
     set_verbosity(config.verbosity)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_checks import audit_dataset, find_dataset, leaves_dataset_alone, verify_dataset
+    from rsna_dataset import dataset_folder
     from rsna_preprocessing import preprocess
+
+    if config.check:
+        from rsna_survey import survey
+
+        survey(config)
+        return dataset_folder(config.data_input_folder, config.data_dataset)
 
     def audit(folder: Path) -> None:
         if config.pre_audit:

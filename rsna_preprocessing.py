@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from common.dicom.errors import RETRIED_REASONS
 from common.errors import UsageError, WorkError
 from common.files import atomic_path, remove_temporaries, write_csv, write_json
 from common.machine import usable_cores
-from common.preprocessing.convert import ImageForm, Task
+from common.preprocessing.convert import KEPT, ImageForm, Record, Task
 from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_slice, shown
 from common.preprocessing.folder import check_space, claim_folder, list_files
@@ -151,18 +152,10 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
     """
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     source = find_source(config)
-    labels, asked = read_source_tables(source, config)
-    label_file = None if config.pre_labels is None else read_label_file(config.pre_labels)
+    tables = read_tables(source, config)
     with claim_folder(folder), claim_folder(folder / "images"):
         key_file = key_place(config)
-        pseudonyms = Pseudonyms(load_key(key_file), COMPETITION_NAMES if source.competition else {})
-        files = list_source(source, pseudonyms, skip=(folder.parent, *private_files(key_file)))
-        if all(table.empty for table in files):
-            raise UsageError(f"{config.pre_source or config.data_input_folder}: holds no files")
-        id_map = IdMap(key_file.with_name(ID_MAP.format(config.data_dataset)))
-        if label_file is not None:
-            label_file = located_labels(config, label_file, source, files[0]["path"])
-        job = Job(config, folder, image_form(config), source, pseudonyms, labels, label_file, asked, *files, id_map)
+        job = build_job(config, folder, source, tables, key_file, load_key(key_file))
         state = source_hash(job)
         journal = Journal(folder / JOURNAL, journal_options(job))
         warn_of_other_source(job)
@@ -178,7 +171,7 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
             convert(job, tasks, journal)
             records = journal.read()
             job = replace(job, files=named_by_path(job.files, records))
-            again = misnamed(job.files, records, pseudonyms)
+            again = misnamed(job.files, records, job.pseudonyms)
             if len(again):
                 tell(f"{len(again)} files share their SOPInstanceUID with others; their ids come from their paths")
                 convert(job, tasks_of(job, job.files.loc[again]), journal)
@@ -222,16 +215,44 @@ def find_source(config: PreprocessingConfig) -> Source:
     return Source(tree, None)
 
 
-def read_source_tables(source: Source, config: PreprocessingConfig) -> tuple[pd.DataFrame, pd.Index]:
-    """Return the labels that the source has, unless --pre_labels gives others, and the ids of its sample submission."""
+@dataclass(frozen=True)
+class Tables:
+    """The CSVs of a job: ``labels`` of the source, ``label_file`` that of --pre_labels in their place, ``asked``: the
+    ids of the sample submission. As in :class:`Job`.
+    """
+
+    labels: pd.DataFrame
+    label_file: pd.DataFrame | None
+    asked: pd.Index
+
+
+def read_tables(source: Source, config: PreprocessingConfig) -> Tables:
+    """Read labels and sample submission of a source; the errors of the functions that read them."""
     competition = source.competition
     labels = pd.DataFrame(index=pd.Index([], name="id"))
-    if competition is None:
-        return labels, pd.Index([])
-    if config.pre_labels is None:
+    if competition is not None and config.pre_labels is None:
         labels = read_competition_labels(competition.train_csv)
-    sample = competition.sample_submission
-    return labels, pd.Index([]) if sample is None else read_submission(sample).index
+    sample = None if competition is None else competition.sample_submission
+    asked = pd.Index([]) if sample is None else read_submission(sample).index
+    return Tables(labels, None if config.pre_labels is None else read_label_file(config.pre_labels), asked)
+
+
+def build_job(
+    config: PreprocessingConfig, folder: Path, source: Source, tables: Tables, key_file: Path, key: bytes
+) -> Job:
+    """List the source and put together what a run works on; UsageError for a source without files or labels of none."""
+    pseudonyms = Pseudonyms(key, COMPETITION_NAMES if source.competition else {})
+    files, refused = list_source(source, pseudonyms, skip=(folder.parent, *private_files(key_file)))
+    if files.empty and refused.empty:
+        raise UsageError(f"{config.pre_source or config.data_input_folder}: holds no files")
+    id_map = IdMap(key_file.with_name(ID_MAP.format(config.data_dataset)))
+    label_file = tables.label_file
+    if label_file is not None:
+        label_file = located_labels(config, label_file, source, files["path"])
+    form = image_form(config)
+    return Job(
+        config, folder, form, source, pseudonyms, tables.labels, label_file, tables.asked, files, refused, id_map
+    )
 
 
 def located_labels(
@@ -395,8 +416,8 @@ def tasks_of(job: Job, files: pd.DataFrame) -> list[Task]:
     return file_tasks(job.source.tree, files, job.folder / "images")
 
 
-def file_tasks(tree: Tree, files: pd.DataFrame, folder: Path) -> list[Task]:
-    """Return what converts these rows of :func:`list_source` to images in ``folder``."""
+def file_tasks(tree: Tree, files: pd.DataFrame, folder: Path | None) -> list[Task]:
+    """Return what converts these rows of :func:`list_source` to images in ``folder``; None: they are only read."""
     return [
         Task(row.own_id, row.Index, row.split, row.bytes, row.mtime_ns, tree.file_at(row), folder, row.by_path)
         for row in files.itertuples()
@@ -617,17 +638,35 @@ def check_share(records: pd.DataFrame, job: Job) -> None:
     What is no slice never counts.
     """
     failed = failure_table(records, job.files, job.refused)
+    count, total = failed_share(failed, len(job.files) + len(job.refused))
+    if count > job.config.pre_max_failed * total:
+        raise WorkError(
+            f"{too_many_failed(count, total, job.config.pre_max_failed)}: "
+            f"{count_reasons(failed[~is_no_slice(failed)].drop_duplicates('file'))}; the dataset is complete without "
+            f"them; see {job.folder / FAILED_FILE}"
+        )
+
+
+def failed_share(failed: pd.DataFrame, files: int) -> tuple[int, int]:
+    """Return how many files failed and of how many, without those that are no slices; ``files``: all that there are."""
     other = is_no_slice(failed)
     failed, other = failed[~other].drop_duplicates("file"), failed[other].drop_duplicates("file")
     # A file counts once, however many frames it has, and only where all that failed of it is no slice it doesn't.
-    other = other[~other["file"].isin(failed["file"])]
-    total = len(job.files) + len(job.refused) - len(other)
-    if len(failed) > job.config.pre_max_failed * total:
-        raise WorkError(
-            f"{len(failed)} of {total} files failed ({len(failed) / total:.2%}), more than "
-            f"--pre_max_failed={job.config.pre_max_failed:g} accepts: {count_reasons(failed)}; the dataset is complete "
-            f"without them; see {job.folder / FAILED_FILE}"
-        )
+    return len(failed), files - int((~other["file"].isin(failed["file"])).sum())
+
+
+def too_many_failed(count: int, files: int, accepted: float) -> str:
+    """Return what is said of more failures than are ``accepted``, with the value that would accept them."""
+    enough = math.ceil(100 * count / files) / 100
+    return (
+        f"{count} of {files} files failed ({count / files:.2%}), more than --pre_max_failed={accepted:g} accepts "
+        f"(--pre_max_failed={enough:g} would)"
+    )
+
+
+def record_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return records as a table of what may be kept of them."""
+    return pd.DataFrame([[getattr(record, name) for name in KEPT] for record in records], columns=list(KEPT))
 
 
 def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: str) -> dict[str, Any]:

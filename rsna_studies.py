@@ -27,7 +27,7 @@ from common.console import tell
 from common.errors import UsageError, WorkError
 from common.files import remove_temporaries, write_csv, write_json
 from common.hardware import cpu_cores
-from common.preprocessing.convert import KEPT, ImageForm, Record, Task
+from common.preprocessing.convert import ImageForm, Record, Task
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice, shown
 from common.preprocessing.id_map import COLUMNS, IdMap, file_rows, map_rows
 from common.preprocessing.isolation import PROJECT
@@ -65,6 +65,7 @@ from rsna_preprocessing import (
     image_form,
     list_source,
     private_files,
+    record_table,
 )
 from rsna_study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
 
@@ -241,11 +242,6 @@ def convert_source(
 def convert_all(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> list[Record]:
     """Return the records of all files."""
     return [record for chunk in convert_files(tasks, form, jobs, pseudonyms) for record in chunk] if tasks else []
-
-
-def record_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return records as a table of what may be kept of them."""
-    return pd.DataFrame([[getattr(record, name) for name in KEPT] for record in records], columns=list(KEPT))
 
 
 def find_key(config: PredictConfig, output: Path) -> Path:

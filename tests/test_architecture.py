@@ -30,7 +30,7 @@ RSNA_LAYERS = (  # each imports from those before it only
     {"rsna_dataset", "rsna_phantom"},
     {"rsna_features"},
     {"rsna_data", "rsna_model", "rsna_network", "rsna_evaluation", "rsna_preprocessing", "rsna_checks"},
-    {"rsna_lineage"},
+    {"rsna_lineage", "rsna_survey"},
     {"rsna_sequence"},
     {"rsna_whole_series"},
     {"rsna_prediction", "rsna_submission"},

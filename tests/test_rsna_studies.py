@@ -229,7 +229,7 @@ def test_calibrated_predictions_are_those_of_the_temperatures_that_evaluate_fitt
 def test_what_can_not_be_predicted_is_one_line(small_dataset, weights, tmp_path, capsys):
     output = tmp_path / "out"
     assert refusal(capsys, tmp_path / "nowhere", weights, output) == (
-        2, f"error: --source={tmp_path / 'nowhere'}: no such folder or zip archive"
+        2, f"error: --source={tmp_path / 'nowhere'}: no such folder, archive or file"
     )  # fmt: skip
     empty = tmp_path / "empty"
     empty.mkdir()

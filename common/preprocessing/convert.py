@@ -75,7 +75,8 @@ class Task:
 
     ``own_id``: the image's own name where that is a pseudonym already, else "", and its id becomes a keyed hash of its
     SOPInstanceUID, or of its path where it has none or ``by_path`` (several files have the same). ``source_id`` is what
-    the journal knows it by; ``file_bytes`` and ``mtime_ns`` tell a later run whether the file has changed.
+    the journal knows it by; ``file_bytes`` and ``mtime_ns`` tell a later run whether the file has changed. Without a
+    ``folder`` the file is only read: its records are the same, and nothing is written.
     """
 
     own_id: str
@@ -84,7 +85,7 @@ class Task:
     file_bytes: int
     mtime_ns: int
     source: SourceFile
-    folder: Path
+    folder: Path | None
     by_path: bool = False
 
 
@@ -189,7 +190,11 @@ def _convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms, messages:
     try:
         for record, image in _read_images(task, form, pseudonyms):
             if image is not None:
-                record.image_bytes = write_image(task.folder / f"{record.image_id}{form.suffix}", image)
+                record.image_bytes = (
+                    sum(memoryview(part).nbytes for part in encode_image(image, form.suffix))
+                    if task.folder is None
+                    else write_image(task.folder / f"{record.image_id}{form.suffix}", image)
+                )
             records.append(record)
     except DicomError as error:
         records = [failure(task, error.reason, str(error))]
