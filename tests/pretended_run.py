@@ -24,14 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.pretended_cuda import MACHINE, ROOT, Finding, Settings
 
-LIMIT_S = 900  # for the whole of a process: what hangs is an error, also where the machine is busy
+LIMIT_S = 2400  # for the whole of a process: what hangs is an error, also where the machine is busy
 
 
 @dataclass(frozen=True)
 class Request:
     """A command of the project, what goes wrong in it, and the capability of the GPU that it sees.
 
-    ``fits``: the largest batch that the GPU's memory holds; 0: any.
+    ``fits``: the largest batch that the GPU's memory holds; 0: any. ``rates``: how many the finder of learning rates
+    tries, 0: as many as a user's.
     """
 
     script: str
@@ -40,6 +41,7 @@ class Request:
     broken: str = ""
     capability: tuple[int, int] = (9, 0)
     fits: int = 0
+    rates: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,14 @@ def limited(size: int) -> Callable[[Any, Any], Any]:
     return fit
 
 
+def fewer_rates(steps: int) -> Callable[[], None]:
+    """Let the finder of learning rates take fewer steps; return what undoes it."""
+    from common.networks.finders import find_learning_rate
+
+    lowest, highest, _ = find_learning_rate.__defaults__
+    return swapped(find_learning_rate, "__defaults__", (lowest, highest, steps))
+
+
 @contextmanager
 def captured(file: Any) -> Iterator[None]:
     """Within this context ``file`` gets what this process and its children print."""
@@ -225,6 +235,7 @@ def run(request: Request) -> dict[str, Any]:
     undo = [BROKEN[request.broken]()] if request.broken else []
     undo += [changed_step(spoiled(request.nan_at))] if request.nan_at else []
     undo += [changed_step(limited(request.fits))] if request.fits else []
+    undo += [fewer_rates(request.rates)] if request.rates else []
     code = 0
     with tempfile.TemporaryFile() as file:
         with captured(file):

@@ -169,7 +169,7 @@ def test_options_of_a_training_in_every_precision(flags: list[str], tmp_path: Pa
         ),
         "finders": (
             [*TWO, ALONE, *half, "--optim=sgd", "--tr_lr_find=1", "--tr_batch_find=1", "--optim_lr=0.01"],
-            {"fits": 16},
+            {"fits": 16, "rates": 30},
             allowed(2),
         ),
         "stop": ([*three, ALONE, OVERFIT], {"nan_at": [2]}, None),
