@@ -207,7 +207,7 @@ def test_models_and_options_that_do_not_go_together_are_one_line(
         (with_features, [f"--sequence={sequence_file}", "--tta=train_demo.json"], "--sequence doesn't go with --tta"),
         (with_features, [f"--sequence={sequences}", "--calibrate=1"], "--calibrate=1 needs one model's weights"),
         (with_features, [f"--sequence={sequence_file}", "--calibrate=1"], "evaluate.py --experiment_id=… makes it"),
-        (finished / "fold_0", [], "is no cross-validation's folder"),
+        (small_dataset.folder, [], "is no cross-validation's folder"),
     ]:
         with pytest.raises(SystemExit) as ended:
             run(source, weights, output, *flags)
