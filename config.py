@@ -621,9 +621,11 @@ class TrainConfig(
 
     def __post_init__(self) -> None:
         if self.tr_iteration_valid % self.tr_accumulation_step:
+            works = max(self.tr_iteration_valid // self.tr_accumulation_step, 1) * self.tr_accumulation_step
             raise UsageError(
                 f"--tr_iteration_valid={self.tr_iteration_valid} is not a multiple of "
-                f"--tr_accumulation_step={self.tr_accumulation_step}: checkpoints must stand at an optimizer step"
+                f"--tr_accumulation_step={self.tr_accumulation_step}: checkpoints must stand at an optimizer step; "
+                f"--tr_iteration_valid={works} works"
             )
         if self.tr_early_stop_delta is not None and not self.tr_early_stop:
             raise UsageError("--tr_early_stop_delta needs --tr_early_stop")

@@ -73,6 +73,8 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
         raise UsageError(
             f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_rows)} training images of fold "
             f"{config.data_fold}{' with --dev_enabled=1' if config.dev_enabled else ''}"
+            + f"; --tr_batch_size={len(train_rows)} is the largest that works"
+            * (len(train_rows) > 0)
         )
     if valid_rows.empty:
         raise WorkError(
@@ -164,7 +166,8 @@ def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) 
         listing = ", ".join(f"{rows}x{columns} ({image_id})" for (rows, columns), image_id in found.items())
         raise UsageError(
             f"--data_image_size=0: the pictures have different sizes, which can't stand in one batch: {listing}; give "
-            "a size, or a transform file that makes them equal"
+            f"a size (--data_image_size={max(map(max, found))} keeps all detail), or a transform file that makes them "
+            "equal"
         )
 
 
@@ -192,7 +195,11 @@ def overfit_rows(rows: pd.DataFrame, batches: int, batch_size: int) -> pd.DataFr
     """Return the images of ``batches`` batches, evenly spread over ``rows``; UsageError where there are too few."""
     count = batches * batch_size
     if count > len(rows):
-        raise UsageError(f"--tr_overfit={batches}: {count} images are more than the {len(rows)} of the training set")
+        most = len(rows) // batch_size
+        raise UsageError(
+            f"--tr_overfit={batches}: {count} images are more than the {len(rows)} of the training set"
+            + f"; --tr_overfit={most} is the most that works" * (most > 0)
+        )
     return rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 

@@ -55,7 +55,7 @@ def build_slice_network(config: TrainConfig, channels: int, starting_weights: bo
     if config.net_in_chans not in (None, channels):
         raise UsageError(
             f"--net_in_chans={config.net_in_chans}: the pictures have {channels} channels; change the windows "
-            "(--data_windows or the transform files), or leave --net_in_chans out"
+            f"(--data_windows or the transform files), or give --net_in_chans={channels}"
         )
     if config.net_weight_adapt and config.net_weight_file is None:
         raise UsageError("--net_weight_adapt=1 needs --net_weight_file")

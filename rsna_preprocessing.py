@@ -22,7 +22,7 @@ import pandas as pd
 from common.arguments import to_dict
 from common.console import progress, tell
 from common.dicom.errors import RETRIED_REASONS
-from common.errors import UsageError, WorkError
+from common.errors import UsageError, WorkError, nearest_file
 from common.files import atomic_path, remove_temporaries, write_csv, write_json
 from common.machine import usable_cores
 from common.preprocessing.convert import KEPT, ImageForm, Record, Task
@@ -200,7 +200,9 @@ def find_source(config: PreprocessingConfig) -> Source:
     """Return where the files lie; UsageError saying what was looked for where there are none."""
     searched = config.pre_source or config.data_input_folder
     if config.pre_source is not None and not config.pre_source.exists():
-        raise UsageError(f"--pre_source={config.pre_source}: no such folder, archive or file")
+        raise UsageError(
+            f"--pre_source={config.pre_source}: no such folder, archive or file{nearest_file(config.pre_source)}"
+        )
     competition = find_competition(searched)
     if competition is not None:
         return Source(competition.tree, competition)
@@ -492,8 +494,9 @@ def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
     freed = int(stored.reindex(replaced).sum())
     # Not for what lies there: a backup or a film beside the slices writes nothing.
     written = [task.file_bytes for task in tasks if can_be_image(task.source, task.file_bytes)]
-    needed = job.form.bytes_needed(sum(written), len(written))
-    check_space(job.folder, needed - freed + len(job.files) * TABLE_BYTES)
+    needed, smaller = (form.bytes_needed(sum(written), len(written)) - freed + len(job.files) * TABLE_BYTES
+                       for form in (job.form, replace(job.form, file_format="blosc2")))  # fmt: skip
+    check_space(job.folder, needed, {"--pre_format=blosc2": smaller})
     tell(f"{len(job.files)} files, {len(tasks)} of them to convert")
     failures, left = 0, len(tasks)
     jobs = job.config.n_jobs or usable_cores()

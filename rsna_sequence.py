@@ -67,6 +67,8 @@ def training_series(
         raise UsageError(
             f"--tr_batch_size={batch}{many} is larger than the {len(dataset)} training series of fold "
             f"{config.data_fold}: with --net_kind={config.net_kind} a batch is of series"
+            + f"; --tr_batch_size={len(dataset) // processes} is the largest that works"
+            * (len(dataset) >= processes)
         )
     sampler = LengthSampler(dataset.lengths, batch, config.seed, distributed.rank(), processes)
     return make_loader(dataset, sampler, batch, workers, drop_last=True, seed=config.seed, collate=collate)

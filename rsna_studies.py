@@ -24,7 +24,7 @@ import pandas as pd
 
 from common.checkpoint import load_checkpoint
 from common.console import tell
-from common.errors import UsageError, WorkError
+from common.errors import UsageError, WorkError, nearest_file
 from common.files import remove_temporaries, write_csv, write_json
 from common.hardware import cpu_cores
 from common.preprocessing.convert import ImageForm, Record, Task
@@ -282,7 +282,7 @@ def find_files(path: Path) -> Source:
     """
     tree = open_tree(path)
     if tree is None:
-        raise UsageError(f"--source={path}: no such folder, archive or file")
+        raise UsageError(f"--source={path}: no such folder, archive or file{nearest_file(path)}")
     competition = find_competition(path) or find_competition(path.resolve().parent)
     return Source(tree, competition)
 

@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -56,6 +57,14 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
     if not matches:
         return ""
     return f"; did you mean {' or '.join(repr(match) for match in matches)}?"
+
+
+def nearest_file(path: Path) -> str:
+    """Return the end of a sentence that names what lies beside ``path`` with nearly its name, or an empty text."""
+    try:
+        return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+    except OSError:
+        return ""
 
 
 def command(main: Callable[P, R]) -> Callable[P, R]:

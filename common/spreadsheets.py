@@ -14,12 +14,13 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
 import pandas as pd
 
-from common.errors import UsageError, UserError, WorkError, nearest
+from common.errors import UsageError, UserError, WorkError, nearest, nearest_file
 
 SEPARATORS = (",", ";", "\t", "|")
 HEADER_BYTES = 2**16  # in which the header ends
@@ -159,7 +160,7 @@ def first_row(mask: np.ndarray, rows: Sequence[int]) -> tuple[int, int]:
 
 def _unreadable(path: TableFile, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
-        return UsageError(f"{path}: no such file")
+        return UsageError(f"{path}: no such file{nearest_file(path) if isinstance(path, Path) else ''}")
     if isinstance(error, OSError):
         return UsageError(f"{path}: cannot be read ({error.strerror})")
     if isinstance(error, UnicodeError):

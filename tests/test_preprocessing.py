@@ -639,7 +639,10 @@ def test_a_folder_without_the_competitions_files_says_what_was_expected_and_how_
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--data_input_folder={tmp_path / 'input'}", f"--pre_source={tmp_path / 'archive.zip'}"]
-    assert failure(capsys, flags) == (2, f"error: --pre_source={tmp_path}/archive.zip: no such folder or zip archive")
+    assert failure(capsys, flags) == (
+        2,
+        f"error: --pre_source={tmp_path}/archive.zip: no such folder, archive or file",
+    )
     assert not (tmp_path / "input").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -534,6 +535,8 @@ def test_pictures_of_several_sizes_as_stored_are_refused_before_the_run(trained,
     assert code == 2
     assert "--data_image_size=0: the pictures have different sizes" in line
     assert "64x64" in line
+    largest = max(int(side) for sides in re.findall(r"(\d+)x(\d+) \(", line) for side in sides)
+    assert f"--data_image_size={largest} keeps all detail" in line
     assert not (tmp_path / "results").exists()
 
 

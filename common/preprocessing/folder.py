@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,13 +40,19 @@ def claim_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raise WorkError where the disk of ``folder`` has less than ``needed_bytes`` left."""
+def check_space(folder: Path, needed_bytes: int, ways: Mapping[str, int] | None = None) -> None:
+    """Raise WorkError where the disk of ``folder`` has less than ``needed_bytes`` left.
+
+    ``ways``: options with which fewer bytes would do; those are named that fit.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
+        fitting = [
+            f"{option} needs {count / 1e9:.2f} GB, or " for option, count in (ways or {}).items() if count <= free
+        ]
         raise WorkError(
-            f"{folder}: the disk has {free / 1e9:.2f} GB free, the images need {needed_bytes / 1e9:.2f} GB; make "
-            "space or choose another --data_input_folder"
+            f"{folder}: the disk has {free / 1e9:.2f} GB free, the images need {needed_bytes / 1e9:.2f} GB; "
+            f"{''.join(fitting)}make space or choose another --data_input_folder"
         )
 
 
