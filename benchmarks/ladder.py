@@ -1,6 +1,7 @@
 """The ladder: from the constant predictor to a calibrated ensemble, a few commands a rung, judged on other patients.
 
 python benchmarks/ladder.py FOLDER            about an hour of one core, 10 GB of disk
+python benchmarks/ladder.py FOLDER --seeds=3  the same three times on the same data: what chance alone moves
 python benchmarks/ladder.py FOLDER --quick    some minutes: says that all rungs work, and not what they are worth
 
 Makes a phantom of difficulty `real` in FOLDER whose test studies have known labels (phantom_truth.csv) that no command
@@ -8,7 +9,8 @@ reads, climbs with this project's own commands, and trains two rivals (rivals.py
 networks saw. A rung is built on the best rung below it; which that is, and all that is chosen or fitted, comes from
 validation and out-of-fold predictions, never from the test studies. FOLDER/ladder.md and ladder.csv hold the table:
 weighted log loss of the test images with a 95 % interval over patients, and the paired difference from the rung that
-this one was built on. The same command goes on where an earlier one was stopped.
+this one was built on; with several seeds a table of each, and one of all. The same command goes on where an earlier
+one was stopped.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 DATASET = "real"
+DATA_STEPS = ("phantom", "preprocessing")
 FOLDS = 3
 VIEWS = 4
 DRAWS = 10_000
@@ -84,10 +87,11 @@ class Rung:
 class Ladder:
     """Runs commands in a folder once, keeps what they took, and collects the rungs."""
 
-    def __init__(self, folder: Path, budget: Budget, n_jobs: int) -> None:
-        """``folder`` may hold what an earlier, stopped run left; ``n_jobs`` as everywhere."""
-        self.folder, self.budget, self.results = folder, budget, folder / "results"
-        self.cores = f"--n_jobs={n_jobs}"
+    def __init__(self, folder: Path, budget: Budget, n_jobs: int, seed: int = 0) -> None:
+        """``folder`` may hold what an earlier run left; ``n_jobs`` as everywhere; ``seed``: of all trainings."""
+        self.folder, self.budget, self.seed = folder, budget, seed
+        self.results = folder / ("results" if seed == 0 else f"results_{seed}")
+        self.cores, self.own_seed = f"--n_jobs={n_jobs}", f"--seed={seed}"
         self.record_file = folder / "ladder.json"
         folder.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, dict[str, Any]] = {}
@@ -102,6 +106,7 @@ class Ladder:
         """Run ``python <command>`` unless the step was done before; its output goes to ``logs/<step>.log``."""
         from common.files import write_json
 
+        step = self.step(step)
         if step in self.done:
             return
         line = ["python", *(word.replace(str(self.folder), "FOLDER") for word in command)]
@@ -118,10 +123,15 @@ class Ladder:
         self.done[step] = {"command": line, "seconds": seconds, "cpu_seconds": cpu}
         write_json(self.record_file, self.done)
 
+    def step(self, name: str) -> str:
+        """Return the name of a step among those of all seeds, which share the data."""
+        return name if self.seed == 0 or name in DATA_STEPS else f"{name} seed {self.seed}"
+
     @property
     def place(self) -> list[str]:
         """Options that every training has."""
-        return [f"--data_input_folder={self.folder}", f"--data_dataset={DATASET}", f"--output_dir={self.results}"]
+        data = [f"--data_input_folder={self.folder}", f"--data_dataset={DATASET}"]
+        return [*data, f"--output_dir={self.results}", self.own_seed]
 
     def make_data(self) -> None:
         """Write the phantom and preprocess it to 128 pixels."""
@@ -302,7 +312,7 @@ def studies(ladder: Ladder, single: Rung, slices: str) -> None:
         ladder.run(f"{name} held out", "predict.py", ladder.cores, weights, "--split=holdout")
     for name, title, command in (
         ("ensemble", "+ ensemble of slices and sequences", ["ensemble.py", slices, "sequence", "--ens_fit=weights"]),
-        ("level", "+ second level (boosted trees)", ["second_level.py", slices, "sequence"]),
+        ("level", "+ second level (boosted trees)", ["second_level.py", slices, "sequence", ladder.own_seed]),
     ):
         ladder.run(name, *command, results, f"--experiment_id={name}")
         test, known = read(name)
@@ -322,12 +332,12 @@ def rivals(ladder: Ladder) -> None:
     """Two programs that this project is not, on all training images, with the budget of the three folds' networks."""
     budget = ladder.budget
     for name, title in (("plain", "a plain torch loop"), ("timm", "timm's recipe")):
-        output = ladder.folder / f"{name}.csv"
+        output = ladder.folder / f"{name}{'' if ladder.seed == 0 else f'_{ladder.seed}'}.csv"
         ladder.run(
             name, "benchmarks/rivals.py", name, str(ladder.folder), f"--dataset={DATASET}", f"--model={budget.model}",
             ladder.cores,
             f"--size={budget.size}", f"--batch={budget.batch}", f"--iterations={FOLDS * budget.iterations}",
-            f"--output={output}",
+            f"--output={output}", ladder.own_seed,
         )  # fmt: skip
         ladder.add(Rung(title, ladder.submission(output), None, (name,)))
 
@@ -348,8 +358,9 @@ def table_of(ladder: Ladder) -> pd.DataFrame:
     rows = []
     for rung in ladder.rungs:
         low, high, _ = mean_interval(bootstrap, values[rung.name], positive, "log")
-        steps = [ladder.done[step] for step in rung.steps]
+        steps = [ladder.done[ladder.step(step)] for step in rung.steps]
         row = {
+            "seed": ladder.seed,
             "rung": rung.name, "log_loss": values[rung.name].mean(), "low": low, "high": high, "built_on": rung.base,
             "known": rung.known, "basis": rung.basis, "goes_on": rung.helps,
             **{unit: sum(step[unit] for step in steps) for unit in ("seconds", "cpu_seconds")},
@@ -391,6 +402,25 @@ def markdown(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def seeds_table(table: pd.DataFrame) -> str:
+    """Return as Markdown what the seeds' tables, one below the other, say of each rung together."""
+    seeds = table["seed"].unique().tolist()
+    lines = [
+        f"Test log loss of {len(seeds)} seeds",
+        "",
+        f"| rung | {' | '.join(f'seed {seed}' for seed in seeds)} | mean (standard deviation) | change, mean [lowest, "
+        "highest] | goes on |",
+        f"| --- |{' --- |' * (len(seeds) + 3)}",
+    ]
+    for name, rows in table.groupby("rung", sort=False):
+        values, changes = rows["log_loss"], rows["change"].dropna()
+        change = "–" if changes.empty else f"{changes.mean():+.4f} [{changes.min():+.4f}, {changes.max():+.4f}]"
+        each = " | ".join(f"{value:.4f}" for value in values)
+        built = "–" if rows["known"].isna().all() else f"{int(rows['goes_on'].sum())} of {len(rows)}"
+        lines.append(f"| {name} | {each} | {values.mean():.4f} ({values.std(ddof=1):.4f}) | {change} | {built} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Climb, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -399,27 +429,40 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a small phantom and short trainings")
     parser.add_argument("--n_jobs", type=int, default=0, help="cores to use; 0: all there are")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds to train all by, each on the same data")
     options = parser.parse_args()
+    import pandas as pd
+
     from common.files import write_csv, write_text
 
-    budget = QUICK if options.quick else FULL
-    ladder = Ladder(options.folder.resolve(), budget, options.n_jobs)
-    ladder.make_data()
-    single, slices = single_networks(ladder, constant(ladder))
-    studies(ladder, single, slices)
-    rivals(ladder)
-    table = table_of(ladder)
-    text = f"{budget.model}, {budget.size} pixels, {budget.iterations} iterations of {budget.batch} for each network"
-    ours = table[table["goes_on"] & table["built_on"].notna()].iloc[-1]
-    facts = {"images": len(ladder.truth), "patients": ladder.truth["group_id"].nunique(), "text": text}
-    facts["chosen"] = ours["rung"]  # by validation and held-out predictions, not by the test images
-    write_csv(ladder.folder / "ladder.csv", table)
-    report = markdown(table, facts)
-    write_text(ladder.folder / "ladder.md", report + "\n")
-    print(f"\n{report}")
-    better = table[table["built_on"].isna()].iloc[1:]["log_loss"].min()
-    print(f"\n{ours['rung']}: {ours['log_loss'] / better:.2f} of the better rival's log loss (aim: at most 0.80)")
-    print(ladder.folder / "ladder.md")
+    budget, folder = QUICK if options.quick else FULL, options.folder.resolve()
+    tables, reports, shares = [], [], []
+    for seed in range(options.seeds):
+        ladder = Ladder(folder, budget, options.n_jobs, seed)
+        ladder.make_data()
+        single, slices = single_networks(ladder, constant(ladder))
+        studies(ladder, single, slices)
+        rivals(ladder)
+        table = table_of(ladder)
+        ours = table[table["goes_on"] & table["built_on"].notna()].iloc[-1]
+        text = (
+            f"{budget.model}, {budget.size} pixels, {budget.iterations} iterations of {budget.batch} for each network"
+        )
+        facts = {"images": len(ladder.truth), "patients": ladder.truth["group_id"].nunique()}
+        # Chosen by validation and held-out predictions, not by the test images.
+        facts |= {"text": f"{text}, seed {seed}", "chosen": ours["rung"]}
+        reports.append(markdown(table, facts))
+        better = table[table["built_on"].isna()].iloc[1:]["log_loss"].min()
+        shares.append(f"seed {seed}: {ours['rung']}: {ours['log_loss'] / better:.2f} of the better rival's log loss")
+        tables.append(table)
+    together = pd.concat(tables, ignore_index=True)
+    if options.seeds > 1:
+        reports.append(seeds_table(together))
+    write_csv(folder / "ladder.csv", together)
+    report = "\n\n".join(reports)
+    write_text(folder / "ladder.md", report + "\n")
+    print(f"\n{report}\n\n" + "\n".join(shares) + "\naim: at most 0.80")
+    print(folder / "ladder.md")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 WINDOWS = ((40, 80), (80, 200), (40, 380))  # centre, width in HU
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as timm's default
-SEED = 0
 
 
 def pictures(folder: Path, ids: list[str], size: int) -> np.ndarray:
@@ -116,7 +115,7 @@ def run(
     import torch
     from torch.utils.data import DataLoader
 
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(options.seed)
     device = next(model.parameters()).device
     gpu = device.type == "cuda"
     loader = DataLoader(data, options.batch, shuffle=True, drop_last=True, generator=generator, pin_memory=gpu)
@@ -150,6 +149,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--n_jobs", type=int, default=0, help="cores to use; 0: all there are")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="CSV to write: id and a column for each label")
     options = parser.parse_args()
 
@@ -161,7 +161,7 @@ def main() -> None:
     from common.files import write_csv
     from rsna_dataset import LABELS, dataset_folder, read_metadata
 
-    torch.manual_seed(SEED)
+    torch.manual_seed(options.seed)
     if options.n_jobs:
         torch.set_num_threads(options.n_jobs)
     folder = dataset_folder(options.folder, options.dataset)

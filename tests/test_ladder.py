@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 
+from benchmarks.ladder import QUICK, Ladder, seeds_table
 from rsna_dataset import LABELS
 from tests.pretended_cuda import Settings
 
@@ -28,6 +29,33 @@ def climb(folder: Path) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_each_seed_has_steps_and_results_of_its_own_and_the_data_is_made_once(tmp_path: Path, capsys) -> None:
+    for seed in (0, 1, 1):
+        one = Ladder(tmp_path, QUICK, 1, seed)
+        for step in ("preprocessing", "slice fold 0"):
+            one.run(step, "-c", "pass", one.own_seed)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["preprocessing", "slice fold 0", "slice fold 0 seed 1"]
+    assert [line.split()[-1] for line in said] == ["--seed=0", "--seed=0", "--seed=1"]
+    assert f"--output_dir={tmp_path / 'results_1'}" in one.place
+
+
+def test_the_table_of_all_seeds_has_each_ones_value_their_mean_and_spread() -> None:
+    values = {"constant predictor": [0.23, 0.23, 0.23], "slice network": [0.17, 0.16, 0.18]}
+    rows = [
+        {"seed": seed, "rung": rung, "log_loss": losses[seed], "change": None if known is None else losses[seed] - 0.23,
+         "known": known, "goes_on": seed != 1}
+        for seed in range(3)
+        for (rung, losses), known in zip(values.items(), (None, 0.2), strict=True)
+    ]  # fmt: skip
+    lines = seeds_table(pd.DataFrame(rows).astype({"change": float, "known": float})).splitlines()
+    assert lines[0] == "Test log loss of 3 seeds"
+    assert lines[-2] == "| constant predictor | 0.2300 | 0.2300 | 0.2300 | 0.2300 (0.0000) | – | – |"
+    assert lines[-1] == (
+        "| slice network | 0.1700 | 0.1600 | 0.1800 | 0.1700 (0.0100) | -0.0600 [-0.0700, -0.0500] | 2 of 3 |"
+    )
 
 
 @pytest.mark.slow
