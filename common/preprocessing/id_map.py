@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import errno
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +15,7 @@ import pandas as pd
 from common.errors import WorkError
 from common.files import atomic_path, inert
 from common.preprocessing.convert import Record
+from common.preprocessing.growing import add_rows, adding_to, end_of_lines
 from common.preprocessing.pseudonyms import FILE, IMAGE, is_made
 from common.preprocessing.sources import printable
 
@@ -43,7 +42,8 @@ class IdMap:
         A line that a kill has cut is left out. WorkError for a file that is no such map.
         """
         try:
-            lines = _whole_lines(self.path.read_bytes())
+            content = self.path.read_bytes()
+            lines = content[: end_of_lines(io.BytesIO(content))]
             table = pd.read_csv(io.BytesIO(lines or b",".join(name.encode() for name in COLUMNS)), dtype=str,
                                 keep_default_na=False, index_col=False)[list(COLUMNS)]  # fmt: skip
         except FileNotFoundError:
@@ -71,15 +71,10 @@ class IdMap:
         rows = map_rows(records, path_of)
         if not rows:
             return
-        try:
+        with adding_to(self.path):
             if self.file is None:
                 self.file = self._open()
-            csv.writer(self.file, lineterminator="\n").writerows(rows)
-            self.file.flush()
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            fault = "the disk is full; make space and" if full else f"cannot be written ({error.strerror});"
-            raise WorkError(f"{self.path}: {fault} start again to go on") from None
+            add_rows(self.file, rows)
 
     def finish(self, rows: pd.DataFrame) -> None:
         """Write the map anew with these rows alone (columns :data:`COLUMNS`), by file; without any there is none."""
@@ -97,11 +92,11 @@ class IdMap:
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
         with os.fdopen(handle, "rb+") as file:
             os.fchmod(handle, OWNER_ONLY)
-            whole = len(_whole_lines(file.read()))
+            whole = end_of_lines(file)
             file.truncate(whole)
         opened = self.path.open("a", encoding="utf-8", newline="")
         if not whole:
-            csv.writer(opened, lineterminator="\n").writerow(COLUMNS)
+            add_rows(opened, [COLUMNS])
         return opened
 
 
@@ -133,8 +128,3 @@ def file_rows(failed: pd.DataFrame) -> pd.DataFrame:
     rows = failed[made].drop_duplicates("id")
     empty = dict.fromkeys(COLUMNS[2:], "")
     return rows[["id"]].assign(file=[inert(printable(path)) for path in rows["file"]], **empty)
-
-
-def _whole_lines(content: bytes) -> bytes:
-    """Return a file's content up to its last whole line: a kill can cut the one behind it."""
-    return content[: content.rfind(b"\n") + 1]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import errno
 import io
 import json
-import os
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -19,8 +16,8 @@ import pandas as pd
 
 from common.errors import WorkError
 from common.preprocessing.convert import KEPT, Record
+from common.preprocessing.growing import TAIL_BYTES, add_rows, adding_to, end_of_lines
 
-TAIL_BYTES = 2**16  # longer than any line
 FIELDS = KEPT
 KINDS = {"str": str, "int": np.int64, "float": np.float64}
 TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record) if field.name in FIELDS}
@@ -49,7 +46,7 @@ class Journal:
             return _typed(pd.DataFrame(columns=list(FIELDS)))
         try:
             with self.path.open("rb") as file:
-                end = _end_of_lines(file)
+                end = end_of_lines(file)
                 file.seek(0)
                 table = self._parse(io.BufferedReader(_Start(file, end)))
         except (OSError, ValueError):
@@ -86,7 +83,7 @@ class Journal:
         """Open for adding: with the lines there are, or with none where they belong to other options."""
         if self._usable():
             with self.path.open("rb+") as file:
-                file.truncate(_end_of_lines(file))
+                file.truncate(end_of_lines(file))
             self.file = self.path.open("a", encoding="utf-8", newline="")
         else:
             self.file = self.path.open("w", encoding="utf-8", newline="")
@@ -105,15 +102,8 @@ class Journal:
         """Add records and hand them to the operating system at once."""
         if self.file is None:
             raise ValueError("the journal is not open")
-        try:
-            csv.writer(self.file, lineterminator="\n").writerows(
-                [getattr(record, name) for name in FIELDS] for record in records
-            )
-            self.file.flush()
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            fault = "the disk is full; make space and" if full else f"cannot be written ({error.strerror});"
-            raise WorkError(f"{self.path}: {fault} start again to go on") from None
+        with adding_to(self.path):
+            add_rows(self.file, ([getattr(record, name) for name in FIELDS] for record in records))
 
     def _usable(self) -> bool:
         try:
@@ -141,13 +131,6 @@ def _shared(table: pd.DataFrame) -> pd.DataFrame:
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({name: "category" if name in SHARED else kind for name, kind in TYPES.items()})
-
-
-def _end_of_lines(file: BinaryIO) -> int:
-    """Return where the last whole line of a file ends: a kill can cut the one behind it."""
-    start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
-    file.seek(start)
-    return start + file.read().rfind(b"\n") + 1
 
 
 class _Start(io.RawIOBase):

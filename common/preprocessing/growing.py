@@ -1,0 +1,39 @@
+"""Tables that grow while files are converted: rows are handed over at once, and a line that a kill cut is dropped."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from common.errors import WorkError
+
+TAIL_BYTES = 2**16  # longer than any line
+
+
+@contextmanager
+def adding_to(path: Path) -> Iterator[None]:
+    """Raise WorkError, which says how to go on, where rows can't be added to ``path``."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fault = "the disk is full; make space and" if full else f"cannot be written ({error.strerror});"
+        raise WorkError(f"{path}: {fault} start again to go on") from None
+
+
+def add_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows to an open table and hand them to the operating system at once."""
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    file.flush()
+
+
+def end_of_lines(file: BinaryIO) -> int:
+    """Return where the last whole line of a file ends: a kill can cut the one behind it."""
+    start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+    file.seek(start)
+    return start + file.read().rfind(b"\n") + 1
