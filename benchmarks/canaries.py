@@ -16,19 +16,21 @@ worth nothing. Exit code 1 where anything else holds a canary.
 from __future__ import annotations
 
 import argparse
+import base64
 import gzip
+import importlib
 import io
 import os
 import re
-import subprocess
 import sys
 import tempfile
+import time
 import unicodedata
 import urllib.parse
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +39,7 @@ import numpy as np
 from pydicom import Dataset, config
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.sequence import Sequence
+from pydicom.sequence import Sequence as Items
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -46,6 +48,8 @@ TEXT_KINDS = {"AE": 16, "AS": 4, "CS": 16, "DA": 8, "DT": 26, "TM": 13, "DS": 16
               "PN": 64, "SH": 16, "ST": 200, "UC": 200, "UI": 64, "UR": 200, "UT": 200}  # fmt: skip
 GENERATED, GENERATED_UID, GENERATED_NUMBER = "QXVALUE", "1.2.826.0.1.771177", "8344719205"
 GENERATED_DATE = "18930417"
+PICTURE = re.compile(rb"base64,([0-9A-Za-z+/=]+)")
+BEGINNING = 4  # bytes of a text, which none is shorter than
 SHORTEST = 5  # of a part that is looked for: shorter ones stand in other texts by chance
 UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "å": "aa", "ñ": "n"})
 # Decide whether and how a file is read: given a usual value in files that shall give an image.
@@ -121,15 +125,27 @@ class Wanted:
 
     def find(self, content: bytes) -> tuple[int, int] | None:
         """Return where the first canary stands."""
+        there = self._beginnings(content)
         for text in self.texts:
-            if (place := content.find(text)) >= 0:
+            if text[:BEGINNING] in there and (place := content.find(text)) >= 0:
                 return place, place + len(text)
         for number in self.numbers:
-            if number in content:
+            if number[:BEGINNING] in there:
                 found = re.search(rb"(?<![0-9.])" + re.escape(number) + rb"(?![0-9])", content)
                 if found:
                     return found.span()
         return None
+
+    def _beginnings(self, content: bytes) -> set[bytes]:
+        """Return the first bytes of canaries that stand in the content: weights are searched in a hundredth of time."""
+        known = np.array(sorted({text[:BEGINNING] for text in (*self.texts, *self.numbers)}), dtype=f"S{BEGINNING}")
+        likely = np.zeros(2**16, dtype=bool)
+        likely[known.view(">u2").reshape(-1, 2)[:, 0]] = True
+        data = np.frombuffer(content, np.uint8)
+        pairs = data[:-1].astype(np.uint16) << 8 | data[1:]
+        places = np.flatnonzero(likely[pairs[: len(data) - BEGINNING + 1]])
+        words = pairs[places].astype(np.uint32) << 16 | pairs[places + 2]
+        return {text for text, word in zip(known.tolist(), known.view(">u4"), strict=True) if word in words}
 
 
 def wanted_forms(planted: Iterable[Planted]) -> Wanted:
@@ -147,16 +163,21 @@ def wanted_forms(planted: Iterable[Planted]) -> Wanted:
     return Wanted(tuple(sorted(texts)), tuple(sorted(numbers)))
 
 
-def contents(path: Path) -> Iterator[bytes]:
-    """Yield what a file holds: its bytes, and unpacked what is packed in it (zip, gzip, texts of a PNG)."""
-    content = path.read_bytes()
-    yield content
+def contents(content: bytes) -> Iterator[bytes]:
+    """Yield what a file holds: its bytes, and unpacked what is packed in it (zip, gzip, a page's pictures, PNG texts).
+
+    A picture in a page is looked through as what it is: among a million letters of its code stand names by chance.
+    """
+    yield PICTURE.sub(b"", content)
+    for picture in PICTURE.finditer(content):
+        yield from contents(base64.b64decode(picture[1] + b"=="))
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-            yield from (archive.read(info) for info in packed)
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:
+                    yield from contents(archive.read(info))
     elif content.startswith(b"\x1f\x8b"):
-        yield gzip.decompress(content)
+        yield from contents(gzip.decompress(content))
     elif content.startswith(b"\x89PNG"):
         for chunk in re.finditer(rb"(?s)(....)(zTXt|iTXt|tEXt|eXIf)", content):
             body = content[chunk.end() : chunk.end() + int.from_bytes(chunk[1], "big")]
@@ -172,9 +193,9 @@ def search(paths: Iterable[Path], wanted: Wanted, root: Path) -> tuple[list[str]
     hits: list[str] = []
     kinds: Counter[str] = Counter()
     for path in sorted(paths):
-        kinds[path.suffix or path.name] += 1
+        kinds[path.suffix or "no suffix"] += 1
         name = str(path.relative_to(root))
-        for content in (name.encode(), *contents(path)):
+        for content in (name.encode(), *contents(path.read_bytes())):
             low = content.lower() if content.isascii() else _lower(content)
             if (found := wanted.find(low)) is not None:
                 around = low[max(0, found[0] - 40) : found[1] + 40]
@@ -235,7 +256,7 @@ class Planter:
         own.add_new(0x11, "UT", self.put("QXPRIVATETEXT", "private: UT"))
         item = Dataset()
         item.PatientName = name
-        own.add_new(0x12, "SQ", Sequence([item]))
+        own.add_new(0x12, "SQ", Items([item]))
 
     def slice(self, number: int, person: tuple[str, str, str, str], **values: object) -> FileDataset:
         """Return a slice of a head whose header is full of canaries; ``values`` replace elements."""
@@ -371,32 +392,87 @@ def pack(folder: Path, path: Path) -> Path:
 
 
 def commands(work: Path, archive: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield each command with the exit code that it should have."""
-    place = [
-        f"--data_input_folder={work / 'out/input'}",
-        f"--pseudonym_key={work / 'vault/pseudonyms.key'}",
-        "--n_jobs=1",
-    ]
-    given = ["--pre_max_failed=1", "--pre_folds=2", "--pre_audit=1"]
-    results = work / "out/results"
-    small = ["--net_model=resnet10t", "--data_image_size=32", "--tr_batch_size=4", "--tr_iteration_num=4",
-             "--tr_iteration_valid=4", "--n_jobs=1"]  # fmt: skip
-    data = [f"--data_input_folder={work / 'out/input'}", "--data_dataset=folder", f"--output_dir={results}"]
+    """Yield each command with the exit code that it should have, each after the one before has ended."""
+    key = f"--pseudonym_key={work / 'vault/pseudonyms.key'}"
+    results, export = work / "out/results", f"--source={work / 'export'}"
+    place, output = f"--data_input_folder={work / 'out/input'}", f"--output_dir={results}"
+    small = ["--net_model=test_resnet", "--data_image_size=32", "--tr_batch_size=2", "--tr_iteration_num=2",
+             "--tr_iteration_valid=2", "--n_jobs=1"]  # fmt: skip
+    data = [place, "--data_dataset=folder", output]
     best = f"--net_weight_file={results}/1/best.pt"
-    installed = ",".join(name for name in ("tensorboard", "mlflow", "trackio") if find_spec(name)) or "none"
-    read = ["preprocessing.py", *place, *given, f"--pre_labels={work / 'labels.csv'}"]
+    folds = f"--net_weight_file={results}/cv"
+    installed = ",".join(name for name in ("tensorboard", "mlflow", "trackio") if find_spec(name))
+    read = ["preprocessing.py", place, key, "--n_jobs=1", "--pre_max_failed=1", "--pre_folds=3", "--pre_audit=1",
+            f"--pre_labels={work / 'labels.csv'}"]  # fmt: skip
     yield 0, [*read, f"--pre_source={work / 'export'}", "--data_dataset=folder"]
     yield 0, [*read, f"--pre_source={archive}", "--data_dataset=zip", "--pre_crop=head"]
     yield 1, [*read, f"--pre_source={archive}", "--data_dataset=zip", "--pre_crop=head", "--pre_max_failed=0"]
-    yield 1, ["preprocessing.py", *place, f"--pre_source={work / 'export'}", f"--pre_labels={work / 'wrong.csv'}",
-              "--data_dataset=wrong"]  # fmt: skip
-    yield 0, ["preprocessing.py", place[0], "--data_dataset=folder", "--pre_verify=1"]
-    yield 0, ["train.py", *data, *small, "--experiment_id=1", f"--trackers={installed}", "--verbosity=2"]
-    yield 0, ["evaluate.py", "--experiment_id=1", f"--output_dir={results}", "--n_jobs=1"]
+    yield 1, ["preprocessing.py", place, key, "--n_jobs=1", f"--pre_source={work / 'export'}",
+              f"--pre_labels={work / 'wrong.csv'}", "--data_dataset=wrong"]  # fmt: skip
+    yield 0, ["preprocessing.py", place, "--data_dataset=folder", "--pre_verify=1"]
+    if find_spec("distributed"):
+        yield 0, [*read, f"--pre_source={work / 'export'}", "--data_dataset=dask", "--pre_scheduler=dask"]
+    trackers = [f"--trackers={installed}"] if installed else []
+    yield 0, ["train.py", *data, *small, "--experiment_id=1", *trackers, "--verbosity=2"]
+    yield from cross_validation([*data, *small, "--experiment_id=cv", "--data_fold=0,1,2"])
+    yield 0, ["predict.py", folds, "--features=1", "--n_jobs=1"]
+    yield 0, ["train.py", *data, "--experiment_id=series", "--net_kind=sequence", "--seq_features=cv", "--seq_width=8",
+              "--tr_batch_size=1", "--tr_iteration_num=2", "--tr_iteration_valid=2", "--n_jobs=1"]  # fmt: skip
+    yield 0, ["second_level.py", "cv", output, "--level_trees=2", "--experiment_id=level"]
+    yield 0, ["ensemble.py", "cv", "level", output, "--experiment_id=both", "--ens_fit=weights"]
+    yield 0, ["ensemble.py", f"{results}/cv/predictions_oof.csv", f"--ens_output={work}/out/one.csv",
+              f"--ens_labels={work}/out/input/datasets/folder/metadata.csv"]  # fmt: skip
+    yield 0, ["evaluate.py", "--experiment_id=1", output, "--n_jobs=1"]
+    yield 0, ["evaluate.py", "--experiment_id=both", output, "--eval_compare=cv"]
+    yield 0, ["predict.py", best, "--split=valid", "--n_jobs=1"]
     yield 0, ["predict.py", best, "--split=test", "--n_jobs=1"]
-    yield 0, ["predict.py", best, place[1], f"--source={work / 'export'}", f"--predict_output={work / 'out/predicted'}"]
-    yield 0, ["predict.py", best, place[1], f"--source={archive}", f"--predict_output={work / 'out/predicted_zip'}"]
-    yield 0, ["report.py", f"--output_dir={results}"]
+    yield 0, ["predict.py", folds, "--split=test", "--n_jobs=1"]
+    yield 0, ["predict.py", folds, key, export, f"--predict_output={work / 'out/predicted'}",
+              f"--sequence={results}/series/best.pt"]  # fmt: skip
+    yield 0, ["predict.py", best, key, f"--source={archive}", f"--predict_output={work / 'out/predicted_zip'}"]
+    for form in ("checkpoint", "torch_export", *(["onnx"] if find_spec("onnxscript") else [])):
+        yield 0, ["export.py", best, f"--export_format={form}", f"--export_file={work / 'out' / form}"]
+    line = f"{place} --data_dataset=folder {' '.join(small)} --experiment_id=swept --optim_lr=0.01"
+    (work / "lines.txt").write_text(line + "\n")
+    yield 0, ["sweep.py", f"--lines={work / 'lines.txt'}", output]
+    yield 0, ["report.py", output, "--experiment_id=1,cv,level,both,series,swept"]
+
+
+def cross_validation(flags: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the trainings of a cross-validation's folds, each as its command starts it, and then the command itself.
+
+    It finds all folds finished and puts them together: a process for each fold would take most of the time.
+    """
+    from common.arguments import parse_args
+    from config import TrainConfig
+    from rsna_crossvalidation import claimed, fold_plan
+
+    options = parse_args(TrainConfig, flags)
+    with claimed(options, None, flags) as parent:
+        for fold in options.data_fold:
+            yield 0, ["train.py", *fold_plan(options, parent.folder, fold).command]
+    yield 0, ["train.py", *flags]
+
+
+def run(command: Sequence[str], said: Path) -> int:
+    """Run a command within this process and return its exit code; what it and its helpers print goes to a file."""
+    main = importlib.import_module(command[0].removesuffix(".py")).main
+    streams = (sys.stdout, sys.stderr)
+    kept = [os.dup(stream.fileno()) for stream in streams]
+    with said.open("wb") as file:
+        try:
+            for stream in streams:
+                stream.flush()
+                os.dup2(file.fileno(), stream.fileno())
+            main(list(command[1:]))
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else 1
+        finally:
+            for stream, descriptor in zip(streams, kept, strict=True):
+                stream.flush()
+                os.dup2(descriptor, stream.fileno())
+                os.close(descriptor)
+    return 0
 
 
 def main() -> None:
@@ -404,6 +480,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only_preprocessing", action="store_true", help="run nothing that trains or predicts")
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "out").mkdir()
@@ -417,20 +494,18 @@ def main() -> None:
         by_place = Counter(re.sub(r": .*", "", one.place) for one in planted)
         print(f"planted: {len(planted)} texts: {', '.join(f'{place} {n}' for place, n in sorted(by_place.items()))}")
         failed = []
+        os.chdir(work / "out")
         for number, (code, command) in enumerate(commands(work, archive)):
             if options.only_preprocessing and command[0] != "preprocessing.py":
                 break
-            done = subprocess.run(
-                [sys.executable, str(PROJECT / command[0]), *command[1:]],
-                cwd=work / "out", capture_output=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-            said = done.stdout + done.stderr
+            said, start = work / "out" / f"printed_{number}.txt", time.process_time()
+            found = run(command, said)
             # The user's own words on the command line are repeated to the user: the archive's path, and no other name.
-            (work / "out" / f"printed_{number}.txt").write_bytes(said.replace(os.fsencode(archive), b"ARCHIVE"))
-            print(f"{command[0]}: exit code {done.returncode}", flush=True)
-            if done.returncode != code:
+            said.write_bytes(said.read_bytes().replace(os.fsencode(archive), b"ARCHIVE"))
+            print(f"{command[0]}: exit code {found} ({time.process_time() - start:.0f} s)", flush=True)
+            if found != code:
                 failed.append(command[0])
-                print(said.decode(errors="replace")[-2000:])
+                print(" ".join(command), said.read_text("utf-8", "replace")[-2000:], sep="\n")
         wanted = wanted_forms(planted)
         hits, kinds = search((path for path in (work / "out").rglob("*") if path.is_file()), wanted, work)
         print(f"searched: {sum(kinds.values())} files: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}")
@@ -441,8 +516,10 @@ def main() -> None:
         print(f"found elsewhere: {len(hits)}")
         for hit in hits:
             print(f"  {hit}")
+        os.chdir(PROJECT)
         sys.exit(bool(hits or failed or not control))
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(PROJECT))
     main()

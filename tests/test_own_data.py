@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -492,6 +493,7 @@ def test_nothing_that_identifies_a_patient_leaves_the_source(
         ("000917456302", '{"id": "917456302"}'),
         ("白河辺^一蔵", "id_\\u767d\\u6cb3\\u8fba"),
         ("Петрошкевич", "ПЕТРОШКЕВИЧ"),
+        ("Fennimorgh", f'<img src="data:image/png;base64,{base64.b64encode(b"of O Fennimorgh").decode()}">'),
     ],
 )
 def test_the_search_for_canaries_finds_their_other_forms(tmp_path: Path, text: str, leak: str) -> None:
@@ -499,6 +501,7 @@ def test_the_search_for_canaries_finds_their_other_forms(tmp_path: Path, text: s
     with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as packed_file:
         packed_file.writestr("c", leak)
     assert len(search(tmp_path.iterdir(), wanted_forms([Planted(text, "")]), tmp_path)[0]) == 2
+    (tmp_path / "c.html").write_text("base64,AAquastelborgAAA=")  # a picture's letters tell nothing
     assert search(tmp_path.iterdir(), wanted_forms([Planted("Quastelborg", "")]), tmp_path)[0] == []
 
 
