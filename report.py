@@ -20,16 +20,19 @@ def main(argv: Sequence[str] | None = None) -> Path:
     config = parse_args(ReportConfig, argv)
     set_verbosity(config.verbosity)
 
-    # Here, so that --help and a wrong flag answer at once.
+    # Here, so that --help and a wrong flag answer at once, and the leaderboard alone needs no torch.
     from common.errors import UsageError
     from common.experiment import experiment_folder
-    from rsna_report import rewrite_reports, write_leaderboard
+    from common.reports.leaderboard import update_leaderboard
+    from rsna_dataset import METRIC
 
     if not config.output_dir.is_dir():
         raise UsageError(f"--output_dir={config.output_dir}: no such folder; train an experiment first")
     for experiment_id in config.experiment_id:
+        from rsna_report import rewrite_reports
+
         print(rewrite_reports(experiment_folder(config.output_dir, experiment_id)))
-    path = write_leaderboard(config.output_dir)
+    path = update_leaderboard(config.output_dir, METRIC)
     print(path)
     return path
 

@@ -122,7 +122,7 @@ def conclude(folder: Path, status: str | None, *, report: bool = True, tracker: 
         if status is not None:
             write_status(folder, status)
         if report:
-            write_leaderboard(results_folder(folder), {} if status is None else {folder: status})
+            update_leaderboard(results_folder(folder), METRIC, {} if status is None else {folder: status})
     distributed.tell(whereabouts(folder))
 
 
@@ -272,14 +272,6 @@ def objects(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """Return the objects of a list in a document; what is there otherwise is left out."""
     found = document.get(name)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-
-
-def write_leaderboard(results: Path, known: Mapping[Path, str] | None = None) -> Path:
-    """Write leaderboard.csv and leaderboard.html of all experiments below ``results``; return the second.
-
-    ``known``: by folder the status of an experiment that is not over yet and writes its own.
-    """
-    return update_leaderboard(results, METRIC, known)
 
 
 def same_data(one: Record | Summary, other: Record | Summary) -> bool:

@@ -33,6 +33,10 @@ class UserError(Exception):
             message = message.rstrip().rsplit("\n", 1)[-1].partition(": ")[2]
         super().__init__(message)
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the line alone (IPython asks for this name)."""
+        return [f"{self.prefix}{' '.join(str(self).splitlines())}"]
+
 
 class UsageError(UserError):
     """A flag, configuration or experiment that cannot work; found before any work is done. Exit code 2."""
@@ -49,6 +53,18 @@ class Interrupted(UserError):
 
     exit_code = EXIT_RESUMABLE
     prefix = ""
+
+
+def needed(variable: str, folder: Path, pattern: str) -> Path:
+    """Return ``folder`` where it holds a file of ``pattern``; UsageError, saying what makes it, for a notebook.
+
+    ``variable``: of the environment, which names another folder.
+    """
+    if not any(folder.glob(pattern)):
+        raise UsageError(
+            f"{folder}: has no {pattern} yet; run first: bash train.sh (or name another by {variable}=...)"
+        )
+    return folder
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> str:

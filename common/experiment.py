@@ -26,7 +26,7 @@ from typing import IO, Any
 import yaml
 
 from common.console import ALL, FILE_ONLY, NORMAL, verbosity
-from common.errors import UsageError, UserError, WorkError
+from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_json, write_text
 from common.foreign import read_json, read_yaml
 from common.machine import usable_cores
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+MOST_NAMED = 50  # experiments that a message names
 NUMBER_PATTERN = re.compile(r"[0-9]+")
 PACKAGES = (
     "torch",
@@ -177,13 +178,18 @@ def launched_experiment(output_dir: Path, launch: str | None) -> str | None:
 
 
 def experiment_folder(output_dir: Path, experiment_id: str, flag: str = "--experiment_id") -> Path:
-    """Return the folder of an experiment that exists; UsageError, naming ``flag`` and those that do, for another."""
-    check_experiment_id(experiment_id, flag)
+    """Return the folder of an experiment by the name that the leaderboard shows, as in ``3`` or ``search/trial_0001``.
+
+    Raises UsageError, naming ``flag`` and the experiments that there are, where it is not there.
+    """
     folder = output_dir / experiment_id
-    if not folder.is_dir():
+    if {"", ".", ".."} & set(experiment_id.split("/")) or not folder.is_dir():
         found = sorted(path.name for path in output_dir.iterdir() if path.is_dir()) if output_dir.is_dir() else []
-        listing = f"there are {', '.join(found)}" if found else "there are none"
-        raise UsageError(f"{flag}={experiment_id}: no such experiment in {output_dir}; {listing}")
+        more = ", ..." if len(found) > MOST_NAMED else ""
+        listing = f"there are {', '.join(found[:MOST_NAMED])}{more}" if found else "there are none"
+        raise UsageError(
+            f"{flag}={experiment_id}: no such experiment in {output_dir}; {listing}{nearest(experiment_id, found)}"
+        )
     return folder
 
 

@@ -135,7 +135,11 @@ def inert_cells(frame: pd.DataFrame) -> pd.DataFrame:
     def mend(value: Any) -> Any:
         return inert(value) if isinstance(value, str) else value
 
-    return frame.map(mend).astype(frame.dtypes).rename(columns=mend)
+    mended = frame.rename(columns=mend)
+    for place, dtype in enumerate(frame.dtypes):
+        if dtype.kind not in "biuf":
+            mended.isetitem(place, frame.iloc[:, place].map(mend).astype(dtype))
+    return mended
 
 
 def _number_texts(values: np.ndarray) -> np.ndarray:

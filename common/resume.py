@@ -124,6 +124,8 @@ def check_place(config: Any, folder: Path) -> None:
 def _find(resume: str, output_dir: Path) -> tuple[Path, Path | None]:
     """Return the experiment's folder, and its checkpoint where there is one yet."""
     path = Path(resume)
+    if len(path.parts) > 1 and not path.exists() and (output_dir / resume).is_dir():
+        path = output_dir / resume  # by the name that the leaderboard shows
     if path.suffix == ".pt" or (len(path.parts) > 1 and not path.is_dir()):
         if not path.is_file():
             raise UsageError(f"--tr_resume={resume}: no such file; give an experiment's id or the path of its last.pt")

@@ -19,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UsageError, WorkError
-from common.experiment import anonymous, check_experiment_id, create_experiment, environment, plain, setup_logging
+from common.experiment import (
+    anonymous,
+    check_experiment_id,
+    create_experiment,
+    environment,
+    experiment_folder,
+    plain,
+    setup_logging,
+)
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ["python", "train.py", "--seed=1"]
@@ -85,6 +93,20 @@ def test_an_id_that_could_leave_the_folder_is_refused_before_anything_is_made(tm
         create(tmp_path / "results", experiment_id)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc", "a/../../out", "", ".", "a//b", "a/", "nothing", "a\0b"])
+def test_an_experiment_that_is_not_below_the_results_is_not_found(tmp_path, name):
+    for folder in ("results/a/b", "out"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"no such experiment in .*; there are a"):
+        experiment_folder(tmp_path / "results", name)
+
+
+@pytest.mark.parametrize("name", ["1", "search/trial_0001", "search/cv/fold_0", "é#1 (copy)?"])
+def test_an_experiment_is_found_by_the_name_that_the_leaderboard_shows(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    assert experiment_folder(tmp_path, name) == tmp_path / name
 
 
 @settings(max_examples=200)

@@ -119,3 +119,20 @@ def test_a_window_of_another_program_is_refused_with_what_to_do_instead(fullname
     assert said.startswith(f"file.json: the transform {fullname.rpartition('.')[2]!r} is not known; only ")
     assert "delete the step and use --data_windows" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([named("Resize", height=40_000, width=40_000)], "Resize: height is 40000; at most 4096"),
+        ([named("RandomResizedCrop", size=[64, 10**9])], "RandomResizedCrop: size is"),
+        ([named("PadIfNeeded", min_height=10**6, min_width=8)], "PadIfNeeded: min_height is"),
+        ([named("CropAndPad", px=[[1, 10**6], 1, 1, 1])], "CropAndPad: px is"),
+        ([named("RandomScale", scale_limit=[0, 1000.0])], "RandomScale: scale_limit is 1000.0; at most 8"),
+        ([named("NoOp")] * 501, "more than 500 transforms"),
+    ],
+)
+def test_a_file_that_asks_for_huge_pictures_or_thousands_of_steps_is_refused(steps: list, said: str) -> None:
+    content = named("Sequential", transforms=[step["transform"]["transforms"][0] for step in steps])
+    with pytest.raises(UsageError, match=said):
+        pipeline_from_dict(content, "file.json")

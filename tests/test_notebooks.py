@@ -48,6 +48,38 @@ def test_outputs_are_stripped_and_no_cell_names_a_path_of_a_machine(path: Path) 
     assert not re.search(r"(?<![\w.])/(home|Users|root|work|tmp|mnt|data)/|[A-Z]:\\", text)
 
 
+FIRST_CELLS = """
+import contextlib, io, json, sys
+from IPython.core.interactiveshell import InteractiveShell
+for path in sys.argv[1:]:
+    shell = InteractiveShell()
+    with open(path) as file:
+        (first, *_) = [cell["source"] for cell in json.load(file)["cells"] if cell["cell_type"] == "code"]
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        shell.run_cell("".join(first))
+    print(json.dumps([line for line in shown.getvalue().splitlines() if line.strip()]))
+"""
+
+
+@pytest.mark.slow
+def test_in_a_clean_clone_a_notebook_says_in_one_line_what_to_run_first(tmp_path: Path) -> None:
+    (tmp_path / "results" / "1").mkdir(parents=True)  # an experiment that has just begun
+    places = {"DATASET": tmp_path / "no", "EXPERIMENT": tmp_path / "results" / "1", "RESULTS": tmp_path / "results"}
+    environment = {**os.environ, **{name: str(place) for name, place in places.items()}, "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", FIRST_CELLS, *map(str, NOTEBOOKS)]
+    result = subprocess.run(
+        command, env=environment, cwd=NOTEBOOKS[0].parent, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    shown = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(shown) == len(NOTEBOOKS)
+    for lines, variable in zip(shown, ("DATASET", "DATASET", "EXPERIMENT", "RESULTS", "EXPERIMENT"), strict=True):
+        (line,) = lines
+        assert line.startswith(f"error: {places[variable]}: has no ")
+        assert line.endswith(f"yet; run first: bash train.sh (or name another by {variable}=...)")
+
+
 @pytest.fixture(scope="module")
 def results(small_dataset, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results")

@@ -90,11 +90,13 @@ def test_looking_whether_a_run_is_in_progress_never_keeps_one_from_starting(tmp_
         read_record(folder)
 
 
-def test_the_folds_of_a_cross_validation_are_found_below_it(tmp_path: Path) -> None:
-    for name in ("b", "a", "a/fold_0"):
+def test_the_folds_of_a_cross_validation_and_the_trials_of_a_search_are_found_below_it(tmp_path: Path) -> None:
+    names = ("a", "a/fold_0", "b", "search/trial_0", "search/trial_1", "search/trial_1/fold_0")
+    for name in names:
         experiment(tmp_path / name)
+    experiment(tmp_path / "a/b/c/d")  # deeper than any command writes
     (tmp_path / "nothing").mkdir()
-    assert experiment_folders(tmp_path) == [tmp_path / name for name in ("a", "a/fold_0", "b")]
+    assert experiment_folders(tmp_path) == [tmp_path / name for name in names]
     assert results_folder(tmp_path / "a/fold_0") == results_folder(tmp_path / "a") == tmp_path
     assert experiment_folders(tmp_path / "none") == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,11 +23,12 @@ import train
 from common.arguments import parse_args
 from common.errors import UsageError, WorkError
 from common.experiment import create_experiment
+from common.reports.leaderboard import update_leaderboard
 from common.reports.record import read_record, write_status
 from config import TrainConfig, format_folds, parse_folds
 from rsna_crossvalidation import claimed, fold_plan, is_cross_validation, joined_options, read_folds
-from rsna_dataset import LABELS, fold_path, read_fold, read_predictions
-from rsna_report import write_leaderboard, write_report
+from rsna_dataset import LABELS, METRIC, fold_path, read_fold, read_predictions
+from rsna_report import write_report
 from tests.conftest import TINY, SmallDataset
 from tests.runs import ENVIRONMENT, PROJECT, assert_same_run
 
@@ -122,12 +124,28 @@ def test_the_summary_is_what_scikit_learn_says_of_the_files(finished: Path, smal
 
 
 def test_the_leaderboard_has_the_folds_and_all_together(copy: Path) -> None:
-    write_leaderboard(copy.parent)
+    update_leaderboard(copy.parent, METRIC)
     table = pd.read_csv(copy.parent / "leaderboard.csv").set_index("experiment")
     assert set(table.index) == {"cv", "cv/fold_0", "cv/fold_1", "cv/fold_2"}
     assert (table["status"] == "finished").all()
     document = json.loads((copy / "cross_validation.json").read_text())
     assert table.loc["cv", "weighted_log_loss"] == pytest.approx(document["pooled"]["weighted_log_loss"])
+
+
+def test_evaluate_takes_the_names_that_the_leaderboard_shows_and_its_links_are_there(copy: Path) -> None:
+    """Of a fold, and of a trial of a search, which lies as deep but below no cross-validation."""
+    shutil.copytree(copy / "fold_1", copy.parent / "search" / "trial_0000")
+    write_report(copy.parent / "search" / "trial_0000")
+    update_leaderboard(copy.parent, METRIC)
+    table = pd.read_csv(copy.parent / "leaderboard.csv").set_index("experiment")
+    assert set(table.index) == {"cv", "cv/fold_0", "cv/fold_1", "cv/fold_2", "search/trial_0000"}
+    page = (copy.parent / "leaderboard.html").read_text()
+    links = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["reports"]
+    assert links["search/trial_0000"] == "search/trial_0000/report.html"
+    assert all((copy.parent / link).is_file() for link in links.values())
+    for name in ("cv/fold_1", "search/trial_0000"):
+        found = evaluate.main([f"--output_dir={copy.parent}", f"--experiment_id={name}", "--eval_draws=100"])
+        assert found.loc["weighted", "log_loss"] == pytest.approx(table.loc[name, METRIC], abs=1e-9)
 
 
 def test_a_fold_with_a_label_that_no_threshold_separates_has_a_report(copy: Path) -> None:

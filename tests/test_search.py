@@ -209,6 +209,7 @@ def test_trials_that_all_fail_end_the_search(root: Path) -> None:
         ("space: {seed: [1]}\nbase: 3", "expected 'space:"),
         ("space: {optim_lr: 1}", "space, optim_lr: give a list"),
         ("space: {optim_lr: {low: 1, high: 0}}", "low below high"),
+        (f"space: {{seed: {list(range(1000))}}}", "space, seed: 1,000 choices; at most 100"),
         ("space: {optim_lr: {low: 1e-4, high: 1e-2}}", "write 1.0e-3, not 1e-3"),
         ("space: {optim_lr: {low: 0.1, high: 1, hig: 2}}", "space, optim_lr: give a list"),
         ("space: {optim_lr: {low: 0, high: 1, log: true}}", "log: true needs a low above 0, and no step"),

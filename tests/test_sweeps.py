@@ -93,6 +93,10 @@ def test_a_grid_gives_every_combination_under_a_name_of_its_own(tmp_path: Path) 
         ("grid: {seed: [1]}\nmore: 1", "expected 'grid:"),
         ("[", "not a YAML file"),
         ("grid: [1]", "expected 'grid:"),
+        (
+            f"grid: {{{', '.join(f'o{n}: {list(range(100))}' for n in range(9))}}}",
+            "000 experiments; a sweep",
+        ),
         ("grid: {net_model: [a/b, a+b]}", "two of its experiments would be called g_model-a-b"),
     ],
 )

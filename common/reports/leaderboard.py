@@ -147,7 +147,8 @@ def _first_rows(table: pd.DataFrame) -> str:
 
 def _packed(column: pd.Series) -> dict[str, Any]:
     """Return a column for JSON: each different value once, and which one each row has."""
-    values = [None if pd.isna(value) else _rounded(value) for value in column]
+    missing = column.isna().to_numpy()
+    values = [None if none else _rounded(value) for value, none in zip(column.tolist(), missing, strict=True)]
     places: dict[Any, int] = {}
     at = [places.setdefault((type(value), value), len(places)) for value in values]
     different = [value for _, value in places]

@@ -16,7 +16,7 @@ from typing import Any
 from common.errors import WorkError
 from common.experiment import CONFIG, ENVIRONMENT
 from common.files import write_text
-from common.foreign import plain_values
+from common.foreign import LARGEST_INTEGER, plain_values
 from common.reports.record import (
     FINISHED,
     LINEAGE_FILE,
@@ -30,7 +30,7 @@ from common.trackers.jsonl import FILE_NAME, MOST_LINE_BYTES
 
 KEPT_FILE = ".leaderboard.jsonl"
 FILES = (CONFIG, ENVIRONMENT, FILE_NAME, STATUS_FILE, LINEAGE_FILE)
-FORM = 2  # of the kept lines; another one is read anew
+FORM = 3  # of the kept lines; another one is read anew
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def summarize(record: Record, metric: str) -> Summary:
 
 
 def read_summaries(results: Path, metric: str, known: Mapping[Path, str] | None = None) -> list[Summary]:
-    """Return the summaries of all experiments below a folder, by name, and keep them for the next time.
+    """Return the summaries of all experiments below a folder, by their paths there, and keep them for the next time.
 
     ``known``: by an experiment's folder the status that the experiment itself knows better.
     """
@@ -84,7 +84,7 @@ def read_summaries(results: Path, metric: str, known: Mapping[Path, str] | None 
         name, signature = folder.relative_to(results).as_posix(), _signature(folder)
         line, old = kept.get(name, (None, None))
         if old is None or old["files"] != signature:
-            summary = summarize(read_record(folder, brief=True), metric)
+            summary = replace(summarize(read_record(folder, brief=True), metric), name=name)
             content = {"form": FORM, "metric": metric, "files": signature, "summary": asdict(summary)}
             line = json.dumps(content)
         else:
@@ -101,7 +101,7 @@ def read_summaries(results: Path, metric: str, known: Mapping[Path, str] | None 
 
 def _read_kept(path: Path, metric: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return by name the kept line and its content; what is not whole is left out."""
-    whole = ((line, content) for line, content in _kept_lines(path) if _is_kept(content, metric))
+    whole = ((line, content) for line, content in _kept_lines(path) if _is_kept(line, content, metric))
     return {content["summary"]["name"]: (line, content) for line, content in whole}
 
 
@@ -118,7 +118,7 @@ def _kept_summary(content: Mapping[str, Any]) -> Summary:
     return replace(summary, best=best, problems=problems, unknown_lineage=unknown)
 
 
-def _is_kept(content: Any, metric: str) -> bool:
+def _is_kept(line: str, content: Any, metric: str) -> bool:
     """Whether a line holds a summary by ``metric`` as this program wrote it."""
     try:
         summary = _kept_summary(content["summary"])
@@ -130,10 +130,18 @@ def _is_kept(content: Any, metric: str) -> bool:
             and all(isinstance(part, dict) for part in (summary.config, summary.scores))
             and all(value is None or isinstance(value, float) for value in (summary.hours, *summary.scores.values()))
             and (best is None or [type(part) for part in best] == [float, int, str])
-            and plain_values(summary.config) is not None
+            and (_is_flat(line, summary.config) or plain_values(summary.config) is not None)
         )
     except (KeyError, TypeError, ValueError):
         return False
+
+
+def _is_flat(line: str, config: Mapping[str, Any]) -> bool:
+    """Whether options are plain without a closer look, which takes half of the time that thousands of lines need."""
+    return "\\u" not in line and all(
+        value is None or type(value) in (bool, float, str) or (type(value) is int and abs(value) <= LARGEST_INTEGER)
+        for value in config.values()
+    )
 
 
 def _signature(folder: Path) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,13 @@ from typing import Any
 
 from common.errors import UsageError
 from common.experiment import check_experiment_id
-from common.foreign import read_yaml
+from common.foreign import read_text, read_yaml
 from common.reports.record import RUNNING, read_record
 
 NAME = "--experiment_id="
 FINISHED = "finished"
 LONGEST_NAME = 100
+MOST_EXPERIMENTS = 5000
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def planned(flags: Sequence[str], results: Path) -> Planned:
 def read_lines(path: Path) -> list[list[str]]:
     """Return the experiments of a text file, a line of flags each, quoted as in a shell; # begins a comment."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
     found = []
@@ -72,7 +74,14 @@ def read_lines(path: Path) -> list[list[str]]:
             raise UsageError(f"{path}, line {number}: {error}") from None
         if words:
             found.append(words)
+    check_count(path, len(found))
     return found
+
+
+def check_count(path: Path, experiments: int) -> None:
+    """Raise UsageError for more experiments than a sweep can have: each is checked before the first one runs."""
+    if experiments > MOST_EXPERIMENTS:
+        raise UsageError(f"{path}: {experiments:,} experiments; a sweep has at most {MOST_EXPERIMENTS:,}")
 
 
 def read_options(path: Path, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -103,12 +112,14 @@ def read_grid(path: Path) -> list[list[str]]:
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"{path}: grid, {name}: give a list of values, as in [1, 2]")
-    found = []
+    check_count(path, math.prod(map(len, grid.values())))
+    found, names = [], set()
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         name = name_of(path.stem, chosen)
-        if f"{NAME}{name}" in [flag for flags in found for flag in flags]:
+        if name in names:
             raise UsageError(f"{path}: two of its experiments would be called {name}; give the values shorter names")
+        names.add(name)
         found.append([f"{NAME}{name}", *flags_of({**base, **chosen})])
     return found
 

@@ -41,6 +41,7 @@ PAGE_FILE = "search.html"
 POLL_S = 0.5
 FAILURES = 3  # one after the other, before any trial ended well, that end the search
 RANGE = {"low", "high", "log", "step"}
+MOST_CHOICES = 100
 OWNER = {"host": str, "pid": int, "started": float}
 # Of a journal: a trial of 20 options that is validated 50 times has some 20 kB and 1,500 values.
 MOST_JOURNAL_BYTES, MOST_JOURNAL_VALUES = 2**26, 4_000_000
@@ -86,8 +87,10 @@ def read_space(path: Path) -> Space:
     """
     base, options = read_options(path, "space")
     for name, values in options.items():
-        if isinstance(values, list) and values:
+        if isinstance(values, list) and 0 < len(values) <= MOST_CHOICES:
             continue
+        if isinstance(values, list) and values:
+            raise UsageError(f"{path}: space, {name}: {len(values):,} choices; at most {MOST_CHOICES} can be searched")
         if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= RANGE:
             raise UsageError(f"{path}: space, {name}: give a list of choices, or low and high (and log: true, or step)")
         ends = [values["low"], values["high"]]

@@ -24,14 +24,24 @@ from common.augmentations.base import ANY, HOUNSFIELD, MODULE, UNIT
 from common.errors import UsageError, nearest
 from common.foreign import read_json
 from common.transforms.legacy import translate
-from common.transforms.library import CLASS_KEY, READ, REFUSED, TOLD, Node, is_librarys, short_name, unknown_class
+from common.transforms.library import (
+    CLASS_KEY,
+    READ,
+    REFUSED,
+    TOLD,
+    Node,
+    check_size,
+    is_librarys,
+    short_name,
+    unknown_class,
+)
 
 logger = logging.getLogger(__name__)
 
 TRANSFORM_FOLDER = Path(__file__).resolve().parent.parent.parent / "transforms"
 NORMALIZED = "normalized"
 CLIPPED = "hu clipped to a window"
-MAX_DEPTH = 20
+MAX_DEPTH, MOST_STEPS = 20, 500
 
 ALWAYS_WARNS = (A.ShiftScaleRotate, A.PiecewiseAffine, A.FrequencyMasking, A.TimeMasking, A.TimeReverse)
 UNITLESS = (A.Blur, A.ChannelDropout, A.ChannelShuffle, A.NoOp, A.PixelDropout)
@@ -73,8 +83,7 @@ def todays_document(document: Any, name: str) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("transform"), dict):
         raise UsageError(f"{name}: not a file of albumentations: it needs '__version__' and 'transform'")
     root, version = document["transform"], parse_version(document.get("__version__"), name)
-    if _depth(root) > MAX_DEPTH:
-        raise UsageError(f"{name}: transforms inside each other, more than {MAX_DEPTH} deep")
+    _check_extent(root, name)
     notes: list[str] = []
     try:
         root = _checked(translate(root, version, notes) if version < (1,) else root, notes)
@@ -229,6 +238,7 @@ def _checked(step: Any, notes: list[str]) -> Node:
     if find_class(fullname) is None:
         known = {key.rpartition(".")[2] for key in known_classes()}
         raise unknown_class(fullname, known, f"albumentations and {MODULE}")
+    check_size(step)
     if "transforms" not in step:
         return step
     if not isinstance(step["transforms"], list):
@@ -241,14 +251,17 @@ def _is_composition(step: Mapping[str, Any]) -> bool:
     return found is not None and issubclass(found, BaseCompose)
 
 
-def _depth(step: Any) -> int:
-    """Return how deep transforms stand in each other, without recursion: a file may be made to break one."""
-    depth, level = 0, [step]
-    while level and depth <= MAX_DEPTH:
+def _check_extent(step: Any, name: str) -> None:
+    """Raise UsageError for too deep or too many transforms, without recursion: a file may be made to break one."""
+    depth, count, level = 0, 0, [step]
+    while level:
+        depth, count = depth + 1, count + len(level)
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{name}: transforms inside each other, more than {MAX_DEPTH} deep")
+        if count > MOST_STEPS:
+            raise UsageError(f"{name}: more than {MOST_STEPS:,} transforms")
         children = [one["transforms"] for one in level if isinstance(one, dict) and "transforms" in one]
         level = [child for some in children if isinstance(some, list) for child in some]
-        depth += 1
-    return depth
 
 
 def _build(step: Node, name: str) -> Any:

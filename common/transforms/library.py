@@ -117,7 +117,27 @@ REFUSED: dict[str, str] = {
 }
 """Refused by name, with advice."""
 
+MOST_SIDE = 4096  # pixels: a picture of three channels then has 200 MB
+MOST_OF: dict[str, float] = {
+    **dict.fromkeys(("height", "width", "size", "max_size", "max_size_hw", "min_height", "min_width"), MOST_SIDE),
+    **dict.fromkeys(("pad_height_divisor", "pad_width_divisor", "padding", "px"), MOST_SIDE),
+    **dict.fromkeys(("scale_limit", "percent"), 8),
+}
+"""The most that arguments may be which make pictures larger: a file of a line can ask for gigabytes."""
+
 WINDOWS = ("window", "hounsfield", "dicom", "clip")  # words in the names that others give to such a class
+
+
+def check_size(step: Node) -> None:
+    """Raise UsageError where a step would make pictures larger than any computer should be asked for."""
+    for name, most in MOST_OF.items():
+        around = [step.get(name)]
+        while around:
+            value = around.pop()
+            if isinstance(value, (list, tuple)):
+                around += value
+            elif isinstance(value, (int, float)) and abs(value) > most:
+                raise UsageError(f"{short_name(step)}: {name} is {value}; at most {most:g}")
 
 
 def unknown_class(fullname: str, known: Collection[str], only: str) -> UsageError:
