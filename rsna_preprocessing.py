@@ -25,6 +25,7 @@ from common.dicom.errors import RETRIED_REASONS
 from common.errors import UsageError, WorkError, nearest_file
 from common.files import atomic_path, remove_temporaries, write_csv, write_json
 from common.machine import usable_cores
+from common.preprocessing.archives import ARCHIVE_SUFFIXES, UNREAD_SUFFIXES
 from common.preprocessing.convert import KEPT, ImageForm, Record, Task
 from common.preprocessing.crop_sheet import choose_images, write_crop_sheet
 from common.preprocessing.failures import count_reasons, failure_rows, failure_table, is_no_slice, shown
@@ -87,6 +88,7 @@ COMPETITION_NAMES = {
 CROP_SHEET = "crop_sheet.png"
 LOOKED_AT = (CROP_SHEET, "audit.html", "verify_failed.csv")  # what is no longer true once the dataset changes
 READING_RULES = 2  # of what is a slice and what its HU are; with others all files are read anew
+ARCHIVES = (*ARCHIVE_SUFFIXES, *UNREAD_SUFFIXES)
 PERSON_FILES = 1000  # at most, read for patients' names alone where no fold depends on them
 TABLE_BYTES = 1000  # that an image takes in the tables and the journal, at most
 MARKS = {  # of the metadata's column ``mended`` that a person should know of
@@ -208,11 +210,13 @@ def find_source(config: PreprocessingConfig) -> Source:
         return Source(competition.tree, competition)
     tree = None if config.pre_source is None else open_tree(searched)
     if tree is None:
+        archives = sorted(path.name for path in searched.glob("*.*") if path.name.casefold().endswith(ARCHIVES))
+        packed = f"; unpack what lies there as {list_some(archives)}, if it is that" if archives else ""
         raise UsageError(
             f"{searched}: no competition data here or in {COMPETITION_FOLDER}/ or {COMPETITION_FOLDER}.zip (expected "
-            "stage_2_train/*.dcm and stage_2_train.csv, or stage_1_train_images/ and stage_1_train.csv); for files of "
-            "your own name their folder or archive with --pre_source; for synthetic data run python "
-            "rsna_phantom.py, then python preprocessing.py --pre_source=input/phantom --data_dataset=phantom"
+            "stage_2_train/*.dcm and stage_2_train.csv, or stage_1_train_images/ and stage_1_train.csv)"
+            f"{packed}; for files of your own name their folder or archive with --pre_source; for synthetic data run "
+            "python rsna_phantom.py, then python preprocessing.py --pre_source=input/phantom --data_dataset=phantom"
         )
     return Source(tree, None)
 

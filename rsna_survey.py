@@ -148,7 +148,8 @@ def read_sample(job: Job) -> Sample:
     records: list[Record] = []
     read, seconds, timed = 0, 0.0, 0
     started = time.perf_counter()
-    while read < len(order) and time.perf_counter() - started < SURVEY_SECONDS:
+    # A second batch is read whatever the first one took: without it nobody knows how long the others take.
+    while read < len(order) and (timed == 0 or time.perf_counter() - started < SURVEY_SECONDS):
         places = order[read : read + BATCH_FILES]
         tasks = file_tasks(job.source.tree, job.files.iloc[places], None)
         began = time.perf_counter()

@@ -635,6 +635,8 @@ def test_a_folder_without_the_competitions_files_says_what_was_expected_and_how_
     ):
         assert part in line
     assert not (tmp_path / "nothing").exists()
+    (tmp_path / "stage_2_train.zip").write_bytes(b"PK")
+    assert "unpack what lies there as stage_2_train.zip" in failure(capsys, [f"--data_input_folder={tmp_path}"])[1]
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,11 @@ from tests.conftest import SmallDataset
 from tests.test_own_data import slice_of, studies_of, wide, write_ct
 
 
+@pytest.fixture(autouse=True)
+def however_slow_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rsna_survey, "SURVEY_SECONDS", float("inf"))
+
+
 def looked_at(capsys: pytest.CaptureFixture[str], *flags: str, code: int = 0) -> tuple[str, str]:
     """Run the check and return what it printed, and its error."""
     capsys.readouterr()
