@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import pandas as pd
 
 from common.arguments import parse_args, to_dict
 from common.checkpoint import BEST, load_checkpoint
+from common.console import tell
 from common.errors import EXIT_RESUMABLE, EXIT_USAGE, Interrupted, UsageError, WorkError
 from common.experiment import (
     CONFIG,
@@ -30,9 +30,9 @@ from common.experiment import (
     check_experiment_id,
     create_experiment,
     experiment_folder,
-    is_in_progress,
     lock_experiment,
     setup_logging,
+    wait_for_orphan,
 )
 from common.files import write_csv, write_json
 from common.foreign import read_json
@@ -43,7 +43,8 @@ from common.resume import changed_options, check_place, read_options
 from common.statistics import format_table
 from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
-from config import SEQUENCE, TrainConfig, parse_folds
+from common.waiting import Stalled
+from config import SEQUENCE, STUDY, TrainConfig, parse_folds
 from rsna_data import select_rows
 from rsna_dataset import (
     LABEL_WEIGHTS,
@@ -58,7 +59,7 @@ from rsna_dataset import (
     rows_hash,
 )
 from rsna_evaluation import PREDICTION_FILES, describe_flattery, pooled_metrics
-from rsna_features import OUT_OF_FOLD
+from rsna_features import FEWEST_FOLDS, OUT_OF_FOLD
 from rsna_lineage import check_starting_weights
 from rsna_network import MONITOR
 from rsna_provenance import check_features_lineage, fold_provenance, write_provenance
@@ -133,6 +134,8 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str]) -> Path:
     if config.cv_run is not None and config.cv_run not in [fold.number for fold in folds]:
         known = ", ".join(str(fold.number) for fold in folds)
         raise UsageError(f"--cv_run={config.cv_run}: the cross-validation has the folds {known}")
+    if len(folds) < FEWEST_FOLDS and config.net_kind not in (SEQUENCE, STUDY):
+        tell(f"{len(folds)} folds: predict.py --features=1, for --net_kind=sequence, needs {FEWEST_FOLDS} or more")
     with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
         config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
         status = None if config.cv_run is not None else FAILED  # what one of several jobs can't know
@@ -268,7 +271,10 @@ def claimed(config: TrainConfig, folder: Path | None, typed: Sequence[str]) -> I
         experiment = Experiment(folder.name, folder)
     with lock_experiment(experiment.folder) if config.cv_run is None else nullcontext():
         if folder is not None:
-            add_to_history(experiment.folder, typed, 0)
+            options = to_dict(replace(config, cv_run=None, tr_resume=None))
+            finished = read_record(folder).status == FINISHED
+            done = int(read_options(folder)["tr_iteration_num"]) if finished else 0  # by each fold
+            add_to_history(experiment.folder, typed, done, options)
         yield experiment
 
 
@@ -313,9 +319,8 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
         own["seq_features"] = str(features_parent(config).resolve())
     if starts_from_folds(config):
         own["net_weight_file"] = str(starting_weights(config.net_weight_file, number))
-    deadline = time.monotonic() + ORPHAN_S
-    while is_in_progress(folder) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    with suppress(Stalled):
+        wait_for_orphan(folder, ORPHAN_S)
     plan = planned(flags_of(options | own), parent)
     longer = plan.state == FINISHED and str(config.tr_iteration_num) != read_options(folder).get("tr_iteration_num")
     return replace(plan, state="resume") if longer else plan

@@ -213,7 +213,7 @@ def claim_experiment(
         run.check_data(data.hash, data.transforms)
         if distributed.is_main():
             run.cut_back()
-            add_to_history(run.folder, typed, run.iteration)
+            add_to_history(run.folder, typed, run.iteration, to_dict(config), run.changed)
         yield Experiment(run.folder.name, run.folder)
         return
     experiment = distributed.main_first(

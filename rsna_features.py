@@ -27,6 +27,7 @@ from rsna_dataset import LABELS, fold_hash, fold_path, list_some, read_dataset_i
 
 FORMAT_VERSION = 1
 OUT_OF_FOLD, TEST = "out_of_fold", "test"
+FEWEST_FOLDS = 3  # of a cross-validation: an image that two folds saw, by which their networks are compared
 FOLDERS = {OUT_OF_FOLD: "features/train", TEST: "features/test"}  # in a cross-validation's
 NO_FOLD = -1
 FEATURES_FILE, LOGITS_FILE, ROWS_FILE, INFO_FILE = "features.npy", "logits.npy", "rows.csv", "features.json"

@@ -35,11 +35,11 @@ from common.networks.arrival import arrived
 from common.networks.network import evaluation_mode
 from common.resume import read_options
 from config import AUTO, HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
-from rsna_crossvalidation import Fold, finished_folds, read_folds
+from rsna_crossvalidation import Fold, finished_folds, is_cross_validation, read_folds
 from rsna_data import build_loader, place_transform, select_rows
 from rsna_dataset import dataset_folder, known_groups, read_dataset_info, read_fold, read_metadata, rows_hash
 from rsna_evaluation import HOLDOUT_FILE, write_flattery
-from rsna_features import FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
+from rsna_features import FEWEST_FOLDS, FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_lineage import weights_lineage
 from rsna_model import way_of
 from rsna_network import RSNANetwork
@@ -60,7 +60,6 @@ from rsna_provenance import check_predicted, network_provenance, write_provenanc
 
 ANCHORS = 8192
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, as shares of the features' mean variance
-FEWEST_FOLDS = 3
 FEWEST_PATIENTS = 10
 ALIGNMENT_FILE = "alignment.npy"  # in features/, float32 (K, F + 1, F): of each fold the matrix, then the offset
 
@@ -238,10 +237,12 @@ def write_all_features(config: PredictConfig) -> Path:
     if config.feature_refit is not None:
         return write_refit_features(config)
     parent = config.net_weight_file
-    trained = finished_folds(parent)
+    if not is_cross_validation(parent):
+        finished_folds(parent)  # says so
     folder, folds = features_data(config)
-    if len(folds) < FEWEST_FOLDS:
+    if len(folds) < FEWEST_FOLDS:  # also before they are trained
         raise UsageError(f"--features=1 needs {FEWEST_FOLDS} folds or more: {parent} has {len(folds)}")
+    trained = finished_folds(parent)
     check_trained_on(trained, folds, parent)
     models = load_fold_models(config, parent)
     alignments = fit_alignments(models, folds)

@@ -30,6 +30,7 @@ from common.errors import UsageError, UserError, WorkError, nearest
 from common.files import write_json, write_text
 from common.foreign import read_json, read_yaml
 from common.machine import usable_cores
+from common.waiting import LIMIT_S, LOCK_POLL_S, lock_file, wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ LOCK_FILE = ".lock"
 LOCK_ATTEMPTS = 5
 ENVIRONMENT = "environment.json"
 CONFIG = "config.yaml"
+PLACE = ("experiment_id", "output_dir")  # options that a resumed run can't change
 LOG_FILE = "train.log"
 
 
@@ -89,9 +91,8 @@ def create_experiment(
         output_dir.mkdir(parents=True, exist_ok=True)
         with _claimed(output_dir, experiment_id) as experiment:
             try:
-                config_text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
                 write_json(experiment.folder / ENVIRONMENT, {**environment(command), "launch": launch})
-                write_text(experiment.folder / CONFIG, config_text)  # last: it makes the folder an experiment's
+                write_text(experiment.folder / CONFIG, config_text(config))  # last: it makes the folder an experiment's
             except BaseException:
                 shutil.rmtree(experiment.folder, ignore_errors=True)
                 raise
@@ -100,10 +101,27 @@ def create_experiment(
     return experiment
 
 
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return flat options as config.yaml holds them."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+
+
 def check_experiment_id(experiment_id: str, flag: str = "--experiment_id") -> None:
     """Raise UsageError unless ``experiment_id`` is a plain name that can't leave the output folder."""
     if not ID_PATTERN.fullmatch(experiment_id):
         raise UsageError(f"{flag}={experiment_id!r}: use letters, digits, '_', '-' and '.', at most 100, not '.' first")
+
+
+def wait_for_orphan(folder: Path, limit_s: float = LIMIT_S) -> None:
+    """Wait for the run of an experiment whose parent was killed: it saves its state. Stalled where it goes on."""
+
+    def ready(seconds: float) -> bool:
+        if free := not is_in_progress(folder):
+            return free
+        time.sleep(min(seconds, LOCK_POLL_S))
+        return False
+
+    wait_for(ready, f"this process waits for another that trains {folder}", limit_s=limit_s)
 
 
 @contextmanager
@@ -144,15 +162,27 @@ def is_in_progress(folder: Path) -> bool:
     return False
 
 
-def add_to_history(folder: Path, command: Sequence[str], iteration: int) -> None:
-    """Add to environment.json's ``resumed`` how and from which iteration the run was gone on with."""
+def add_to_history(
+    folder: Path, command: Sequence[str], iteration: int, config: Mapping[str, Any], named: Sequence[str] = ()
+) -> None:
+    """Note how, from which iteration and with which flat options ``config`` the run was gone on with.
+
+    config.yaml gets the options, under the name and in the place that it has; environment.json's ``resumed`` the
+    command, as ``changed`` the options that were others before (``{name: [before, now]}``), and as ``named`` those of
+    them that the user had to name.
+    """
     path = folder / ENVIRONMENT
     try:
         document = dict(read_json(path))
     except (OSError, ValueError, TypeError):  # killed while the folder was made, or changed by hand
         document = {}
-    document.setdefault("resumed", []).append({"iteration": iteration, **environment(command)})
+    before = experiment_options(folder)
+    now = plain(config) | {name: before[name] for name in PLACE if name in before}
+    changed = {name: [before[name], value] for name, value in now.items() if before.get(name, value) != value}
+    entry = {"iteration": iteration, "changed": changed, "named": list(named), **environment(command)}
+    document.setdefault("resumed", []).append(entry)
     write_json(path, document)
+    write_text(folder / CONFIG, config_text(now))
 
 
 def experiment_options(folder: Path) -> dict[str, Any]:
@@ -335,7 +365,7 @@ def _claimed(output_dir: Path, experiment_id: str | None) -> Iterator[Experiment
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_file(handle, f"this process waits for another that makes the experiment {folder}")
         if folder.is_file() or any(
             path.name != ENVIRONMENT and not path.name.endswith(".tmp") for path in folder.iterdir()
         ):

@@ -18,6 +18,7 @@ from common.preprocessing import workers
 from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.isolation import CallFailed, Process, Processes
 from common.preprocessing.pseudonyms import Pseudonyms
+from common.waiting import StartFailed
 from tests.dicom_files import head, new_ct, write_ct
 
 PROJECT = Path(__file__).parent.parent
@@ -93,6 +94,25 @@ def test_a_call_that_takes_too_long_is_ended_with_its_process(process: Process) 
         process.call(sleep, 0.05, FOREVER)
     assert caught.value.reason == "timeout"
     assert process.process.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_cannot_start_is_one_line_with_its_own_last_words() -> None:
+    with pytest.raises(StartFailed) as caught:
+        Process(("no_such_module",))
+    assert "reads files can't be started (ModuleNotFoundError: No module named 'no_such_module')" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_process_starts_also_where_the_user_allows_it_less_memory() -> None:
+    """As under ulimit -v, whose limit no process can raise."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))\n"
+        "from common.preprocessing.isolation import Process\n"
+        "print(Process().call(len, 600.0, 'four'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("4\n", "")
 
 
 def test_processes_are_kept_for_the_next_call_and_dead_ones_are_not() -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.datasets.loaders import LoadingFailed, make_loader
+from common.datasets.samplers import SequentialSampler
+
 PROJECT = Path(__file__).parent.parent
 TRAINER = """
 import sys
@@ -55,6 +58,21 @@ def main():
                     while file.write(bytes(4096)):
                         pass
     print(total)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+FEW = """
+from common.datasets.loaders import make_loader
+from common.datasets.samplers import SequentialSampler
+from common.errors import command
+from tests.test_loaders import Numbers
+
+@command
+def main():
+    list(make_loader(Numbers(), SequentialSampler(8, 0), 2, 4, drop_last=False, seed=0))
 
 if __name__ == "__main__":
     main()
@@ -144,7 +162,43 @@ def test_a_loading_process_that_is_killed_is_one_error_that_says_what_to_do(trai
     for worker in (process for process in processes if process.ppid() in ids):
         worker.kill()
     _, errors = trainer.communicate("load the rest", timeout=300)
-    assert errors.splitlines()[-1].startswith("common.errors.WorkError: a process that loads images was killed")
+    assert errors.splitlines()[-1].startswith(
+        "common.datasets.loaders.LoadingFailed: a process that loads images was killed"
+    )
+
+
+def test_loading_processes_that_hang_are_one_error_that_says_who_waits_for_whom() -> None:
+    loader = make_loader(Numbers(), SequentialSampler(8, 0), 2, 1, drop_last=False, seed=0)
+    assert len(list(loader)) == 4
+    (worker,) = (psutil.Process(process.pid) for process in loader._iterator._workers)
+    worker.suspend()
+    loader.limit_s = 0.1
+    with pytest.raises(LoadingFailed) as caught:  # torch would wait for good
+        list(loader)
+    assert str(caught.value) == (
+        "the run waits for a batch of 1 loading processes: no progress for 0.1 seconds; they were ended: look at the "
+        "disk that the images lie on, and start again"
+    )
+    wait_for_the_end_of([worker])
+
+
+def test_loading_processes_that_cannot_start_are_one_line() -> None:
+    """The fork server starts no process beyond the user's limit, as in a container whose processes are counted."""
+    uid = "123456"  # root itself has no limit
+    caller = ["setpriv", f"--reuid={uid}", "--clear-groups", "--inh-caps=+dac_override,+dac_read_search"]
+    caller += ["--ambient-caps=+dac_override,+dac_read_search", "prlimit", "--nproc=3"]
+    environment = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    try:
+        allowed = subprocess.run([*caller, "true"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no other user can be had here ({error})")
+    if allowed.returncode:
+        pytest.skip(f"no other user can be had here ({allowed.stderr.strip()})")
+    done = subprocess.run(
+        [*caller, sys.executable, "-c", FEW], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: 4 processes that load images can't be started (")
 
 
 def with_shared_memory(megabytes: int, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

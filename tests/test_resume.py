@@ -6,14 +6,18 @@ import fcntl
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from html import unescape
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -216,11 +220,22 @@ def test_a_finished_run_says_so_and_more_iterations_go_on_from_it(runs: Runs) ->
     answer = runs.go_on("more")
     assert answer["code"] == 0
     assert "the experiment is finished" in answer["output"]
-    answer = runs.go_on("more", "--tr_iteration_num=20")
+    answer = runs.go_on("more", "--tr_iteration_num=20", "--tr_report=1")
     assert answer["code"] == 0, answer["output"]
     assert load_checkpoint(runs.output_dir / "more" / "last.pt")["iteration"] == 20
     validated = [p["iteration"] for p in points(runs.output_dir / "more") if "valid/weighted_log_loss" in p]
     assert validated == [6, 12, 14, 18, 20]
+    assert yaml.safe_load((runs.output_dir / "more" / "config.yaml").read_text())["tr_iteration_num"] == 20
+    board = pd.read_csv(runs.output_dir / "leaderboard.csv", index_col="experiment", dtype={"experiment": str})
+    assert board.loc["more", "tr_iteration_num"] == 20
+    report = (runs.output_dir / "more" / "report.html").read_text()
+    again = unescape(re.sub("<[^>]+>", "", report[report.index("Do it again") :].partition("</pre>")[0]))
+    commands = [shlex.split(line) for line in again.splitlines() if line.startswith("python train.py")]
+    assert len(commands) == 2
+    for command in commands:
+        answer = runs(*command[2:], f"--output_dir={runs.output_dir}")
+        assert answer["code"] == 0, answer["output"]
+    assert_same_run(runs.output_dir / "more_again", runs.output_dir / "more")
 
 
 def test_an_option_that_changes_the_result_must_be_named(runs: Runs) -> None:

@@ -100,8 +100,13 @@ def test_a_linear_map_brings_one_models_features_into_the_others_space() -> None
 def test_what_is_not_finished_or_no_cross_validation_is_refused(finished: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(finished, tmp_path / "cv")
     (tmp_path / "cv" / "cross_validation.json").unlink()
+    shutil.copytree(tmp_path / "cv", tmp_path / "two")  # not trained to their end, and too few
+    config = (tmp_path / "two" / "config.yaml").read_text()
+    assert "data_fold: 0,1,2" in config
+    (tmp_path / "two" / "config.yaml").write_text(config.replace("data_fold: 0,1,2", "data_fold: 0,1"))
     for folder, flag, said in [
         (tmp_path / "cv", "--split=test", "is not finished"),
+        (tmp_path / "two", "--features=1", "needs 3 folds or more"),
         (finished / "fold_0", "--features=1", "is no cross-validation's folder"),
         (finished, "--split=valid", "predictions_oof.csv has"),
         (finished, "--calibrate=1", "needs one model's weights"),

@@ -37,6 +37,8 @@ if name.startswith("wait"):
     time.sleep(60)
 if name.startswith("slow"):
     time.sleep(0.5)
+if name.startswith("hang"):
+    time.sleep(600)
 with open("log", "a") as log:
     log.write(f"{time.monotonic()} end {name}\\n")
 if name.startswith("bad"):
@@ -142,6 +144,12 @@ def test_experiments_run_in_turn_and_a_failed_one_stops_no_other(fake: Path) -> 
     assert outcomes[0].outputs == {"evaluate.py": "evaluated one"}
     events = [line.split()[1:3] for line in (fake / "log").read_text().splitlines()]
     assert events == [[what, name] for name in ("one", "bad", "worse", "last") for what in ("start", "end")]
+
+
+def test_an_experiment_in_which_nothing_moves_is_ended_and_counts_as_failed(fake: Path, capsys) -> None:
+    (outcome,) = Runner(fake, [{}], lambda folder: [], limit_s=0.2).run(named("hang"))
+    assert outcome.code == 1
+    assert "error: the sweep waits for train.py: no progress for 0.2 seconds; it was" in capsys.readouterr().err
 
 
 def test_a_finished_experiment_gets_what_is_still_to_follow_it(fake: Path) -> None:

@@ -12,7 +12,7 @@ import signal
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -32,6 +32,7 @@ from common.datasets.shards import ShardedSampler
 from common.errors import WorkError
 from common.interruption import ignore_signals
 from common.reproducibility import loader_generator
+from common.waiting import LIMIT_S, Stalled, Watchdog, start_failed
 
 SHARED_MEMORY = Path("/dev/shm")  # torch's processes hand tensors over there
 SHARED_MEMORY_FULL = errno.ENOSPC  # how a worker ends that found no space
@@ -88,22 +89,33 @@ class Loader(DataLoader):
     """
 
     guarded = False
+    limit_s = LIMIT_S  # for a batch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches; the first call starts the processes. WorkError where one of them is killed."""
-        iterator = super().__iter__() if self.guarded or not self.num_workers else self._started()
+        """Yield the batches; the first call starts the processes. LoadingFailed where one dies or none answers."""
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        waits = f"the run waits for a batch of {self.num_workers} loading processes"
         try:
-            for batch in iterator:
-                yield batch.batch() if isinstance(batch, Packed) else batch
+            with Watchdog(waits, lambda: _kill(self._iterator._workers), self.limit_s) as watchdog:
+                iterator = watchdog.wait(super().__iter__) if self.guarded else self._started()
+                while (batch := watchdog.wait(lambda: next(iterator, None))) is not None:
+                    yield batch.batch() if isinstance(batch, Packed) else batch
+        except Stalled as stalled:
+            raise LoadingFailed(
+                f"{stalled}; they were ended: look at the disk that the images lie on, and start again"
+            ) from None
         except (RuntimeError, OSError, EOFError) as error:  # torch's own; or it died while it handed a batch over
-            if not self.num_workers or not wait([worker.sentinel for worker in iterator._workers], timeout=DYING_S):
+            workers = self._iterator._workers
+            if not wait([worker.sentinel for worker in workers], timeout=DYING_S):
                 raise
-            if {SHARED_MEMORY_FULL, -signal.SIGBUS} & {worker.exitcode for worker in iterator._workers}:
-                raise WorkError(
+            if {SHARED_MEMORY_FULL, -signal.SIGBUS} & {worker.exitcode for worker in workers}:
+                raise LoadingFailed(
                     f"a process that loads images found no space in {SHARED_MEMORY}: give it more (docker run "
                     "--shm-size=8g), or let fewer processes load (--n_jobs), and start again"
                 ) from error
-            raise WorkError(
+            raise LoadingFailed(
                 "a process that loads images was killed, most likely for want of memory; make some free, or let fewer "
                 "processes load (--n_jobs), and start again"
             ) from error
@@ -118,8 +130,13 @@ class Loader(DataLoader):
                 f"--shm-size={-(-2 * wanted // 10**9)}g) or a smaller --n_jobs spares that"
             )
             self.collate_fn = Packing(own)
+        before = multiprocessing.active_children()
         try:
             iterator = super().__iter__()
+        except (OSError, EOFError, RuntimeError) as error:  # no process or thread left, here or in the fork server
+            _kill(set(multiprocessing.active_children()).difference(before))
+            words = "their own words stand above" if isinstance(error, EOFError) else str(error)
+            raise start_failed(f"{self.num_workers} processes that load images", words) from error
         finally:
             self.collate_fn = own
         self.guarded = True
@@ -134,6 +151,10 @@ class Loader(DataLoader):
             return 0
         batches = self.num_workers * self.prefetch_factor + IN_HAND
         return one * self.batch_size * batches * distributed.local_processes()
+
+
+class LoadingFailed(WorkError):
+    """The processes that load images died or hang; the batches before were whole."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +201,10 @@ def _end_workers(iterator: weakref.ref, workers: Sequence[BaseProcess]) -> None:
     """End the processes, by force where they don't."""
     if (alive := iterator()) is not None:
         alive._shutdown_workers()
+    _kill(workers)
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
     for worker in workers:
         if worker.is_alive():
             worker.kill()

@@ -20,6 +20,7 @@ from common import distributed
 from common.callbacks.callback import Callback
 from common.checkpoint import RAW, metric_key
 from common.datasets.batch import Batch
+from common.datasets.loaders import LoadingFailed
 from common.errors import UsageError, WorkError
 from common.models.freezing import train_mode
 from common.networks.arrival import arrived
@@ -203,17 +204,28 @@ class AbstractNetwork(ABC):
         self.interrupt_requested = distributed.world_size() == 1
 
     def fit(self) -> None:
-        """Train until ``iteration_num`` iterations are done, ``should_stop`` is set or :meth:`interrupt` is called."""
+        """Train until ``iteration_num`` iterations are done, ``should_stop`` is set or :meth:`interrupt` is called.
+
+        Where loading fails between two updates of a single process, the state is saved before the error goes on.
+        """
         self._check_training()
         train_mode(self.model)
         self.training.optimizer.zero_grad(set_to_none=True)
         self._emit("on_train_begin")
-        if self.validation_due:  # a resumed run that was interrupted before or in it
-            self.validate()
-        while not (self.finished or self.interrupted):
-            self._emit("on_epoch_begin")
-            self._fit_epoch()
-            self._emit("on_epoch_end")
+        try:
+            if self.validation_due:  # a resumed run that was interrupted before or in it
+                self.validate()
+            while not (self.finished or self.interrupted):
+                self._emit("on_epoch_begin")
+                self._fit_epoch()
+                self._emit("on_epoch_end")
+        except LoadingFailed as failed:
+            if not self.at_step_boundary or distributed.world_size() > 1:
+                raise
+            self._emit("on_interrupt")
+            raise LoadingFailed(
+                f"{failed}; the state after iteration {self.iteration} is saved: --tr_resume goes on from there"
+            ) from failed
         self._emit("on_interrupt" if self.interrupted else "on_train_end")
 
     def _fit_epoch(self) -> None:

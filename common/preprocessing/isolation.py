@@ -22,12 +22,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from common.waiting import Stalled, activity, start_failed, start_process, wait_for
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 MEMORY_BYTES = 2**30  # that a call may add to the process's address space
-START_SECONDS = 120
+START_SECONDS = 120.0  # in which a process that starts does nothing at all
+DYING_SECONDS = 1.0
+WHAT = "a process that reads files"
 START = "import sys; sys.path[:0] = [{path!r}]; from common.preprocessing.isolation import serve; serve({handle})"
 
 
@@ -42,26 +46,35 @@ class CallFailed(Exception):
 class Process:
     """A Python process that makes one call after the other. Not for two threads at once.
 
-    It ends when this process ends. Ctrl-C doesn't reach it, and what it prints goes nowhere: decoders print what they
-    find in a header.
+    It ends when this process ends. Ctrl-C doesn't reach it, and what it prints once it has started goes nowhere:
+    decoders print what they find in a header.
     """
 
     def __init__(self, modules: Sequence[str] = (), *, memory_bytes: int = MEMORY_BYTES) -> None:
-        """Start it and import ``modules``; ``memory_bytes`` more than it has then is all that it gets."""
+        """Start it and import ``modules``; ``memory_bytes`` more than it has then is all that it gets.
+
+        StartFailed, with its last words, where that can't be.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
+        with theirs, ours:
+            self.process = start_process(
                 [sys.executable, "-c", START.format(path=str(PROJECT), handle=theirs.fileno())],
+                WHAT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
                 env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
             )
-        self.connection = Connection(ours.detach())
+            self.connection = Connection(ours.detach())
         self.fresh = True
-        self._exchange((modules, memory_bytes), START_SECONDS)
+        with self.process.stderr as words:
+            try:
+                self._exchange((modules, memory_bytes), START_SECONDS, lambda: activity(self.process.pid))
+            except CallFailed as failed:
+                os.set_blocking(words.fileno(), False)
+                raise start_failed(WHAT, (words.read() or b"").decode(errors="replace") or str(failed)) from None
 
     def call(self, function: Callable[P, R], timeout: float, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return ``function(*args, **kwargs)``, called there, or raise what it raises.
@@ -77,33 +90,32 @@ class Process:
 
     def close(self) -> None:
         """End the process at once."""
-        self.process.kill()
-        self.process.wait()
-        self.connection.close()
+        self._end(0)
 
-    def _exchange(self, message: Any, timeout: float) -> Any:
+    def _exchange(self, message: Any, timeout: float, progress: Callable[[], object] | None = None) -> Any:
         try:
             self.connection.send(message)
-            if self.connection.poll(timeout):
-                return self.connection.recv()
+            wait_for(self.connection.poll, f"this process waits for {WHAT}", limit_s=timeout, progress=progress)
+            return self.connection.recv()
+        except Stalled as stalled:
+            self.close()
+            raise CallFailed("timeout", f"reading it took longer than {timeout:g} seconds") from stalled
         except (EOFError, OSError):
-            code = self._end()
+            code = self._end(DYING_SECONDS)
             # Nothing but the kernel kills so where memory runs out.
             if code == -signal.SIGKILL:
                 raise CallFailed("memory", "the process that read it was killed, as where memory runs out") from None
             what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise CallFailed("crashed", f"the process that read it died ({what})") from None
-        self.close()
-        raise CallFailed("timeout", f"reading it took longer than {timeout:g} seconds")
 
-    def _end(self) -> int:
-        try:
-            code = self.process.wait(timeout=1)
-        except subprocess.TimeoutExpired:  # it closed the connection and lives on
-            self.process.kill()
-            code = self.process.wait() or 1
+    def _end(self, seconds: float) -> int:
+        """Give it so many seconds to end by itself, then kill it; return its exit code."""
         self.connection.close()
-        return code
+        for patience in (seconds, DYING_SECONDS):
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(timeout=patience)
+            self.process.kill()
+        return 1  # not even a signal reaches one that waits in the kernel, as for a lost disk
 
 
 class Processes:
@@ -170,6 +182,7 @@ def serve(handle: int) -> None:
     with Connection(handle) as connection:
         try:
             _prepare(*connection.recv())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
             connection.send(None)
             while True:
                 function, args, kwargs = connection.recv()
@@ -179,13 +192,15 @@ def serve(handle: int) -> None:
 
 
 def _prepare(modules: Sequence[str], memory_bytes: int) -> None:
-    """Limit the address space to what it is after the imports and ``memory_bytes``."""
+    """Limit the address space to what it is after the imports and ``memory_bytes``, or to less where the user did."""
     import resource
 
     for module in modules:
         importlib.import_module(module)
     start = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (start + memory_bytes,) * 2)
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]  # what ulimit -v allows
+    limit = start + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most),) * 2)
     with suppress(OSError):  # where memory runs out the kernel ends this process and not the one that waits
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 

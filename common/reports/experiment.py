@@ -19,7 +19,10 @@ from common.reports.page import Line
 from common.reports.record import FINISHED, Record, duration
 from common.reports.summary import Summary
 from common.statistics import WEIGHTED_ROW
+from common.sweeps.plan import flags_of
 
+LENGTH = "tr_iteration_num"  # the option that a run may be given anew and that makes it another
+OPTION = re.compile(r"[a-z0-9_]{1,100}")
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # anything else in its place would be run by who copies the line
 SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that say nothing of the result
 
@@ -249,7 +252,49 @@ def _command(record: Record, together: Together | None) -> str:
     lines = [f"git checkout {commit}"] if COMMIT.fullmatch(commit) else []
     if record.environment.get("git_dirty"):
         lines.append("# the working copy had changes that are in no commit")
-    config = shlex.quote(str(record.folder / "config.yaml"))
-    run = f"python train.py --config={config} {shlex.quote(f'--experiment_id={record.folder.name}_again')}"
-    lines.append(run if together is None or together.command is None else together.command)
+    if together is not None and together.command is not None:
+        return "\n".join([*lines, together.command])
+    name = f"{record.folder.name}_again"
+    legs = _legs(record)
+    first = {option: before for leg in reversed(legs) for option, (before, _) in leg.changed.items()}
+    lines.append(_train({"config": record.folder / "config.yaml", "experiment_id": name, **first}))
+    length = first.get(LENGTH, record.config.get(LENGTH))
+    for leg in legs:
+        if leg.iteration != length:
+            lines.append(f"# stop it after iteration {leg.iteration} (Ctrl-C), then")
+        now = {option: value for option, (_, value) in leg.changed.items()}
+        named = {"tr_resume_change": list(leg.named)} if leg.named else {}
+        lines.append(_train({"tr_resume": name, **now, **named}))
+        length = now.get(LENGTH, length)
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Leg:
+    """A start that went on with the run by other options: from which iteration, {option: (before, now)}."""
+
+    iteration: int
+    changed: Mapping[str, tuple[Any, Any]]
+    named: Sequence[str]
+
+
+def _legs(record: Record) -> list[_Leg]:
+    """Return the starts that changed what the run is; environment.json may be anybody's, and other forms count none."""
+    found = []
+    resumed = record.environment.get("resumed")
+    for entry in resumed if isinstance(resumed, list) else ():
+        try:
+            named = [option for option in entry["named"] if option in entry["changed"]]
+            options = [LENGTH, *named] if LENGTH in entry["changed"] else named
+            changed = {option: tuple(entry["changed"][option]) for option in options}
+            if changed and all(OPTION.fullmatch(option) and len(pair) == 2 for option, pair in changed.items()):
+                found.append(_Leg(int(entry["iteration"]), changed, named))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+def _train(options: Mapping[str, Any]) -> str:
+    """Return a command of train.py, each flag quoted for a shell."""
+    words = {name: "none" if value is None else value for name, value in options.items()}
+    return shlex.join(["python", "train.py", *flags_of(words)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from common.files import inert_cells, write_csv, write_text
 from common.reports import page
 from common.reports.record import REPORT_FILE
 from common.reports.summary import Summary, read_summaries
+from common.waiting import lock_file
 
 CSV_FILE = "leaderboard.csv"
 HTML_FILE = "leaderboard.html"
@@ -59,7 +59,7 @@ def _alone(results: Path) -> Iterator[None]:
         ) from None
     with file:
         with suppress(OSError):  # a file system without locks: two writers at once may need a rebuild
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, f"this process waits for another that writes the leaderboard of {results}")
         yield
 
 

@@ -19,6 +19,7 @@ from common.interruption import heard_signals, leave_lost_terminal
 from common.machine import CORES_VARIABLE, usable_cores
 from common.reports.record import RUNNING
 from common.sweeps.plan import FINISHED, Planned
+from common.waiting import RUN_LIMIT_S, Stalled, StartFailed, run_to_end, start_process
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -40,8 +41,15 @@ def slots(parallel: int, experiments: int) -> list[dict[str, str]]:
     if experiments == 1:
         return [{}]
     listing = "import torch; print(torch.cuda.device_count())"  # in a process that ends: CUDA's state is not forked
-    found = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=False)
-    gpus = gpu_names(os.environ.get(GPUS_VARIABLE), int(found.stdout or 0))
+    found = start_process(
+        [sys.executable, "-c", listing],
+        "a process that counts GPUs",
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    output = run_to_end(found, "the sweep waits for the driver of the GPUs")
+    gpus = gpu_names(os.environ.get(GPUS_VARIABLE), int(output or 0))
     count = min(parallel or len(gpus) or 1, experiments)
     places = [{GPUS_VARIABLE: gpus[number % len(gpus)]} if len(gpus) > 1 else {} for number in range(count)]
     share = {CORES_VARIABLE: str(max(1, usable_cores() // count))} if count > 1 else {}
@@ -85,13 +93,14 @@ class Runner:
 
     ``root`` holds the scripts. ``steps``: what is still to follow a training that ended well, now or earlier, as
     commands made from its folder; the first that fails gives the experiment's exit code. ``stop_on_failure``: one that
-    fails is the last that starts.
+    fails is the last that starts. ``limit_s``: how long a script may do nothing.
     """
 
     root: Path
     slots: Sequence[Mapping[str, str]]
     steps: Callable[[Path], list[list[str]]]
     stop_on_failure: bool = False
+    limit_s: float = RUN_LIMIT_S
     stopping: threading.Event = field(default_factory=threading.Event)
     processes: set[subprocess.Popen[str]] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)  # a second signal comes while the first has it
@@ -169,16 +178,26 @@ class Runner:
         with self.lock:
             if self.stopping.is_set():
                 return INTERRUPTED, []
-            process = subprocess.Popen(
-                [sys.executable, str(self.root / command[0]), *command[1:]],
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, **slot},
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
+            try:
+                process = start_process(
+                    [sys.executable, str(self.root / command[0]), *command[1:]],
+                    command[0],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, **slot},
+                    start_new_session=True,
+                    preexec_fn=end_with_parent,
+                )
+            except StartFailed as error:
+                tell(f"error: {error}")
+                return error.exit_code, []
             self.processes.add(process)
-        output, _ = process.communicate()
-        with self.lock:
-            self.processes.discard(process)
+        try:
+            output = run_to_end(process, f"the sweep waits for {command[0]}", self.limit_s)
+        except Stalled as error:
+            tell(f"error: {error}")
+            return error.exit_code, []
+        finally:
+            with self.lock:
+                self.processes.discard(process)
         return process.returncode, output.splitlines()

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
+from common.console import tell
 from common.errors import UsageError, WorkError
-from common.experiment import check_experiment_id, is_in_progress
+from common.experiment import check_experiment_id, wait_for_orphan
 from common.files import write_text
 from common.foreign import Unreadable, parse_json, read_bytes
 from common.reports import page
 from common.reports.record import REPORT_FILE, read_record
 from common.sweeps.plan import FINISHED, flags_of, planned, read_options, word_of
 from common.sweeps.runner import end_with_parent
+from common.waiting import Stalled, end_process, run_to_end, start_process
 
 if TYPE_CHECKING:
     import optuna
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 BEST_FILE = "best.yaml"
 PAGE_FILE = "search.html"
-POLL_S = 0.5
 FAILURES = 3  # one after the other, before any trial ended well, that end the search
 RANGE = {"low", "high", "log", "step"}
 MOST_CHOICES = 100
@@ -160,8 +160,7 @@ class Search:
             *flags_of(self.space.suggest(trial)),
         ]
         self.check(line)
-        while is_in_progress(self.folder / name):  # its search was killed, and it saves its state
-            time.sleep(POLL_S)
+        wait_for_orphan(self.folder / name)  # its search was killed
         experiment = planned(line, self.folder)
         code, pruned = (0, False) if experiment.state == FINISHED else self._train(trial, name, experiment.command)
         best = read_record(self.folder / name).best(self.metric)
@@ -176,26 +175,32 @@ class Search:
     def _train(self, trial: optuna.Trial, name: str, arguments: Sequence[str]) -> tuple[int, bool]:
         """Run train.py; return its exit code, and whether it was told to stop because others did better."""
         # A session of its own: Ctrl-C reaches it through us, once.
-        process = subprocess.Popen(
+        process = start_process(
             [sys.executable, str(self.root / "train.py"), *arguments],
+            "train.py",
             stdout=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
         pruned, seen = False, 0
+
+        def look() -> None:
+            nonlocal pruned, seen
+            iterations, values = read_record(self.folder / name).series(f"valid/{self.metric}")
+            for at, value in list(zip(iterations, values, strict=True))[seen:]:
+                seen += 1
+                trial.report(value, int(at))
+            if not pruned and seen and trial.should_prune():
+                pruned = True
+                process.send_signal(signal.SIGTERM)
+
         try:
-            while process.poll() is None:
-                time.sleep(POLL_S)
-                iterations, values = read_record(self.folder / name).series(f"valid/{self.metric}")
-                for at, value in list(zip(iterations, values, strict=True))[seen:]:
-                    seen += 1
-                    trial.report(value, int(at))
-                if not pruned and seen and trial.should_prune():
-                    pruned = True
-                    process.send_signal(signal.SIGTERM)
+            run_to_end(process, f"the search waits for the training of {name}", look=look)
+        except Stalled as error:
+            tell(f"error: {error}")
+            return error.exit_code, False
         except BaseException:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            end_process(process)
             raise
         return process.returncode, pruned
 

@@ -6,9 +6,11 @@ import math
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from common.experiment import anonymous
+from common.waiting import Stalled, wait_for
 
 R = TypeVar("R")
 
@@ -32,11 +34,19 @@ def within(seconds: float, work: Callable[[], R], discard: Callable[[R], object]
             discard(result)
 
     threading.Thread(target=attempt, daemon=True, name="tracker-bounded").start()
+    found: list[tuple[R | None, Exception | None]] = []
+
+    def ready(seconds: float) -> bool:
+        with suppress(queue.Empty):
+            found.append(results.get(timeout=seconds))
+        return bool(found)
+
     try:
-        result, error = results.get(timeout=max(seconds, 0.0))
-    except queue.Empty:
+        wait_for(ready, "the run waits for a tracker", limit_s=max(seconds, 0.0))
+    except Stalled:
         threading.Thread(target=wait_and_discard, daemon=True, name="tracker-discard").start()
         raise TimeoutError(f"no answer within {seconds:.1f} s") from None
+    ((result, error),) = found
     if error is not None:
         raise error
     return result
