@@ -16,7 +16,7 @@ from config import EnsembleConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the ensemble, print its scores where labels are known, and its path as the last line; return that."""
     config = parse_args(EnsembleConfig, argv)
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, ", ".join(config.members))
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_ensemble import build_ensemble, describe_ensemble, read_members, write_ensemble

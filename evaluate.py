@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Print the metrics with their intervals, write ``evaluation…`` as CSV and JSON, and return the table by label."""
     config = parse_args(EvaluateConfig, argv)
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, config.eval_file or config.experiment_id or config.output_dir)
     with out_of_memory_advice(PREDICTION_ADVICE):
         return evaluate_experiment(config) if config.eval_file is None else evaluate_file(config)
 

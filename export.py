@@ -16,7 +16,7 @@ from config import ExportConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the network as a file, say how near it is to torch, print the file's path and return it."""
     config = parse_args(ExportConfig, argv)
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, config.net_weight_file)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_export import export_network

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     With --audit the path is the submission that was looked at, or the filled one.
     """
     config = parse_args(PredictConfig, argv)
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, config.audit or config.source or config.net_weight_file)
     with out_of_memory_advice(PREDICTION_ADVICE):
         if config.audit is not None:
             path = audit_file(config)

@@ -15,7 +15,7 @@ from config import PreprocessingConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Make or finish the dataset, or only look at it or its source; print its folder as the last line and return it."""
     config = parse_args(PreprocessingConfig, argv)
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, config.pre_source or config.data_input_folder)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_checks import audit_dataset, find_dataset, leaves_dataset_alone, verify_dataset

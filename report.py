@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     Print their paths and return the last one.
     """
     config = parse_args(ReportConfig, argv)
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, config.output_dir)
 
     # Here, so that --help and a wrong flag answer at once, and the leaderboard alone needs no torch.
     from common.errors import UsageError

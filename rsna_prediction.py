@@ -401,7 +401,8 @@ def predict_with_studies(
 
     def predict(pipeline: Placed, label: str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
         if config.net_kind == STUDY:
-            return predict_series(network, study_loader(config, folder, rows, pipeline, workers), rows)
+            loader = study_loader(config, folder, rows, pipeline, workers)
+            return predict_series(network, progress(loader, desc=label, unit="batch"), rows)
         loader = build_loader(folder, rows, pipeline, config, workers)
         return prediction_frame(network.predict(progress(loader, desc=label, unit="batch"))), None
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from common.checkpoint import load_checkpoint
-from common.console import tell
+from common.console import progress, say, tell
 from common.errors import UsageError, WorkError, nearest_file
 from common.files import remove_temporaries, write_csv, write_json
 from common.hardware import cpu_cores
@@ -114,16 +114,16 @@ def predict_to(config: PredictConfig, images: PreprocessingConfig, inputs: Path,
     rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
     share = reading / len(rows)
     results = []
-    for study_id, part in rows.groupby("study_id", sort=True):
+    for study_id, part in progress(list(rows.groupby("study_id", sort=True)), desc="predict", unit="study"):
         result = predict_study(model, str(study_id), part, folder, share * len(part))
-        print(describe_study(result))
+        say(describe_study(result))
         results.append(result)
     write_results(folder, model, results)
 
 
 @contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder in ``output``, which is there until all is written; what a killed one left is removed.
+    """Yield an empty folder in ``output``, there until all is written; what a killed or failed one left is removed.
 
     Raises UsageError where ``output`` can't be made, holds something else, or another prediction is writing there.
     """
@@ -143,13 +143,17 @@ def work_folder(output: Path) -> Iterator[Path]:
             raise UsageError(f"--predict_output={output}: another prediction is in progress there") from None
         except OSError as error:
             logger.warning("%s: can't be locked (%s); don't predict to it twice at once", output, error.strerror)
+        finished = False
         try:
             for path in [*work.iterdir(), *output.glob("*.png")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             remove_temporaries(output)
             yield work
+            finished = True
         finally:
             shutil.rmtree(work)
+            if not finished and any(output.iterdir()):  # it says why, in failed.csv, and is ours to write over
+                work.mkdir()
     finally:
         os.close(handle)
 
@@ -241,7 +245,12 @@ def convert_source(
 
 def convert_all(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> list[Record]:
     """Return the records of all files."""
-    return [record for chunk in convert_files(tasks, form, jobs, pseudonyms) for record in chunk] if tasks else []
+    records: list[Record] = []
+    with progress(total=len(tasks), desc="reading", unit="file") as bar:
+        for chunk in convert_files(tasks, form, jobs, pseudonyms) if tasks else ():
+            records += chunk
+            bar.update(len({record.source_id for record in chunk}))
+    return records
 
 
 def find_key(config: PredictConfig, output: Path) -> Path:

@@ -16,7 +16,7 @@ from config import SecondLevelConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the experiment, print its scores and, as the last line, its folder; return that."""
     config = parse_args(SecondLevelConfig, argv)
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, ", ".join(config.members))
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_second_level import second_level

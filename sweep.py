@@ -15,7 +15,7 @@ from config import SweepConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run what the file names and print a summary; return the path of the leaderboard or of the search's page."""
     config = parse_args(SweepConfig, argv)
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, config.lines or config.grid or config.space)
 
     # Here, so that --help and a wrong flag answer at once.
     from rsna_sweep import run_experiments, run_search

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         print("\n".join(listing(config.list)))
         return None
 
-    set_verbosity(config.verbosity)
+    set_verbosity(config.verbosity, config.tr_resume or config.data_input_folder / "datasets" / config.data_dataset)
 
     # Here, so that --help and a wrong flag answer at once.
     from common import distributed

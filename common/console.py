@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 QUIET, NORMAL, ALL = 0, 1, 2
 FILE_ONLY = "file_only"  # marks a log record that the console gets in another way
 LINE_S = 60.0  # between two lines of a bar where no terminal shows it
-LINE_FORMAT = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 _level = NORMAL
 
@@ -26,9 +26,10 @@ def verbosity() -> int:
     return _level
 
 
-def set_verbosity(level: int) -> None:
+def set_verbosity(level: int, reads: object = None) -> None:
     """Say as much as ``level`` allows until the command ends, whose main function :func:`restored` surrounds.
 
+    ``reads``: what the command reads first, which a terminal shows at once: imports alone may take many seconds.
     QUIET: stdout is kept back but for the path of the result, the last line that is one; stderr has warnings and errors
     only. ALL: stderr also has all that is logged.
     """
@@ -39,6 +40,8 @@ def set_verbosity(level: int) -> None:
     elif level == ALL:
         logging.getLogger().addHandler(_log_on_console())
         logging.getLogger().setLevel(logging.INFO)
+    if reads is not None and level != QUIET and _draws():
+        print(f"reading {reads} ...", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -70,6 +73,13 @@ def tell(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
 
+def say(line: str) -> None:
+    """Print a line of the result on stdout, above a bar that stands there."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+
+
 def progress(*iterable: Any, **options: Any) -> tqdm:
     """Return a tqdm bar on stderr; where that is no terminal, a line a minute; where it shall be quiet, neither."""
     from tqdm import tqdm
@@ -78,8 +88,9 @@ def progress(*iterable: Any, **options: Any) -> tqdm:
         return tqdm(*iterable, **options, disable=True)
     if _draws():
         return tqdm(*iterable, **options, dynamic_ncols=True)
-    lines = {"mininterval": LINE_S, "maxinterval": LINE_S, "delay": LINE_S, "miniters": 1, "bar_format": LINE_FORMAT}
-    return tqdm(*iterable, **options | lines, file=_Lines())
+    lines = {"mininterval": LINE_S, "maxinterval": LINE_S, "delay": LINE_S, "miniters": 1}
+    form = options.get("bar_format", FORMAT).replace("{bar}|", "")
+    return tqdm(*iterable, **options | lines | {"bar_format": form}, file=_Lines())
 
 
 def _draws() -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from common.callbacks.model_checkpoint import ModelCheckpoint
 from common.callbacks.progress_bar import ProgressBar, describe_pace
 from common.callbacks.telemetry import Telemetry
 from common.checkpoint import load_checkpoint, metric_key
+from common.datasets.loaders import LoadingFailed, make_loader
+from common.datasets.samplers import RandomSampler
 from common.networks.network import Predictions
 from common.trackers.jsonl import JsonlTracker, read_metrics
 from tests.test_network import Pictures, build
@@ -129,6 +132,35 @@ def test_a_state_that_was_saved_to_a_file_goes_on_to_the_same_weights(tmp_path: 
         assert torch.equal(value, second.model.state_dict()[name])
 
 
+def test_where_loading_fails_the_state_is_saved_and_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    """Real loading processes, which are killed after the third iteration."""
+
+    class KillAt(Callback):
+        def on_iteration_end(self, network, output) -> None:
+            if network.iteration == 3:
+                for worker in network.training.train_loader._iterator._workers:
+                    worker.kill()
+
+    options = {"iteration_num": 8, "iteration_valid": 8}
+    whole = build(callbacks=[checkpoint(tmp_path)], **options)
+    whole.fit()
+    folder = tmp_path / "first"
+    folder.mkdir()
+    first = build(callbacks=[KillAt(), checkpoint(folder)], **options)
+    pictures = Pictures(24)
+    loader = make_loader(pictures, RandomSampler(24, 5), 4, 1, drop_last=True, seed=0, collate=pictures.collate)
+    first.training = replace(first.training, train_loader=loader)
+    with pytest.raises(LoadingFailed, match=r"was killed.*; the state after iteration \d is saved: --tr_resume"):
+        first.fit()
+    assert 3 <= first.iteration < 8
+    second = build(callbacks=[Callback(), checkpoint(tmp_path)], **options)
+    second.load_state_dict(load_checkpoint(folder / "last.pt"))
+    assert second.iteration == first.iteration
+    second.fit()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name])
+
+
 def test_each_validation_prints_a_line_and_the_end_names_the_best(tracker, capsys, caplog) -> None:
     caplog.set_level(logging.INFO)
     metrics = MetricLogger(tracker, 3)
@@ -223,6 +255,8 @@ def test_telemetry_knows_speed_waiting_and_a_time_left_that_counts_validations()
         clock.now += 0.5
         network.wait_seconds += 0.1
         telemetry.on_iteration_end(network, SimpleNamespace(image_ids=["x"] * 8))
+        if network.iteration == 1:  # before anything was logged
+            assert telemetry.seconds_left(network) == pytest.approx(99 * 0.5 + 5 * 3 * 0.5 / 3)
     values = telemetry.values(network)
     assert values["perf/images_per_second"] == pytest.approx(16)
     assert values["perf/data_wait_share"] == pytest.approx(0.2)
@@ -282,4 +316,4 @@ def test_the_bar_tells_the_time_left_the_speed_and_the_memory() -> None:
     }
     assert describe_pace({"train/loss": 0.25}) == "loss 0.2500"
     text = describe_pace({**latest, "perf/gpu_memory_gb": 11.26})
-    assert text == "loss 0.2500, 1:02:05 left with validations, 100 images/s, waits for data 7%, GPU 11.3 GB"
+    assert text == "1:02:05 left, loss 0.2500, 100 images/s, waits for data 7%, GPU 11.3 GB"

@@ -238,8 +238,11 @@ def test_what_can_not_be_predicted_is_one_line(small_dataset, weights, tmp_path,
     (empty / "text.txt").write_text("no image")
     code, line = refusal(capsys, empty, weights, output)
     assert (code, "none of 1 files gave an image" in line) == (1, True)
-    assert [path.name for path in output.iterdir()] == ["failed.csv"]
-    assert "is not empty; name a new folder" in refusal(capsys, empty, weights, output)[1]
+    assert (output / "failed.csv").is_file()
+    assert refusal(capsys, empty, weights, output) == (code, line)  # what failed is in nobody's way
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "failed.csv").write_text("of the user")
+    assert "is not empty; name a new folder" in refusal(capsys, empty, weights, tmp_path / "other")[1]
     code, line = refusal(capsys, empty, tmp_path / "none.pt", tmp_path / "out2")
     assert (code, "no such weight file" in line) == (2, True)
     assert not (tmp_path / "out2").exists()

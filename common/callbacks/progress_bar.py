@@ -39,9 +39,10 @@ class ProgressBar(Callback):
         self.bar = console.progress(total=whole, initial=network.iteration, unit="it", bar_format=form)
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
-        """Advance by one iteration; show the last logged loss."""
-        if "train/loss" in self.metrics.latest and network.iteration % self.metrics.interval == 0:
-            self.bar.set_postfix_str(describe_pace(self.metrics.latest), refresh=False)
+        """Advance by one iteration; show the time left, from the first one on, and what was logged last."""
+        telemetry = self.metrics.telemetry
+        left = {} if telemetry is None else {"perf/eta_seconds": telemetry.seconds_left(network)}
+        self.bar.set_postfix_str(describe_pace(self.metrics.latest | left), refresh=False)
         self.bar.update()
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
@@ -87,10 +88,16 @@ class ProgressBar(Callback):
 
 
 def describe_pace(latest: Mapping[str, float]) -> str:
-    """Return the last logged loss and, where they were measured, time left, speed, waiting and memory."""
-    parts = [f"loss {latest['train/loss']:.4f}"]
+    """Return what is known of time left (validations included), loss, speed, waiting and memory.
+
+    The last of them are cut off where a terminal is narrow.
+    """
+    parts = []
     if "perf/eta_seconds" in latest:
-        parts.append(f"{tqdm.format_interval(latest['perf/eta_seconds'])} left with validations")
+        parts.append(f"{tqdm.format_interval(latest['perf/eta_seconds'])} left")
+    if "train/loss" in latest:
+        parts.append(f"loss {latest['train/loss']:.4f}")
+    if "perf/images_per_second" in latest:
         parts.append(f"{latest['perf/images_per_second']:.0f} images/s")
         parts.append(f"waits for data {latest['perf/data_wait_share']:.0%}")
     if "perf/gpu_memory_gb" in latest:

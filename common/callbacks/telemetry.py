@@ -53,9 +53,6 @@ class Telemetry(Callback):
     def values(self, network: AbstractNetwork) -> dict[str, float]:
         """Return the measured values since the last call, by the names that metrics.jsonl has; begin anew."""
         seconds = max(self.clock() - self.started, 1e-9)
-        if self.iterations:
-            self.iteration_seconds += seconds
-            self.iterations_timed += self.iterations
         values = {
             "perf/images_per_second": self.images / seconds,
             "perf/data_wait_share": min((network.wait_seconds - self.waited) / seconds, 1.0),
@@ -75,11 +72,12 @@ class Telemetry(Callback):
         return values
 
     def seconds_left(self, network: AbstractNetwork) -> float:
-        """Return the seconds until the run's end, validations included, at the pace so far."""
+        """Return the seconds until the run's end, validations included, at the pace so far; 0 before any iteration."""
         training = network.training
-        if not self.iterations_timed:
+        timed = self.iterations_timed + self.iterations
+        if not timed:
             return 0.0
-        pace = self.iteration_seconds / self.iterations_timed
+        pace = (self.iteration_seconds + self.clock() - self.started) / timed
         interval = training.iteration_valid
         # The validation that is due after this very iteration is still to come.
         validations = -(-training.iteration_num // interval) - (network.iteration - 1) // interval
@@ -89,6 +87,9 @@ class Telemetry(Callback):
         return (training.iteration_num - network.iteration) * pace + validations * each
 
     def _begin(self, network: AbstractNetwork) -> None:
+        if self.iterations:
+            self.iteration_seconds += self.clock() - self.started
+            self.iterations_timed += self.iterations
         self.images = self.iterations = 0
         self.started = self.clock()
         self.waited = network.wait_seconds
