@@ -81,7 +81,7 @@ def test_the_check_tells_of_other_peoples_files_what_a_conversion_makes_of_them(
 
 
 def test_what_would_end_a_conversion_ends_the_check_after_all_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = studies_of(tmp_path / "export", lambda study, place: f"MRN-{study // 3}")
     flags = [f"--data_input_folder={tmp_path / 'input'}", f"--pre_source={tmp_path / 'export'}", *labels]
@@ -98,6 +98,9 @@ def test_what_would_end_a_conversion_ends_the_check_after_all_is_told(
     assert "none of the slices has labels" in error
     write_ct(tmp_path / "export/IM9", slice_of(0, 0, SOPInstanceUID="1.2.826.77.0.1.1"))  # another file's
     assert "CT slices: 13" in looked_at(capsys, *flags[:2])[0]
+    monkeypatch.setattr(rsna_survey, "BATCH_FILES", 3)
+    monkeypatch.setattr(rsna_survey, "SURVEY_SECONDS", 0)  # over before it begins: the second batch tells the time
+    assert "6 files were read, spread over all" in looked_at(capsys, *flags[:2])[0]
     assert not (tmp_path / "input").exists()
 
 
