@@ -18,6 +18,7 @@ EXIT_WORK = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # as a shell says it of one that SIGPIPE ended
+NO_SPACE = "failed to map segment"  # what the loader of shared libraries says where no memory is left
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: start again
 
 
@@ -111,6 +112,13 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
                 raise
             print(f"error: {error.filename}: no file can have so long a name", file=sys.stderr)
             raise SystemExit(EXIT_USAGE) from None
+        except (MemoryError, ImportError) as error:
+            if isinstance(error, ImportError) and NO_SPACE not in str(error):
+                raise
+            words = (str(error).strip().splitlines() or ["no memory is left"])[-1]
+            limits = "give it more memory, or look at ulimit -v and the container's limit"
+            print(f"error: out of host memory ({words}); {limits}", file=sys.stderr)
+            raise SystemExit(EXIT_WORK) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(EXIT_INTERRUPTED) from None

@@ -188,11 +188,10 @@ def end_process(process: subprocess.Popen, limit_s: float = RUN_LIMIT_S) -> bool
         wait_for(ended, "", limit_s=min(limit_s, SAVING_S), progress=lambda: activity(process.pid))
         return True
     except Stalled:
-        return False
-    finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         ended(DYING_S)  # not even a signal reaches one that waits in the kernel, as for a lost disk
+        return False
 
 
 def _duration(seconds: float) -> str:

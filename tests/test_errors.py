@@ -72,6 +72,19 @@ def test_a_name_that_no_file_system_takes_is_one_line(capsys):
     assert capsys.readouterr().err == f"error: {'a' * 300}: no file can have so long a name\n"
 
 
+def test_a_command_without_the_memory_to_load_its_libraries_is_one_line():
+    """As under ulimit -v: torch alone takes more addresses."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 * 10**9, 2 * 10**9))\n"
+        "import train; train.main(['--data_input_folder=/nowhere'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("error: out of host memory (")
+    assert "failed to map segment" in line
+
+
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
