@@ -294,8 +294,8 @@ def run_environment(folder: Path, **variables: str) -> dict:
     """The record made by a copy of common/ in ``folder``, in a fresh process."""
     if not (folder / "common").exists():
         (folder / "common").mkdir(parents=True)
-        for name in ("__init__.py", "console.py", "errors.py", "files.py", "foreign.py", "machine.py", "experiment.py"):
-            shutil.copy(ROOT / "common" / name, folder / "common" / name)
+        for name in ("__init__", "console", "errors", "files", "foreign", "machine", "waiting", "experiment"):
+            shutil.copy(ROOT / "common" / f"{name}.py", folder / "common" / f"{name}.py")
     code = (
         "import json, sys; from common.experiment import environment; "
         "record = environment(['x']); record['heavy'] = 'torch' in sys.modules or 'numpy' in sys.modules; "
