@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from scipy.stats import norm, t
+from scipy.stats import t
 from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GroupKFold
 
@@ -38,14 +38,14 @@ def calibration_error_interval(deviations: Array, draws: Array, freedom: float) 
     Chance alone makes Σ |d| larger than it is, in the draws once more than in the images, so that an interval around
     the draws lies too high. A test is turned round instead: which multiples c d of the deviations, once chance is added
     to them, could give a sum as small, or as large, as the one that was seen. Each draw's chance gives a c where the
-    sum is just that; the ends are the 2.5th and 97.5th percentile, the upper one at least that of Student's interval
-    around the error less its bias. Chance is widened by Student's t of ``freedom``.
+    sum is just that; the ends are the 2.5th and 97.5th percentile, the upper one at least that of Student's interval,
+    of ``freedom``, around the error less its bias.
     """
     seen = np.abs(deviations).sum()
     if seen == 0:
         return 0.0, float(np.quantile(np.abs(draws).sum(axis=1), 0.975))
     times, sums = t.ppf(0.975, freedom), np.abs(draws).sum(axis=1)
-    chance = (draws - deviations) * (times / norm.ppf(0.975))
+    chance = draws - deviations
     low, high = np.zeros(len(draws)), (seen + np.abs(chance).sum(axis=1)) / seen
     for _ in range(HALVINGS):  # the sum is convex in c, and above what was seen at the upper end
         middle = (low + high) / 2
