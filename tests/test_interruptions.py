@@ -80,7 +80,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_space_is_made(source:
     undisturbed = contents(source.run())
     disk = tmp_path / "disk"
     disk.mkdir()
-    flags = " ".join(command(source, f"--data_input_folder={disk}"))
+    key = source.folder.parent / "input" / "pseudonyms.key"  # with another all ids would be others
+    flags = " ".join(command(source, f"--data_input_folder={disk}", f"--pseudonym_key={key}"))
     script = f"""
         mount -t tmpfs -o size=16m tmpfs {disk}
         {flags} & run=$!
