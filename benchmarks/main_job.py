@@ -57,7 +57,10 @@ def main() -> None:
             for name in list(settings)[:: -1 if number % 2 else 1]:  # what drifts, drifts for all
                 runs[name].append(train(Path(folder), [*common, f"--seed={seed}", *settings[name]]))
                 run = runs[name][-1]
-                print(f"seed {seed}, {name}: {run.processor:.0f} s of a core, {run.elapsed:.0f} s, {run.loss:.4f}", flush=True)
+                print(
+                    f"seed {seed}, {name}: {run.processor:.0f} s of a core, {run.elapsed:.0f} s, {run.loss:.4f}",
+                    flush=True,
+                )
     report(runs)
 
 
