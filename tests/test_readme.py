@@ -108,7 +108,7 @@ class Site:
     def __init__(self, folder: Path, dataset: SmallDataset) -> None:
         self.folder = folder
         names = [path.name for pattern in ("*.py", "*.sh", "requirements*.txt") for path in PROJECT.glob(pattern)]
-        for name in (*names, "common", "transforms", "experiments", ".venv"):
+        for name in (*names, "constraints.txt", "common", "transforms", "experiments", ".venv"):
             (folder / name).symlink_to(PROJECT / name)
         (folder / "input" / "datasets").mkdir(parents=True)
         for path in dataset.source.iterdir():
