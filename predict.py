@@ -9,7 +9,7 @@ from common.arguments import parse_args
 from common.console import set_verbosity
 from common.errors import command
 from common.memory import PREDICTION_ADVICE, out_of_memory_advice
-from config import PredictConfig
+from config import HOLDOUT, PredictConfig
 
 
 @command
@@ -80,7 +80,7 @@ def predict_split(config: PredictConfig) -> Path:
     path = output_path(config, trained, config.net_weight_file.parent)
     provenance = None
     if config.split != "test":
-        provenance = network_provenance(trained, config.net_weight_file, rows.index)
+        provenance = network_provenance(trained, config.net_weight_file, rows.index, new=config.split == HOLDOUT)
         check_predicted(provenance, dataset_folder_of(trained), rows.index, config)
     calibration = asked_calibration(config, config.net_weight_file, trained)
     frame, studies = predict_with_studies(trained, rows, load_views(trained, config))

@@ -25,6 +25,7 @@ from rsna_dataset import (
     PUBLISHED,
     content_hash,
     dataset_folder,
+    has_holdout,
     is_labelled,
     list_some,
     read_dataset_info,
@@ -126,7 +127,7 @@ def read_folds(folder: Path, dataset: str, info: dict[str, Any]) -> dict[str, pd
         return {}
     count = int(info["options"]["pre_folds"])
     folds = {f"fold {number}": read_fold(folder, dataset, number) for number in range(count)}
-    if count > 1 and float(info["options"].get("pre_holdout", 0)) > 0:
+    if has_holdout(info):
         folds["held out"] = read_holdout(folder, dataset)
     return folds
 

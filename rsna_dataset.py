@@ -694,6 +694,19 @@ def read_holdout(folder: Path, dataset: str) -> pd.DataFrame:
     return _read_fold_table(path, ("holdout",))
 
 
+def has_holdout(info: Mapping[str, Any]) -> bool:
+    """Whether a dataset, by its dataset.json, keeps images out of all its folds (--pre_holdout)."""
+    options = info.get("options", {})
+    return int(options.get("pre_folds", 1)) > 1 and float(options.get("pre_holdout", 0)) > 0
+
+
+def new_images(folder: Path) -> pd.DataFrame:
+    """Return the metadata (index ``id``) of images that no fold has: the test split's and those of --pre_holdout."""
+    metadata = read_metadata(folder)
+    kept_out = read_holdout(folder, folder.name).index if has_holdout(read_dataset_info(folder)) else []
+    return metadata[(metadata["split"] == "test") | metadata.index.isin(kept_out)]
+
+
 def _read_fold_table(path: Path, sample_types: Sequence[str]) -> pd.DataFrame:
     texts = dict.fromkeys(("id", "sample_type", "patient_id", "study_id"), str)
     rows = _read_table(path, texts | dict.fromkeys(LABELS, np.int8), {"group_id": str})

@@ -37,7 +37,7 @@ from common.resume import read_options
 from config import AUTO, HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
 from rsna_crossvalidation import Fold, finished_folds, is_cross_validation, read_folds
 from rsna_data import build_loader, place_transform, select_rows
-from rsna_dataset import dataset_folder, known_groups, read_dataset_info, read_fold, read_metadata, rows_hash
+from rsna_dataset import dataset_folder, known_groups, new_images, read_dataset_info, read_fold, rows_hash
 from rsna_evaluation import HOLDOUT_FILE, write_flattery
 from rsna_features import FEWEST_FOLDS, FOLDERS, HOW, NO_FOLD, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna_lineage import weights_lineage
@@ -125,7 +125,7 @@ def folds_provenance(models: Mapping[int, TrainedNetwork], folder: Path, ids: pd
     """Return what made the mean of a cross-validation's models' predictions of images that are in none of its folds."""
     facts = finished_folds(folder)
     parts = [
-        network_provenance(model, folder / facts[fold]["weights"], ids, of_test=False) for fold, model in models.items()
+        network_provenance(model, folder / facts[fold]["weights"], ids, new=True) for fold, model in models.items()
     ]
     return reduce(Provenance.beside, parts)
 
@@ -229,7 +229,7 @@ def batches(model: TrainedNetwork, rows: pd.DataFrame, label: str, workers: int 
 
 
 def write_all_features(config: PredictConfig) -> Path:
-    """Write features/train (out of fold) and, where the dataset has test images, features/test; return features/.
+    """Write features/train (out of fold) and, of images that no fold has, features/test; return features/.
 
     With --feature_refit features/test alone, by that network. Raises WorkError where a fold's images or labels are not
     those that its model was trained on.
@@ -280,13 +280,12 @@ def write_test_features(
     document: Mapping[str, Any],
     lineages: Mapping[int, Lineage],
 ) -> None:
-    """Write features/test, the mean of ``models`` with ``lineages``, where the dataset has test images."""
-    metadata = read_metadata(dataset)
-    test = metadata[metadata["split"] == "test"]
-    if len(test):
-        blocks = mean_blocks(models, alignments, test)
+    """Write features/test, the mean of ``models`` with ``lineages``, where the dataset has images that no fold has."""
+    new = new_images(dataset)
+    if len(new):
+        blocks = mean_blocks(models, alignments, new)
         width = first_width(alignments)
-        write_features(parent / FOLDERS[TEST], blocks, len(test), width, {"kind": TEST, **document}, lineages)
+        write_features(parent / FOLDERS[TEST], blocks, len(new), width, {"kind": TEST, **document}, lineages)
 
 
 def write_refit_features(config: PredictConfig) -> Path:

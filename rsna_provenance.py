@@ -37,18 +37,16 @@ def write_provenance(path: Path, provenance: Provenance) -> None:
     provenance.write(lineage_file(path), path.read_bytes())
 
 
-def network_provenance(
-    trained: TrainedNetwork, weight_file: Path, ids: pd.Index, *, of_test: bool = False
-) -> Provenance:
+def network_provenance(trained: TrainedNetwork, weight_file: Path, ids: pd.Index, *, new: bool = False) -> Provenance:
     """Return what made a network's predictions of the images ``ids``: it, and of a sequence model the features too.
 
-    ``of_test``: the images are the test split's, whose features are the mean of all folds' networks.
+    ``new``: no fold has the images, so that their features are the mean of all folds' networks.
     """
     own = Provenance.of([weights_lineage(weight_file, trained.config.data_input_folder)], len(ids))
     if trained.config.net_kind != SEQUENCE:
         return own
     check_features(trained)
-    return own.beside(features_used(trained.config, ids, TEST if of_test else OUT_OF_FOLD))
+    return own.beside(features_used(trained.config, ids, TEST if new else OUT_OF_FOLD))
 
 
 def check_predicted(provenance: Provenance, folder: Path, ids: pd.Index, config: PredictConfig) -> None:

@@ -21,11 +21,13 @@ from common.errors import UsageError, WorkError
 from common.experiment import experiment_folder
 from common.metrics import constant_predictor, prevalences_of, probabilities
 from common.models.sequence import sequence_settings
-from config import TrainConfig
+from config import HOLDOUT, TrainConfig
 from rsna_data import TrainingData, select_rows
 from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, list_some, read_fold, read_metadata, rows_hash
-from rsna_features import FOLDERS, INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_features
+from rsna_features import FOLDERS, HOW, INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_features
 from rsna_network import RSNASequenceNetwork, prediction_frame
+
+IN_NO_FOLD = {"split": "test", "sample_type": HOLDOUT}  # a column of rows, and what stands there of such images
 
 
 def build_sequences(config: TrainConfig) -> TrainingData:
@@ -133,7 +135,7 @@ def sequence_dataset(
         missing = rows.index[places < 0]
         raise UsageError(
             f"--seq_features={config.seq_features}: has no features of {len(missing)} of {len(rows)} images "
-            f"({list_some(missing)})"
+            f"({list_some(missing)}); {HOW} anew"
         )
     return SequenceDataset(*series_of(config, rows), places, features.features, features.logits, reverse, config.seed)
 
@@ -187,12 +189,12 @@ def predict_series(
 def prediction_loader(
     network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
 ) -> DataLoader:
-    """Return the series of ``rows``: where no ``features`` are given, the test split by test features, others by
-    out-of-fold ones.
+    """Return the series of ``rows``: where no ``features`` are given, images that no fold has by test features, others
+    by out-of-fold ones.
     """
     if features is None:
-        of_test = "split" in rows and bool((rows["split"] == "test").all())
-        features = open_features(config, TEST if of_test else OUT_OF_FOLD)
+        new = any(bool((rows[name] == part).all()) for name, part in IN_NO_FOLD.items() if name in rows)
+        features = open_features(config, TEST if new else OUT_OF_FOLD)
     loader = sequence_loader(config, rows, features)
     check_width(network, config, loader.dataset)
     return loader

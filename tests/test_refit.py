@@ -137,6 +137,9 @@ def test_test_features_are_the_refit_networks_in_the_common_space(
     trained: Trained, held_out: SmallDataset, tmp_path
 ) -> None:
     found = read_features(trained.folds / "features/test", held_out.folder, "test")
+    metadata = read_metadata(held_out.folder)
+    kept_out = read_holdout(held_out.folder, "phantom").index
+    assert set(found.rows.index) == {*metadata.index[metadata["split"] == "test"], *kept_out}
     file = trained.results / "refit" / "best.pt"
     alone = read_predictions(predict.main([f"--net_weight_file={file}", f"--output_file={tmp_path / 'p.csv'}"]))
     own = pd.DataFrame(expit(found.logits.astype(float)), index=found.rows.index, columns=list(LABELS))
@@ -156,7 +159,9 @@ def test_test_features_are_the_refit_networks_in_the_common_space(
 
 
 @pytest.mark.slow
-def test_files_of_any_origin_get_what_the_datasets_test_images_get(trained, small_dataset, tmp_path, capsys) -> None:
+def test_files_of_any_origin_get_what_the_datasets_test_images_get(
+    trained, held_out, small_dataset, tmp_path, capsys
+) -> None:
     sequence = trained.results / "study" / "best.pt"
     flags = [f"--net_weight_file={trained.folds}", f"--sequence={sequence}", "--n_jobs=1"]
     source = [f"--source={small_dataset.source / 'stage_2_test'}", f"--data_input_folder={tmp_path / 'nothing'}"]
@@ -167,6 +172,8 @@ def test_files_of_any_origin_get_what_the_datasets_test_images_get(trained, smal
     np.testing.assert_allclose(slices, expected.loc[slices.index], atol=2e-4)
     document = json.loads((output / "predictions.json").read_text())
     assert [model["name"] for model in document["models"]["slices"]] == ["refit"]
+    held = predict.main([f"--net_weight_file={sequence}", "--split=holdout", f"--output_file={tmp_path / 'held.csv'}"])
+    assert set(read_predictions(held).index) == set(read_holdout(held_out.folder, "phantom").index)
     mean = predict.main([*flags, *source, f"--predict_output={tmp_path / 'mean'}"])
     others = pd.read_csv(mean / "slices.csv", index_col="id")[list(LABELS)]
     assert (others - slices).abs().max(axis=None) > 1e-3
