@@ -45,12 +45,12 @@ def test_train_sh_goes_from_a_fresh_clone_to_a_model_and_a_submission(tmp_path: 
     if free < NEEDED_BYTES:
         pytest.skip(f"an environment and a phantom need {NEEDED_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free")
     project = clone(tmp_path / "clone")
-    first = bash(project, "train.sh")
+    first = bash(project, "train.sh", "--tr_iteration_num=150", "--tr_iteration_valid=75")
     assert first.returncode == 0, first.stderr[-2000:]
     lines = first.stdout.splitlines()[-3:]
     assert lines[0].split() == ["experiment", "output/results/1"]
     value, constant = map(float, re.fullmatch(r".*loss +([\d.]+), constant predictor ([\d.]+)", lines[1]).groups())
-    assert value <= 0.4 * constant
+    assert value <= 0.8 * constant
     submission = project / lines[2].split()[-1]
     sample = pd.read_csv(project / "input/phantom/stage_2_sample_submission.csv")
     assert pd.read_csv(submission)["ID"].tolist() == sample["ID"].tolist()

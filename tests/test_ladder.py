@@ -18,7 +18,8 @@ from tests.pretended_cuda import Settings
 
 ROOT = Path(__file__).parent.parent
 TINY = (
-    "import sys; sys.path[:0] = ['.', 'benchmarks']; import ladder; "
+    "import sys; sys.path[:0] = ['.', 'benchmarks']; import ladder; from tests import forked; forked.preload(); "
+    "ladder.subprocess.run = forked.run; "
     "ladder.QUICK = ladder.Budget(studies=32, size=32, iterations=4, sequence_iterations=4, batch=8); ladder.main()"
 )
 
