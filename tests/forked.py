@@ -1,6 +1,6 @@
-"""Python scripts run in forks of a process that has imported what they need: importing torch takes most of a short one.
+"""Python scripts run in forks of a process that has imported what they need: to import torch takes most of a short run.
 
-:func:`run` stands in for ``subprocess.run`` of ``[python, script, …]``. Not where a test is about the start of a command.
+:func:`run` stands in for ``subprocess.run`` of ``[python, script, …]``, but where a test is about a command's start.
 """
 
 from __future__ import annotations
