@@ -12,6 +12,7 @@ import pandas as pd
 from common.errors import UserError, WorkError
 from common.files import check_output, write_csv
 from common.metrics import prevalences_of
+from common.spreadsheets import table_form
 from common.statistics import format_table
 from config import PredictConfig, TrainConfig
 from rsna_dataset import (
@@ -116,7 +117,7 @@ def examine(path: Path, expected: Expected) -> Audit:
     names = rows.index
     label = np.array([name.rpartition("_")[2] for name in names], dtype=object)
     image = np.array([name.rpartition("_")[0] for name in names], dtype=object)
-    faults, remarks = [], []
+    faults, remarks = written_otherwise(path), []
     odd = ~np.isin(label, LABELS) | (image == "")
     twice = names[names.duplicated()].unique()
     no_number = ~np.isfinite(rows["Label"].to_numpy())
@@ -145,6 +146,16 @@ def examine(path: Path, expected: Expected) -> Audit:
         remarks.append("the rows stand in another order than the sample's, which the competition accepts")
     remarks += consistency(wide) + distribution(wide, expected.prevalences)
     return Audit(rows, faults, remarks, missing, statistics(wide, expected.prevalences))
+
+
+def written_otherwise(path: Path) -> list[str]:
+    """Return what the competition doesn't read and this program does: tables as spreadsheet programs write them."""
+    form = table_form(path)
+    lacking = [name for name in ("ID", "Label") if name not in form.header]
+    faults = [f"has no column {', '.join(lacking)}, in these capitals"] * bool(lacking)
+    if form.separator != "," or form.skipped or form.encoding != "utf-8-sig":
+        faults.append("is not UTF-8 text with a comma between ID and Label and the header in its first line")
+    return faults
 
 
 def consistency(wide: pd.DataFrame) -> list[str]:

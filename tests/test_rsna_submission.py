@@ -109,6 +109,16 @@ def test_each_fault_ends_with_exit_code_1_and_is_counted_and_named(tmp_path, sam
 
 
 @pytest.mark.parametrize(
+    "rewrite", [lambda text: text.replace(",", ";"), lambda text: "sep=,\n" + text], ids=["semicolons", "sep"]
+)
+def test_a_table_that_only_a_spreadsheet_program_reads_is_no_valid_submission(tmp_path, sample, capsys, rewrite):
+    path = made(tmp_path / "bad.csv", lambda frame: frame)
+    path.write_text(rewrite(path.read_text()))
+    line = refusal(capsys, 1, f"--audit={path}", f"--audit_sample={sample}", f"--data_input_folder={tmp_path}")
+    assert "is not UTF-8 text with a comma between ID and Label" in line
+
+
+@pytest.mark.parametrize(
     ("change", "part"),
     [
         (set_value(5, 0.0), "1 of 30 images have any below one of the kinds, by"),
