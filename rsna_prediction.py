@@ -402,7 +402,7 @@ def predict_with_studies(
     def predict(pipeline: Placed, label: str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
         if config.net_kind == STUDY:
             loader = study_loader(config, folder, rows, pipeline, workers)
-            return predict_series(network, progress(loader, desc=label, unit="batch"), rows)
+            return predict_series(network, loader, rows, label)
         loader = build_loader(folder, rows, pipeline, config, workers)
         return prediction_frame(network.predict(progress(loader, desc=label, unit="batch"))), None
 

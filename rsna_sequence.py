@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from common import distributed
 from common.arguments import given_options
+from common.console import progress
 from common.datasets.batch import Batch
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
@@ -168,18 +169,18 @@ def predict_features(
     network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the same as :func:`predict_series`, by ``features``: those of --seq_features where None."""
-    return predict_series(network, prediction_loader(network, config, rows, features), rows)
+    return predict_series(network, prediction_loader(network, config, rows, features), rows, "predict")
 
 
 def predict_series(
-    network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame
+    network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame, label: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return probabilities of ``rows``, whose series a loader gives, and of their whole studies.
+    """Return probabilities of ``rows``, whose series a loader gives, and of their whole studies; ``label``: of the bar.
 
     Slices (index ``id``, in the order of ``rows``) are seen beside their series' others; of several series of a study
     (index ``study_id``) each label has the highest.
     """
-    slices, logits = network.predict_with_studies(loader)
+    slices, logits = network.predict_with_studies(progress(loader, desc=label, unit="batch"))
     data = loader.dataset
     study_ids = rows.loc[data.image_ids[data.order[data.starts]], "study_id"].to_numpy(dtype=str)
     studies = pd.DataFrame(probabilities(logits), columns=list(LABELS)).groupby(study_ids).max()
