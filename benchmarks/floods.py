@@ -68,7 +68,7 @@ class World:
         return ["train.py", *place, *SEQUENCE, f"--seq_features={features}"]
 
     def predict(self, weights: Path) -> list[object]:
-        place = [f"--data_input_folder={self.input}", "--split=test", f"--output_dir={self.folder / 'predicted'}"]
+        place = [f"--data_input_folder={self.input}", "--split=test", f"--output_file={self.folder / 'p.csv'}"]
         return ["predict.py", *place, f"--net_weight_file={weights}", "--n_jobs=1"]
 
     def sweep(self, *more: object) -> list[object]:
@@ -518,6 +518,8 @@ def main() -> None:
                 baselines[flood.baseline] = _try(BASELINES[flood.baseline], world, scratch)[0]
                 own = baselines[flood.baseline]
                 print(f"-- {flood.baseline}: {own.seconds:.1f} s, {own.mib:.0f} MiB, exit {own.code}", flush=True)
+                if own.code:
+                    raise SystemExit(f"an honest file ended so: {own.line}")
             found, kept = _try(flood.make, world, scratch, flood.kept)
             above = found.mib - baselines[flood.baseline].mib
             well = found.cpu < MOST_SECONDS and above < MOST_MIB and found.code in flood.codes and kept

@@ -48,9 +48,11 @@ from tests.test_loaders import Pictures
 @command
 def main():
     loader = make_loader(Pictures(), SequentialSampler(40, 0), 2, 2, drop_last=False, seed=0)
-    total = 0
+    total, kept = 0, []
     for _ in range(2):
         for number, batch in enumerate(loader):
+            if "fill" in sys.argv:
+                kept.append(batch)  # what it frees would be taken again
             assert batch.image_id == [str(2 * number), str(2 * number + 1)], batch.image_id
             total += int(batch.inputs["image"].sum())
             if "fill" in sys.argv and number == 2:
