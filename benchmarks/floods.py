@@ -290,7 +290,8 @@ def journal(write: Callable[[Path], object]) -> Make:
     def make(world: World, folder: Path) -> list[object]:
         (folder / "s").mkdir()
         write(folder / "s" / "study.journal")
-        space = text(folder / "s.yaml", "space: {optim_lr: [0.1, 0.2]}\n")
+        base = dict(flag.removeprefix("--").split("=", 1) for flag in (*world.data, *TINY))
+        space = text(folder / "s.yaml", json.dumps({"base": base, "space": {"optim_lr": [0.1, 0.2]}}))
         return ["sweep.py", f"--output_dir={folder}", f"--space={space}", "--trials=1", "--data_dataset=phantom"]
 
     return make
