@@ -1,7 +1,7 @@
 """Every option of every command: one field is its type, its only default, its help and its range. Nothing else.
 
-A configuration is built by ``common.arguments.parse_args``; the classes a configuration inherits from are the groups
-that ``--help`` shows.
+``common.cli.arguments.parse_args`` builds a configuration. The classes it inherits from are the groups that ``--help``
+shows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.arguments import REQUIRED, option
+from common.cli.arguments import REQUIRED, option
 from common.errors import UsageError
 
 Windows = tuple[tuple[float, float], ...]

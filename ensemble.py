@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
 from common.errors import command
 from config import EnsembleConfig
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     set_verbosity(config.verbosity, ", ".join(config.members))
 
     # Here, so that --help and a wrong flag answer at once.
-    from rsna_ensemble import build_ensemble, describe_ensemble, read_members, write_ensemble
+    from rsna.judging.ensemble import build_ensemble, describe_ensemble, read_members, write_ensemble
 
     members = read_members(config)
     ensemble = build_ensemble(config, members)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
 from common.errors import UsageError, command
-from common.memory import PREDICTION_ADVICE, out_of_memory_advice
+from common.training.memory import PREDICTION_ADVICE, out_of_memory_advice
 from config import EvaluateConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from common.lineage import Overlap, Provenance
-    from rsna_evaluation import Evaluation
+    from rsna.judging.evaluation import Evaluation
 
 
 @command
@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     """Predict by the experiment's best weights and evaluate that; with --tta the views' table is returned."""
     # Here, so that --help and a wrong flag answer at once.
-    from common.experiment import experiment_folder
-    from rsna_crossvalidation import is_cross_validation
-    from rsna_evaluation import PREDICTION_FILES, compare_views, describe_flattery, labelled_rows
-    from rsna_prediction import (
+    from common.experiments.folder import experiment_folder
+    from rsna.judging.evaluation import PREDICTION_FILES, compare_views, describe_flattery, labelled_rows
+    from rsna.prediction.provenance import network_provenance
+    from rsna.prediction.trained import (
         CALIBRATION_FILE,
         compare_with_log,
         dataset_folder_of,
@@ -47,7 +47,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         split_rows,
         write_calibration,
     )
-    from rsna_provenance import network_provenance
+    from rsna.training.folds import is_cross_validation
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
     if not (folder / "best.pt").is_file() and (folder / PREDICTION_FILES[0]).is_file():
@@ -89,9 +89,9 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
 
 def evaluate_folds(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
     """Evaluate the mean of a cross-validation's models on --data_dataset; return the table by label."""
-    from rsna_evaluation import labelled_rows
-    from rsna_fold_models import folds_provenance, load_fold_models, mean_by_folds
-    from rsna_prediction import dataset_folder_of
+    from rsna.judging.evaluation import labelled_rows
+    from rsna.prediction.fold_models import folds_provenance, load_fold_models, mean_by_folds
+    from rsna.prediction.trained import dataset_folder_of
 
     if config.tta is not None:
         raise UsageError("--tta needs one model's experiment; predict.py --tta takes a cross-validation's folder")
@@ -115,7 +115,7 @@ def unseen_rows(
     Images that a network learnt from are left out where the question is ``external``, and refused where they should
     be none; so is then a network that no longer tells what it learnt from.
     """
-    from rsna_lineage import overlap, overlap_lines, refuse_seen
+    from rsna.training.lineage import overlap, overlap_lines, refuse_seen
 
     found = overlap(provenance, dataset, rows.index)
     if external and found.seen.all():
@@ -130,8 +130,8 @@ def unseen_rows(
 
 def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
     """Return the options for an experiment that has no weights of its own: an ensemble, or all folds together."""
-    from common.experiment import experiment_options
-    from rsna_evaluation import experiment_predictions
+    from common.experiments.folder import experiment_options
+    from rsna.judging.evaluation import experiment_predictions
 
     config.refuse_network_options(f"means nothing here: {folder} has no weights, its written predictions are judged")
     options = experiment_options(folder)
@@ -153,9 +153,9 @@ def evaluate_file(config: EvaluateConfig, name: str | None = None, *, external: 
 
     Not ``external``: they are an experiment's, of the dataset that it was trained on.
     """
+    from rsna.judging.evaluation import constant_prevalences, labelled_rows
+    from rsna.prediction.provenance import written_provenance
     from rsna_dataset import dataset_folder, read_predictions
-    from rsna_evaluation import constant_prevalences, labelled_rows
-    from rsna_provenance import written_provenance
 
     place = config.data_input_folder or TrainConfig.data_input_folder
     dataset = dataset_folder(place, config.data_dataset)
@@ -190,9 +190,9 @@ def report(
 
     ``found`` tells what is known of the images that the networks learnt from, which the results say too.
     """
+    from common.evaluation.statistics import format_table
     from common.files import write_csv
-    from common.statistics import format_table
-    from rsna_evaluation import (
+    from rsna.judging.evaluation import (
         compare,
         describe,
         describe_comparison,
@@ -200,7 +200,7 @@ def report(
         evaluate_predictions,
         write_evaluation,
     )
-    from rsna_lineage import overlap_lines
+    from rsna.training.lineage import overlap_lines
 
     described = described_images(dataset, config.eval_truth)
     evaluation = evaluate_predictions(frame, rows, prevalences, config.eval_draws, described, judged)
@@ -229,11 +229,11 @@ def compared_with(config: EvaluateConfig, ids: pd.Index, dataset: Path) -> pd.Da
     """
     if config.eval_compare is None:
         return None
-    from common.experiment import experiment_folder
+    from common.experiments.folder import experiment_folder
+    from rsna.judging.evaluation import experiment_predictions, matching_predictions
+    from rsna.prediction.provenance import written_provenance
+    from rsna.training.lineage import overlap, overlap_lines, refuse_seen
     from rsna_dataset import read_predictions
-    from rsna_evaluation import experiment_predictions, matching_predictions
-    from rsna_lineage import overlap, overlap_lines, refuse_seen
-    from rsna_provenance import written_provenance
 
     path = Path(config.eval_compare)
     if path.suffix != ".csv":

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
 from common.errors import command
-from common.memory import out_of_memory_advice
+from common.training.memory import out_of_memory_advice
 from config import ExportConfig
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     set_verbosity(config.verbosity, config.net_weight_file)
 
     # Here, so that --help and a wrong flag answer at once.
-    from rsna_export import export_network
+    from rsna.prediction.export import export_network
 
     with out_of_memory_advice("let less run beside this; CUDA_VISIBLE_DEVICES= computes on the CPU"):
         path = export_network(config)

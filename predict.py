@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
 from common.errors import command
-from common.memory import PREDICTION_ADVICE, out_of_memory_advice
+from common.training.memory import PREDICTION_ADVICE, out_of_memory_advice
 from config import HOLDOUT, PredictConfig
 
 
@@ -35,21 +35,21 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 def audit_file(config: PredictConfig) -> Path:
     """Look at the submission of --audit."""
-    from rsna_submission import audit_submission
+    from rsna.prediction.submission_audit import audit_submission
 
     return audit_submission(config)
 
 
 def predict_studies(config: PredictConfig) -> Path:
     """Predict the studies of --source."""
-    from rsna_studies import predict_source
+    from rsna.prediction.dicom_source import predict_source
 
     return predict_source(config)
 
 
 def predict_folds(config: PredictConfig) -> Path:
     """Predict a split by the models of a cross-validation, or write their embeddings."""
-    from rsna_fold_models import predict_by_folds, write_all_features
+    from rsna.prediction.fold_models import predict_by_folds, write_all_features
 
     return write_all_features(config) if config.features else predict_by_folds(config)
 
@@ -59,8 +59,9 @@ def predict_split(config: PredictConfig) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.evaluation.calibration import calibration_of
-    from rsna_evaluation import write_flattery
-    from rsna_prediction import (
+    from rsna.judging.evaluation import write_flattery
+    from rsna.prediction.provenance import check_predicted, network_provenance, write_provenance
+    from rsna.prediction.trained import (
         asked_calibration,
         dataset_folder_of,
         load_asked,
@@ -73,7 +74,6 @@ def predict_split(config: PredictConfig) -> Path:
         write_predictions,
         write_studies,
     )
-    from rsna_provenance import check_predicted, network_provenance, write_provenance
 
     trained = load_asked(config, config.net_weight_file, config.net_compute)
     rows = split_rows(trained, config.split)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
 from common.errors import command
 from config import PreprocessingConfig
 
@@ -18,12 +18,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     set_verbosity(config.verbosity, config.pre_source or config.data_input_folder)
 
     # Here, so that --help and a wrong flag answer at once.
-    from rsna_checks import audit_dataset, find_dataset, leaves_dataset_alone, verify_dataset
+    from rsna.prepare.checks import audit_dataset, find_dataset, leaves_dataset_alone, verify_dataset
+    from rsna.prepare.dataset import preprocess
     from rsna_dataset import dataset_folder
-    from rsna_preprocessing import preprocess
 
     if config.check:
-        from rsna_survey import survey
+        from rsna.prepare.survey import survey
 
         survey(config)
         return dataset_folder(config.data_input_folder, config.data_dataset)

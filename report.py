@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
 from common.errors import command
 from config import ReportConfig
 
@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
     # Here, so that --help and a wrong flag answer at once, and the leaderboard alone needs no torch.
     from common.errors import UsageError
-    from common.experiment import experiment_folder
+    from common.experiments.folder import experiment_folder
     from common.reports.leaderboard import update_leaderboard
     from rsna_dataset import METRIC
 
     if not config.output_dir.is_dir():
         raise UsageError(f"--output_dir={config.output_dir}: no such folder; train an experiment first")
     for experiment_id in config.experiment_id:
-        from rsna_report import rewrite_reports
+        from rsna.judging.reports import rewrite_reports
 
         print(rewrite_reports(experiment_folder(config.output_dir, experiment_id)))
     path = update_leaderboard(config.output_dir, METRIC)

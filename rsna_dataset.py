@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.console import tell
+from common.cli.console import tell
 from common.datasets.context import describe_lacks, find_neighbours, slice_places
 from common.datasets.image_files import SUFFIXES
 from common.datasets.images import ImageDataset, Neighbours, Transform
@@ -827,7 +827,7 @@ def _all_neighbours(path: Path, stamp: tuple[int, int], context: int) -> tuple[n
     slice_index = metadata["slice_index"].to_numpy()
     places = slice_places(series, metadata["position_mm"].to_numpy(), slice_index)
     rows = find_neighbours(series, places, slice_index, context)
-    from common.distributed import is_main  # here, since it imports torch
+    from common.training.distributed import is_main  # here, since it imports torch
 
     if is_main():
         tell(f"{path.parent}: --data_context={context}: {describe_lacks(rows)}")

@@ -8,16 +8,16 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from common import distributed
-from common.arguments import given_options
-from common.computing import WAYS, describe, measure_ways, quickest
+from common.cli.arguments import given_options
 from common.errors import UsageError
-from common.hardware import arrange_model
 from common.models.backbone import create_model
 from common.models.freezing import freeze
 from common.models.sequence import build_sequence_model
 from common.models.study_layers import StudyNetwork
 from common.models.weights import load_weights
+from common.training import distributed
+from common.training.computing import WAYS, describe, measure_ways, quickest
+from common.training.hardware import arrange_model
 from config import SEQUENCE, STUDY, TrainConfig
 from rsna_dataset import LABELS
 
@@ -108,7 +108,7 @@ def build_timm_model(config: TrainConfig, channels: int, pretrained: bool = Fals
 
 
 def computed_by(config: TrainConfig, way: str) -> TrainConfig:
-    """Return a training's options with those of a way to compute, of :data:`common.computing.WAYS`."""
+    """Return a training's options with those of a way to compute, of :data:`common.training.computing.WAYS`."""
     chosen = WAYS[way]
     amp_dtype = "bfloat16" if chosen.amp else TrainConfig.tr_amp_dtype
     return replace(config, tr_channels_last=chosen.channels_last, tr_use_amp=chosen.amp, tr_amp_dtype=amp_dtype)

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from common import distributed
 from common.datasets.batch import Batch
-from common.metrics import probabilities
+from common.evaluation.metrics import probabilities
 from common.models.sequence_layers import SequenceOutput, in_series, of_slices
 from common.networks.classifier import ClassifierNetwork
 from common.networks.network import Predictions, StepOutput, Training
+from common.training import distributed
 from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC
 
 MONITOR = f"valid/{METRIC}"

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
 from common.errors import command
 from config import SecondLevelConfig
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     set_verbosity(config.verbosity, ", ".join(config.members))
 
     # Here, so that --help and a wrong flag answer at once.
-    from rsna_second_level import second_level
+    from rsna.judging.second_level import second_level
 
     return second_level(config, sys.argv if argv is None else ["second_level.py", *argv])
 

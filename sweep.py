@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
 from common.errors import command
 from config import SweepConfig
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     set_verbosity(config.verbosity, config.lines or config.grid or config.space)
 
     # Here, so that --help and a wrong flag answer at once.
-    from rsna_sweep import run_experiments, run_search
+    from rsna.training.sweep import run_experiments, run_search
 
     if config.space is not None:
         return run_search(config)

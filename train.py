@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from common.arguments import parse_args
-from common.console import set_verbosity
+from common.cli.arguments import parse_args
+from common.cli.console import set_verbosity
+from common.cli.listing import listing
 from common.errors import command
-from common.listing import listing
 from config import AUTO, TrainConfig
 
 
@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     set_verbosity(config.verbosity, config.tr_resume or config.data_input_folder / "datasets" / config.data_dataset)
 
     # Here, so that --help and a wrong flag answer at once.
-    from common import distributed
-    from common.experiment import setup_logging
-    from common.hardware import select_device
-    from common.interruption import interruptible
-    from common.memory import out_of_memory_advice
-    from common.reproducibility import seed_everything, seed_process
-    from rsna_crossvalidation import asks_for_folds, cross_validate
-    from rsna_experiment import (
+    from common.cli.interruption import interruptible
+    from common.experiments.folder import setup_logging
+    from common.training import distributed
+    from common.training.hardware import select_device
+    from common.training.memory import out_of_memory_advice
+    from common.training.reproducibility import seed_everything, seed_process
+    from rsna.training.folds import asks_for_folds, cross_validate
+    from rsna.training.run import (
         build_network,
         build_training_data,
         check_choices,

@@ -69,7 +69,7 @@ set_up requirements.txt
 plan=$("$python" - ${flags[@]+"${flags[@]}"} <<'PYTHON'
 import sys
 
-from common.arguments import parse_args
+from common.cli.arguments import parse_args
 from common.errors import command
 from config import TrainConfig
 

@@ -443,9 +443,9 @@ def cross_validation(flags: list[str]) -> Iterator[tuple[int, list[str]]]:
 
     It finds all folds finished and puts them together: a process for each fold would take most of the time.
     """
-    from common.arguments import parse_args
+    from common.cli.arguments import parse_args
     from config import TrainConfig
-    from rsna_crossvalidation import claimed, fold_plan
+    from rsna.training.folds import claimed, fold_plan
 
     options = parse_args(TrainConfig, flags)
     with claimed(options, None, flags) as parent:

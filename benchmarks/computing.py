@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 def main() -> None:
     """Measure and print."""
-    from common.computing import WAYS
+    from common.training.computing import WAYS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weight_file", type=Path)
@@ -46,8 +46,8 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from common.metrics import probabilities
-    from rsna_prediction import load_network, split_rows
+    from common.evaluation.metrics import probabilities
+    from rsna.prediction.trained import load_network, split_rows
 
     networks = {
         name: load_network(options.weight_file, options.threads, compute=name).network.model.eval()
@@ -122,8 +122,8 @@ def batches(trained: object, rows: object, size: int) -> object:
     import torch
 
     from common.datasets.batch import finished_picture
+    from rsna.prediction.trained import dataset_folder_of
     from rsna_dataset import RSNADataset
-    from rsna_prediction import dataset_folder_of
 
     config = trained.config
     folder = dataset_folder_of(trained)

@@ -15,9 +15,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common.ensemble_fitting import FITS, fit_nested, weighted_loss
-from common.ensembling import build_link, weighted_mean
-from common.metrics import normalized_weights
+from common.evaluation.ensemble_fitting import FITS, fit_nested, weighted_loss
+from common.evaluation.ensembling import build_link, weighted_mean
+from common.evaluation.metrics import normalized_weights
 
 
 def main(argv: list[str]) -> None:

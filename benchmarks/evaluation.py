@@ -22,11 +22,11 @@ def main(images: int, patients: int) -> None:
     import numpy as np
     import pandas as pd
 
+    from common.evaluation.metrics import binary_log_losses
     from common.evaluation.reader import ReaderStudy
     from common.evaluation.resampling import PatientBootstrap, mean_interval
-    from common.metrics import binary_log_losses
+    from rsna.judging.evaluation import evaluate_predictions
     from rsna_dataset import LABEL_WEIGHTS, LABELS
-    from rsna_evaluation import evaluate_predictions
 
     random = np.random.default_rng(0)
     targets = (random.random((images, len(LABELS))) < PREVALENCES).astype(np.float64)

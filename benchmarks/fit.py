@@ -90,8 +90,8 @@ def cached_loader(options: argparse.Namespace, device: object) -> object:
     import torch
     from torch.utils.data import DataLoader
 
-    from common import distributed
     from common.datasets.samplers import RandomSampler
+    from common.training import distributed
 
     rank, processes = distributed.rank(), distributed.world_size()
     pictures = CachedPictures(8 * options.batch * processes, options.size, device)
@@ -111,7 +111,7 @@ def dataset_loader(options: argparse.Namespace, device: object) -> object:
     from common.datasets.samplers import RandomSampler
     from common.transforms import find_transform, load_pipeline
     from config import TrainConfig
-    from rsna_data import place_transform
+    from rsna.kinds.slices import place_transform
     from rsna_dataset import RSNADataset, read_fold
 
     rows = read_fold(options.dataset, options.dataset.name, 0)
@@ -145,7 +145,7 @@ def fit_loop(
 ) -> Callable[[], None]:
     """Return a call that trains for the asked iterations by ``fit``, with clipping and the guard as in a real run."""
     from common.networks.network import Training
-    from common.schedulers import build_schedule
+    from common.training.schedulers import build_schedule
     from rsna_network import RSNANetwork
 
     model, optimizer = build(options, device)

@@ -267,8 +267,8 @@ def features(change: Callable[[Path], object]) -> Make:
 def write_honest_features(world: World, folder: Path) -> None:
     import numpy as np
 
+    from rsna.kinds.features import Block, write_features
     from rsna_dataset import LABELS, fold_hash, fold_numbers, read_dataset_info, read_fold
-    from rsna_features import Block, write_features
 
     dataset = world.input / "datasets" / "phantom"
     made, facts, generator = [], {}, np.random.default_rng(0)
@@ -367,12 +367,12 @@ def foreign_predictions(write: Callable[[Path], object]) -> Make:
 
 def floods() -> Iterable[Flood]:
     """Yield all floods; those of tests/ by their names there."""
-    from tests.test_checkpoint import HOSTILE as CHECKPOINTS
-    from tests.test_foreign import bomb, merged, nested_yaml
-    from tests.test_leaderboard import EVIL
-    from tests.test_leaks import HOSTILE as LINEAGES
-    from tests.test_models import HOSTILE_SAFETENSORS, as_safetensors, one_tensor
-    from tests.test_search import HOSTILE as JOURNALS
+    from tests.commands.test_leaks import HOSTILE as LINEAGES
+    from tests.common.models.test_models import HOSTILE_SAFETENSORS, as_safetensors, one_tensor
+    from tests.common.reports.test_leaderboard import EVIL
+    from tests.common.sweeps.test_search import HOSTILE as JOURNALS
+    from tests.common.test_checkpoint import HOSTILE as CHECKPOINTS
+    from tests.common.test_foreign import bomb, merged, nested_yaml
 
     header = b"ID,Label\n"
     for name, start, part, times in (

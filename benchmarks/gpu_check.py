@@ -191,8 +191,8 @@ def short_training(
 
     from common.callbacks.callback import Callback
     from common.networks.network import Training
-    from common.optimizers import build_optimizer
-    from common.schedulers import build_schedule
+    from common.training.optimizers import build_optimizer
+    from common.training.schedulers import build_schedule
     from rsna_network import RSNANetwork
 
     class Listener(Callback):
@@ -230,9 +230,9 @@ def check_waits(work: Work) -> str:
     """Train with loading processes and transforms on the GPU while torch refuses whatever makes the host wait."""
     import torch
 
-    from common.arguments import parse_args
+    from common.cli.arguments import parse_args
     from config import TrainConfig
-    from rsna_data import build_data
+    from rsna.kinds.slices import build_data
 
     device, watched = torch.device("cuda", 0), []
     config = parse_args(TrainConfig, [*work.flags, "--data_train_transform=train_complex_128.json"])

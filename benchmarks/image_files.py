@@ -26,8 +26,8 @@ ROUNDS = 3
 
 def noisy_slices(count: int) -> list[np.ndarray]:
     """Return int16 HU slices of 512 x 512 of several studies."""
-    from common.phantom.plan import plan_studies
-    from common.phantom.study import PhantomSettings, render_study
+    from rsna.phantom.plan import plan_studies
+    from rsna.phantom.study import PhantomSettings, render_study
 
     settings = PhantomSettings(seed=0, image_size=512, difficulty="real")
     plans = [plan for plan in plan_studies(40, 0, "real", 30) if plan.size is None]

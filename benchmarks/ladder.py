@@ -204,7 +204,7 @@ class Ladder:
 
 def losses(frame: pd.DataFrame, labels: pd.DataFrame) -> Any:
     """Return each image's weighted log loss."""
-    from common.metrics import binary_log_losses, normalized_weights
+    from common.evaluation.metrics import binary_log_losses, normalized_weights
     from rsna_dataset import LABEL_WEIGHTS, LABELS
 
     weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
@@ -222,7 +222,7 @@ def constant(ladder: Ladder) -> Rung:
     import numpy as np
     import pandas as pd
 
-    from common.metrics import prevalences_of
+    from common.evaluation.metrics import prevalences_of
     from rsna_dataset import LABELS, dataset_folder, read_fold
 
     rows = read_fold(dataset_folder(ladder.folder, DATASET), DATASET, 0)

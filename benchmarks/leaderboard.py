@@ -40,8 +40,8 @@ def names(count: int) -> list[str]:
 
 def write_experiments(results: Path, count: int) -> None:
     """Write experiments of random options and values."""
-    from common.arguments import to_dict
-    from common.experiment import CONFIG, ENVIRONMENT, plain
+    from common.cli.arguments import to_dict
+    from common.experiments.folder import CONFIG, ENVIRONMENT, plain
     from common.reports.record import FINISHED, write_status
     from common.trackers.jsonl import FILE_NAME, point_line
     from config import TrainConfig

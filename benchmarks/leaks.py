@@ -117,7 +117,7 @@ class Lab:
         import pandas as pd
 
         from common.checkpoint import load_checkpoint, save_checkpoint
-        from rsna_lineage import checkpoint_lineage, dataset_images, learnt_from
+        from rsna.training.lineage import checkpoint_lineage, dataset_images, learnt_from
 
         results = self.place("leaky")
         shutil.copytree(source, results / "cv")

@@ -64,8 +64,8 @@ def make_job(folder: Path, count: int) -> object:
     from common.preprocessing.pseudonyms import Pseudonyms
     from common.preprocessing.sources import FolderTree
     from config import PreprocessingConfig
+    from rsna.prepare.dataset import COMPETITION_NAMES, Job, Source, image_form
     from rsna_dataset import LABELS
-    from rsna_preprocessing import COMPETITION_NAMES, Job, Source, image_form
 
     ids = pd.Index([f"ID_{number:09x}" for number in range(count)], name="source_id")
     generator = np.random.default_rng(1)
@@ -89,7 +89,7 @@ def main() -> None:
     """Run the tables' part of preprocessing for made-up records."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     from common.preprocessing.journal import Journal
-    from rsna_preprocessing import JOURNAL, journal_options, write_tables
+    from rsna.prepare.dataset import JOURNAL, journal_options, write_tables
 
     parent = sys.argv[2] if len(sys.argv) > 2 else None  # none: the system's temporary folder
     with tempfile.TemporaryDirectory(dir=parent) as name:

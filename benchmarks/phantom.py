@@ -18,8 +18,8 @@ def main() -> None:
     import cv2
     import numpy as np
 
-    from common.phantom.plan import MIN_TRAIN_STUDIES, plan_studies
-    from common.phantom.study import PhantomSettings, render_study, write_study
+    from rsna.phantom.plan import MIN_TRAIN_STUDIES, plan_studies
+    from rsna.phantom.study import PhantomSettings, render_study, write_study
 
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     settings = PhantomSettings(seed=0, image_size=512, difficulty="real")

@@ -69,7 +69,7 @@ def second_level(table: pd.DataFrame, labels: pd.DataFrame, patients: pd.Series,
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import GroupKFold
 
-    from common.metrics import WeightedLogLoss
+    from common.evaluation.metrics import WeightedLogLoss
     from rsna_dataset import LABEL_WEIGHTS, LABELS
 
     names = list(LABELS)

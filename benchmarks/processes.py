@@ -68,7 +68,7 @@ def train(options: argparse.Namespace) -> None:
     """Be one of the processes."""
     import torch
 
-    from common import distributed
+    from common.training import distributed
 
     with distributed.process_group():
         gpus = torch.cuda.is_available()

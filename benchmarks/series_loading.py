@@ -56,15 +56,15 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     """Time passes over the same series by all loaders in turn."""
     import torch
 
-    from common.arguments import parse_args
+    from common.cli.arguments import parse_args
     from common.datasets.loaders import make_loader
     from common.datasets.samplers import SequentialSampler
     from common.datasets.sequences import collate_pictures
     from common.transforms.device import DevicePart, device_refusal
     from config import TrainConfig
-    from rsna_data import load_pipelines
+    from rsna.kinds.slices import load_pipelines
+    from rsna.kinds.studies import picture_series
     from rsna_dataset import read_fold
-    from rsna_whole_series import picture_series
 
     torch.set_num_threads(1)
     place = [f"--data_input_folder={folder.parent.parent}", f"--data_dataset={folder.name}"]

@@ -93,7 +93,7 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        from common import console  # here, so that a configuration can be imported without it
+        from common.cli import console  # here, so that a configuration can be imported without it
 
         try:
             with console.restored():

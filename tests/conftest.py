@@ -124,9 +124,9 @@ def with_features(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def cross_validated(flags: list[str], results: Path) -> Path:
     """Train the folds of a cross-validation ``cv`` in this process, put them together and return its folder."""
     import train
-    from common.arguments import parse_args
+    from common.cli.arguments import parse_args
     from config import TrainConfig
-    from rsna_crossvalidation import claimed, fold_plan
+    from rsna.training.folds import claimed, fold_plan
 
     flags = [*flags, "--experiment_id=cv", f"--output_dir={results}"]
     config = parse_args(TrainConfig, flags)

@@ -21,12 +21,12 @@ def preload() -> None:
     import sklearn.ensemble  # noqa: F401
     import timm  # noqa: F401
 
-    import rsna_ensemble  # noqa: F401
-    import rsna_evaluation  # noqa: F401
-    import rsna_experiment  # noqa: F401
-    import rsna_fold_models  # noqa: F401
-    import rsna_preprocessing  # noqa: F401
-    import rsna_second_level  # noqa: F401
+    import rsna.judging.ensemble
+    import rsna.judging.evaluation
+    import rsna.judging.second_level
+    import rsna.prediction.fold_models
+    import rsna.prepare.dataset
+    import rsna.training.run  # noqa: F401
 
 
 def run(command: Sequence[str], *, cwd: Path, stdout: IO[str], stderr: IO[str]) -> subprocess.CompletedProcess[str]:

@@ -48,9 +48,9 @@ def seeds() -> list[bytes]:
         from pydicom.data import get_testdata_file
         from pydicom.uid import CTImageStorage
 
+        from tests.common.dicom.test_dicom_syntaxes import enhanced
         from tests.dicom_encoders import LOSSLESS, content_of, ct_in, jpeg_baseline
         from tests.dicom_files import head
-        from tests.test_dicom_syntaxes import enhanced
 
         for name in SHIPPED:
             dataset = dcmread(get_testdata_file(name, download=False))

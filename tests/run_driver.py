@@ -31,7 +31,7 @@ import albumentations  # noqa: F401 - so that no run has to
 import timm  # noqa: F401
 import torch
 
-import rsna_experiment  # noqa: F401
+import rsna.training.run  # noqa: F401
 import train  # noqa: F401
 from common import checkpoint, files
 from common.errors import WorkError

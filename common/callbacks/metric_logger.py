@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common import distributed
 from common.callbacks.callback import Callback
 from common.callbacks.telemetry import Telemetry
 from common.trackers.tracker import Tracker
+from common.training import distributed
 
 if TYPE_CHECKING:
     from common.networks.network import AbstractNetwork, StepOutput

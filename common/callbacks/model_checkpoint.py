@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import distributed
 from common.callbacks.callback import Callback
 from common.checkpoint import BEST, DESCRIPTIVE_KEYS, LAST, PREVIOUS, RAW, metric_key, save_checkpoint
 from common.files import keep_copy
+from common.training import distributed
 
 if TYPE_CHECKING:
     from common.networks.network import AbstractNetwork, Predictions, StepOutput

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from common import console
 from common.callbacks.callback import Callback
-from common.experiment import FILE_ONLY
+from common.cli import console
+from common.experiments.folder import FILE_ONLY
 
 if TYPE_CHECKING:
     from common.networks.network import AbstractNetwork, StepOutput

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from common import console
 from common.callbacks.callback import Callback
 from common.callbacks.metric_logger import MetricLogger
-from common.experiment import FILE_ONLY
+from common.cli import console
+from common.experiments.folder import FILE_ONLY
 
 if TYPE_CHECKING:
     from common.networks.network import AbstractNetwork, StepOutput

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.datasets.noise import TABLE_SIZE, normal_table
 from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, Step
-from common.noise import TABLE_SIZE, normal_table
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def holes(pictures: Tensor, numbers: Mapping[str, Tensor], fill: float) -> Tenso
 
 
 def noise(pictures: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
-    """Add the noise of ``common.noise`` and clip to 0..1.
+    """Add the noise of ``common.datasets.noise`` and clip to 0..1.
 
     ``start`` (B,) in the table; ``std`` (B,) with the sign; ``mean`` (B,); ``width`` (B,) of the picture.
     """

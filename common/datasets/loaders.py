@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common import distributed
+from common.cli.interruption import ignore_signals
 from common.datasets.batch import Batch, collate
 from common.datasets.samplers import EpochSampler
 from common.datasets.shards import ShardedSampler
 from common.errors import WorkError
-from common.interruption import ignore_signals
-from common.reproducibility import loader_generator
+from common.training import distributed
+from common.training.reproducibility import loader_generator
 from common.waiting import LIMIT_S, Stalled, Watchdog, start_failed
 
 SHARED_MEMORY = Path("/dev/shm")  # torch's processes hand tensors over there

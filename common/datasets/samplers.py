@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.cli.choices import Row, choose, settings, table
 from common.errors import UsageError, nearest
 from common.hashing import stable_hash
-from common.tables import Row, choose, settings, table
 
 HEARD_AT_MOST = 1000  # batches whose losses wait on the device before they are read
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from common.evaluation import binned, calibration
 from common.evaluation.delong import delong_test
+from common.evaluation.metrics import binary_log_losses, normalized_weights
 from common.evaluation.resampling import (
     Array,
     Evidence,
@@ -26,7 +27,6 @@ from common.evaluation.resampling import (
     mean_interval,
     verdict,
 )
-from common.metrics import binary_log_losses, normalized_weights
 
 WEIGHTED = "weighted"
 SMALLER_IS_BETTER = {

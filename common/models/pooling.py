@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.tables import Row, table
+from common.cli.choices import Row, table
 
 if TYPE_CHECKING:
     from torch import nn

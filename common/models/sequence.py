@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.cli.choices import Row, choose, settings, table
 from common.errors import UsageError
-from common.tables import Row, choose, settings, table
 
 if TYPE_CHECKING:
     from torch import nn

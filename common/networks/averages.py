@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.cli.choices import Row, settings, table
 from common.errors import UsageError
 from common.networks.network import Average
-from common.tables import Row, settings, table
 
 
 class RunningAverage:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from common.datasets.batch import Batch
-from common.losses import build_loss
-from common.metrics import WeightedLogLoss, probabilities
+from common.evaluation.metrics import WeightedLogLoss, probabilities
 from common.networks.network import AbstractNetwork, Predictions, StepOutput, Training
+from common.training.losses import build_loss
 
 
 class ClassifierNetwork(AbstractNetwork):
@@ -28,7 +28,8 @@ class ClassifierNetwork(AbstractNetwork):
     ) -> None:
         """``class_weights`` are relative: the metric divides by their sum.
 
-        ``loss``: (logits (N, C) float32, targets (N, C)) → scalar, see common/losses.py; None: the metric as a loss.
+        ``loss``: (logits (N, C) float32, targets (N, C)) → scalar, see common/training/losses.py;
+        None: the metric as a loss.
         """
         super().__init__(model, device, amp_dtype, training)
         self.class_names = tuple(class_names)

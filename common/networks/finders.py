@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common import distributed
 from common.errors import WorkError
-from common.memory import is_out_of_memory
 from common.models.freezing import train_mode
 from common.networks.arrival import AHEAD
 from common.networks.guard import Evidence
 from common.networks.network import evaluation_mode
+from common.training import distributed
+from common.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

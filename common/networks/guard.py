@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from common import distributed
 from common.errors import WorkError
 from common.networks.arrival import HostCopy
+from common.training import distributed
 
 logger = logging.getLogger(__name__)
 

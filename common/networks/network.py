@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
-from common import distributed
 from common.callbacks.callback import Callback
 from common.checkpoint import RAW, metric_key
 from common.datasets.batch import Batch
@@ -25,8 +24,9 @@ from common.errors import UsageError, WorkError
 from common.models.freezing import train_mode
 from common.networks.arrival import arrived
 from common.networks.guard import Evidence, StepGuard, batch_statistics
-from common.reproducibility import rng_state, set_rng_state
-from common.schedulers import Schedule
+from common.training import distributed
+from common.training.reproducibility import rng_state, set_rng_state
+from common.training.schedulers import Schedule
 
 
 @dataclass(frozen=True)

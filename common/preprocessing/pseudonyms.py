@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.console import tell
+from common.cli.console import tell
 from common.errors import UsageError, WorkError
 
 KEY_BYTES = 32

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.resampling import Array
+from common.evaluation.statistics import WEIGHTED_ROW
 from common.reports import page
 from common.reports.evaluation import evaluation_sections
 from common.reports.page import Line
 from common.reports.record import FINISHED, Record, duration
 from common.reports.summary import Summary
-from common.statistics import WEIGHTED_ROW
 from common.sweeps.plan import flags_of
 
 LENGTH = "tr_iteration_num"  # the option that a run may be given anew and that makes it another

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.experiment import CONFIG, ENVIRONMENT, is_in_progress
+from common.experiments.folder import CONFIG, ENVIRONMENT, is_in_progress
 from common.files import write_json, write_text
 from common.foreign import read_json, read_yaml
 from common.trackers.jsonl import FILE_NAME, point_line, read_metrics

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import WorkError
-from common.experiment import CONFIG, ENVIRONMENT
+from common.experiments.folder import CONFIG, ENVIRONMENT
 from common.files import write_text
 from common.foreign import LARGEST_INTEGER, plain_values
 from common.reports.record import (

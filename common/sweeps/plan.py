@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
-from common.experiment import check_experiment_id
+from common.experiments.folder import check_experiment_id
 from common.foreign import read_text, read_yaml
 from common.reports.record import RUNNING, read_record
 

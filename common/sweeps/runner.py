@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.console import tell
-from common.interruption import heard_signals, leave_lost_terminal
+from common.cli.console import tell
+from common.cli.interruption import heard_signals, leave_lost_terminal
 from common.machine import CORES_VARIABLE, usable_cores
 from common.reports.record import RUNNING
 from common.sweeps.plan import FINISHED, Planned

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
-from common.console import tell
+from common.cli.console import tell
 from common.errors import UsageError, WorkError
-from common.experiment import check_experiment_id, wait_for_orphan
+from common.experiments.folder import check_experiment_id, wait_for_orphan
 from common.files import write_text
 from common.foreign import Unreadable, parse_json, read_bytes
 from common.reports import page

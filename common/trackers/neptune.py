@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from common.experiment import FILE_ONLY, anonymous
+from common.experiments.folder import FILE_ONLY, anonymous
 from common.trackers.bounded import shareable, within
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.cli.choices import Row, choose, load, table
 from common.errors import UsageError
-from common.tables import Row, choose, load, table
 from common.trackers.tracker import Tracker
 
 

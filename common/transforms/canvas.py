@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from common.augmentations import era2019
+from common.datasets.noise import noise_field
 from common.dicom.pictures import window as show_window
 from common.errors import UsageError, UserError
-from common.noise import noise_field
 from common.transforms.geometry import Affine, Grid, Link, Size, crop_resize, flip, forward, join, source_maps
 from common.transforms.operations import (
     CropResize,

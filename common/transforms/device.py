@@ -11,8 +11,8 @@ import numpy as np
 from albumentations.core.composition import BaseCompose
 
 from common.albumentations import DicomWindowShift
+from common.datasets.noise import table_place
 from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Step
-from common.noise import table_place
 from common.transforms.canvas import Canvas, Flips, Sampling, Stroke
 from common.transforms.geometry import Affine, crop_resize
 from common.transforms.operations import FOLLOWED, CropResize, Holes, Noise, Normalize, Window, has_operation, run

@@ -76,7 +76,7 @@ class Holes:
 
 @dataclass(frozen=True)
 class Noise:
-    """Add normal noise of a mean and standard deviation, the field of ``common.noise`` for ``seed``; clip to 0..1."""
+    """Add normal noise of a mean and deviation, the field of ``common.datasets.noise`` for ``seed``; clip to 0..1."""
 
     mean: float
     std: float

@@ -1,0 +1,241 @@
+"""From a configuration to the data of a run: images of a fold, transforms, loaders, and the trial before it begins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from common.cli.arguments import given_options
+from common.datasets.batch import finished_picture
+from common.datasets.loaders import make_loader
+from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
+from common.errors import UsageError, WorkError
+from common.evaluation.metrics import constant_predictor, prevalences_of
+from common.training import distributed
+from common.training.hardware import training_loader_workers
+from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
+from common.transforms.device import DevicePart, device_refusal
+from config import TrainConfig, Windows, parse_windows, refuse_given
+from rsna_dataset import (
+    DATASET_INFO,
+    LABEL_WEIGHTS,
+    LABELS,
+    RSNADataset,
+    dataset_folder,
+    read_dataset_info,
+    read_fold,
+    read_metadata,
+    rows_hash,
+)
+
+logger = logging.getLogger(__name__)
+
+Placed = Pipeline | DevicePart | FixedView  # what loading processes do to pictures: all, the draws alone, or one view
+
+DEV_IMAGES = 256
+TRIAL_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything about the data that a run needs.
+
+    ``hash``: of the fold's images and labels; ``prevalences`` (6,): share of positives among the training images;
+    ``constant_log_loss``: what predicting them for every validation image scores; ``transforms``: the JSON documents of
+    the pipelines by split.
+    """
+
+    train_loader: DataLoader
+    valid_loader: DataLoader
+    prevalences: np.ndarray
+    constant_log_loss: float
+    transforms: dict[str, dict[str, Any]]
+    channels: int
+    hash: str
+
+
+def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
+    """Read fold and transforms and build the loaders; UsageError where they don't fit each other."""
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    rows = read_fold(folder, config.data_dataset, config.data_fold)
+    train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
+    if config.tr_overfit:
+        train_rows = valid_rows = overfit_rows(train_rows, config.tr_overfit, config.tr_batch_size)
+    if len(train_rows) < config.tr_batch_size:
+        raise UsageError(
+            f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_rows)} training images of fold "
+            f"{config.data_fold}{' with --dev_enabled=1' if config.dev_enabled else ''}"
+            + f"; --tr_batch_size={len(train_rows)} is the largest that works"
+            * (len(train_rows) > 0)
+        )
+    if valid_rows.empty:
+        raise WorkError(
+            f"{folder}: fold {config.data_fold} has no validation images; run python preprocessing.py again"
+        )
+    check_transform_device(config, device)
+    train_pipeline, valid_pipeline = load_pipelines(folder, config)
+    if config.tr_overfit:
+        train_pipeline = valid_pipeline  # no augmentation: the images are to be learnt by heart
+    train_pipeline, valid_pipeline = (
+        place_transform(pipeline, config, device) for pipeline in (train_pipeline, valid_pipeline)
+    )
+    train_set = RSNADataset(
+        folder, train_rows, train_pipeline, config.data_image_size, config.seed, config.data_context
+    )
+    images = TrainingImages(
+        train_set.image_ids,
+        train_set.targets,
+        LABELS,
+        train_rows["study_id"].to_numpy(dtype=str),
+        config.seed,
+        distributed.rank(),
+        distributed.world_size(),
+        distributed.gather if distributed.world_size() > 1 else None,
+    )
+    sampler = build_sampler(config.data_sampler, given_options(config, "sampler_"), images)
+    train_set.check_files()
+    workers, valid_workers = training_loader_workers(config.n_jobs, device)
+    train_loader = make_loader(train_set, sampler, config.tr_batch_size, workers, drop_last=True, seed=config.seed)
+    valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, valid_workers)
+    check_trial_images("--data_train_transform", train_set, trial_indices(folder, train_rows, config))
+    check_trial_images("--data_valid_transform", valid_loader.dataset, trial_indices(folder, valid_rows, config))
+    warn_of_other_size(train_set, valid_loader.dataset)
+    prevalences = prevalences_of(train_rows[list(LABELS)])
+    constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
+    documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
+    hashed = rows_hash(train_rows, valid_rows)
+    return TrainingData(train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels, hashed)
+
+
+def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.device) -> Pipeline | DevicePart:
+    """Return what the loading processes do of a pipeline: all, or the draws alone for a device that does the rest.
+
+    A pipeline with a step that has no form for batches stays whole, with a line that names the step.
+    """
+    if not transforms_on_device(config, device):
+        return pipeline
+    refusal = device_refusal(pipeline)
+    if refusal is None:
+        return DevicePart(pipeline)
+    logger.warning("%s: computed on the CPU: %s", pipeline.name, refusal)
+    return pipeline
+
+
+def check_transform_device(config: TrainConfig, device: torch.device) -> None:
+    """Raise UsageError where a training's transforms are to be computed on a GPU that isn't there."""
+    if config.data_transform_device == "cuda" and device.type != "cuda":
+        raise UsageError("--data_transform_device=cuda needs a GPU and there is none here; use auto or cpu")
+
+
+def transforms_on_device(config: TrainConfig, device: torch.device) -> bool:
+    """Say whether transforms are computed in whole batches where the model computes."""
+    return device.type == "cuda" and config.data_transform_device != "cpu"
+
+
+def trial_indices(folder: Path, rows: pd.DataFrame, config: TrainConfig) -> Sequence[int]:
+    """Return which of ``rows`` to try before the run: the first, or with --data_image_size=0 one of each size."""
+    if config.data_image_size:
+        return [0]
+    sizes = read_metadata(folder)[["rows", "columns"]].reindex(rows.index)
+    return np.flatnonzero(~sizes.duplicated())[:TRIAL_IMAGES].tolist()
+
+
+def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) -> None:
+    """Load images through the whole pipeline, so that what would end the run later ends it before it begins.
+
+    Each step of the pipeline works on each image once, whatever its probability. Raises UsageError where one can't take
+    it, for values that are not finite, and for sizes that can't stand in one batch.
+    """
+    found: dict[tuple[int, ...], str] = {}
+    for index in indices:
+        image_id = str(dataset.image_ids[index])
+        dataset.pipeline.trial(dataset.stored(index))
+        picture = finished_picture(dataset, index)
+        if not picture.isfinite().all():
+            raise UsageError(f"{flag}: {dataset.pipeline.name} gives values that are not finite")
+        found.setdefault(tuple(picture.shape[1:]), image_id)
+    if len(found) > 1:
+        listing = ", ".join(f"{rows}x{columns} ({image_id})" for (rows, columns), image_id in found.items())
+        raise UsageError(
+            f"--data_image_size=0: the pictures have different sizes, which can't stand in one batch: {listing}; give "
+            f"a size (--data_image_size={max(map(max, found))} keeps all detail), or a transform file that makes them "
+            "equal"
+        )
+
+
+def warn_of_other_size(train_set: RSNADataset, valid_set: RSNADataset) -> None:
+    """Warn where training pictures have another size than validation pictures, which is seldom meant."""
+    sizes = [" x ".join(map(str, finished_picture(dataset, 0).shape[1:])) for dataset in (train_set, valid_set)]
+    if sizes[0] != sizes[1]:
+        logger.warning(
+            "training pictures are %s pixels and validation pictures %s: %s sets its own size; --data_image_size gives "
+            "the other's",
+            *sizes,
+            train_set.pipeline.name,
+        )
+
+
+def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFrame:
+    """Return the fold's rows of ``split``; a rehearsal takes at most 256 of them, evenly spread."""
+    selected = rows[rows["sample_type"] == split]
+    if dev_enabled and len(selected) > DEV_IMAGES:
+        selected = selected.iloc[np.linspace(0, len(selected) - 1, DEV_IMAGES).round().astype(int)]
+    return selected
+
+
+def overfit_rows(rows: pd.DataFrame, batches: int, batch_size: int) -> pd.DataFrame:
+    """Return the images of ``batches`` batches, evenly spread over ``rows``; UsageError where there are too few."""
+    count = batches * batch_size
+    if count > len(rows):
+        most = len(rows) // batch_size
+        raise UsageError(
+            f"--tr_overfit={batches}: {count} images are more than the {len(rows)} of the training set"
+            + f"; --tr_overfit={most} is the most that works" * (most > 0)
+        )
+    return rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def load_pipelines(folder: Path, config: TrainConfig) -> tuple[Pipeline, Pipeline]:
+    """Load the transforms of training and validation; UsageError where they don't fit each other.
+
+    Also for ``--data_windows`` where the pictures, or both files, have windows already.
+    """
+    windows, windowed = pipeline_windows(folder, config)
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
+    train = load_pipeline(find_transform(config.data_train_transform), windows, **options)
+    valid = load_pipeline(find_transform(config.data_valid_transform), windows, **options)
+    check_same_scale(train, valid)
+    if windows != config.data_windows:
+        refuse_given(config, ("data_windows",), f"means nothing to {folder}, whose pictures are windowed already")
+    if train.own_window and valid.own_window:
+        refuse_given(config, ("data_windows",), "means nothing to transform files with a DicomWindowShift of their own")
+    return train, valid
+
+
+def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
+    """Return the windows of the pictures, and whether the dataset's pictures are windowed already."""
+    info = read_dataset_info(folder)
+    if info["image_form"] == "hu":
+        return config.data_windows, False
+    try:
+        return parse_windows(info["windows"]), True
+    except (KeyError, AttributeError, ValueError):
+        raise WorkError(
+            f"{folder / DATASET_INFO}: its windows are damaged; run python preprocessing.py again"
+        ) from None
+
+
+def build_loader(folder: Path, rows: pd.DataFrame, pipeline: Placed, config: TrainConfig, workers: int) -> DataLoader:
+    """Build a loader that gives every row once, in order."""
+    dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
+    dataset.check_files()
+    sampler = SequentialSampler(len(dataset), config.seed)
+    return make_loader(dataset, sampler, config.tr_batch_size, workers, drop_last=False, seed=config.seed)

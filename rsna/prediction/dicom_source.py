@@ -1,0 +1,445 @@
+"""Predicts the studies of any DICOM folder, archive or file: tables, JSON, a picture of each series. Needs no dataset.
+
+The files become a dataset for the time of the command, by the same parts and in the same form as the training's, so
+that a slice gets the prediction that it would get in a preprocessed dataset. Identifiers are pseudonyms everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.checkpoint import load_checkpoint
+from common.cli.console import progress, say, tell
+from common.errors import UsageError, WorkError, nearest_file
+from common.files import remove_temporaries, write_csv, write_json
+from common.preprocessing.convert import ImageForm, Record, Task
+from common.preprocessing.failures import count_reasons, failure_table, is_no_slice, shown
+from common.preprocessing.id_map import COLUMNS, IdMap, file_rows, map_rows
+from common.preprocessing.isolation import PROJECT
+from common.preprocessing.naming import misnamed, named_by_path
+from common.preprocessing.pseudonyms import Pseudonyms, load_key
+from common.preprocessing.series import describe_singles
+from common.preprocessing.sources import open_tree
+from common.preprocessing.tables import first_known, mark_repeated, metadata_table, unique_images
+from common.preprocessing.workers import convert_files
+from common.reports.montage import Highlight, draw_series, write_picture
+from common.reports.page import NOTICE
+from common.training.hardware import cpu_cores
+from config import PredictConfig, PreprocessingConfig, TrainConfig, format_windows, parse_windows
+from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
+from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
+from rsna.prediction.trained import TrainedNetwork, dataset_folder_of
+from rsna.prepare.dataset import (
+    COMPETITION_NAMES,
+    ID_MAP,
+    KEY_FILE,
+    Source,
+    file_order,
+    file_tasks,
+    image_form,
+    list_source,
+    private_files,
+    record_table,
+)
+from rsna_dataset import (
+    DATASET_INFO,
+    FAILED_FILE,
+    FORMAT_VERSION,
+    LABELS,
+    METADATA_FILE,
+    RSNADataset,
+    dataset_folder,
+    find_competition,
+    image_settings,
+    read_dataset_info,
+    read_metadata,
+)
+
+logger = logging.getLogger(__name__)
+
+DATASET = "source"
+WORK = ".rsna_source"  # says that a folder is ours, whose pictures may be removed
+CAM_SLICES = 4
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study's predictions: ``slices``, the metadata's rows with probabilities of :data:`LABELS`; ``study``'s own."""
+
+    study_id: str
+    slices: pd.DataFrame
+    study: pd.Series
+    pictures: list[str]
+    seconds: dict[str, float]
+
+
+def predict_source(config: PredictConfig) -> Path:
+    """Predict the studies of ``--source`` and write all to ``--predict_output``; return that folder."""
+    config.refuse_without_dataset("data_dataset")  # here, since that of the files is put in its place below
+    images = stored_form(config)
+    check_models(config)
+    folder = config.predict_output
+    made = not folder.exists()
+    try:
+        with work_folder(folder) as work:
+            predict_to(config, images, work, folder)
+    finally:
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    print(NOTICE)
+    return folder
+
+
+def predict_to(config: PredictConfig, images: PreprocessingConfig, inputs: Path, folder: Path) -> None:
+    """Predict the studies of ``--source``, whose images go to ``inputs``, and write all to ``folder``."""
+    form = image_form(images)
+    started = time.perf_counter()
+    convert_source(config, images, form, inputs, folder)
+    reading = time.perf_counter() - started
+    model = load_study_model(dataclasses.replace(config, data_input_folder=inputs, data_dataset=DATASET))
+    rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
+    share = reading / len(rows)
+    results = []
+    for study_id, part in progress(list(rows.groupby("study_id", sort=True)), desc="predict", unit="study"):
+        result = predict_study(model, str(study_id), part, folder, share * len(part))
+        say(describe_study(result))
+        results.append(result)
+    write_results(folder, model, results)
+
+
+@contextmanager
+def work_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder in ``output``, there until all is written; what a killed or failed one left is removed.
+
+    Raises UsageError where ``output`` can't be made, holds something else, or another prediction is writing there.
+    """
+    work = output / WORK
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if any(output.iterdir()) and not work.is_dir():
+            raise UsageError(f"--predict_output={output}: is not empty; name a new folder")
+        work.mkdir(exist_ok=True)
+        handle = os.open(work, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"--predict_output={output}: can't be made ({error.strerror}); name another folder") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"--predict_output={output}: another prediction is in progress there") from None
+        except OSError as error:
+            logger.warning("%s: can't be locked (%s); don't predict to it twice at once", output, error.strerror)
+        finished = False
+        try:
+            for path in [*work.iterdir(), *output.glob("*.png")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove_temporaries(output)
+            yield work
+            finished = True
+        finally:
+            shutil.rmtree(work)
+            if not finished and any(output.iterdir()):  # it says why, in failed.csv, and is ours to write over
+                work.mkdir()
+    finally:
+        os.close(handle)
+
+
+def stored_form(config: PredictConfig) -> PreprocessingConfig:
+    """Return the preprocessing of the training's images, which the weight file knows.
+
+    Weight files of before it did so need the training's dataset; UsageError where that is gone.
+    """
+    weight_file = first_weight_file(config.net_weight_file)
+    checkpoint = load_checkpoint(weight_file)
+    options = checkpoint.get("images")
+    if options is None:
+        place = checkpoint["config"]
+        folder = dataset_folder(
+            Path(config.data_input_folder or place.get("data_input_folder", TrainConfig.data_input_folder)),
+            str(place.get("data_dataset", TrainConfig.data_dataset)),
+        )
+        try:
+            options = image_settings(read_dataset_info(folder))
+        except UsageError:
+            raise UsageError(
+                f"{weight_file}: an older weight file, which doesn't say how its images were stored, and "
+                f"its dataset {folder} is not here; name its place by --data_input_folder, or train again"
+            ) from None
+    windows = options.get("pre_window") or "none"
+    return PreprocessingConfig(
+        pre_source=config.source,
+        pre_size=options.get("pre_size", PreprocessingConfig.pre_size),
+        pre_window=None if windows == "none" else parse_windows(windows),
+        pre_type=options.get("pre_type", PreprocessingConfig.pre_type),
+        pre_crop=options.get("pre_crop", PreprocessingConfig.pre_crop),
+    )
+
+
+def convert_source(
+    config: PredictConfig, images: PreprocessingConfig, form: ImageForm, inputs: Path, output: Path
+) -> None:
+    """Make the dataset ``inputs/datasets/source`` of the files, and ``failed.csv`` in ``output`` of those that fail.
+
+    Raises UsageError where there is no such source or it is empty, WorkError where no file gave an image.
+    """
+    source = find_files(config.source)
+    key_file = find_key(config, output)
+    pseudonyms = Pseudonyms(load_key(key_file), COMPETITION_NAMES if source.competition else {})
+    skip = (output, *private_files(key_file))
+    files, refused = list_source(dataclasses.replace(source, competition=None), pseudonyms, skip)
+    if files.empty and refused.empty:
+        raise UsageError(f"--source={config.source}: holds no files")
+    folder = dataset_folder(inputs, DATASET)
+    (folder / "images").mkdir(parents=True)
+    tasks = file_tasks(source.tree, files, folder / "images")
+    jobs = cpu_cores(config.n_jobs or 0)
+    found = convert_all(tasks, form, jobs, pseudonyms)
+    files = named_by_path(files, record_table(found))
+    again = misnamed(files, record_table(found), pseudonyms)
+    if len(again):  # those that share their SOPInstanceUID
+        tasks = file_tasks(source.tree, files.loc[again], folder / "images")
+        found = [record for record in found if record.source_id not in again]
+        found += convert_all(tasks, form, jobs, pseudonyms)
+    records = record_table(found)
+    failed = failure_table(records, files, refused)
+    write_csv(output / FAILED_FILE, shown(failed).assign(notice=NOTICE))
+    write_map(key_file, output, found, files, failed)
+    if len(failed):
+        other = int(is_no_slice(failed).sum())
+        reasons = count_reasons(failed)
+        logger.warning("%d files gave no image, %d of them no CT slices (%s)", len(failed), other, reasons)
+    table = unique_images(records).sort_index()
+    if table.empty:
+        raise WorkError(
+            f"--source={config.source}: none of {len(files)} files gave an image; {output / 'failed.csv'} says why"
+        )
+    table = mark_repeated(table.assign(split="test", group_id=first_known(table, "patient_id", "study_id")))
+    metadata = metadata_table(table, pd.DataFrame(index=pd.Index([], name="id")), file_order(files, table))
+    if singles := describe_singles(metadata):
+        logger.warning("%s", singles)
+    write_csv(folder / METADATA_FILE, metadata)
+    info = {
+        "format_version": FORMAT_VERSION,
+        "image_form": form.name,
+        "windows": None if images.pre_window is None else format_windows(images.pre_window),
+        "dtype": form.dtype,
+        "format": form.file_format,
+        "labelled": 0,
+    }
+    write_json(folder / DATASET_INFO, info)
+
+
+def convert_all(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> list[Record]:
+    """Return the records of all files."""
+    records: list[Record] = []
+    with progress(total=len(tasks), desc="reading", unit="file") as bar:
+        for chunk in convert_files(tasks, form, jobs, pseudonyms) if tasks else ():
+            records += chunk
+            bar.update(len({record.source_id for record in chunk}))
+    return records
+
+
+def find_key(config: PredictConfig, output: Path) -> Path:
+    """Return the file of the pseudonyms' key, which doesn't depend on the folder that the command is called in.
+
+    It is --pseudonym_key, else in --data_input_folder, else in the training's, else in this project's ``input``.
+    """
+    if config.pseudonym_key is not None:
+        place = config.pseudonym_key
+    elif config.data_input_folder is not None:
+        place = config.data_input_folder / KEY_FILE
+    else:
+        options = load_checkpoint(first_weight_file(config.net_weight_file))["config"]
+        trained_on = PROJECT / str(options.get("data_input_folder", TrainConfig.data_input_folder))
+        place = (trained_on if trained_on.is_dir() else PROJECT / TrainConfig.data_input_folder) / KEY_FILE
+    if output.resolve() in place.resolve().parents:
+        raise UsageError(f"--pseudonym_key={place}: lies in --predict_output, which is passed on without it")
+    return place
+
+
+def write_map(
+    key_file: Path, output: Path, records: Sequence[Record], files: pd.DataFrame, failed: pd.DataFrame
+) -> None:
+    """Write beside the key which file and patient each id of these predictions stands for, and say where."""
+    place = hashlib.blake2b(os.fsencode(output.resolve()), digest_size=4).hexdigest()  # another output, another map
+    id_map = IdMap(key_file.with_name(ID_MAP.format(f"predict_{place}")))
+    rows = [row for row in map_rows(records, files["path"].get) if row[0]]
+    rows = pd.concat([pd.DataFrame(rows, columns=list(COLUMNS)), file_rows(failed)], ignore_index=True)
+    id_map.finish(rows)
+    if len(rows):
+        tell(f"{id_map.path}: which file and patient each id stands for; for you alone, as the key beside it")
+
+
+def find_files(path: Path) -> Source:
+    """Return what ``--source`` names; UsageError where there is nothing.
+
+    The ids of the competition's own files, which stand in a folder of its layout, are pseudonyms already and stay.
+    """
+    tree = open_tree(path)
+    if tree is None:
+        raise UsageError(f"--source={path}: no such folder, archive or file{nearest_file(path)}")
+    competition = find_competition(path) or find_competition(path.resolve().parent)
+    return Source(tree, competition)
+
+
+def predict_study(model: StudyModel, study_id: str, rows: pd.DataFrame, folder: Path, reading: float) -> StudyResult:
+    """Predict a study's slices and draw each of its series; ``reading``: the seconds that its files took."""
+    started = time.perf_counter()
+    predicted = model.predict(rows)
+    ended = time.perf_counter()
+    slices = rows.drop(columns=list(LABELS)).join(predicted.slices).sort_values(["series_id", "slice_index"])
+    pictures = []
+    groups = list(slices.groupby("series_id", sort=True))
+    for number, (_, series) in enumerate(groups, start=1):
+        name = f"{study_id}.png" if len(groups) == 1 else f"{study_id}_{number}.png"
+        title = f"{study_id}, series {number} of {len(groups)}"
+        draw_one_series(model, title, series, predicted, folder / name)
+        pictures.append(name)
+    seconds = {"reading": reading, "network": ended - started, "pictures": time.perf_counter() - ended}
+    return StudyResult(study_id, slices, predicted.study, pictures, seconds)
+
+
+def draw_one_series(model: StudyModel, title: str, series: pd.DataFrame, predicted: Predicted, path: Path) -> None:
+    """Draw a series to a PNG file."""
+    datasets = [series_dataset(network, series) for network in model.networks.values()]
+    probabilities = series[list(LABELS)].to_numpy(np.float64)
+    order = np.argsort(-probabilities[:, OVERALL], kind="stable")[:CAM_SLICES]
+    heat = mean_heat(model, datasets, order)
+    highlights = [
+        Highlight(
+            int(place),
+            None if heat is None else heat[number],
+            f"slice {place}: any {probabilities[place, OVERALL]:.2f}, {likeliest(probabilities[place])}",
+        )
+        for number, place in enumerate(order)
+    ]
+    spacing = series["slice_spacing_mm"].iloc[0]
+    known = "" if np.isnan(spacing) else f", {spacing:.1f} mm apart"
+    lines = [f"highest slice: {describe_probabilities(probabilities.max(axis=0))}"]
+    if model.judges_studies:
+        lines.append(f"the study: {describe_probabilities(predicted.study)}")
+    lines.append(f"by {model.describe()}")
+    if heat is not None:
+        cells = " x ".join(map(str, heat.shape[1:]))
+        lines.append(
+            f"colour: Grad-CAM of any on the highest slices ({cells} cells, each slice to its own highest), no outline"
+            f"{'; of the slice networks, without what the series adds' if model.judges_studies else ''}"
+        )
+    first = next(iter(model.networks.values()))
+    write_picture(
+        path,
+        draw_series(
+            f"{title}, {len(series)} slices{known}",
+            lines,
+            list(grey_slices(first, datasets[0])),
+            probabilities,
+            LABELS,
+            highlights,
+            NOTICE,
+        ),
+    )
+
+
+def series_dataset(trained: TrainedNetwork, series: pd.DataFrame) -> RSNADataset:
+    """Return a series as its network sees it."""
+    config = trained.config
+    folder = dataset_folder_of(trained)
+    return RSNADataset(folder, series, trained.pipeline, config.data_image_size, config.seed, config.data_context)
+
+
+def describe_probabilities(values: np.ndarray | pd.Series) -> str:
+    """Return the probabilities (6,) with their labels as text."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in zip(LABELS, values, strict=True))
+
+
+def likeliest(probabilities: np.ndarray) -> str:
+    """Return the likeliest kind of hemorrhage of a slice (6,) as text."""
+    kind = int(np.argmax(probabilities[:OVERALL]))
+    return f"{LABELS[kind]} {probabilities[kind]:.2f}"
+
+
+def mean_heat(model: StudyModel, datasets: Sequence[RSNADataset], places: np.ndarray) -> np.ndarray | None:
+    """Return Grad-CAM (B, h, w) of ``any`` for some slices, the mean of the slice networks; None where one has none."""
+    maps = []
+    for trained, dataset in zip(model.networks.values(), datasets, strict=True):
+        found = heat_maps(trained, dataset, places)
+        if found is None:
+            return None
+        maps.append(found)
+    return np.mean(maps, axis=0)
+
+
+def describe_study(result: StudyResult) -> str:
+    """Say in one line what a study got and how long it took."""
+    total = sum(result.seconds.values())
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
+    return (
+        f"{result.study_id}: {len(result.slices)} slices in {total:.1f} s ({parts}); any {result.study['any']:.3f}, "
+        f"{likeliest(result.study.to_numpy())}"
+    )
+
+
+def write_results(folder: Path, model: StudyModel, results: list[StudyResult]) -> None:
+    """Write ``slices.csv``, ``studies.csv`` and ``predictions.json``."""
+    places = ["patient_id", "study_id", "series_id", "slice_index", "position_mm"]
+    slices = pd.concat([result.slices for result in results])[[*places, *LABELS]].assign(notice=NOTICE)
+    studies = pd.DataFrame(
+        [
+            {
+                "study_id": result.study_id,
+                "patient_id": result.slices["patient_id"].iloc[0],
+                "series": result.slices["series_id"].nunique(),
+                "slices": len(result.slices),
+                **result.study.to_dict(),
+                "highest_slice": result.slices["any"].idxmax(),
+                "seconds": round(sum(result.seconds.values()), 3),
+                "notice": NOTICE,
+            }
+            for result in results
+        ]
+    )
+    write_csv(folder / "slices.csv", slices, index=True)
+    write_csv(folder / "studies.csv", studies)
+    write_json(folder / "predictions.json", results_document(model, results))
+
+
+def results_document(model: StudyModel, results: list[StudyResult]) -> dict[str, Any]:
+    """Return predictions.json: the notice, which models it was, and each study with its slices and seconds."""
+    return {
+        "notice": NOTICE,
+        "models": model.document(),
+        "labels": list(LABELS),
+        "studies": [
+            {
+                "study_id": result.study_id,
+                "probabilities": {name: float(value) for name, value in result.study.items()},
+                "pictures": result.pictures,
+                "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+                "slices": [
+                    {
+                        "id": str(row.Index),
+                        "series_id": row.series_id,
+                        "slice_index": int(row.slice_index),
+                        "position_mm": None if np.isnan(row.position_mm) else float(row.position_mm),
+                        "probabilities": [float(getattr(row, name)) for name in LABELS],
+                    }
+                    for row in result.slices.itertuples()
+                ],
+            }
+            for result in results
+        ],
+    }

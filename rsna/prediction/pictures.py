@@ -1,0 +1,64 @@
+"""Slices as people look at them: grey in the brain window, and where a network saw hemorrhage in them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from common.datasets.images import read_image
+from common.dicom.pictures import window
+from common.errors import UsageError
+from common.models.gradcam import grad_cam
+from config import STUDY
+from rsna.prediction.trained import TrainedNetwork
+from rsna_dataset import LABELS, RSNADataset
+
+logger = logging.getLogger(__name__)
+
+BRAIN = (40.0, 80.0)  # centre, width in HU
+OVERALL = LABELS.index("any")  # what frames and heat are about
+
+
+def grey_slices(trained: TrainedNetwork, dataset: RSNADataset) -> Iterator[np.ndarray]:
+    """Yield each slice as grey (H, W): what the network is given, before it is normalized, in the brain window.
+
+    Stored windows are shown by their first channel; where the transform moves pixels, the network's own picture is.
+    """
+    for index, image_id in enumerate(dataset.image_ids.tolist()):
+        if moves_pixels(trained):
+            picture = dataset[index].image  # the slice itself stands in the middle of its neighbours
+            shown = picture[trained.config.data_context * len(picture) // (2 * trained.config.data_context + 1)]
+            low, high = float(shown.min()), float(shown.max())
+            shown = (shown - low) / max(high - low, 1e-6)
+        elif dataset.image_form == "hu":
+            stored = read_image(dataset.image_folder / f"{image_id}{dataset.suffix}", dataset.image_form)
+            shown = window(stored, *BRAIN)
+        else:
+            shown = dataset.read(image_id)[..., 0]
+        yield np.rint(shown * 255).astype(np.uint8)
+
+
+def moves_pixels(trained: TrainedNetwork) -> bool:
+    """Whether a step of the transform changes where things are, so that heat doesn't fit the stored picture."""
+    from albumentations import DualTransform
+
+    return any(isinstance(step, DualTransform) for step in trained.pipeline.transforms)
+
+
+def heat_maps(trained: TrainedNetwork, dataset: RSNADataset, places: np.ndarray) -> np.ndarray | None:
+    """Return Grad-CAM (B, h, w) of ``any`` for some slices; None, with a warning, where the model has none.
+
+    Of a network over whole series it is that of its slice network. It computes as its predictions did (--net_compute).
+    """
+    network = trained.network
+    model = network.model.slices if trained.config.net_kind == STUDY else network.model
+    pictures = torch.from_numpy(np.stack([dataset[int(place)].image for place in places])).to(network.device)
+    try:
+        with network.autocast():
+            return grad_cam(model, pictures, OVERALL).cpu().numpy()
+    except UsageError as error:
+        logger.warning("no heat in the pictures: %s", error)
+        return None

@@ -1,0 +1,563 @@
+"""Trained networks: rebuilt from a checkpoint alone, and what they predict."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
+from common.cli.arguments import from_dict
+from common.cli.console import progress
+from common.errors import UsageError, WorkError
+from common.evaluation.calibration import fit_temperatures
+from common.evaluation.ensembling import combine
+from common.evaluation.statistics import WEIGHTED_ROW
+from common.files import check_output, write_csv, write_json
+from common.foreign import read_json
+from common.models.sequence import sequence_settings
+from common.models.weights import build_within
+from common.training.computing import keep_ends_exact
+from common.training.hardware import (
+    arrange_model,
+    has_tf32,
+    loader_workers,
+    select_amp_dtype,
+    select_device,
+    this_device,
+)
+from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
+from config import AUTO, HOLDOUT, SEQUENCE, STUDY, TRAINING, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
+from rsna.judging.evaluation import HOLDOUT_FILE
+from rsna.kinds.features import HOW, INFO_FILE, OUT_OF_FOLD, TEST, read_document
+from rsna.kinds.sequences import (
+    feature_folder,
+    features_hash,
+    predict_features,
+    predict_series,
+    sequence_options,
+)
+from rsna.kinds.slices import Placed, build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
+from rsna.kinds.studies import study_loader
+from rsna_dataset import (
+    LABELS,
+    SAMPLE_FILE,
+    RSNADataset,
+    check_submission,
+    dataset_folder,
+    read_fold,
+    read_holdout,
+    read_metadata,
+    read_submission,
+    write_submission,
+)
+from rsna_model import build_architecture, computed_by, quickest_way
+from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
+
+logger = logging.getLogger(__name__)
+
+UNSEEN_PREVALENCE = 1e-3
+REPRODUCED = 1e-9
+STORED_SIDE = 512  # of the competition's pictures
+# Those that judge studies too; any other kind is a slice network.
+NETWORKS = {SEQUENCE: RSNASequenceNetwork, STUDY: RSNAStudyNetwork}
+CALIBRATION_FILE = "calibration.json"  # beside the weights
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average.
+
+    ``pipeline`` is None for a sequence model; ``data_hash``: of the images and labels of the training, ``trained_on``
+    the name of their dataset; ``features_sha256``: of the features that a sequence model was trained on. Batches of
+    ``config.tr_batch_size`` are predicted; ``trained_batch``: that of the training.
+    """
+
+    network: RSNANetwork
+    config: TrainConfig
+    pipeline: Pipeline | None
+    prevalences: np.ndarray
+    metrics: dict[str, float]
+    iteration: int
+    weights: str
+    data_hash: str | None
+    trained_on: str
+    features_sha256: str | None
+    trained_batch: int
+
+
+def load_network(
+    weight_file: Path,
+    n_jobs: int | None = None,
+    data_input_folder: Path | None = None,
+    data_dataset: str | None = None,
+    weights: str = BEST_WEIGHTS,
+    *,
+    sequences: bool = False,
+    seq_features: str | None = None,
+    batch_size: int | None = None,
+    compute: str = TRAINING,
+) -> TrainedNetwork:
+    """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
+
+    ``compute``: how, see --net_compute. Raises the errors of :func:`common.checkpoint.load_checkpoint`, WorkError for
+    weights that don't fit the model named in the checkpoint, and UsageError for a sequence model unless ``sequences``
+    allows one.
+    """
+    checkpoint = load_checkpoint(weight_file)
+    check_task(checkpoint, weight_file)
+    config = from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
+    given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
+    given |= {"seq_features": seq_features, "tr_batch_size": batch_size}
+    trained_batch = config.tr_batch_size
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    config = without_lacking_precision(config, weight_file)
+    device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
+    name, state = chosen_weights(checkpoint, weights)
+    pipeline = None
+    if config.net_kind == SEQUENCE:
+        if not sequences:
+            raise sequence_alone(weight_file)
+        channels = feature_width(state, weight_file)
+    else:
+        pipeline = checkpoint_pipeline(checkpoint, config, weight_file)
+        channels = pipeline.channels
+    build = partial(build_architecture, config, channels)
+    model = build_within(build, state, str(weight_file), config.net_model)
+    if compute != TRAINING:
+        config = computed_as_asked(config, compute, model, pipeline, device)
+        keep_ends_exact(model)
+    arrange_model(model, channels_last=config.tr_channels_last)
+    amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
+    network = NETWORKS.get(config.net_kind, RSNANetwork)(model, device, amp_dtype)
+    return TrainedNetwork(
+        network,
+        config,
+        pipeline,
+        known_prevalences(checkpoint["prevalences"]),
+        checkpoint["metrics"],
+        checkpoint["iteration"],
+        name,
+        checkpoint.get("data_hash"),
+        str(checkpoint["config"].get("data_dataset", TrainConfig.data_dataset)),
+        checkpoint["transforms"].get("features", {}).get("sha256"),
+        trained_batch,
+    )
+
+
+def without_lacking_precision(config: TrainConfig, weight_file: Path) -> TrainConfig:
+    """Return the options of a training without the types that it computed in and this machine can't, with a warning."""
+    device, lacking = this_device(), []
+    if config.tr_tf32 and not has_tf32(device):
+        lacking.append("--tr_tf32=1")
+        config = replace(config, tr_tf32=False)
+    try:
+        if config.tr_use_amp:
+            select_amp_dtype(config.tr_amp_dtype, device)
+    except UsageError:
+        lacking.append(f"--tr_amp_dtype={config.tr_amp_dtype}")
+        config = replace(config, tr_use_amp=False)
+    if lacking:
+        logger.warning(
+            "%s: trained with %s, which this machine can't: computed in float32", weight_file, " and ".join(lacking)
+        )
+    return config
+
+
+def computed_as_asked(
+    config: TrainConfig, compute: str, model: nn.Module, pipeline: Pipeline | None, device: torch.device
+) -> TrainConfig:
+    """Return a slice network's options with what --net_compute asks for, or measures; UsageError where it can't."""
+    if config.net_kind in (SEQUENCE, STUDY):
+        raise UsageError(f"--net_compute={compute}: is for slice networks; this one sees whole series; leave it out")
+    if device.type == "cuda":
+        raise UsageError(f"--net_compute={compute}: is for a CPU, and there is a GPU here; leave it out")
+    if compute == AUTO:
+        compute = quickest_way(config, model, picture_shape(config, pipeline), training=False)
+    return computed_by(config, compute)
+
+
+def picture_shape(config: TrainConfig, pipeline: Pipeline) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) that the network gets of a picture, which is 512 x 512 where it comes as stored."""
+    windows, windowed = pipeline_windows(dataset_folder(config.data_input_folder, config.data_dataset), config)
+    side, slices = config.data_image_size or STORED_SIDE, 2 * config.data_context + 1
+    if windowed:
+        blank = np.zeros((side, side, slices * len(windows)), np.float32)
+    else:
+        blank = np.zeros((side, side, slices) if slices > 1 else (side, side), np.int16)
+    height, width, channels = pipeline(image=blank)["image"].shape
+    return channels, height, width
+
+
+def sequence_alone(weight_file: Path) -> UsageError:
+    """Return what is said of a sequence model where a slice network is needed."""
+    return UsageError(
+        f"{weight_file}: a sequence model, which sees features and no pictures; use the slice network's file (for "
+        "--source its cross-validation's folder, and this file as --sequence)"
+    )
+
+
+def load_asked(
+    config: PredictConfig | EvaluateConfig | ExportConfig, weight_file: Path, compute: str = TRAINING
+) -> TrainedNetwork:
+    """Rebuild a network of any kind as a command's options ask for; see :func:`load_network`."""
+    return load_network(
+        weight_file,
+        weights=config.net_weights,
+        sequences=True,
+        seq_features=config.seq_features,
+        compute=compute,
+        **place_of(config),
+    )
+
+
+def place_of(config: PredictConfig | EvaluateConfig | ExportConfig) -> dict[str, Any]:
+    """Return the options of a command that say where and how :func:`load_network`'s network predicts."""
+    names = ("n_jobs", "data_input_folder", "data_dataset", "batch_size")
+    return {name: getattr(config, name) for name in names if name in config.__dataclass_fields__}
+
+
+def checkpoint_pipeline(checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline:
+    """Return the validation transform of a slice network's checkpoint."""
+    windows, windowed = pipeline_windows(dataset_folder(config.data_input_folder, config.data_dataset), config)
+    source = f"{weight_file} (valid transform)"
+    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
+    return pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, **options)
+
+
+def feature_width(state: Mapping[str, Any], weight_file: Path) -> int:
+    """Return the number of features that a sequence model's weights are for; it doesn't matter where it sees none."""
+    if "norm.weight" in state:
+        return len(state["norm.weight"])
+    if "project_logits.weight" in state:
+        return 0
+    raise WorkError(f"{weight_file}: holds weights of another model than its configuration names")
+
+
+def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
+    """Raise WorkError where a checkpoint is of another task, or lacks what predicting and evaluating need."""
+    if tuple(checkpoint["class_names"]) != LABELS:
+        names = ", ".join(map(str, checkpoint["class_names"]))
+        raise WorkError(f"{weight_file}: its classes are {names}; {', '.join(LABELS)} are expected, in this order")
+    missing = [
+        what
+        for what, known in (
+            ("the validation transform", {"valid", "features"} & set(checkpoint["transforms"])),
+            (f"the metric {MONITOR}", MONITOR in checkpoint["metrics"]),
+        )
+        if not known
+    ]
+    if missing:
+        raise WorkError(f"{weight_file}: the checkpoint lacks {', '.join(missing)}; use another one of the run")
+
+
+def known_prevalences(written: Sequence[float]) -> np.ndarray:
+    """Return a checkpoint's prevalences; where an earlier version wrote 0 or 1, a thousandth off that."""
+    values = np.asarray(written, dtype=np.float64)
+    certain = (values <= 0) | (values >= 1)
+    return np.where(certain, np.clip(values, UNSEEN_PREVALENCE, 1 - UNSEEN_PREVALENCE), values)
+
+
+def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
+    """Return the images (index ``id``) of ``split``: train or valid of the training's fold, test, or holdout."""
+    config = trained.config
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    if split == "test":
+        metadata = read_metadata(folder)
+        rows = metadata[metadata["split"] == "test"]
+        if rows.empty:
+            raise WorkError(f"{folder}: the dataset has no test images")
+        return rows
+    if split == "holdout":
+        return read_holdout(folder, config.data_dataset)
+    fold = read_fold(folder, config.data_dataset, config.data_fold)
+    if config.tr_overfit:  # such a run validates on what it trains on
+        return overfit_rows(select_rows(fold, "train", config.dev_enabled), config.tr_overfit, trained.trained_batch)
+    return select_rows(fold, split, config.dev_enabled)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Test-time augmentation: the views of each image, and how their predictions are put together (mean or logit)."""
+
+    pipelines: Sequence[FixedView]
+    method: str
+
+
+def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) -> Views | None:
+    """Build the views of --tta, None without it; UsageError where they don't fit the trained network."""
+    if config.tta is None:
+        return None
+    if trained.pipeline is None:
+        raise UsageError("--tta: a sequence model sees features and no pictures, so that there are no other views")
+    windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
+    slices = 2 * trained.config.data_context + 1
+    options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse, "slices": slices}
+    pipeline = load_pipeline(find_transform(config.tta), windows, **options)
+    check_same_scale(trained.pipeline, pipeline)
+    placed = place_transform(pipeline, trained.config, trained.network.device)
+    return Views([FixedView(placed, view) for view in range(config.tta_views)], config.tta_mean)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Temperatures by label: of slices' logits, and of studies' where the network judges them too."""
+
+    slices: dict[str, float]
+    studies: dict[str, float] | None
+
+
+def write_calibration(
+    trained: TrainedNetwork, frame: pd.DataFrame, judged: pd.DataFrame | None, rows: pd.DataFrame, path: Path
+) -> None:
+    """Fit a temperature for each label to predictions of the validation images, and write which weights it is for.
+
+    ``judged``: what the network says of whole studies (index ``study_id``), None of one that says nothing of them.
+    """
+    document = {
+        "weights": trained.weights,
+        "iteration": trained.iteration,
+        "temperatures": fit_temperatures(frame[list(LABELS)], rows[list(LABELS)]),
+    }
+    if judged is not None:
+        truth = rows.groupby("study_id")[list(LABELS)].max().loc[judged.index]
+        document["study_temperatures"] = fit_temperatures(judged[list(LABELS)], truth)
+    write_json(path, document)
+
+
+def load_calibration(weight_file: Path, weights: str, iteration: int, *, studies: bool) -> Calibration:
+    """Return the temperatures of ``calibration.json`` beside ``weight_file``; with ``studies`` those of them too.
+
+    Raises UsageError where there are none, or they belong to other ``weights`` of the file; WorkError where they are
+    damaged.
+    """
+    path = weight_file.parent / CALIBRATION_FILE
+    try:
+        document = read_json(path)
+        found = Calibration(
+            _temperatures(document["temperatures"]), _temperatures(document["study_temperatures"]) if studies else None
+        )
+        made_for = (document["weights"], document["iteration"])
+    except OSError:
+        raise UsageError(f"--calibrate=1: there is no {path}; python evaluate.py --experiment_id=… makes it") from None
+    except (ValueError, TypeError, KeyError):
+        raise WorkError(
+            f"{path}: damaged, or written by an earlier version that fitted less; evaluate the experiment again"
+        ) from None
+    if made_for != (weights, iteration):
+        raise UsageError(
+            f"--calibrate=1: {path} belongs to the weights {made_for[0]} of iteration {made_for[1]}, not to "
+            f"{weights} of iteration {iteration}; evaluate these"
+        )
+    return found
+
+
+def _temperatures(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the temperature of each label; ValueError for one that is not positive, KeyError where one is missing."""
+    found = {name: float(values[name]) for name in LABELS}
+    if not all(0 < value < float("inf") for value in found.values()):
+        raise ValueError("a temperature is not positive")
+    return found
+
+
+def asked_calibration(config: PredictConfig, weight_file: Path, trained: TrainedNetwork) -> Calibration | None:
+    """Return the calibration of a network where --calibrate asks for it; errors as :func:`load_calibration`."""
+    if not config.calibrate:
+        return None
+    judges = trained.config.net_kind in NETWORKS
+    return load_calibration(weight_file, trained.weights, trained.iteration, studies=judges)
+
+
+def dataset_folder_of(trained: TrainedNetwork) -> Path:
+    """Return the folder of the dataset that a trained network predicts."""
+    return dataset_folder(trained.config.data_input_folder, trained.config.data_dataset)
+
+
+def predict_rows(
+    trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None, workers: int | None = None
+) -> pd.DataFrame:
+    """Return probabilities (index ``id``) of ``rows``; with ``views`` put together from those of each view.
+
+    ``workers`` load the images, 0: this process; None: as many as there are cores for. Raises UsageError
+    where a view gives pictures of another size than the network was validated on.
+    """
+    return predict_with_studies(trained, rows, views, workers)[0]
+
+
+def predict_with_studies(
+    trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None, workers: int | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return probabilities as :func:`predict_rows`, and from the same pass those of whole studies.
+
+    These (index ``study_id``) are None of a slice network, which says nothing of them.
+    """
+    config, network, folder = trained.config, trained.network, dataset_folder_of(trained)
+    if config.net_kind == SEQUENCE:
+        check_features(trained)
+        return predict_features(network, config, rows)
+    if workers is None:
+        workers = loader_workers(config.n_jobs, network.device)
+
+    def predict(pipeline: Placed, label: str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+        if config.net_kind == STUDY:
+            loader = study_loader(config, folder, rows, pipeline, workers)
+            return predict_series(network, loader, rows, label)
+        loader = build_loader(folder, rows, pipeline, config, workers)
+        return prediction_frame(network.predict(progress(loader, desc=label, unit="batch"))), None
+
+    if views is None:
+        return predict(place_transform(trained.pipeline, config, network.device), "predict")
+    check_view_size(trained, rows, views.pipelines[0])
+    count = len(views.pipelines)
+    seen = {
+        f"view {number}": predict(pipeline, f"view {number}/{count}")
+        for number, pipeline in enumerate(views.pipelines, start=1)
+    }
+    return mean_of(seen, views.method)
+
+
+def mean_of(
+    predicted: Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]], method: str = "mean"
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return the mean (of probabilities, or by ``method`` logit of logits) of what models or views say of slices.
+
+    Also of whole studies, where all of them judge these.
+    """
+    equal = [1.0] * len(predicted)
+    frame = combine({name: slices for name, (slices, _) in predicted.items()}, equal, method)
+    judged = {name: studies for name, (_, studies) in predicted.items() if studies is not None}
+    return frame, combine(judged, equal, method) if len(judged) == len(predicted) else None
+
+
+def check_features(trained: TrainedNetwork) -> None:
+    """Raise UsageError where --seq_features has other features than those that a sequence model was trained on.
+
+    Embeddings of other networks are another language, whatever their width; logits mean the same of any. Also where
+    the test images' features are of another making than the out-of-fold ones.
+    """
+    config = trained.config
+    values = sequence_settings(config.seq_model, sequence_options(config))
+    if trained.features_sha256 is None or values["seq_inputs"] == "logits":
+        return
+    if config.data_dataset != trained.trained_on:
+        raise UsageError(
+            f"--data_dataset={config.data_dataset}: a sequence model knows features of {trained.trained_on} alone; "
+            "predict.py --source=<DICOM files> --sequence=… predicts others, and evaluate.py --eval_file=<its "
+            "slices.csv> judges that"
+        )
+    folder, new = (feature_folder(config, kind) for kind in (OUT_OF_FOLD, TEST))
+    known = read_document(folder)
+    if features_hash(folder) != trained.features_sha256:
+        raise UsageError(
+            f"--seq_features={config.seq_features}: the sequence model was trained on other features than those in "
+            f"{folder}, whose embeddings mean something else; name its own, or train it anew"
+        )
+    if (new / INFO_FILE).is_file() and read_document(new).get("alignment_sha256") != known.get("alignment_sha256"):
+        raise UsageError(f"{new}: of another making than {folder}; {HOW} anew")
+
+
+def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:
+    """Raise UsageError where a view's pictures have another size than those of the validation."""
+    config = trained.config
+    datasets = [
+        RSNADataset(
+            dataset_folder_of(trained), rows, pipeline, config.data_image_size, config.seed, config.data_context
+        )
+        for pipeline in (trained.pipeline, view)
+    ]
+    view.trial(datasets[1].stored(0))
+    sizes = [dataset[0].size for dataset in datasets]
+    if sizes[0] != sizes[1]:
+        expected, given = (f"{height} x {width}" for height, width in sizes)
+        raise UsageError(
+            f"--tta: {view.name} gives pictures of {given} pixels, the network was validated on {expected}; use a file "
+            "that gives these"
+        )
+
+
+def sample_submission(trained: TrainedNetwork, split: str) -> Path | None:
+    """Return the competition's sample for the test set, None for other splits and for data of another origin."""
+    path = dataset_folder(trained.config.data_input_folder, trained.config.data_dataset) / SAMPLE_FILE
+    return path if split == "test" and path.is_file() else None
+
+
+def output_path(config: PredictConfig, trained: TrainedNetwork, folder: Path) -> Path:
+    """Return the file to write: --output_file, or in ``folder`` submission.csv or ``predictions_<split>.csv``.
+
+    submission.csv and predictions_valid.csv are taken as the experiment's by other commands, so that predictions of
+    another dataset, and of validation images by views or by temperatures that were fitted to them, have other names.
+    """
+    name = "submission" if sample_submission(trained, config.split) else f"predictions_{config.split}"
+    if trained.config.data_dataset != trained.trained_on:
+        name += f"_{trained.config.data_dataset}"
+    if config.split == "valid":
+        name += "_tta" if config.tta is not None else "_calibrated" if config.calibrate else ""
+    path = config.output_file or folder / f"{name}.csv"
+    check_output("output_file", path)
+    return path
+
+
+def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, path: Path) -> None:
+    """Write probabilities: in the competition's form where there is a sample, else a row for each image.
+
+    The sample submission of the test set rules which rows the former has: an image that has no prediction gets the
+    training prevalences, with a counted warning; one that the sample doesn't ask for is left out.
+    """
+    sample_path = sample_submission(trained, split)
+    if sample_path is None:
+        write_csv(path, frame, index=True)
+        return
+    asked = read_submission(sample_path).index
+    missing = asked.difference(frame.index)
+    if len(missing):
+        logger.warning(
+            "%d of %d test images have no picture and get the training prevalences: %s",
+            len(missing),
+            len(asked),
+            ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else ""),
+        )
+    fill = pd.DataFrame(np.tile(trained.prevalences, (len(missing), 1)), index=missing, columns=list(LABELS))
+    write_submission(pd.concat([frame, fill]).loc[asked], sample_path, path)
+    check_submission(path, sample_path)
+
+
+def write_studies(studies: pd.DataFrame, path: Path) -> Path:
+    """Write the probabilities of whole studies beside those of their slices in ``path``; return the file."""
+    write_csv(studies_file(path), studies, index=True)
+    return studies_file(path)
+
+
+def studies_file(path: Path) -> Path:
+    """Return where the predictions of studies stand beside those of slices in ``path``."""
+    return path.with_name(f"{path.stem}_studies.csv")
+
+
+def logged_value(trained: TrainedNetwork) -> float:
+    """Return the metric that the training logged for the network's weights."""
+    return trained.metrics[metric_key(MONITOR, trained.weights)]
+
+
+def says_how_it_flatters(config: PredictConfig, trained: TrainedNetwork, path: Path) -> bool:
+    """Whether predictions in ``path`` are of images in no fold, as the validation's are of the fold that chose."""
+    as_validated = config.tta is None and not config.calibrate and trained.config.data_fold != HOLDOUT
+    return as_validated and config.split == HOLDOUT and path == config.net_weight_file.parent / HOLDOUT_FILE
+
+
+def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:
+    """Say in one line whether the evaluation gives the value that the training logged for these weights."""
+    logged = logged_value(trained)
+    difference = abs(float(table.loc[WEIGHTED_ROW, "log_loss"]) - logged)
+    if difference <= REPRODUCED:
+        return f"reproduces the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}"
+    return (
+        f"differs by {difference:.2g} from the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}: "
+        "another machine, library version, number of threads, or dataset"
+    )

@@ -1,0 +1,235 @@
+"""What a source holds and what would become of it, told in seconds and before anything is made (--check).
+
+Some hundred files are read by the parts that convert, with the same rules; nothing is written. Labels, groups and folds
+are judged as a conversion judges them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from common.errors import UserError, WorkError
+from common.machine import usable_cores
+from common.preprocessing.convert import Record
+from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
+from common.preprocessing.folder import check_space
+from common.preprocessing.folds import check_parts
+from common.preprocessing.groups import group_images
+from common.preprocessing.pseudonyms import KEY_BYTES, load_key
+from common.preprocessing.series import describe_singles
+from common.preprocessing.tables import mark_repeated, metadata_table, unique_images
+from common.preprocessing.workers import convert_files, spread
+from common.reports.record import duration
+from config import PreprocessingConfig
+from rsna.prepare.dataset import (
+    TABLE_BYTES,
+    Job,
+    build_job,
+    failed_share,
+    file_order,
+    file_tasks,
+    find_source,
+    is_labelled,
+    key_place,
+    label_images,
+    make_groups,
+    read_tables,
+    record_table,
+    too_many_failed,
+)
+from rsna_dataset import LABELS, dataset_folder, identities_of, list_some
+
+SURVEY_FILES = 400  # at most, read of a source
+SURVEY_SECONDS = 10.0  # after which no more of them are begun
+BATCH_FILES = 50
+PERSONS = (("patient_id", "patients"), ("study_id", "studies"), ("series_id", "series"))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was read: ``files``, rows of the job's; ``records`` of them; ``seconds`` that a file took all processes."""
+
+    files: pd.DataFrame
+    records: pd.DataFrame
+    seconds: float
+
+
+def survey(config: PreprocessingConfig) -> None:
+    """Print what a source holds and what a conversion would make of it; write nothing.
+
+    Raises what would end a conversion, as far as the files that were read show it, after all is told; without a source,
+    or with a table that can't be read, at once.
+    """
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    source = find_source(config)
+    key_file = key_place(config)
+    key = load_key(key_file) if key_file.exists() else secrets.token_bytes(KEY_BYTES)
+    job = build_job(config, folder, source, read_tables(source, config), key_file, key)
+    faults: list[UserError] = []
+    for line in describe(job, faults):
+        print(line)
+    print("nothing was written")
+    if faults:
+        raise type(faults[0])("; ".join(map(str, faults)))
+
+
+def describe(job: Job, faults: list[UserError]) -> Iterator[str]:
+    """Yield what there is to tell of a job, line by line; ``faults`` gets what would end its run."""
+    root = job.source.tree.root
+    yield f"{root}: {kind_of(job)}, {len(job.files):,} files of {size(int(job.files['bytes'].sum()))}"
+    if len(job.refused):
+        yield f"  not opened: {len(job.refused):,} ({count_reasons(job.refused)})"
+    sample = read_sample(job)
+    whole = len(sample.files) == len(job.files)
+    yield (
+        f"  all {len(job.files):,} files were read"
+        if whole
+        else f"  {len(sample.files):,} files were read, spread over all; what follows is of these"
+    )
+    images = numbered(sample.records)
+    failed = failure_table(sample.records, sample.files, job.refused.iloc[: len(job.refused) * whole])
+    other = is_no_slice(failed)
+    yield f"CT slices: {len(images):,}"
+    yield f"no slices (they never count as failures): {int(other.sum()):,}{in_brackets(count_reasons(failed[other]))}"
+    yield f"failures: {int((~other).sum()):,}{in_brackets(count_reasons(failed[~other]))}"
+    count, files = failed_share(failed, len(sample.files) + len(job.refused) * whole)
+    if count > job.config.pre_max_failed * files:
+        faults.append(WorkError(f"{root}: {too_many_failed(count, files, job.config.pre_max_failed)}"))
+    if images.empty:
+        faults.append(WorkError(f"{root}: no file that was read gives an image"))
+        return
+    known = job.labels.index.intersection(sample.files["file_id"])
+    labelled, images, unmatched = label_images(replace(job, labels=job.labels.loc[known]), images, failed)
+    images = images.assign(group_id=make_groups(labelled, images))
+    counts = ", ".join(f"{what} {count_of(images[name]):,}" for name, what in PERSONS)
+    yield f"{'' if whole else 'at least '}{counts}"
+    for name, what in PERSONS:
+        if (images[name] == "").any():
+            yield f"  {int((images[name] == '').sum()):,} slices name none of the {what}"
+    if whole and (singles := describe_singles(metadata_table(images, labelled.labels, file_order(job.files, images)))):
+        yield singles
+    yield from describe_labels(job, labelled.labels, images, unmatched["row"] if whole and "row" in unmatched else ())
+    yield from describe_folds(labelled, images, whole, faults)
+    yield from describe_cost(job, sample, faults)
+
+
+def kind_of(job: Job) -> str:
+    """Return in words what a source is."""
+    competition = job.source.competition
+    return "DICOM files" if competition is None else f"{job.source.kind} files of stage {competition.stage}"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people say it."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def in_brackets(text: str) -> str:
+    """Return a text in brackets behind a space, nothing for none."""
+    return f" ({text})" * bool(text)
+
+
+def count_of(names: pd.Series) -> int:
+    """Return how many different names there are, without counting "" for an unknown one."""
+    return len(set(names) - {""})
+
+
+def read_sample(job: Job) -> Sample:
+    """Read files in an order that is spread over all of them, until there are enough or the time is over."""
+    jobs = job.config.n_jobs or usable_cores()
+    order = spread(len(job.files))[:SURVEY_FILES]
+    records: list[Record] = []
+    read, seconds, timed = 0, 0.0, 0
+    started = time.perf_counter()
+    # A second batch is read whatever the first one took: without it nobody knows how long the others take.
+    while read < len(order) and (timed == 0 or time.perf_counter() - started < SURVEY_SECONDS):
+        places = order[read : read + BATCH_FILES]
+        tasks = file_tasks(job.source.tree, job.files.iloc[places], None)
+        began = time.perf_counter()
+        for chunk in convert_files(tasks, job.form, jobs, job.pseudonyms):
+            records += chunk
+        if read or len(order) <= BATCH_FILES:  # in the first batch the processes start
+            seconds, timed = seconds + time.perf_counter() - began, timed + len(places)
+        read += len(places)
+    return Sample(job.files.iloc[np.sort(order[:read])], record_table(records), seconds / max(timed, 1))
+
+
+def numbered(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the records that have an image by their ids; of files that share a SOPInstanceUID each has its own."""
+    repeat = records.groupby("image_id").cumcount()
+    again = (repeat > 0) & (records["reason"] == "")
+    ids = np.where(again, records["image_id"] + "_" + repeat.astype(str), records["image_id"])
+    return mark_repeated(unique_images(records.assign(image_id=ids)).sort_index())
+
+
+def describe_labels(job: Job, labels: pd.DataFrame, images: pd.DataFrame, unmatched: Sequence[int]) -> Iterator[str]:
+    """Yield what the labels fit; ``labels``: those of images by their ids, ``unmatched``: rows that fit none."""
+    if not is_labelled(job):
+        yield "labels: none, and so no folds; --pre_labels=file.csv gives them"
+        return
+    fits = images.index.isin(labels.index)
+    if job.label_file is None:
+        names = job.files.loc[job.files["split"] == "train", "file_id"]
+        yield (
+            f"labels: {len(job.labels):,} images in {job.source.competition.train_csv}; "
+            f"{int(names.isin(job.labels.index).sum()):,} of all {len(names):,} training files have labels, "
+            f"{len(job.labels.index.difference(names)):,} labelled images have no file"
+        )
+    else:
+        by = ", ".join(f"{count:,} by {name}" for name, count in labels["label_level"].value_counts().items())
+        yield (
+            f"labels: {len(job.label_file):,} keys in {job.config.pre_labels}; {int(fits.sum()):,} of {len(images):,} "
+            f"slices have labels{in_brackets(by)}"
+        )
+        if len(unmatched):
+            yield f"  {len(unmatched):,} keys fit no slice (rows {list_some(map(str, unmatched))})"
+    if fits.any():
+        shares = labels.loc[images.index[fits], list(LABELS)].mean()
+        yield f"  positive: {', '.join(f'{name} {share:.1%}' for name, share in shares.items())}"
+
+
+def describe_folds(job: Job, images: pd.DataFrame, whole: bool, faults: list[UserError]) -> Iterator[str]:
+    """Yield whether the folds that are asked for are possible; ``job`` has the labels by image id."""
+    if not is_labelled(job):
+        return
+    train = images[(images["split"] == "train") & images.index.isin(job.labels.index)]
+    if train.empty:
+        what = "none of the slices has labels"
+        yield f"folds: {what}"
+        if whole:
+            faults.append(WorkError(f"{job.source.tree.root}: {what}"))
+        return
+    studies = group_images(identities_of(train, "study"))
+    groups, config = count_of(train["group_id"]), job.config
+    asked = f"--pre_folds={config.pre_folds}{f' --pre_holdout={config.pre_holdout}' * (config.pre_holdout > 0)}"
+    try:
+        check_parts(config.pre_folds, config.pre_holdout, groups, count_of(pd.Series(studies)))
+        yield f"folds: {asked} is possible, with {groups:,} groups (--pre_group={config.pre_group}) that have labels"
+    except UserError as error:
+        if whole:
+            faults.append(error)
+        yield f"folds: {error}" + "; a conversion reads more files before it says so" * (not whole)
+
+
+def describe_cost(job: Job, sample: Sample, faults: list[UserError]) -> Iterator[str]:
+    """Yield what disk and time a new dataset takes, reckoned from what was read."""
+    share = len(job.files) / len(sample.files)
+    needed = int(sample.records["image_bytes"].sum() * share) + len(job.files) * TABLE_BYTES
+    place = next(folder for folder in (job.folder, *job.folder.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    processes = job.config.n_jobs or usable_cores()
+    yield (
+        f"a new dataset in {job.folder} takes about {size(needed)} ({size(free)} are free), and about "
+        f"{duration(max(1, sample.seconds * len(job.files)))} with --n_jobs={processes} where no disk holds it up"
+    )
+    try:
+        check_space(place, needed)
+    except UserError as error:
+        faults.append(error)

@@ -1,0 +1,423 @@
+"""A run of training: its experiment, network, callbacks and trackers from a configuration, data and a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import timm
+import torch
+from torch import Tensor, nn
+
+from common.callbacks.callback import Callback
+from common.callbacks.early_stopping import EarlyStopping
+from common.callbacks.metric_logger import MetricLogger
+from common.callbacks.model_checkpoint import ModelCheckpoint
+from common.callbacks.profiler import Profiler
+from common.callbacks.progress_bar import ProgressBar
+from common.callbacks.sample_losses import SampleLosses
+from common.callbacks.telemetry import Telemetry
+from common.checkpoint import LAST
+from common.cli.arguments import given_options, to_dict
+from common.datasets.batch import finished_picture
+from common.errors import Interrupted, UsageError
+from common.experiments.folder import (
+    Experiment,
+    add_to_history,
+    create_experiment,
+    launched_experiment,
+    lock_experiment,
+)
+from common.experiments.resume import Run, check_place, resume_run
+from common.files import remove_temporaries, write_csv, write_text
+from common.lineage import Lineage
+from common.models.facts import measure_model, normalizes_single_values
+from common.models.sequence import sequence_settings
+from common.networks.averages import build_averages, check_averages
+from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
+from common.networks.network import AbstractNetwork, Average, Predictions, Training
+from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, write_status
+from common.trackers.jsonl import JsonlTracker
+from common.trackers.table import build_trackers, check_trackers
+from common.trackers.tracker import Tracker, TrackerGroup
+from common.training import distributed
+from common.training.hardware import check_graphs, select_amp_dtype
+from common.training.losses import build_loss
+from common.training.optimizers import build_optimizer
+from common.training.schedulers import Schedule, build_schedule
+from config import SEQUENCE, STUDY, TrainConfig, refuse_given
+from rsna.judging.reports import conclude
+from rsna.kinds.sequences import build_sequences, sequence_options
+from rsna.kinds.slices import TrainingData, build_data
+from rsna.kinds.studies import build_studies
+from rsna.prediction.provenance import check_features_lineage
+from rsna.training.lineage import training_lineage
+from rsna_dataset import (
+    LABEL_WEIGHTS,
+    LABELS,
+    dataset_folder,
+    image_settings,
+    read_dataset_info,
+)
+from rsna_model import build_architecture, computed_by, model_name, quickest_way
+from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
+
+logger = logging.getLogger(__name__)
+
+
+def build_training_data(
+    config: TrainConfig, device: torch.device, resumed: Mapping[str, Any] | None = None
+) -> tuple[TrainingData, Lineage | None]:
+    """Build the data that the configured kind of network is trained on, and what the network will have learnt from.
+
+    See the three functions, and :func:`rsna.training.lineage.training_lineage`. UsageError also where features were
+    made by networks that learnt from their images.
+    """
+    if config.net_kind == SEQUENCE:
+        data = build_sequences(config)
+    else:
+        data = (build_studies if config.net_kind == STUDY else build_data)(config, device)
+    train_ids, valid_ids = data.train_loader.dataset.image_ids, data.valid_loader.dataset.image_ids
+    if config.net_kind == SEQUENCE and resumed is None:
+        check_features_lineage(config, pd.Index(train_ids).append(pd.Index(valid_ids)))
+    lineage = training_lineage(config, train_ids, valid_ids, resumed)
+    if lineage is not None and lineage.unknown:
+        distributed.tell([f"unknown lineage: {', '.join(lineage.unknown)}; results of this network will say so"])
+    return data, lineage
+
+
+def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
+    """Build optimizer and schedule; UsageError where an option is given that they or the model don't know."""
+    given = given_options(config, "optim_", "optim_lr", "optim_weight_decay")
+    optimizer = build_optimizer(config.optim, model, config.optim_lr, config.optim_weight_decay, given)
+    steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
+    return optimizer, build_schedule(config.sched, optimizer, steps, given_options(config, "sched_"))
+
+
+def choose_precision(run: Run[TrainConfig], device: torch.device) -> tuple[TrainConfig, torch.dtype | None]:
+    """Return a run's options with the type of mixed precision that ``auto`` means on this device, and that type.
+
+    It is stored so: a resumed run computes in the type that it began with. UsageError where the device has not got it.
+    """
+    config = run.config
+    if not config.tr_use_amp:
+        return config, None
+    name = config.tr_amp_dtype
+    if name == "auto" and run.checkpoint is not None:  # of a version that did not store it
+        name = "float16" if run.checkpoint["scaler"] else "bfloat16"
+    try:
+        dtype = select_amp_dtype(name, device)
+    except UsageError as error:
+        if run.checkpoint is None or run.changed:
+            raise
+        raise UsageError(f"{run.folder} was trained so: {error}, with --tr_resume_change=tr_amp_dtype") from None
+    return replace(config, tr_amp_dtype=str(dtype).removeprefix("torch.")), dtype
+
+
+def training_memory_advice(config: TrainConfig) -> str:
+    """Return what to do where a training is out of memory."""
+    hint = "; --tr_batch_find=1 tells what fits" if torch.cuda.is_available() else ""
+    pictures = "" if config.net_kind == SEQUENCE else "lower --data_image_size, or "
+    return (
+        f"lower --tr_batch_size={config.tr_batch_size} (and raise --tr_accumulation_step as much for the same steps), "
+        f"or {pictures}use --tr_use_amp=1 or a smaller model{hint}"
+    )
+
+
+def check_choices(config: TrainConfig, model: nn.Module, device: torch.device) -> None:
+    """Build what the options choose once, before there is a folder, so that what can't work leaves none behind."""
+    check_graphs(config.tr_compile, config.tr_accumulation_step, device)
+    if config.tr_batch_find and not torch.cuda.is_available():
+        raise UsageError("--tr_batch_find=1 needs a GPU: without one the system ends a run that takes too much")
+    if config.tr_batch_find and distributed.world_size() > 1:
+        raise UsageError("--tr_batch_find=1: look for the size with one process, without torchrun")
+    check_trackers(tracker_names(config))
+    if not config.tr_use_amp:
+        refuse_given(config, ("tr_amp_dtype",), "needs --tr_use_amp=1")
+    if config.tr_sync_bn:
+        distributed.check_synchronized_norms(model)
+    build_optimization(config, model)
+    build_training_loss(config)
+    check_averages(
+        {"ema": config.tr_ema, "swa": config.tr_swa},
+        given_options(config, "tr_ema_") | given_options(config, "tr_swa_"),
+    )
+
+
+def settle_computing(run: Run[TrainConfig], data: TrainingData, device: torch.device) -> Run[TrainConfig]:
+    """Return a new run with what --tr_compute=auto finds in its place, by which the run could be given it as well.
+
+    Random numbers are as before, so that the run has the weights of one that is given it. Raises UsageError for an
+    option that it would overrule, and where there is a GPU.
+    """
+    config = run.config
+    settled = ("tr_use_amp", "tr_amp_dtype", "tr_channels_last", "tr_compile")
+    refuse_given(config, settled, "doesn't go with --tr_compute=auto, which chooses by measurement; leave one out")
+    if device.type == "cuda":
+        raise UsageError("--tr_compute=auto is for a CPU; on a GPU give --tr_use_amp=1 and --tr_channels_last=1")
+    shape = finished_picture(data.train_loader.dataset, 0).shape
+    with torch.random.fork_rng(devices=[]):
+        model = build_architecture(config, data.channels)
+    way = quickest_way(config, model, shape, training=True)
+    return replace(run, config=replace(computed_by(config, way), tr_compute=TrainConfig.tr_compute))
+
+
+def check_single_images(config: TrainConfig, data: TrainingData, model: nn.Module) -> None:
+    """Raise UsageError for batches of one image where a batch norm would see single values, which have no variance."""
+    if config.tr_batch_size > 1 or config.net_kind in (SEQUENCE, STUDY) or config.tr_sync_bn:
+        return
+    loader = data.train_loader
+    picture = loader.collate_fn([loader.dataset[0]]).finished().inputs["image"]
+    if normalizes_single_values(model, picture):
+        height, width = picture.shape[2:]
+        raise UsageError(
+            f"--tr_batch_size=1: {config.net_model} normalizes over maps of 1 x 1 for pictures of {height} x {width}, "
+            "and one value has no variance; use 2 or more, a larger --data_image_size, or --net_freeze=norms"
+        )
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Return the disk space that a run needs: best.pt, three copies of last.pt with two moments, and its logs."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return 11 * weights + 50_000_000
+
+
+@contextmanager
+def find_run(config: TrainConfig, arguments: Sequence[str]) -> Iterator[Run[TrainConfig]]:
+    """Yield the run that ``--tr_resume`` names, or that torchrun starts again, under its lock; or a new one."""
+    resume = config.tr_resume
+    if resume is None and distributed.any_process(distributed.restarts() > 0):
+        resume = distributed.main_first(lambda: launched_experiment(config.output_dir, distributed.launch_id()))
+    if resume is None:
+        yield Run(config)
+        return
+    with resume_run(TrainConfig, arguments, resume, config.tr_resume_change, config.output_dir) as run:
+        check_place(config, run.folder)
+        if config.cv_run is not None:
+            raise UsageError(f"--cv_run={config.cv_run}: {run.folder} is no cross-validation; leave it out")
+        place = {"output_dir": run.folder.parent, "experiment_id": run.folder.name}
+        yield replace(run, config=replace(run.config, tr_resume=None, tr_resume_change=(), **place))
+
+
+@contextmanager
+def claim_experiment(
+    run: Run[TrainConfig], config: TrainConfig, data: TrainingData, model: nn.Module, arguments: Sequence[str]
+) -> Iterator[Experiment]:
+    """Yield the experiment: a new one under its lock, or the resumed run's, cut back to its checkpoint."""
+    typed = ["python", "train.py", *arguments]
+    if run.folder is not None:
+        run.check_data(data.hash, data.transforms)
+        if distributed.is_main():
+            run.cut_back()
+            add_to_history(run.folder, typed, run.iteration, to_dict(config), run.changed)
+        yield Experiment(run.folder.name, run.folder)
+        return
+    experiment = distributed.main_first(
+        lambda: create_experiment(
+            config.output_dir,
+            config.experiment_id,
+            to_dict(config),
+            typed,
+            free_bytes=checkpoint_bytes(model),
+            launch=distributed.launch_id(),
+        )
+    )
+    with lock_experiment(experiment.folder) if distributed.is_main() else nullcontext():
+        yield experiment
+
+
+def check_interrupted(network: AbstractNetwork, experiment: Experiment, config: TrainConfig) -> None:
+    """Raise :class:`Interrupted`, with the command that goes on, where a signal ended the run before its time."""
+    if network.interrupted:
+        default = config.output_dir == TrainConfig.output_dir
+        where = experiment.id if default else experiment.folder / LAST
+        raise Interrupted(
+            f"interrupted after iteration {network.iteration} of {config.tr_iteration_num}, state saved; go on with: "
+            f"python train.py --tr_resume={where}"
+        )
+
+
+def build_network(
+    config: TrainConfig,
+    experiment: Experiment,
+    data: TrainingData,
+    model: nn.Module,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+    tracker: Tracker,
+    lineage: Lineage | None,
+) -> RSNANetwork:
+    """Join data, model, optimizer, schedule and callbacks to a network that is ready to fit.
+
+    ``lineage`` is what its checkpoints say that it learnt from.
+    """
+    if config.tr_sync_bn:
+        model = distributed.synchronized_norms(model)
+    optimizer, schedule = build_optimization(config, model.to(device))
+    training = Training(
+        train_loader=data.train_loader,
+        valid_loader=data.valid_loader,
+        optimizer=optimizer,
+        schedule=schedule,
+        iteration_num=config.tr_iteration_num,
+        iteration_valid=config.tr_iteration_valid,
+        accumulation_step=config.tr_accumulation_step,
+        callbacks=build_callbacks(config, experiment, data, tracker, lineage),
+        monitor=MONITOR,
+        clip_norm=config.tr_clip_norm,
+        nonfinite=config.tr_nonfinite,
+        nonfinite_limit=config.tr_nonfinite_limit,
+        averages=build_weight_averages(config, model),
+    )
+    loss = build_training_loss(config, device)
+    if config.net_kind in (SEQUENCE, STUDY):
+        kind = RSNASequenceNetwork if config.net_kind == SEQUENCE else RSNAStudyNetwork
+        weight = sequence_settings(config.seq_model, sequence_options(config))["seq_study_weight"]
+        return kind(model, device, amp_dtype, training, loss, weight)
+    return RSNANetwork(model, device, amp_dtype, training, loss)
+
+
+def build_training_loss(config: TrainConfig, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Build the training loss for logits on ``device``; UsageError where an option is given that it doesn't know."""
+    return build_loss(config.loss, given_options(config, "loss_"), LABEL_WEIGHTS, device)
+
+
+def build_weight_averages(config: TrainConfig, model: nn.Module) -> dict[str, Average]:
+    """Build the averages that are asked for; UsageError where an option of one is given that isn't."""
+    steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
+    given = given_options(config, "tr_ema_") | given_options(config, "tr_swa_")
+    return build_averages(model, steps, {"ema": config.tr_ema, "swa": config.tr_swa}, given)
+
+
+def build_callbacks(
+    config: TrainConfig, experiment: Experiment, data: TrainingData, tracker: Tracker, lineage: Lineage | None
+) -> Sequence[Callback]:
+    """Return the callbacks of a run, in the order of their calls."""
+
+    def write_valid_predictions(predictions: Predictions) -> None:
+        write_csv(experiment.folder / "predictions_valid.csv", prediction_frame(predictions), index=True)
+
+    description = {
+        "config": to_dict(config),
+        "transforms": data.transforms,
+        "class_names": list(LABELS),
+        "prevalences": data.prevalences.tolist(),
+        "data_hash": data.hash,
+        "images": image_settings(read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))),
+    }
+    if lineage is not None:
+        description["lineage"] = lineage.state()
+    telemetry = Telemetry()
+    metric_logger = MetricLogger(tracker, config.tr_iteration_log, telemetry)
+    listeners: list[Callback] = []
+    if config.data_sampler == "hard":
+        listeners.append(SampleLosses(torch.tensor(LABEL_WEIGHTS) / sum(LABEL_WEIGHTS)))
+    if config.tr_early_stop:
+        listeners.append(EarlyStopping(MONITOR, config.tr_early_stop, config.tr_early_stop_delta or 0.0))
+    shown: list[Callback] = []
+    if distributed.is_main():
+        shown.append(ProgressBar(metric_logger, MONITOR, data.constant_log_loss))
+        if config.tr_profile:
+            shown.append(Profiler(experiment.folder, config.tr_profile))
+    return (
+        telemetry,
+        *listeners,
+        metric_logger,
+        *shown,
+        ModelCheckpoint(experiment.folder, MONITOR, description, write_valid_predictions, config.tr_checkpoint_minutes),
+    )
+
+
+def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) -> None:
+    """Print and log what is about to run: model, data, steps, a memory estimate, seed, versions."""
+    batch = network.prepare_batch(data.train_loader.collate_fn([data.train_loader.dataset[0]]))
+    sequences = isinstance(network, RSNASequenceNetwork)
+    inputs = network.inputs_of(batch) if sequences else (batch.inputs["image"],)
+    facts = measure_model(network.model, *inputs)
+    what = "series" if sequences else "images"
+    shape = inputs[0].shape[2 if config.net_kind == SEQUENCE else 1 :]
+    one = f"a series of {len(batch)} slices x" if sequences else "an image"
+    training = network.training
+    averages = config.tr_ema + config.tr_swa
+    images = (len(data.train_loader.dataset), len(data.valid_loader.dataset))
+    processes = distributed.world_size()
+    effective = config.tr_batch_size * config.tr_accumulation_step * processes
+    shared = f" in each of {processes} processes" if processes > 1 else ""
+    info = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))
+    needed = facts.training_bytes(config.tr_batch_size, moments=2, copies=averages)
+    lines = (
+        f"model {model_name(config)}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M "
+        f"trained, {facts.flops / 1e9:.2f} GFLOPs for {one} {'x'.join(map(str, shape))}",
+        f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} "
+        f"validation {what}, dataset {info.get('hash', 'without a hash')}",
+        f"{training.iteration_num} iterations of {config.tr_batch_size} {what}{shared} = {training.step_num} steps of "
+        f"{effective} = {training.iteration_num / training.iterations_per_epoch:.2f} epochs, {config.optim}, "
+        f"{config.sched}, seed {config.seed}",
+        f"memory about {needed / 1e9:.2f} GB in float32 on {network.device.type}{shared} (weights, gradients, two "
+        f"moments, activations), torch {torch.__version__}, timm {timm.__version__}",
+    )
+    distributed.tell(lines)
+
+
+def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwork) -> None:
+    """Do what --tr_batch_find and --tr_lr_find ask for; the network is as before afterwards."""
+    lines = []
+    if config.tr_batch_find:
+        found = find_batch_size(network, len(network.training.train_loader.dataset))
+        lines.append(f"the largest power of two that fits: --tr_batch_size={found}")
+    if config.tr_lr_find:
+        curve = find_learning_rate(network)
+        if distributed.is_main():
+            write_text(experiment.folder / "lr_find.svg", rate_picture(curve))
+            write_csv(experiment.folder / "lr_find.csv", pd.DataFrame({"rate": curve.rates, "loss": curve.losses}))
+        lines.append(
+            f"the loss falls fastest at --optim_lr={curve.suggestion:.2g} ({experiment.folder / 'lr_find.svg'}); this "
+            f"run trains with {config.optim_lr:g}"
+        )
+    distributed.tell(lines)
+
+
+def tracker_names(config: TrainConfig) -> list[str]:
+    """Return the trackers that are asked for."""
+    return [*config.trackers, *["neptune"] * config.nml_enabled]
+
+
+@contextmanager
+def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
+    """Start the trackers: metrics.jsonl always, others where asked for. However the run ends, its report is written.
+
+    The trackers are told how it ended, which ``status.json`` says too.
+    """
+    trackers: list[Tracker] = [JsonlTracker()] if distributed.is_main() else []
+    if distributed.is_main() and not config.dev_enabled:
+        neptune = {"project": config.nml_project, "mode": config.nml_mode}
+        trackers += build_trackers(tracker_names(config), {"neptune": neptune})
+    group = TrackerGroup(trackers)
+    status = FAILED
+    try:
+        if distributed.is_main():
+            write_status(experiment.folder, RUNNING)
+        group.start(experiment.id, experiment.folder, to_dict(config))
+        distributed.tell(group.view().splitlines())
+        for name in ("config.yaml", "environment.json"):
+            group.log_file(experiment.folder / name)
+        yield group
+        status = FINISHED
+    except (KeyboardInterrupt, Interrupted):
+        status = STOPPED
+        raise
+    finally:
+        if distributed.is_main():
+            conclude(experiment.folder, status, report=config.tr_report, tracker=group)
+        group.finish(status)
+
+
+def conclude_again(run: Run[TrainConfig]) -> None:
+    """Do for a run that trained to its end what it may have been killed before: its note, report and leaderboard."""
+    if distributed.is_main():
+        remove_temporaries(run.folder)
+        conclude(run.folder, FINISHED, report=run.config.tr_report)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.cli.arguments import from_dict, parse_args, to_dict
+from common.cli.choices import Row
+from common.datasets.samplers import SAMPLERS
+from common.errors import UsageError
+from common.models.sequence import SEQUENCE_MODELS
+from common.networks.averages import AVERAGES
+from common.training.losses import LOSSES
+from common.training.optimizers import OPTIMIZERS
+from common.training.schedulers import SCHEDULES
+from config import EvaluateConfig, ExportConfig, PredictConfig, SweepConfig, TrainConfig, format_windows, parse_windows
+from tests.runs import PROJECT
+
+TABLES = {
+    "optim": OPTIMIZERS,
+    "sched": SCHEDULES,
+    "data_sampler": SAMPLERS,
+    "loss": LOSSES,
+    "seq_model": SEQUENCE_MODELS,
+}
+SCRIPTS = ("train.py", "predict.py", "evaluate.py", "ensemble.py", "preprocessing.py", "rsna_phantom.py")
+
+
+@pytest.mark.parametrize("option", TABLES)
+def test_every_choice_of_an_option_is_a_row_of_its_table_and_the_other_way_round(option: str) -> None:
+    spec = TrainConfig.__dataclass_fields__[option].metadata["option"]
+    assert set(spec.choices) == set(TABLES[option])
+
+
+@pytest.mark.parametrize(("option", "row"), [(option, row) for option in TABLES for row in TABLES[option].values()])
+def test_every_parameter_of_a_choice_is_an_option_without_a_default_of_its_own(option: str, row: Row) -> None:
+    """The default stands in the row alone, and is a value that the command line takes too."""
+    for name, default in row.parameters.items():
+        assert TrainConfig.__dataclass_fields__[name].default is None
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        kind = {"net_kind": "sequence", "seq_features": "1"} if option == "seq_model" else {}
+        assert getattr(from_dict(TrainConfig, {**kind, name: text}), name) == default
+
+
+def test_every_option_of_the_training_is_read_somewhere() -> None:
+    """An option that is parsed and ignored is a lie of --help."""
+    sources = [path for path in PROJECT.glob("*.py") if path.name != "config.py"]
+    read = {
+        node.attr
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    read |= {name for table in (*TABLES.values(), AVERAGES) for row in table.values() for name in row.parameters}
+    for name in TrainConfig.__dataclass_fields__:
+        assert name in read, f"--{name} is read nowhere"
+
+
+def test_a_validation_interval_between_optimizer_steps_is_refused_with_both_numbers() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_args(TrainConfig, ["--tr_iteration_valid=10", "--tr_accumulation_step=4"])
+    assert "--tr_iteration_valid=10" in str(caught.value)
+    assert "--tr_accumulation_step=4" in str(caught.value)
+
+
+AUDIT = ["--audit=a.csv"]
+SOURCE = ["--net_weight_file=a.pt", "--source=s", "--predict_output=o"]
+FEATURES = ["--net_weight_file=cv", "--features=1"]
+FILE = ["--eval_file=a.csv", "--data_dataset=rsna"]
+SPACE = ["--space=s.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("config", "mode", "flag"),
+    [
+        (TrainConfig, [], "--tr_resume_change=optim_lr"),
+        *((PredictConfig, AUDIT, flag) for flag in ("--calibrate=1", "--split=train", "--n_jobs=2", "--tta=a.json")),
+        *((PredictConfig, AUDIT, flag) for flag in ("--net_weight_file=a.pt", "--source=s", "--net_weights=raw")),
+        *((PredictConfig, SOURCE, flag) for flag in ("--split=valid", "--output_file=a.csv")),
+        (PredictConfig, ["--net_weight_file=a.pt"], "--output_file=./a.pt"),
+        (ExportConfig, ["--net_weight_file=a.pt"], "--export_file=./a.pt"),
+        (PredictConfig, [*SOURCE, "--sequence=s.pt"], "--seq_features=1"),
+        *((PredictConfig, FEATURES, flag) for flag in ("--split=valid", "--seq_features=1")),
+        (PredictConfig, ["--net_weight_file=a.pt"], "--tta_views=8"),
+        (EvaluateConfig, ["--experiment_id=1"], "--tta_mean=logit"),
+        *((EvaluateConfig, FILE, flag) for flag in ("--tta=a.json", "--net_weights=raw", "--seq_features=1")),
+        *((SweepConfig, ["--lines=a.txt"], flag) for flag in ("--trials=5", "--seed=1")),
+        *((SweepConfig, SPACE, flag) for flag in ("--dry_run=1", "--parallel=2", "--evaluate=0", "--flags=--seed=1")),
+    ],
+)
+def test_an_option_that_has_no_effect_with_the_others_is_refused_by_its_name(config, mode, flag) -> None:
+    parse_args(config, mode)
+    with pytest.raises(UsageError) as caught:
+        parse_args(config, [*mode, flag])
+    assert str(caught.value).startswith(flag.partition("=")[0])
+
+
+def test_the_default_training_survives_the_way_through_a_checkpoint() -> None:
+    config = parse_args(TrainConfig, [])
+    assert from_dict(TrainConfig, to_dict(config)) == config
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-2000, 4000).map(float), st.integers(1, 8000).map(float)), min_size=1, max_size=6
+    ).map(tuple)
+)
+def test_windows_survive_the_way_through_text(windows) -> None:
+    assert parse_windows(format_windows(windows)) == windows
+
+
+@pytest.mark.parametrize("text", ["", "40", "40/0", "40/-80", "a/b", "40/80,", "40/80;80/200"])
+def test_text_that_is_no_list_of_windows_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="centre/width"):
+        parse_windows(text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_answered_from_any_folder_without_loading_what_only_the_work_needs(script: str, tmp_path: Path) -> None:
+    """The rule behind a quick --help, checked without a clock: neither torch nor numpy nor pandas is imported."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", str(PROJECT / script), "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    assert result.returncode == 0
+    assert "--config" in result.stdout
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
+    assert not imported & {"torch", "numpy", "pandas", "timm", "albumentations", "pydicom", "sklearn", "yaml"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unknown_flag_is_one_line_and_exit_code_2_and_leaves_nothing_behind(script: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(PROJECT / script), "--n_jbos=2"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown option --n_jbos; did you mean '--n_jobs'?\n" or script == "ensemble.py"
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", [TrainConfig, PredictConfig, ExportConfig])
+def test_an_experiments_folder_as_weight_file_means_its_best_weights(tmp_path, config) -> None:
+    (tmp_path / "1").mkdir()
+    given = [f"--net_weight_file={tmp_path / '1'}"]
+    assert parse_args(config, given).net_weight_file == tmp_path / "1"  # as a cross-validation's
+    (tmp_path / "1" / "best.pt").write_bytes(b"")
+    assert parse_args(config, given).net_weight_file == tmp_path / "1" / "best.pt"
+    assert parse_args(config, [f"{given[0]}/best.pt"]).net_weight_file == tmp_path / "1" / "best.pt"

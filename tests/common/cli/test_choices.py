@@ -1,0 +1,48 @@
+"""Tests of common/cli/choices.py: what a choice knows is given to it, and nothing else."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.cli.choices import Row, choose, describe, load, settings, table
+from common.errors import UsageError
+
+ROW = Row("square", "all sides equal", parameters={"shape_side": 2.0, "shape_round": False})
+ROWS = table((ROW, Row("point", "no extent")))
+
+
+def test_rows_are_found_by_name_and_an_unknown_name_names_the_nearest():
+    assert choose("shape", "square", ROWS) is ROW
+    with pytest.raises(UsageError, match=r"^--shape=sqare: unknown; .* square, point; did you mean 'square'\?$"):
+        choose("shape", "sqare", ROWS)
+
+
+@given(st.dictionaries(st.sampled_from(["shape_side", "shape_round"]), st.none() | st.floats(0, 9)))
+def test_what_is_given_replaces_the_default_and_none_leaves_it(values):
+    found = settings("shape", ROW, values)
+    assert set(found) == {"shape_side", "shape_round"}
+    for name, value in found.items():
+        expected = values.get(name)
+        assert value == (ROW.parameters[name] if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "known"), [("square", "it knows --shape_side, --shape_round"), ("point", "it knows no option of this kind")]
+)
+def test_an_option_that_the_choice_does_not_know_is_refused_with_what_it_knows(row, known):
+    assert settings("shape", ROWS[row], {"shape_radius": None}) is not None
+    with pytest.raises(UsageError) as caught:
+        settings("shape", ROWS[row], {"shape_radius": 0.0})
+    assert str(caught.value) == f"--shape_radius: --shape={row} doesn't know it; {known}"
+
+
+def test_the_listing_has_a_line_for_each_row_with_its_options_and_defaults():
+    assert describe(ROWS) == ["square  all sides equal --shape_side=2 --shape_round=0", "point   no extent"]
+
+
+def test_a_dotted_path_is_imported():
+    assert load("collections.Counter") is collections.Counter
