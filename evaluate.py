@@ -34,7 +34,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     """Predict by the experiment's best weights and evaluate that; with --tta the views' table is returned."""
     # Here, so that --help and a wrong flag answer at once.
     from common.experiments.folder import experiment_folder
-    from rsna.judging.evaluation import PREDICTION_FILES, compare_views, describe_flattery, labelled_rows
+    from rsna.judging.evaluation import compare_views, labelled_rows
     from rsna.prediction.provenance import network_provenance
     from rsna.prediction.trained import (
         CALIBRATION_FILE,
@@ -47,7 +47,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         split_rows,
         write_calibration,
     )
-    from rsna.training.folds import is_cross_validation
+    from rsna.training.outcome import PREDICTION_FILES, describe_flattery, is_cross_validation
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
     if not (folder / "best.pt").is_file() and (folder / PREDICTION_FILES[0]).is_file():
@@ -131,7 +131,7 @@ def unseen_rows(
 def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
     """Return the options for an experiment that has no weights of its own: an ensemble, or all folds together."""
     from common.experiments.folder import experiment_options
-    from rsna.judging.evaluation import experiment_predictions
+    from rsna.training.outcome import experiment_predictions
 
     config.refuse_network_options(f"means nothing here: {folder} has no weights, its written predictions are judged")
     options = experiment_options(folder)
@@ -154,7 +154,7 @@ def evaluate_file(config: EvaluateConfig, name: str | None = None, *, external: 
     Not ``external``: they are an experiment's, of the dataset that it was trained on.
     """
     from rsna.judging.evaluation import constant_prevalences, labelled_rows
-    from rsna.prediction.provenance import written_provenance
+    from rsna.training.provenance import written_provenance
     from rsna_dataset import dataset_folder, read_predictions
 
     place = config.data_input_folder or TrainConfig.data_input_folder
@@ -230,9 +230,10 @@ def compared_with(config: EvaluateConfig, ids: pd.Index, dataset: Path) -> pd.Da
     if config.eval_compare is None:
         return None
     from common.experiments.folder import experiment_folder
-    from rsna.judging.evaluation import experiment_predictions, matching_predictions
-    from rsna.prediction.provenance import written_provenance
+    from rsna.judging.evaluation import matching_predictions
     from rsna.training.lineage import overlap, overlap_lines, refuse_seen
+    from rsna.training.outcome import experiment_predictions
+    from rsna.training.provenance import written_provenance
     from rsna_dataset import read_predictions
 
     path = Path(config.eval_compare)

@@ -59,8 +59,7 @@ def predict_split(config: PredictConfig) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.evaluation.calibration import calibration_of
-    from rsna.judging.evaluation import write_flattery
-    from rsna.prediction.provenance import check_predicted, network_provenance, write_provenance
+    from rsna.prediction.provenance import check_predicted, network_provenance
     from rsna.prediction.trained import (
         asked_calibration,
         dataset_folder_of,
@@ -74,6 +73,8 @@ def predict_split(config: PredictConfig) -> Path:
         write_predictions,
         write_studies,
     )
+    from rsna.training.outcome import write_flattery
+    from rsna.training.provenance import write_provenance
 
     trained = load_asked(config, config.net_weight_file, config.net_compute)
     rows = split_rows(trained, config.split)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.datasets.batch import Batch
-from common.evaluation.metrics import probabilities
+from common.evaluation.metrics import WeightedLogLoss, probabilities
 from common.models.sequence_layers import SequenceOutput, in_series, of_slices
 from common.networks.classifier import ClassifierNetwork
 from common.networks.network import Predictions, StepOutput, Training
@@ -99,3 +99,10 @@ def prediction_frame(predictions: Predictions) -> pd.DataFrame:
     """Return probabilities (float64) with a row for each image (index ``id``) and a column for each label."""
     index = pd.Index(predictions.image_ids, name="id")
     return pd.DataFrame(probabilities(predictions.logits), index=index, columns=list(LABELS))
+
+
+def pooled_metrics(frame: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:
+    """Return the training's metrics of predictions, rows as in ``targets``."""
+    metric = WeightedLogLoss(LABELS, LABEL_WEIGHTS)
+    metric.update(frame[list(LABELS)].to_numpy(), targets[list(LABELS)].to_numpy(), list(frame.index))
+    return metric.compute()

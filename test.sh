@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint and tests.   bash test.sh          everything that is quick (under 10 minutes on 2 cores)
 #                   bash test.sh --all    the slow ones too (kills, fresh clones)
-# Other arguments go to pytest: bash test.sh tests/test_metrics.py -k clip
+# Other arguments go to pytest: bash test.sh tests/common/evaluation/test_metrics.py -k clip
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     from common.training.hardware import select_device
     from common.training.memory import out_of_memory_advice
     from common.training.reproducibility import seed_everything, seed_process
+    from rsna.judging.reports import conclude
     from rsna.training.folds import asks_for_folds, cross_validate
     from rsna.training.run import (
         build_network,
@@ -55,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     from rsna_model import build_model
 
     if asks_for_folds(config):
-        return cross_validate(config, arguments)
+        return cross_validate(config, arguments, conclude)
     with ExitStack() as stack:
         stack.enter_context(distributed.process_group())
         run = stack.enter_context(find_run(config, arguments))
         config = run.config
         if run.is_finished(config.tr_iteration_num):
-            conclude_again(run)
+            conclude_again(run, conclude)
             print(f"the experiment is finished: there is nothing to go on with\n{run.folder}")
             return run.folder
         seed_everything(config.seed)
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))
         if distributed.is_main():
             stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))
-        tracker = stack.enter_context(observed(config, experiment))
+        tracker = stack.enter_context(observed(config, experiment, conclude))
         network = build_network(config, experiment, data, model, device, amp_dtype, tracker, lineage)
         seed_process(config.seed, distributed.rank())
         if distributed.is_main():

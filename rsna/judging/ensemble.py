@@ -35,8 +35,6 @@ from common.reports.record import write_value
 from common.spreadsheets import read_texts, table_form, to_numbers
 from config import EnsembleConfig, TrainConfig
 from rsna.judging.evaluation import (
-    HOLDOUT_FILE,
-    PREDICTION_FILES,
     Evaluation,
     HeldOut,
     constant_basis,
@@ -44,16 +42,15 @@ from rsna.judging.evaluation import (
     describe,
     described_images,
     evaluate_predictions,
-    experiment_predictions,
     held_out_predictions,
     loss_change,
-    pooled_metrics,
     records,
     write_evaluation,
 )
 from rsna.judging.reports import put_together
-from rsna.prediction.provenance import write_provenance, written_provenance
 from rsna.training.lineage import overlap, overlap_lines, refuse_seen
+from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES, experiment_predictions
+from rsna.training.provenance import write_provenance, written_provenance
 from rsna_dataset import (
     DATASET_INFO,
     IDENTITY_COLUMNS,
@@ -69,6 +66,7 @@ from rsna_dataset import (
     read_predictions,
     write_submission,
 )
+from rsna_network import pooled_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 from common.checkpoint import BEST
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import reliability_table
-from common.evaluation.metrics import WeightedLogLoss, binary_log_losses, normalized_weights, prevalences_of
+from common.evaluation.metrics import binary_log_losses, normalized_weights, prevalences_of
 from common.evaluation.reader import (
     SMALLER_IS_BETTER,
     WEIGHTED,
@@ -29,8 +29,8 @@ from common.evaluation.reader import (
 from common.evaluation.resampling import PatientBootstrap
 from common.evaluation.statistics import format_table, label_table
 from common.files import write_csv, write_json, write_text
-from common.foreign import Unreadable, read_json
 from common.reports.evaluation import evaluation_page
+from rsna.training.outcome import HOLDOUT_FILE
 from rsna_dataset import (
     IDENTITY_COLUMNS,
     LABEL_WEIGHTS,
@@ -43,6 +43,7 @@ from rsna_dataset import (
     read_metadata,
     read_predictions,
 )
+from rsna_network import pooled_metrics
 
 SEED = 0
 WORST = 50
@@ -55,9 +56,6 @@ SHOWN = {
     "calibration_error": "calibration error",
 }
 BLOOD = "blood_mm3"  # of a phantom, in the slice
-PREDICTION_FILES = ("predictions_oof.csv", "predictions_valid.csv")  # of an experiment, the first that there is
-FLATTERY_FILE = "flattery.json"  # of an experiment, what its models score on images in no fold
-HOLDOUT_FILE = "predictions_holdout.csv"  # of an experiment, of the images in no fold, by what predicts the test set
 QUARTERS = {"slice_spacing_mm": "slice spacing, mm", "thickness_mm": "slice thickness, mm"}
 
 
@@ -76,14 +74,6 @@ class Evaluation:
     document: dict[str, Any]
     worst: pd.DataFrame
     judged: ReaderStudy | None = None
-
-
-def experiment_predictions(folder: Path) -> Path:
-    """Return an experiment's predictions of images that it wasn't trained on; UsageError where it has none."""
-    for name in PREDICTION_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UsageError(f"{folder}: the experiment has no predictions yet ({' or '.join(PREDICTION_FILES)})")
 
 
 @dataclass(frozen=True)
@@ -123,33 +113,6 @@ def held_out_predictions(dataset: Path, experiments: Mapping[str, Path]) -> Held
     return HeldOut(found, rows)
 
 
-def write_flattery(folder: Path, alone: Sequence[pd.DataFrame], rows: pd.DataFrame, chosen: float) -> str:
-    """Note in an experiment's ``flattery.json`` what its models score on images in no fold, each ``alone``; say it.
-
-    ``chosen``: their weighted log loss on the images by which their weights were chosen, in cross-validation of all.
-    """
-    each = [pooled_metrics(frame.loc[rows.index], rows)["weighted_log_loss"] for frame in alone]
-    found = {"images": len(rows), "patients": len(np.unique(known_groups(rows))), "log_loss": float(np.mean(each))}
-    write_json(folder / FLATTERY_FILE, found | {"models": len(each), "log_loss_of_choice": chosen})
-    return describe_flattery(folder)
-
-
-def describe_flattery(folder: Path) -> str:
-    """Say that an experiment's value on the images that chose its weights flatters, and by how much if that is known.
-
-    Of all validations the best one is taken, by luck as well as by skill: what it scores is lower than on new patients.
-    """
-    said = "the weights are the best of their validations on these very images, so that their value flatters"
-    try:
-        found = read_json(folder / FLATTERY_FILE)
-        alone, chosen = float(found["log_loss"]), float(found["log_loss_of_choice"])
-        who = "the model" if found["models"] == 1 else f"each of the {found['models']} models"
-        where = f"the {found['images']} images in no fold ({found['patients']} patients)"
-    except (OSError, Unreadable, ValueError, KeyError, TypeError):
-        return f"{said}; predict.py --split=holdout says by how much, with images that --pre_holdout kept out"
-    return f"{said}: {chosen:.5f} here, and on {where} {who} alone scores {alone:.5f} ({alone - chosen:+.5f})"
-
-
 def labelled_rows(folder: Path) -> pd.DataFrame:
     """Return all images of a dataset that have labels, as :func:`rsna_dataset.read_fold` does; UsageError for none."""
     metadata = read_metadata(folder)
@@ -177,13 +140,6 @@ def constant_prevalences(labelled: pd.DataFrame, known: pd.Index) -> np.ndarray:
 def evaluation_table(frame: pd.DataFrame, rows: pd.DataFrame, prevalences: np.ndarray) -> pd.DataFrame:
     """Return the metrics of predictions of labelled ``rows`` by label, beside the constant predictor's."""
     return label_table(frame.to_numpy(), rows[list(LABELS)].to_numpy(), LABELS, LABEL_WEIGHTS, prevalences)
-
-
-def pooled_metrics(frame: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:
-    """Return the training's metrics of predictions, rows as in ``targets``."""
-    metric = WeightedLogLoss(LABELS, LABEL_WEIGHTS)
-    metric.update(frame[list(LABELS)].to_numpy(), targets[list(LABELS)].to_numpy(), list(frame.index))
-    return metric.compute()
 
 
 def evaluate_predictions(

@@ -44,14 +44,14 @@ from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
 from common.training import distributed
 from common.training.memory import is_out_of_memory
-from config import DRAWS, EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, format_windows, parse_folds
-from rsna.judging.evaluation import PREDICTION_FILES, constant_prevalences, described_images, evaluate_predictions
-from rsna.judging.evaluation import labelled_rows as dataset_labels
+from config import DRAWS, EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, format_windows
+from rsna.judging.evaluation import constant_prevalences, described_images, evaluate_predictions, labelled_rows
 from rsna.kinds.slices import select_rows
 from rsna.prediction.pictures import grey_slices, heat_maps
-from rsna.prediction.provenance import written_provenance
 from rsna.prediction.trained import dataset_folder_of, load_network
 from rsna.training.lineage import overlap, overlap_lines
+from rsna.training.outcome import CROSS_VALIDATION_FILE, PREDICTION_FILES, holds_out_folds, predictions_path
+from rsna.training.provenance import written_provenance
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
@@ -65,7 +65,6 @@ from rsna_dataset import (
 
 logger = logging.getLogger(__name__)
 
-CROSS_VALIDATION_FILE = "cross_validation.json"  # what rsna/training/folds.py writes
 PICTURES_EACH, TILE = 9, 180
 
 
@@ -79,7 +78,7 @@ def write_report(folder: Path, status: str | None = None, tracker: Tracker | Non
     others = read_summaries(results_folder(folder), METRIC)
     if isinstance(record.config.get("members"), list):
         page = members_report(record, others)
-    elif (folds := fold_records(folder)) or is_of_folds(record):
+    elif (folds := fold_records(folder)) or holds_out_folds(record.config):
         page = folds_report(record, others, folds)
     else:
         page = run_report(record, others, tracker)
@@ -111,10 +110,11 @@ def rewrite_reports(folder: Path) -> Path:
 
 
 def conclude(folder: Path, status: str | None, *, report: bool = True, tracker: Tracker | None = None) -> None:
-    """Write an experiment's report, then note how it ended, then write the leaderboard; tell where all is.
+    """End an experiment: write its report, then its status, then the leaderboard, and tell where all is.
 
-    In this order what is noted as finished lacks nothing, wherever it is killed. None of it changes how a run ended.
-    ``status``: None of one that goes on elsewhere.
+    The status comes after the report. So a run that is killed in between is not marked as finished, and the next start
+    concludes it. A failure here is a warning and doesn't change how the run ended. ``status`` is None for an experiment
+    that goes on elsewhere.
     """
     with no_reason_to_fail(folder):
         write_report(folder, status, tracker) if report else note_lineage(folder)
@@ -180,7 +180,7 @@ def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | Non
     constant, evaluated, missing = None, None, ""
     try:
         config = from_dict(TrainConfig, record.config, str(record.folder / CONFIG))
-        rows, constant = labelled_rows(config)
+        rows, constant = fold_and_constant(config)
         evaluated = evaluate(record.folder, config, rows)
     except UserError as error:
         missing = f"There is no evaluation: {error}"
@@ -188,14 +188,6 @@ def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | Non
         content = (evaluated.document, evaluated.predictions, evaluated.targets, evaluated.names)
         tracker.log_figure("evaluation", evaluation_page(f"Evaluation of {record.name}", "Validation set", *content))
     return experiment_page(record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing)
-
-
-def is_of_folds(record: Record) -> bool:
-    """Whether an experiment is a cross-validation, though none of its folds may have begun."""
-    try:
-        return isinstance(parse_folds(str(record.config.get("data_fold", 0))), tuple)
-    except ValueError:
-        return False
 
 
 def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Record]) -> str:
@@ -280,7 +272,7 @@ def same_data(one: Record | Summary, other: Record | Summary) -> bool:
     return all(one.config.get(name) == other.config.get(name) for name in names)
 
 
-def labelled_rows(config: TrainConfig) -> tuple[pd.DataFrame, float]:
+def fold_and_constant(config: TrainConfig) -> tuple[pd.DataFrame, float]:
     """Return the fold's rows, and the weighted log loss of the constant predictor on its validation images."""
     if config.is_cross_validation:
         raise UsageError("a cross-validation: name one of its folds, which are experiments of their own")
@@ -312,17 +304,12 @@ def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence
     if path is None:
         return None
     frame = read_predictions(path)
-    rows = dataset_labels(dataset_folder(config.data_input_folder, config.data_dataset))
+    rows = labelled_rows(dataset_folder(config.data_input_folder, config.data_dataset))
     known = rows.loc[rows.index.intersection(frame.index)]
     if known.empty:
         raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
     prevalences = constant_prevalences(rows, known.index)
     return judge(config, path, frame.loc[known.index], known, prevalences, experiments)
-
-
-def predictions_path(folder: Path) -> Path | None:
-    """Return an experiment's predictions of images that it wasn't trained on; None where it has none."""
-    return next((folder / name for name in PREDICTION_FILES if (folder / name).is_file()), None)
 
 
 def judge(

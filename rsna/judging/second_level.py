@@ -31,19 +31,17 @@ from common.lineage import Provenance
 from common.reports.record import write_value
 from config import SecondLevelConfig, TrainConfig
 from rsna.judging.evaluation import (
-    HOLDOUT_FILE,
-    PREDICTION_FILES,
     describe,
     evaluate_predictions,
     held_out_predictions,
     matching_predictions,
-    pooled_metrics,
     write_evaluation,
 )
 from rsna.judging.reports import put_together
-from rsna.prediction.provenance import write_provenance, written_provenance
 from rsna.training.folds import Fold, finished_folds, read_folds
 from rsna.training.lineage import learnt_from, overlap, overlap_lines, refuse_seen
+from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES
+from rsna.training.provenance import write_provenance, written_provenance
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
@@ -54,6 +52,7 @@ from rsna_dataset import (
     read_predictions,
     write_submission,
 )
+from rsna_network import pooled_metrics
 
 LEVEL_ROW = "second level"
 PARTS = 3  # of the patients, by which the number of trees is chosen

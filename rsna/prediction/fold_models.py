@@ -35,7 +35,6 @@ from common.networks.arrival import arrived
 from common.networks.network import evaluation_mode
 from common.training.hardware import loader_workers
 from config import AUTO, HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
-from rsna.judging.evaluation import HOLDOUT_FILE, write_flattery
 from rsna.kinds.features import (
     FEWEST_FOLDS,
     FOLDERS,
@@ -48,7 +47,7 @@ from rsna.kinds.features import (
     write_features,
 )
 from rsna.kinds.slices import build_loader, place_transform, select_rows
-from rsna.prediction.provenance import check_predicted, network_provenance, write_provenance
+from rsna.prediction.provenance import check_predicted, network_provenance
 from rsna.prediction.trained import (
     TrainedNetwork,
     dataset_folder_of,
@@ -62,8 +61,10 @@ from rsna.prediction.trained import (
     write_predictions,
     write_studies,
 )
-from rsna.training.folds import Fold, finished_folds, is_cross_validation, read_folds
+from rsna.training.folds import Fold, finished_folds, read_folds
 from rsna.training.lineage import weights_lineage
+from rsna.training.outcome import HOLDOUT_FILE, is_cross_validation, write_flattery
+from rsna.training.provenance import write_provenance
 from rsna_dataset import dataset_folder, known_groups, new_images, read_dataset_info, read_fold, rows_hash
 from rsna_model import way_of
 from rsna_network import RSNANetwork

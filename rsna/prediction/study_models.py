@@ -42,7 +42,8 @@ from rsna.prediction.trained import (
     predict_with_studies,
     sequence_alone,
 )
-from rsna.training.folds import finished_folds, is_cross_validation
+from rsna.training.folds import finished_folds
+from rsna.training.outcome import is_cross_validation
 from rsna_dataset import LABELS
 from rsna_model import model_name
 

@@ -36,7 +36,6 @@ from common.training.hardware import (
 )
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from config import AUTO, HOLDOUT, SEQUENCE, STUDY, TRAINING, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
-from rsna.judging.evaluation import HOLDOUT_FILE
 from rsna.kinds.features import HOW, INFO_FILE, OUT_OF_FOLD, TEST, read_document
 from rsna.kinds.sequences import (
     feature_folder,
@@ -47,6 +46,7 @@ from rsna.kinds.sequences import (
 )
 from rsna.kinds.slices import Placed, build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna.kinds.studies import study_loader
+from rsna.training.outcome import HOLDOUT_FILE
 from rsna_dataset import (
     LABELS,
     SAMPLE_FILE,

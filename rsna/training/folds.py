@@ -26,7 +26,6 @@ from common.errors import EXIT_RESUMABLE, EXIT_USAGE, Interrupted, UsageError, W
 from common.evaluation.metrics import constant_predictor, prevalences_of
 from common.evaluation.statistics import format_table
 from common.experiments.folder import (
-    CONFIG,
     Experiment,
     add_to_history,
     check_experiment_id,
@@ -44,14 +43,19 @@ from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, read_recor
 from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.waiting import Stalled
-from config import SEQUENCE, STUDY, TrainConfig, parse_folds
-from rsna.judging.evaluation import PREDICTION_FILES, describe_flattery, pooled_metrics
-from rsna.judging.reports import CROSS_VALIDATION_FILE, conclude
+from config import SEQUENCE, STUDY, TrainConfig
 from rsna.kinds.features import FEWEST_FOLDS, OUT_OF_FOLD
 from rsna.kinds.sequences import features_parent, open_features, rows_with_features
 from rsna.kinds.slices import select_rows
-from rsna.prediction.provenance import check_features_lineage, fold_provenance, write_provenance
 from rsna.training.lineage import check_starting_weights
+from rsna.training.outcome import (
+    CROSS_VALIDATION_FILE,
+    PREDICTION_FILES,
+    Conclude,
+    describe_flattery,
+    is_cross_validation,
+)
+from rsna.training.provenance import check_features_lineage, fold_provenance, write_provenance
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
@@ -64,7 +68,7 @@ from rsna_dataset import (
     read_predictions,
     rows_hash,
 )
-from rsna_network import MONITOR
+from rsna_network import MONITOR, pooled_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +97,6 @@ def fold_name(number: int) -> str:
     return f"fold_{number}"
 
 
-def is_cross_validation(folder: Path) -> bool:
-    """Whether a folder is a cross-validation's experiment, finished or not."""
-    if not (folder / CONFIG).is_file():
-        return False
-    try:
-        return isinstance(parse_folds(str(read_options(folder).get("data_fold", 0))), tuple)
-    except ValueError:
-        return False
-
-
 def asks_for_folds(config: TrainConfig) -> bool:
     """Whether a command line begins a cross-validation or goes on with one."""
     if config.is_cross_validation:
@@ -116,7 +110,7 @@ def resumed_folder(config: TrainConfig) -> Path:
     return path if len(path.parts) > 1 else config.output_dir / path
 
 
-def cross_validate(config: TrainConfig, arguments: Sequence[str]) -> Path:
+def cross_validate(config: TrainConfig, arguments: Sequence[str], conclude: Conclude) -> Path:
     """Train the folds that are not finished, put all together, print the experiment's folder last and return it.
 
     Raises UsageError where folds, options or an experiment don't fit, WorkError where a fold failed, and Interrupted,

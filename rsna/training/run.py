@@ -50,12 +50,12 @@ from common.training.losses import build_loss
 from common.training.optimizers import build_optimizer
 from common.training.schedulers import Schedule, build_schedule
 from config import SEQUENCE, STUDY, TrainConfig, refuse_given
-from rsna.judging.reports import conclude
 from rsna.kinds.sequences import build_sequences, sequence_options
 from rsna.kinds.slices import TrainingData, build_data
 from rsna.kinds.studies import build_studies
-from rsna.prediction.provenance import check_features_lineage
 from rsna.training.lineage import training_lineage
+from rsna.training.outcome import Conclude
+from rsna.training.provenance import check_features_lineage
 from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
@@ -387,8 +387,8 @@ def tracker_names(config: TrainConfig) -> list[str]:
 
 
 @contextmanager
-def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
-    """Start the trackers: metrics.jsonl always, others where asked for. However the run ends, its report is written.
+def observed(config: TrainConfig, experiment: Experiment, conclude: Conclude) -> Iterator[Tracker]:
+    """Start the trackers: metrics.jsonl always, others where asked for. However the run ends, ``conclude`` is called.
 
     The trackers are told how it ended, which ``status.json`` says too.
     """
@@ -416,7 +416,7 @@ def observed(config: TrainConfig, experiment: Experiment) -> Iterator[Tracker]:
         group.finish(status)
 
 
-def conclude_again(run: Run[TrainConfig]) -> None:
+def conclude_again(run: Run[TrainConfig], conclude: Conclude) -> None:
     """Do for a run that trained to its end what it may have been killed before: its note, report and leaderboard."""
     if distributed.is_main():
         remove_temporaries(run.folder)

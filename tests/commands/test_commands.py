@@ -87,11 +87,11 @@ def test_train_sh_takes_competition_data_where_there_is_some_and_makes_no_phanto
 def test_test_sh_lints_and_runs_the_tests_that_are_named(tmp_path: Path) -> None:
     project = clone(tmp_path / "clone")
     (project / ".venv").symlink_to(PROJECT / ".venv")
-    result = bash(project, "test.sh", "tests/test_metrics.py")
+    result = bash(project, "test.sh", "tests/common/evaluation/test_metrics.py")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert "passed" in result.stdout
     (project / "common" / "bad.py").write_text("import os\n")
-    assert bash(project, "test.sh", "tests/test_metrics.py").returncode != 0
+    assert bash(project, "test.sh", "tests/common/evaluation/test_metrics.py").returncode != 0
 
 
 def test_a_wrong_flag_ends_train_sh_before_any_data_is_made(tmp_path: Path) -> None:

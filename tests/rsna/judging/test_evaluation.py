@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import ensemble
 import evaluate
-from rsna.judging.evaluation import describe_flattery, write_flattery
+from rsna.training.outcome import describe_flattery, write_flattery
 from rsna_dataset import LABELS, read_metadata
 
 METRICS = ("log_loss", "brier", "auroc", "average_precision", "calibration_error")

@@ -21,8 +21,8 @@ from common.lineage import Images, Lineage
 from common.trackers.jsonl import read_metrics
 from config import TrainConfig
 from rsna.kinds.features import Block, write_features
-from rsna.prediction.provenance import lineage_file, written_provenance
 from rsna.training.lineage import dataset_images
+from rsna.training.provenance import lineage_file, written_provenance
 from rsna_dataset import LABELS, fold_hash, read_dataset_info, read_fold, read_metadata
 from tests.conftest import cross_validated
 from tests.runs import assert_alike, assert_same_run, open_runs

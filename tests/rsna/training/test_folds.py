@@ -27,7 +27,8 @@ from common.reports.leaderboard import update_leaderboard
 from common.reports.record import read_record, write_status
 from config import TrainConfig, format_folds, parse_folds
 from rsna.judging.reports import write_report
-from rsna.training.folds import claimed, fold_plan, is_cross_validation, joined_options, read_folds
+from rsna.training.folds import claimed, fold_plan, joined_options, read_folds
+from rsna.training.outcome import is_cross_validation
 from rsna_dataset import LABELS, METRIC, fold_path, read_fold, read_predictions
 from tests.conftest import TINY, SmallDataset
 from tests.runs import ENVIRONMENT, PROJECT, assert_same_run

@@ -1,0 +1,90 @@
+"""What a run or a cross-validation leaves in its folder for others to read: predictions, and how far they flatter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from common.errors import UsageError
+from common.experiments.folder import CONFIG
+from common.experiments.resume import read_options
+from common.files import write_json
+from common.foreign import Unreadable, read_json
+from common.trackers.tracker import Tracker
+from config import parse_folds
+from rsna_dataset import known_groups
+from rsna_network import pooled_metrics
+
+CROSS_VALIDATION_FILE = "cross_validation.json"  # of all folds together
+OUT_OF_FOLD_FILE, VALID_FILE = "predictions_oof.csv", "predictions_valid.csv"
+PREDICTION_FILES = (OUT_OF_FOLD_FILE, VALID_FILE)  # of images that no model behind them was trained on
+HOLDOUT_FILE = "predictions_holdout.csv"  # of the images in no fold, by what predicts the test set
+FLATTERY_FILE = "flattery.json"  # what an experiment's models score on images in no fold
+
+
+class Conclude(Protocol):
+    """What a command does at a run's end: write its report, note how it ended (None: it goes on elsewhere), list it.
+
+    Training calls it and does not know what a report is. ``tracker`` gets the figures of one run.
+    """
+
+    def __call__(
+        self, folder: Path, status: str | None, *, report: bool = True, tracker: Tracker | None = None
+    ) -> None: ...
+
+
+def holds_out_folds(options: Mapping[str, Any]) -> bool:
+    """Whether an experiment's options are those of a cross-validation."""
+    try:
+        return isinstance(parse_folds(str(options.get("data_fold", 0))), tuple)
+    except ValueError:
+        return False
+
+
+def is_cross_validation(folder: Path) -> bool:
+    """Whether a folder is a cross-validation's experiment, finished or not."""
+    return (folder / CONFIG).is_file() and holds_out_folds(read_options(folder))
+
+
+def predictions_path(folder: Path) -> Path | None:
+    """Return an experiment's predictions of images that it wasn't trained on; None where it has none."""
+    return next((folder / name for name in PREDICTION_FILES if (folder / name).is_file()), None)
+
+
+def experiment_predictions(folder: Path) -> Path:
+    """Return an experiment's predictions as :func:`predictions_path`; UsageError where it has none."""
+    path = predictions_path(folder)
+    if path is None:
+        raise UsageError(f"{folder}: the experiment has no predictions yet ({' or '.join(PREDICTION_FILES)})")
+    return path
+
+
+def write_flattery(folder: Path, alone: Sequence[pd.DataFrame], rows: pd.DataFrame, chosen: float) -> str:
+    """Note in an experiment's ``flattery.json`` what its models score on images in no fold, each ``alone``; say it.
+
+    ``chosen``: their weighted log loss on the images by which their weights were chosen, in cross-validation of all.
+    """
+    each = [pooled_metrics(frame.loc[rows.index], rows)["weighted_log_loss"] for frame in alone]
+    found = {"images": len(rows), "patients": len(np.unique(known_groups(rows))), "log_loss": float(np.mean(each))}
+    write_json(folder / FLATTERY_FILE, found | {"models": len(each), "log_loss_of_choice": chosen})
+    return describe_flattery(folder)
+
+
+def describe_flattery(folder: Path) -> str:
+    """Say that an experiment's value on the images that chose its weights flatters, and by how much if that is known.
+
+    Of all validations the best one is taken, by luck as well as by skill: what it scores is lower than on new patients.
+    """
+    said = "the weights are the best of their validations on these very images, so that their value flatters"
+    try:
+        found = read_json(folder / FLATTERY_FILE)
+        alone, chosen = float(found["log_loss"]), float(found["log_loss_of_choice"])
+        who = "the model" if found["models"] == 1 else f"each of the {found['models']} models"
+        where = f"the {found['images']} images in no fold ({found['patients']} patients)"
+    except (OSError, Unreadable, ValueError, KeyError, TypeError):
+        return f"{said}; predict.py --split=holdout says by how much, with images that --pre_holdout kept out"
+    return f"{said}: {chosen:.5f} here, and on {where} {who} alone scores {alone:.5f} ({alone - chosen:+.5f})"
