@@ -50,7 +50,7 @@ def test_every_parameter_of_a_choice_is_an_option_without_a_default_of_its_own(o
 
 def test_every_option_of_the_training_is_read_somewhere() -> None:
     """An option that is parsed and ignored is a lie of --help."""
-    sources = [path for path in PROJECT.glob("*.py") if path.name != "config.py"]
+    sources = [path for path in [*PROJECT.glob("*.py"), *PROJECT.glob("rsna/**/*.py")] if path.name != "config.py"]
     read = {
         node.attr
         for path in sources
