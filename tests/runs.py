@@ -18,8 +18,8 @@ import torch
 
 from common.checkpoint import load_checkpoint
 from common.trackers.jsonl import read_metrics
+from tests import PROJECT
 
-PROJECT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import PROJECT
+from tests import PROJECT
 
 SCRIPT = PROJECT / "benchmarks" / "gpu_check.py"
 

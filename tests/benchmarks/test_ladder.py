@@ -14,8 +14,8 @@ from sklearn.metrics import log_loss
 
 from benchmarks.ladder import QUICK, Ladder, seeds_table
 from rsna_dataset import LABELS
+from tests import PROJECT
 from tests.pretended_cuda import Settings
-from tests.runs import PROJECT
 
 TINY = (
     "import sys; sys.path[:0] = ['.', 'benchmarks']; import ladder; from tests import forked; forked.preload(); "

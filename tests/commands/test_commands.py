@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from common.errors import EXIT_RESUMABLE, EXIT_USAGE, EXIT_WORK
-from tests.runs import PROJECT
+from tests import PROJECT
 
 NEEDED_BYTES = 12 * 10**9
 QUICK = [

@@ -20,7 +20,7 @@ from common.training.losses import LOSSES
 from common.training.optimizers import OPTIMIZERS
 from common.training.schedulers import SCHEDULES
 from config import EvaluateConfig, ExportConfig, PredictConfig, SweepConfig, TrainConfig, format_windows, parse_windows
-from tests.runs import PROJECT
+from tests import PROJECT
 
 TABLES = {
     "optim": OPTIMIZERS,

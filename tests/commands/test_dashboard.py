@@ -18,9 +18,10 @@ import pytest
 
 from common.errors import EXIT_RESUMABLE
 from common.trackers.jsonl import FILE_NAME, read_metrics
+from tests import PROJECT
 from tests.browser import BROWSER, Page, browser
 from tests.run_driver import free_port
-from tests.runs import ENVIRONMENT, PROJECT
+from tests.runs import ENVIRONMENT
 
 WAIT_S = 180.0  # before a test gives up; it never waits longer than it has to
 LOSS, VALID = "train/loss", "valid/weighted_log_loss"

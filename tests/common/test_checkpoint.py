@@ -32,7 +32,7 @@ from common.checkpoint import (
 )
 from common.errors import UsageError, WorkError
 from common.training.reproducibility import rng_state
-from tests.runs import PROJECT
+from tests import PROJECT
 
 
 def contents(**more):

@@ -11,7 +11,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UsageError, UserError, WorkError, command, nearest
-from tests.runs import PROJECT
+from tests import PROJECT
 
 MESSAGE = "input/a.npy: cut or damaged; run python preprocessing.py again"
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from common.errors import WorkError
 from common.files import atomic_path, write_csv, write_json, write_text
-from tests.runs import PROJECT
+from tests import PROJECT
 
 
 def names(folder: Path) -> list[str]:

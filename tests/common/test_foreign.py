@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from common.foreign import MOST_BYTES, MOST_DEPTH, MOST_VALUES, Unreadable, parse_json, parse_yaml, read_json, read_yaml
 from common.trackers.jsonl import read_metrics
-from tests.runs import PROJECT
+from tests import PROJECT
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | st.text()
 documents = st.recursive(scalars, lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=20)

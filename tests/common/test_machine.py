@@ -13,7 +13,7 @@ import pytest
 
 from common import machine
 from common.machine import memory_limit, usable_cores
-from tests.runs import PROJECT
+from tests import PROJECT
 
 
 @pytest.fixture

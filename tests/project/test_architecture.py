@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import PROJECT
+from tests import PROJECT
 
 TOP = {  # the whole top level: what the user fixed, and a row for each command
     *("config", "rsna_dataset", "rsna_model", "rsna_network"),

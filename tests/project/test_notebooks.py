@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.runs import PROJECT
+from tests import PROJECT
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 SHOWS = {  # what kind of output tells that the notebook shows something

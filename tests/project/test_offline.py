@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ENVIRONMENT, PROJECT
+from tests import PROJECT
+from tests.runs import ENVIRONMENT
 
 TRACKERS = ("neptune", "trackio", "tensorboard", "mlflow")
 SETTINGS = ("NEPTUNE_", "TRACKIO_", "GRADIO_", "MLFLOW_", "HF_", "DO_NOT_TRACK", "NO_ALBUMENTATIONS_UPDATE")

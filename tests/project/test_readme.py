@@ -24,9 +24,9 @@ import pytest
 
 import config
 from common.trackers.jsonl import read_metrics
+from tests import PROJECT
 from tests.conftest import SmallDataset
 from tests.run_driver import free_port
-from tests.runs import PROJECT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)

@@ -11,7 +11,7 @@ import train
 from common.cli.arguments import parse_args
 from common.transforms import find_transform
 from config import TrainConfig
-from tests.runs import PROJECT
+from tests import PROJECT
 
 RECIPES = sorted((PROJECT / "experiments").glob("rsna_*.yaml"))
 SLICES = [path for path in RECIPES if "net_kind" not in path.read_text()]

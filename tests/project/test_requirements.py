@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.runs import PROJECT
+from tests import PROJECT
 
 EXACT = {"albumentations", "neptune-client"}  # the last ones under their licence, and of a service that has closed
 

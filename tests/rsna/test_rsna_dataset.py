@@ -34,7 +34,7 @@ from rsna_dataset import (
     read_submission,
     write_submission,
 )
-from tests.runs import PROJECT
+from tests import PROJECT
 
 FIRST, SECOND = "ID_00000000a", "ID_00000000b"
 

@@ -17,7 +17,7 @@ import pytest
 from common.cli import console
 from common.errors import UsageError, command
 from common.experiments.folder import setup_logging
-from tests.runs import PROJECT
+from tests import PROJECT
 
 FIRST = """
 import sys

@@ -21,8 +21,9 @@ import pytest
 
 from common.cli.interruption import heard_signals
 from common.reports.record import read_record
+from tests import PROJECT
 from tests.conftest import SmallDataset
-from tests.runs import ENVIRONMENT, PROJECT
+from tests.runs import ENVIRONMENT
 
 ENDLESS = [
     "--net_model=test_resnet",

@@ -12,7 +12,7 @@ import train
 from common.cli.choices import load
 from common.cli.listing import TABLES, listing
 from common.errors import UsageError
-from tests.runs import PROJECT
+from tests import PROJECT
 
 
 @pytest.mark.parametrize("kind", TABLES)

@@ -14,7 +14,7 @@ import pytest
 
 from common.datasets.loaders import LoadingFailed, make_loader
 from common.datasets.samplers import SequentialSampler
-from tests.runs import PROJECT
+from tests import PROJECT
 
 TRAINER = """
 import sys

@@ -22,10 +22,10 @@ from pydicom.uid import (
 
 from common.dicom.errors import REASONS, DicomError
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
+from tests import PROJECT
 from tests.common.dicom.test_dicom_syntaxes import enhanced
 from tests.dicom_encoders import content_of, ct_in, with_codestream
 from tests.dicom_files import head, new_ct
-from tests.runs import PROJECT
 
 LIMIT_BYTES = 300 * 2**20
 UNDEFINED = b"\xff\xff\xff\xff"

@@ -28,7 +28,7 @@ from common.experiments.folder import (
     plain,
     setup_logging,
 )
-from tests.runs import PROJECT
+from tests import PROJECT
 
 COMMAND = ["python", "train.py", "--seed=1"]
 

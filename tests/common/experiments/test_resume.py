@@ -30,7 +30,8 @@ from common.experiments.resume import resume_run
 from common.reports.record import read_record
 from common.trackers.jsonl import cut_metrics
 from config import TrainConfig
-from tests.runs import ENVIRONMENT, PROJECT, Runs, assert_same_run, open_runs, points
+from tests import PROJECT
+from tests.runs import ENVIRONMENT, Runs, assert_same_run, open_runs, points
 
 OPTIONS = [
     "--net_model=test_resnet",

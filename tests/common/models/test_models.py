@@ -32,7 +32,7 @@ from common.models.layers import layer_indices
 from common.models.pool_layers import AttentionMean
 from common.models.pooling import POOLS
 from common.models.weights import build_within, load_weights
-from tests.runs import PROJECT
+from tests import PROJECT
 
 # timm's own models for tests: 0.5 million parameters and less, published with weights.
 TINY = "test_resnet"

@@ -19,8 +19,8 @@ from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.isolation import CallFailed, Process, Processes
 from common.preprocessing.pseudonyms import Pseudonyms
 from common.waiting import StartFailed
+from tests import PROJECT
 from tests.dicom_files import head, new_ct, write_ct
-from tests.runs import PROJECT
 
 PSEUDONYMS = Pseudonyms(b"0" * 32, public=".*")
 HU = ImageForm(0, (), "int16")

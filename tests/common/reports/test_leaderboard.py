@@ -22,10 +22,10 @@ from common.reports.experiment import experiment_page
 from common.reports.leaderboard import leaderboard, leaderboard_page, update_leaderboard
 from common.reports.record import FINISHED, KILLED, RUNNING, Record, read_record, write_status
 from common.reports.summary import Summary, read_summaries
+from tests import PROJECT
 from tests.browser import BROWSER
 from tests.common.reports.test_record import METRIC, experiment, point
 from tests.common.test_foreign import bomb
-from tests.runs import PROJECT
 
 
 def results(folder: Path) -> Path:

@@ -15,7 +15,7 @@ import yaml
 
 import sweep
 from common.errors import UsageError, WorkError
-from tests.runs import PROJECT
+from tests import PROJECT
 
 pytest.importorskip("optuna")
 

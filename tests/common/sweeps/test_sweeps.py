@@ -22,8 +22,8 @@ from common.sweeps.plan import Planned, planned, read_grid, read_lines
 from common.sweeps.runner import Outcome, Runner, gpu_names, slots
 from config import SweepConfig, TrainConfig
 from rsna.training.sweep import steps, summary
+from tests import PROJECT
 from tests.common.reports.test_record import experiment
-from tests.runs import PROJECT
 
 FAKE = """
 import os, signal, sys, time

@@ -35,7 +35,7 @@ from common.trackers.jsonl import JsonlTracker, read_metrics
 from common.trackers.neptune import FILE_LIMIT_BYTES, NeptuneTracker, probe, server_address
 from common.trackers.table import build_trackers, check_trackers
 from common.trackers.tracker import TrackerGroup
-from tests.runs import PROJECT
+from tests import PROJECT
 
 FIGURE = "<!DOCTYPE html><title>ROC</title>"
 BOUND_S = 60.0  # generous: what is tested is that minutes of waiting (61 s, 15 min) don't happen, not a speed

@@ -24,7 +24,8 @@ from common.models.freezing import freeze, train_mode
 from common.networks.network import Predictions, joined
 from common.training import distributed
 from rsna_dataset import read_fold
-from tests.runs import ENVIRONMENT, PROJECT, Runs, assert_alike, assert_same_run, equal, open_runs, points
+from tests import PROJECT
+from tests.runs import ENVIRONMENT, Runs, assert_alike, assert_same_run, equal, open_runs, points
 
 KEY = "valid/weighted_log_loss"
 OPTIONS = [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from common.errors import UsageError
 from common.hashing import stable_hash
 from common.training.reproducibility import loader_generator, rng_state, seed_everything, set_rng_state
-from tests.runs import PROJECT
+from tests import PROJECT
 
 PARTS = st.lists(st.one_of(st.text(max_size=8), st.integers(-(2**70), 2**70)), max_size=4)
 

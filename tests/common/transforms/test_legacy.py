@@ -15,7 +15,7 @@ import pytest
 from common.errors import UsageError
 from common.transforms import Pipeline, load_pipeline, pipeline_from_dict
 from common.transforms.legacy import REFUSED, ROWS
-from tests.runs import PROJECT
+from tests import PROJECT
 
 FILES = PROJECT / "tests" / "albumentations_files"
 RELEASES = ("0.3.3", "0.4.5", "0.5.2")

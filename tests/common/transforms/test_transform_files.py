@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.transforms import load_pipeline
-from tests.runs import PROJECT
+from tests import PROJECT
 
 FOLDER = PROJECT / "transforms"
 NAMES = sorted(file.name for file in FOLDER.glob("*.json"))

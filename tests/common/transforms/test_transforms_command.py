@@ -17,7 +17,7 @@ import pytest
 from common.datasets.image_files import encode_image
 from common.transforms import load_pipeline
 from common.transforms.__main__ import main
-from tests.runs import PROJECT
+from tests import PROJECT
 
 FILES = PROJECT / "tests" / "albumentations_files"
 

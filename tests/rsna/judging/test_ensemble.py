@@ -17,7 +17,7 @@ from sklearn.metrics import log_loss
 import evaluate
 from ensemble import main
 from rsna_dataset import LABELS, read_metadata, read_predictions
-from tests.runs import PROJECT
+from tests import PROJECT
 
 IDS = [f"ID_{number:09x}" for number in range(20)]
 

@@ -24,7 +24,7 @@ from rsna.phantom.anatomy import Head, Waves, sample_slice
 from rsna.phantom.plan import DIFFICULTIES, PIXEL_FORMS, hex_id, plan_studies
 from rsna.phantom.scanner import PixelForm
 from rsna.phantom.study import PhantomSettings, draw_scan, render_study
-from tests.runs import PROJECT
+from tests import PROJECT
 
 # The competition's identifiers are no DICOM UIDs, and pydicom says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI")

@@ -25,7 +25,7 @@ import preprocessing
 from common.dicom.reading import quiet_pydicom
 from common.errors import UsageError
 from rsna_dataset import LABELS, read_dataset_info, read_fold, read_holdout, read_metadata
-from tests.runs import PROJECT
+from tests import PROJECT
 
 CANARY = "CANARY^SECRET"
 HEAD = 1064  # stored value of 40 HU at the usual intercept

@@ -30,8 +30,9 @@ from rsna.judging.reports import write_report
 from rsna.training.folds import claimed, fold_plan, joined_options, read_folds
 from rsna.training.outcome import is_cross_validation
 from rsna_dataset import LABELS, METRIC, fold_path, read_fold, read_predictions
+from tests import PROJECT
 from tests.conftest import TINY, SmallDataset
-from tests.runs import ENVIRONMENT, PROJECT, assert_same_run
+from tests.runs import ENVIRONMENT, assert_same_run
 
 FOLDS = (0, 1, 2)
 
