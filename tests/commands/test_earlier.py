@@ -1,8 +1,8 @@
 """What earlier versions wrote still works: a dataset and experiments of each kind, made at commit a223f84.
 
-``tests/earlier.tar.xz`` holds the phantom's dataset ``small`` (10 studies at 32 pixels, 3 folds), a cross-validation with
-features, and a network of each kind, all of timm's ``test_efficientnet`` with a frozen backbone. The pages and the
-alignment of features were left out.
+``tests/earlier.tar.xz`` holds the phantom's dataset ``small`` (10 studies at 32 pixels, 3 folds), a cross-validation
+with features, and a network of each kind, all of timm's ``test_efficientnet`` with a frozen backbone. Pages and the
+features' alignment were left out.
 """
 
 from __future__ import annotations
