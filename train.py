@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.cli.interruption import interruptible
-    from common.experiments.folder import setup_logging
+    from common.experiments.logfile import setup_logging
     from common.training import distributed
     from common.training.hardware import select_device
     from common.training.memory import out_of_memory_advice

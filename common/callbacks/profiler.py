@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from common.callbacks.callback import Callback
 from common.cli import console
-from common.experiments.folder import FILE_ONLY
+from common.cli.console import FILE_ONLY
 
 if TYPE_CHECKING:
     from common.networks.network import AbstractNetwork, StepOutput

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from common.callbacks.callback import Callback
 from common.callbacks.metric_logger import MetricLogger
 from common.cli import console
-from common.experiments.folder import FILE_ONLY
+from common.cli.console import FILE_ONLY
 
 if TYPE_CHECKING:
     from common.networks.network import AbstractNetwork, StepOutput

@@ -1,63 +1,38 @@
-"""An experiment's folder: claimed once, with its configuration, its environment and its log."""
+"""An experiment's folder: how it is claimed and locked, its config.yaml, and the history of its resumed runs."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import getpass
-import importlib.metadata
 import logging
 import os
-import platform
 import re
-import shlex
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from common.cli.console import ALL, FILE_ONLY, NORMAL, verbosity
 from common.errors import UsageError, UserError, WorkError, nearest
+from common.experiments.environment import environment
 from common.files import write_json, write_text
 from common.foreign import read_json, read_yaml
-from common.machine import usable_cores
 from common.waiting import LIMIT_S, LOCK_POLL_S, lock_file, wait_for
 
 logger = logging.getLogger(__name__)
 
-PROJECT_FOLDER = Path(__file__).resolve().parent.parent.parent
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 MOST_NAMED = 50  # experiments that a message names
 NUMBER_PATTERN = re.compile(r"[0-9]+")
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "albumentations",
-    "opencv-python-headless",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pydicom",
-    "joblib",
-    "neptune-client",
-)
-GIT_TIMEOUT_S = 10.0
 LOCK_FILE = ".lock"
 LOCK_ATTEMPTS = 5
 ENVIRONMENT = "environment.json"
 CONFIG = "config.yaml"
 PLACE = ("experiment_id", "output_dir")  # options that a resumed run can't change
-LOG_FILE = "train.log"
 
 
 @dataclass(frozen=True)
@@ -79,10 +54,11 @@ def create_experiment(
 ) -> Experiment:
     """Claim ``output_dir/<experiment_id>`` (None: the next number), write config.yaml and environment.json into it.
 
-    ``config`` is flat, ``command`` is what the user typed, ``free_bytes`` is how much the disk must have free,
-    ``launch`` what the restarts of one launch have in common. Of
-    several processes that ask at once, each gets a folder of its own. Raises UsageError for an id that exists or isn't
-    allowed and for an output folder that can't be one, WorkError for a full disk; then no experiment is left behind.
+    Processes that ask at the same time get different folders. ``config`` is flat. ``command`` is what the user typed.
+    The disk must have ``free_bytes`` free. All restarts of one launch have the same ``launch``.
+
+    Raises UsageError for an id that exists or isn't allowed and for an output folder that can't be one, WorkError for a
+    full disk. An error leaves no experiment behind.
     """
     if experiment_id is not None:
         check_experiment_id(experiment_id)
@@ -97,7 +73,7 @@ def create_experiment(
                 shutil.rmtree(experiment.folder, ignore_errors=True)
                 raise
     except OSError as error:
-        raise _folder_error(output_dir, error) from error
+        raise folder_error(output_dir, error) from error
     return experiment
 
 
@@ -113,7 +89,10 @@ def check_experiment_id(experiment_id: str, flag: str = "--experiment_id") -> No
 
 
 def wait_for_orphan(folder: Path, limit_s: float = LIMIT_S) -> None:
-    """Wait for the run of an experiment whose parent was killed: it saves its state. Stalled where it goes on."""
+    """Wait until the run that holds ``folder`` has saved its state and ended, where its parent was killed.
+
+    Raises Stalled after ``limit_s`` seconds.
+    """
 
     def ready(seconds: float) -> bool:
         if free := not is_in_progress(folder):
@@ -130,14 +109,14 @@ def lock_experiment(folder: Path) -> Iterator[None]:
     try:
         file = (folder / LOCK_FILE).open("a")
     except OSError as error:
-        raise _folder_error(folder, error) from error
+        raise folder_error(folder, error) from error
     with file:
         _take(file, folder)
         yield
 
 
 def _take(file: IO[str], folder: Path) -> None:
-    for attempt in range(LOCK_ATTEMPTS):  # who asks whether it is held holds it for a moment
+    for attempt in range(LOCK_ATTEMPTS):  # is_in_progress holds the lock for a moment
         time.sleep(0.1 if attempt else 0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,16 +144,16 @@ def is_in_progress(folder: Path) -> bool:
 def add_to_history(
     folder: Path, command: Sequence[str], iteration: int, config: Mapping[str, Any], named: Sequence[str] = ()
 ) -> None:
-    """Note how, from which iteration and with which flat options ``config`` the run was gone on with.
+    """Note that the run goes on from ``iteration`` with the flat options ``config``.
 
-    config.yaml gets the options, under the name and in the place that it has; environment.json's ``resumed`` the
-    command, as ``changed`` the options that were others before (``{name: [before, now]}``), and as ``named`` those of
-    them that the user had to name.
+    config.yaml gets the options, but keeps the experiment's id and place. environment.json gets an entry in ``resumed``
+    with the command, the options that differ from before (``changed``, as ``{name: [before, now]}``), and those of them
+    that the user named (``named``).
     """
     path = folder / ENVIRONMENT
     try:
         document = dict(read_json(path))
-    except (OSError, ValueError, TypeError):  # killed while the folder was made, or changed by hand
+    except (OSError, ValueError, TypeError):  # the process was killed while it made the folder
         document = {}
     before = experiment_options(folder)
     now = plain(config) | {name: before[name] for name in PLACE if name in before}
@@ -236,125 +215,12 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a configuration holds plain values and paths, not {type(value).__name__}: {value!r}")
 
 
-def anonymous(text: str) -> str:
-    """Return ``text`` without the user's home folder (``~``), and without user and host name as parts of paths.
-
-    What is written here is shared with others, in reports and on tracking servers.
-    """
-    home = str(Path.home())
-    if len(home) > 1:
-        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    for name, replacement in ((_user_name(), "<user>"), (socket.gethostname(), "<host>"), (platform.node(), "<host>")):
-        if name:
-            text = re.sub(rf"(?<=[/@]){re.escape(name)}(?![\w.-])", replacement, text)
-    return text
-
-
-def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Return what a person needs to run ``command`` again: versions, commit, platform; no user, host or home folder.
-
-    Imports nothing heavy: versions come from the packages' metadata, and the GPU's name only where torch is loaded.
-    """
-    return {
-        "command": anonymous(shlex.join(command)),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        **_git_state(PROJECT_FOLDER),
-        "platform": anonymous(platform.platform()),
-        "cpu_count": os.cpu_count(),
-        "cpu_usable": usable_cores(),
-        "gpus": _gpu_names(),
-    }
-
-
-@contextmanager
-def setup_logging(folder: Path, console: bool) -> Iterator[None]:
-    """Within this context everything that is logged goes to ``folder/train.log``, a line at a time, with UTC times.
-
-    Warnings also go to stderr, and all messages with --verbosity=2, or with ``console`` unless it shall be quiet.
-    Python's own warnings go to the file, and to the console only where all messages do. An error that leaves the
-    context is logged to the file. Afterwards logging is as it was, so that a second run in the same process doesn't
-    write into the first one's file.
-    """
-    try:
-        log_file = LogFile(folder / LOG_FILE, encoding="utf-8")
-    except OSError as error:
-        raise _folder_error(folder, error) from error
-    log_file.setFormatter(UtcFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    console = console and verbosity() == NORMAL
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setLevel(logging.INFO if console else logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(message)s" if console else "%(levelname)s: %(message)s"))
-    terminal.addFilter(lambda record: not hasattr(record, FILE_ONLY) and (console or record.name != "py.warnings"))
-
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.INFO)
-    root.addHandler(log_file)
-    if verbosity() != ALL:  # else the console gets all that is logged already
-        root.addHandler(terminal)
-    logging.captureWarnings(True)
-    try:
-        yield
-    except UserError as error:
-        logger.error("%s", error, extra={FILE_ONLY: True})  # the command prints it
-        raise
-    except Exception:
-        logger.exception("the run failed", extra={FILE_ONLY: True})  # Python prints it
-        raise
-    except BaseException as error:
-        logger.error("interrupted (%s)", type(error).__name__, extra={FILE_ONLY: True})
-        raise
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(terminal)
-        root.removeHandler(log_file)
-        root.setLevel(level)
-        log_file.close()
-
-
-class UtcFormatter(logging.Formatter):
-    """Times as 2026-11-24T14:05:09.123Z, so that logs of several machines can be put side by side."""
-
-    converter = time.gmtime
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
-
-
-class LogFile(logging.FileHandler):
-    """A log file whose disk may fill up: the run goes on, and the console gets one line instead of a traceback each."""
-
-    def __init__(self, path: Path, encoding: str) -> None:
-        super().__init__(path, encoding=encoding)
-        self.failed = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if isinstance(error, OSError):
-            self.warn_once(error)
-        else:
-            super().handleError(record)
-
-    def close(self) -> None:
-        try:
-            super().close()
-        except OSError as error:  # closing writes what the full disk refused before
-            self.warn_once(error)
-
-    def warn_once(self, error: OSError) -> None:
-        if not self.failed:
-            self.failed = True
-            reason = f"cannot be written ({error.strerror}), so it has gaps"
-            print(f"warning: {self.baseFilename}: {reason}", file=sys.stderr)
-
-
 @contextmanager
 def _claimed(output_dir: Path, experiment_id: str | None) -> Iterator[Experiment]:
-    """Yield the experiment with a folder that is this process's alone.
+    """Yield the experiment with a folder that no other process has.
 
-    A named one that is there is taken where who made it was killed before it wrote config.yaml; who comes second waits
-    for the first to do so.
+    A named folder without config.yaml is what a killed process left, and is taken. While another process is making the
+    folder, this one waits for its config.yaml.
     """
     if experiment_id is None:
         folder = _next_number(output_dir)
@@ -379,15 +245,13 @@ def _claimed(output_dir: Path, experiment_id: str | None) -> Iterator[Experiment
 
 
 def _next_number(output_dir: Path) -> Path:
-    """Make the next folder by a mkdir that fails if it exists: the file system decides who gets a number."""
+    """Make the next numbered folder. Of several processes, mkdir lets one have a number."""
     while True:
         numbers = [int(entry.name) for entry in output_dir.iterdir() if NUMBER_PATTERN.fullmatch(entry.name)]
         folder = output_dir / str(max(numbers, default=0) + 1)
-        try:
+        with suppress(FileExistsError):  # another process was quicker
             folder.mkdir()
-        except FileExistsError:  # another process was quicker: look again
-            continue
-        return folder
+            return folder
 
 
 def _check_free_space(folder: Path, free_bytes: int) -> None:
@@ -403,7 +267,7 @@ def _check_free_space(folder: Path, free_bytes: int) -> None:
         )
 
 
-def _folder_error(folder: Path, error: OSError) -> UserError:
+def folder_error(folder: Path, error: OSError) -> UserError:
     """Return the error to raise where ``folder`` can't be made or written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WorkError(f"--output_dir={folder}: the disk is full; make space or choose another folder")
@@ -413,52 +277,3 @@ def _folder_error(folder: Path, error: OSError) -> UserError:
     return UsageError(
         f"--output_dir={folder}: cannot be written ({error.strerror}); check owner and mode or choose another folder"
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_state(folder: Path) -> dict[str, Any]:
-    """Return ``git_commit`` and ``git_dirty`` of the checkout whose top is ``folder``; None where it is not one."""
-    top = _git(folder, "rev-parse", "--show-toplevel")
-    if not top or Path(top).resolve() != folder:  # none, or the project lies as plain files in another repository
-        return {"git_commit": None, "git_dirty": None}
-    commit = _git(folder, "rev-parse", "--verify", "HEAD")
-    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"git_commit": commit, "git_dirty": None if commit is None or status is None else status != ""}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None where it fails. GIT_DIR and the like (set in hooks) name other checkouts."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT_S,
-            check=True,
-            env=variables,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
-def _gpu_names() -> list[str] | None:
-    """Return the names of the GPUs, or None where torch isn't loaded yet."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user id without a name
-        return ""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from common.experiments.folder import anonymous
+from common.privacy import anonymous
 from common.waiting import Stalled, wait_for
 
 R = TypeVar("R")

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from common.experiments.folder import FILE_ONLY, anonymous
+from common.cli.console import FILE_ONLY
+from common.privacy import anonymous
 from common.trackers.bounded import shareable, within
 
 logger = logging.getLogger(__name__)

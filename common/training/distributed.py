@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.cli import console
+from common.cli.console import FILE_ONLY
 from common.errors import UsageError, UserError, WorkError
-from common.experiments.folder import FILE_ONLY
 from common.hashing import stable_hash
 
 logger = logging.getLogger(__name__)

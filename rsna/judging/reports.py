@@ -21,7 +21,8 @@ from common.dicom.pictures import window
 from common.errors import UsageError, UserError
 from common.evaluation.metrics import binary_log_losses, constant_predictor, normalized_weights, prevalences_of
 from common.evaluation.resampling import Array
-from common.experiments.folder import CONFIG, LOG_FILE, create_experiment, lock_experiment, plain
+from common.experiments.folder import CONFIG, create_experiment, lock_experiment, plain
+from common.experiments.logfile import LOG_FILE
 from common.files import remove_temporaries, write_text
 from common.foreign import read_json
 from common.reports.evaluation import evaluation_page

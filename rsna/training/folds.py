@@ -32,9 +32,9 @@ from common.experiments.folder import (
     create_experiment,
     experiment_folder,
     lock_experiment,
-    setup_logging,
     wait_for_orphan,
 )
+from common.experiments.logfile import setup_logging
 from common.experiments.resume import changed_options, check_place, read_options
 from common.files import write_csv, write_json
 from common.foreign import read_json

@@ -16,7 +16,7 @@ import pytest
 
 from common.cli import console
 from common.errors import UsageError, command
-from common.experiments.folder import setup_logging
+from common.experiments.logfile import setup_logging
 from tests import PROJECT
 
 FIRST = """

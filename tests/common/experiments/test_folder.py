@@ -1,15 +1,11 @@
-"""common/experiments/folder.py: folders that no two runs share, records without personal data, a log that ends."""
+"""common/experiments/folder.py: folders that no two runs share."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -19,15 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UsageError, WorkError
-from common.experiments.folder import (
-    anonymous,
-    check_experiment_id,
-    create_experiment,
-    environment,
-    experiment_folder,
-    plain,
-    setup_logging,
-)
+from common.experiments.folder import check_experiment_id, create_experiment, experiment_folder, plain
 from tests import PROJECT
 
 COMMAND = ["python", "train.py", "--seed=1"]
@@ -275,192 +263,3 @@ def test_a_value_that_is_not_plain_leaves_no_folder(tmp_path):
 )
 def test_plain_values_stay_what_they_are_through_yaml(config):
     assert yaml.safe_load(yaml.safe_dump(plain(config), allow_unicode=True)) == config
-
-
-def test_the_environment_names_versions_command_and_machine_type():
-    record = environment(["python", "train.py", "--experiment_id=a b"])
-    assert record["command"] == "python train.py '--experiment_id=a b'"
-    assert record["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert record["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert record["packages"]["albumentations"] == "2.0.8"
-    assert record["cpu_count"] == os.cpu_count()
-    assert 1 <= record["cpu_usable"] <= record["cpu_count"]
-    assert record["gpus"] == [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["started"])
-    json.dumps(record, allow_nan=False)
-
-
-def run_environment(folder: Path, **variables: str) -> dict:
-    """The record made by a copy of common/ in ``folder``, in a fresh process."""
-    if not (folder / "common").exists():
-        (folder / "common").mkdir(parents=True)
-        for name in ("__init__", "console", "errors", "files", "foreign", "machine", "waiting", "experiment"):
-            shutil.copy(PROJECT / "common" / f"{name}.py", folder / "common" / f"{name}.py")
-    code = (
-        "import json, sys; from common.experiments.folder import environment; "
-        "record = environment(['x']); record['heavy'] = 'torch' in sys.modules or 'numpy' in sys.modules; "
-        "print(json.dumps(record))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stderr == ""
-    return json.loads(result.stdout)
-
-
-def test_the_commit_is_named_only_in_the_projects_own_checkout(tmp_path):
-    project = tmp_path / "outer" / "project"
-    record = run_environment(project)
-    assert (record["git_commit"], record["git_dirty"]) == (None, None)
-    assert record["gpus"] is None  # torch was not imported
-    assert not record["heavy"]
-
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-
-    def git(folder: Path, *arguments: str) -> str:
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        command = ["git", "-C", str(folder), *identity, *arguments]
-        return subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.strip()
-
-    git(tmp_path / "outer", "init")
-    assert run_environment(project)["git_commit"] is None  # plain files in another repository
-    git(project, "init")
-    assert run_environment(project)["git_commit"] is None  # no commit yet
-    git(project, "add", ".")
-    git(project, "commit", "-m", "first")
-    commit = git(project, "rev-parse", "HEAD")
-    (project / "untracked.txt").write_text("")
-    record = run_environment(project, GIT_DIR=str(tmp_path / "outer" / ".git"))  # as in a git hook
-    assert (record["git_commit"], record["git_dirty"]) == (commit, False)
-    (project / "common" / "files.py").write_text('"""Changed."""\nwrite_json = write_text = None\n')
-    record = run_environment(project, PATH=os.environ["PATH"])
-    assert (record["git_commit"], record["git_dirty"]) == (commit, True)
-    record = run_environment(project, PATH="/nonexistent")  # no git
-    assert (record["git_commit"], record["git_dirty"]) == (None, None)
-
-
-CANARY = """
-import platform, socket
-platform.node = socket.gethostname = lambda: "canaryhost"
-from pathlib import Path
-from common.experiments.folder import create_experiment
-home = Path.home()
-create_experiment(Path("results"), None, {"seed": 1}, [
-    "python", f"{home}/code/train.py", f"--output_dir={home}/out", f"--config={home}",
-    "--data_input_folder=/mnt/canaryuser/x", "--net_weight_file=/net/canaryhost/best.pt", f"{home}2/canaryuserdata",
-])
-"""
-
-
-def test_neither_user_nor_host_nor_home_folder_is_recorded(tmp_path):
-    home = tmp_path / "home" / "canaryhome"
-    variables = {
-        **os.environ,
-        "HOME": str(home),
-        "LOGNAME": "canaryuser",
-        "USER": "canaryuser",
-        "PYTHONPATH": str(PROJECT),
-    }
-    subprocess.run([sys.executable, "-c", CANARY], cwd=tmp_path, env=variables, check=True)
-    text = (tmp_path / "results" / "1" / "environment.json").read_text()
-    command = json.loads(text)["command"].split()
-    assert command[1:3] == ["~/code/train.py", "--output_dir=~/out"]
-    assert command[3:6] == [
-        "--config=~",
-        "--data_input_folder=/mnt/<user>/x",
-        "--net_weight_file=/net/<host>/best.pt",
-    ]
-    assert command[6] == f"{home}2/canaryuserdata"  # other folders, which only begin alike
-    rest = text.replace(command[6], "")
-    assert "canary" not in rest
-
-
-def test_words_that_are_no_part_of_a_path_are_left_alone(monkeypatch):
-    for name in ("LOGNAME", "USER"):
-        monkeypatch.setenv(name, "train")
-    assert anonymous("python train.py --split=train --x=/train.py") == "python train.py --split=train --x=/train.py"
-    assert anonymous("/home/train/x") == "/home/<user>/x"
-
-
-# --- the log
-
-
-def test_every_line_is_in_the_file_at_once_with_a_utc_time(tmp_path):
-    with setup_logging(tmp_path, console=False):
-        logging.getLogger("common.x").info("first ä")
-        lines = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
-        assert len(lines) == 1
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO common\.x: first ä", lines[0])
-
-
-def test_the_console_gets_warnings_only_unless_all_is_asked_for(tmp_path, capsys):
-    for console, expected in ((False, "WARNING: careful\n"), (True, "told\ncareful\n")):
-        with setup_logging(tmp_path, console=console):
-            logging.getLogger("x").debug("detail")
-            logging.getLogger("x").info("told")
-            logging.getLogger("x").warning("careful")
-        out, err = capsys.readouterr()
-        assert (out, err) == ("", expected)
-    assert (tmp_path / "train.log").read_text().count("told") == 2
-
-
-def test_a_second_run_in_the_process_writes_only_its_own_file(tmp_path):
-    root = logging.getLogger()
-    before = (root.level, list(root.handlers), warnings.showwarning)
-    for name in ("1", "2"):
-        (tmp_path / name).mkdir()
-        with setup_logging(tmp_path / name, console=True):
-            logging.getLogger("x").info("run %s", name)
-        assert (root.level, list(root.handlers), warnings.showwarning) == before
-    logging.getLogger("x").warning("after")
-    for name in ("1", "2"):
-        text = (tmp_path / name / "train.log").read_text()
-        assert text.count("\n") == 1
-        assert text.endswith(f"run {name}\n")
-
-
-def test_warnings_of_libraries_go_to_the_file_and_not_to_the_console(tmp_path, capsys):
-    with setup_logging(tmp_path, console=False), warnings.catch_warnings():
-        warnings.simplefilter("always")
-        logging.captureWarnings(True)
-        warnings.warn("old argument", UserWarning, stacklevel=1)
-    assert capsys.readouterr().err == ""
-    assert "UserWarning: old argument" in (tmp_path / "train.log").read_text()
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (WorkError("a.npy: cut"), "ERROR common.experiments.folder: a.npy: cut\n"),
-        (ZeroDivisionError("by us"), "ZeroDivisionError: by us\n"),
-        (KeyboardInterrupt(), "ERROR common.experiments.folder: interrupted (KeyboardInterrupt)\n"),
-    ],
-)
-def test_what_ends_the_run_is_in_the_file_and_is_printed_by_others(tmp_path, capsys, error, words):
-    def run() -> None:
-        with setup_logging(tmp_path, console=True):
-            raise error
-
-    with pytest.raises(type(error)):
-        run()
-    text = (tmp_path / "train.log").read_text()
-    assert text.endswith(words)
-    assert ("Traceback" in text) == isinstance(error, ZeroDivisionError)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_log_that_cannot_be_written_warns_once_and_the_run_goes_on(tmp_path, capsys):
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    (tmp_path / "train.log").symlink_to("/dev/full")
-    with setup_logging(tmp_path, console=False):
-        for number in range(5):
-            logging.getLogger("x").info("line %d", number)
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "train.log: cannot be written (No space left on device), so it has gaps" in err
