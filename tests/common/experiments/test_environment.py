@@ -76,7 +76,7 @@ def test_the_commit_is_named_only_in_the_projects_own_checkout(tmp_path):
     (project / "untracked.txt").write_text("")
     record = run_environment(project, GIT_DIR=str(tmp_path / "outer" / ".git"))  # as in a git hook
     assert (record["git_commit"], record["git_dirty"]) == (commit, False)
-    (project / "common" / "files.py").write_text('"""Changed."""\nwrite_json = write_text = None\n')
+    (project / "common" / "__init__.py").write_text('"""Changed."""\n')
     record = run_environment(project, PATH=os.environ["PATH"])
     assert (record["git_commit"], record["git_dirty"]) == (commit, True)
     record = run_environment(project, PATH="/nonexistent")  # no git

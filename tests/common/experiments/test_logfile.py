@@ -59,9 +59,9 @@ def test_warnings_of_libraries_go_to_the_file_and_not_to_the_console(tmp_path, c
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (WorkError("a.npy: cut"), "ERROR common.experiments.folder: a.npy: cut\n"),
+        (WorkError("a.npy: cut"), "ERROR common.experiments.logfile: a.npy: cut\n"),
         (ZeroDivisionError("by us"), "ZeroDivisionError: by us\n"),
-        (KeyboardInterrupt(), "ERROR common.experiments.folder: interrupted (KeyboardInterrupt)\n"),
+        (KeyboardInterrupt(), "ERROR common.experiments.logfile: interrupted (KeyboardInterrupt)\n"),
     ],
 )
 def test_what_ends_the_run_is_in_the_file_and_is_printed_by_others(tmp_path, capsys, error, words):
