@@ -153,9 +153,10 @@ def evaluate_file(config: EvaluateConfig, name: str | None = None, *, external: 
 
     Not ``external``: they are an experiment's, of the dataset that it was trained on.
     """
+    from rsna.forms import read_predictions
     from rsna.judging.evaluation import constant_prevalences, labelled_rows
     from rsna.training.provenance import written_provenance
-    from rsna_dataset import dataset_folder, read_predictions
+    from rsna_dataset import dataset_folder
 
     place = config.data_input_folder or TrainConfig.data_input_folder
     dataset = dataset_folder(place, config.data_dataset)
@@ -230,11 +231,11 @@ def compared_with(config: EvaluateConfig, ids: pd.Index, dataset: Path) -> pd.Da
     if config.eval_compare is None:
         return None
     from common.experiments.folder import experiment_folder
+    from rsna.forms import read_predictions
     from rsna.judging.evaluation import matching_predictions
     from rsna.training.lineage import overlap, overlap_lines, refuse_seen
     from rsna.training.outcome import experiment_predictions
     from rsna.training.provenance import written_provenance
-    from rsna_dataset import read_predictions
 
     path = Path(config.eval_compare)
     if path.suffix != ".csv":

@@ -80,7 +80,7 @@ def main() -> None:
     default = TrainConfig.data_dataset
     folder, dataset, source = config.data_input_folder, config.data_dataset, "none"
     if dataset == default and not (folder / "datasets" / default / "dataset.json").exists():
-        from rsna_dataset import find_competition
+        from rsna.prepare.competition import find_competition
 
         source = "competition" if find_competition(folder) else "phantom"
         dataset = default if source == "competition" else "phantom"

@@ -168,7 +168,8 @@ class Ladder:
 
     def loss_of(self, path: Path) -> float:
         """Return the weighted log loss of predictions of labelled images of the training folds."""
-        from rsna_dataset import dataset_folder, read_metadata, read_predictions
+        from rsna.forms import read_predictions
+        from rsna_dataset import dataset_folder, read_metadata
 
         rows = read_metadata(dataset_folder(self.folder, DATASET))
         frame = read_predictions(path)
@@ -197,7 +198,7 @@ class Ladder:
 
     def submission(self, path: Path) -> pd.DataFrame:
         """Read predictions of the test images, in one order."""
-        from rsna_dataset import read_predictions
+        from rsna.forms import read_predictions
 
         return read_predictions(path).loc[self.truth.index]
 

@@ -76,6 +76,12 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
     return f"; did you mean {' or '.join(repr(match) for match in matches)}?"
 
 
+def list_some(names: Iterable[str], most: int = 5) -> str:
+    """Return the first ``most`` of ``names`` as text, for a message about many: ``a, b, ...``."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def nearest_file(path: Path) -> str:
     """Return the end of a sentence that names what lies beside ``path`` with nearly its name, or an empty text."""
     try:

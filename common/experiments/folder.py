@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import yaml
 
-from common.errors import UsageError, UserError, WorkError, nearest
+from common.errors import UsageError, UserError, WorkError, list_some, nearest
 from common.experiments.environment import environment
 from common.files import write_json, write_text
 from common.foreign import read_json, read_yaml
@@ -194,8 +194,7 @@ def experiment_folder(output_dir: Path, experiment_id: str, flag: str = "--exper
     folder = output_dir / experiment_id
     if {"", ".", ".."} & set(experiment_id.split("/")) or not folder.is_dir():
         found = sorted(path.name for path in output_dir.iterdir() if path.is_dir()) if output_dir.is_dir() else []
-        more = ", ..." if len(found) > MOST_NAMED else ""
-        listing = f"there are {', '.join(found[:MOST_NAMED])}{more}" if found else "there are none"
+        listing = f"there are {list_some(found, MOST_NAMED)}" if found else "there are none"
         raise UsageError(
             f"{flag}={experiment_id}: no such experiment in {output_dir}; {listing}{nearest(experiment_id, found)}"
         )

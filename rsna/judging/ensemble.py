@@ -34,6 +34,7 @@ from common.lineage import Overlap, Provenance
 from common.reports.record import write_value
 from common.spreadsheets import read_texts, table_form, to_numbers
 from config import EnsembleConfig, TrainConfig
+from rsna.forms import SUBMISSION_COLUMNS, check_submission, read_competition_labels, read_predictions, write_submission
 from rsna.judging.evaluation import (
     Evaluation,
     HeldOut,
@@ -57,14 +58,9 @@ from rsna_dataset import (
     LABEL_WEIGHTS,
     LABELS,
     METADATA_FILE,
-    SUBMISSION_COLUMNS,
-    check_submission,
     dataset_folder,
     known_groups,
-    read_competition_labels,
     read_dataset_info,
-    read_predictions,
-    write_submission,
 )
 from rsna_network import pooled_metrics
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from common.checkpoint import BEST
-from common.errors import UsageError, WorkError
+from common.errors import UsageError, WorkError, list_some
 from common.evaluation.calibration import reliability_table
 from common.evaluation.metrics import binary_log_losses, normalized_weights, prevalences_of
 from common.evaluation.reader import (
@@ -30,18 +30,17 @@ from common.evaluation.resampling import PatientBootstrap
 from common.evaluation.statistics import format_table, label_table
 from common.files import write_csv, write_json, write_text
 from common.reports.evaluation import evaluation_page
+from rsna.forms import read_predictions
+from rsna.phantom.write import TRUTH_FILE
 from rsna.training.outcome import HOLDOUT_FILE
 from rsna_dataset import (
     IDENTITY_COLUMNS,
     LABEL_WEIGHTS,
     LABELS,
-    TRUTH_FILE,
     known_groups,
-    list_some,
     read_dataset_info,
     read_holdout,
     read_metadata,
-    read_predictions,
 )
 from rsna_network import pooled_metrics
 

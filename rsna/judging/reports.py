@@ -46,6 +46,7 @@ from common.trackers.tracker import Tracker
 from common.training import distributed
 from common.training.memory import is_out_of_memory
 from config import DRAWS, EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, format_windows
+from rsna.forms import read_predictions
 from rsna.judging.evaluation import constant_prevalences, described_images, evaluate_predictions, labelled_rows
 from rsna.kinds.slices import select_rows
 from rsna.prediction.pictures import grey_slices, heat_maps
@@ -53,16 +54,7 @@ from rsna.prediction.trained import dataset_folder_of, load_network
 from rsna.training.lineage import overlap, overlap_lines
 from rsna.training.outcome import CROSS_VALIDATION_FILE, PREDICTION_FILES, holds_out_folds, predictions_path
 from rsna.training.provenance import written_provenance
-from rsna_dataset import (
-    LABEL_WEIGHTS,
-    LABELS,
-    METRIC,
-    RSNADataset,
-    dataset_folder,
-    read_dataset_info,
-    read_fold,
-    read_predictions,
-)
+from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC, RSNADataset, dataset_folder, read_dataset_info, read_fold
 
 logger = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ from common.files import write_csv, write_json
 from common.lineage import Provenance
 from common.reports.record import write_value
 from config import SecondLevelConfig, TrainConfig
+from rsna.forms import check_submission, read_predictions, write_submission
 from rsna.judging.evaluation import (
     describe,
     evaluate_predictions,
@@ -42,16 +43,7 @@ from rsna.training.folds import Fold, finished_folds, read_folds
 from rsna.training.lineage import learnt_from, overlap, overlap_lines, refuse_seen
 from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES
 from rsna.training.provenance import write_provenance, written_provenance
-from rsna_dataset import (
-    LABEL_WEIGHTS,
-    LABELS,
-    check_submission,
-    dataset_folder,
-    known_groups,
-    read_metadata,
-    read_predictions,
-    write_submission,
-)
+from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, known_groups, read_metadata
 from rsna_network import pooled_metrics
 
 LEVEL_ROW = "second level"

@@ -19,11 +19,11 @@ import numpy.typing as npt
 import pandas as pd
 import xxhash
 
-from common.errors import UsageError, WorkError
+from common.errors import UsageError, WorkError, list_some
 from common.files import atomic_path, write_csv, write_json
 from common.foreign import Unreadable, check_bytes, check_written, read_json
 from common.lineage import Lineage, Provenance
-from rsna_dataset import LABELS, fold_hash, fold_path, list_some, read_dataset_info, read_fold
+from rsna_dataset import LABELS, fold_hash, fold_path, read_dataset_info, read_fold
 
 FORMAT_VERSION = 1
 OUT_OF_FOLD, TEST = "out_of_fold", "test"

@@ -17,7 +17,7 @@ from common.datasets.batch import Batch
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
 from common.datasets.sequences import LengthSampler, SequenceDataset, Series, collate_sequences
-from common.errors import UsageError, WorkError
+from common.errors import UsageError, WorkError, list_some
 from common.evaluation.metrics import constant_predictor, prevalences_of, probabilities
 from common.experiments.folder import experiment_folder
 from common.models.sequence import sequence_settings
@@ -25,7 +25,7 @@ from common.training import distributed
 from config import HOLDOUT, TrainConfig
 from rsna.kinds.features import FOLDERS, HOW, INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_features
 from rsna.kinds.slices import TrainingData, select_rows
-from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, list_some, read_fold, read_metadata, rows_hash
+from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, read_fold, read_metadata, rows_hash
 from rsna_network import RSNASequenceNetwork, prediction_frame
 
 IN_NO_FOLD = {"split": "test", "sample_type": HOLDOUT}  # a column of rows, and what stands there of such images

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MARK_FILE = "phantom.json"  # written last: where it stands, the phantom is complete
-TRUTH_FILE = "phantom_truth.csv"
+TRUTH_FILE = "phantom_truth.csv"  # stands beside the CSVs of a phantom
 TRAIN_CSV = "stage_2_train.csv"
 SUBMISSION_CSV = "stage_2_sample_submission.csv"
 REPEATED_IDS = 4  # ids whose rows stand twice in the train CSV

@@ -43,6 +43,7 @@ from config import PredictConfig, PreprocessingConfig, TrainConfig, format_windo
 from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
 from rsna.prediction.trained import TrainedNetwork, dataset_folder_of
+from rsna.prepare.competition import find_competition
 from rsna.prepare.dataset import (
     COMPETITION_NAMES,
     ID_MAP,
@@ -63,7 +64,6 @@ from rsna_dataset import (
     METADATA_FILE,
     RSNADataset,
     dataset_folder,
-    find_competition,
     image_settings,
     read_dataset_info,
     read_metadata,

@@ -9,23 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.errors import UserError, WorkError
+from common.errors import UserError, WorkError, list_some
 from common.evaluation.metrics import prevalences_of
 from common.evaluation.statistics import format_table
 from common.files import check_output, write_csv
 from common.spreadsheets import table_form
 from config import PredictConfig, TrainConfig
-from rsna_dataset import (
-    LABELS,
-    PUBLISHED,
-    SAMPLE_FILE,
-    check_submission,
-    dataset_folder,
-    list_some,
-    read_dataset_info,
-    read_metadata,
-    read_submission_texts,
-)
+from rsna.forms import check_submission, read_submission_texts
+from rsna_dataset import LABELS, PUBLISHED, SAMPLE_FILE, dataset_folder, read_dataset_info, read_metadata
 
 SUSPECT_RATIO = 2.0  # of a label's mean and its prevalence, either way
 FILLS = {"half": "0.5", "prevalence": "the label's prevalence"}

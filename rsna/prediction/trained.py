@@ -36,6 +36,7 @@ from common.training.hardware import (
 )
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from config import AUTO, HOLDOUT, SEQUENCE, STUDY, TRAINING, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
+from rsna.forms import check_submission, read_submission, write_submission
 from rsna.kinds.features import HOW, INFO_FILE, OUT_OF_FOLD, TEST, read_document
 from rsna.kinds.sequences import (
     feature_folder,
@@ -47,18 +48,7 @@ from rsna.kinds.sequences import (
 from rsna.kinds.slices import Placed, build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna.kinds.studies import study_loader
 from rsna.training.outcome import HOLDOUT_FILE
-from rsna_dataset import (
-    LABELS,
-    SAMPLE_FILE,
-    RSNADataset,
-    check_submission,
-    dataset_folder,
-    read_fold,
-    read_holdout,
-    read_metadata,
-    read_submission,
-    write_submission,
-)
+from rsna_dataset import LABELS, SAMPLE_FILE, RSNADataset, dataset_folder, read_fold, read_holdout, read_metadata
 from rsna_model import build_architecture, computed_by, quickest_way
 from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from common.cli.arguments import to_dict
 from common.cli.console import progress, tell
-from common.errors import UsageError, UserError, WorkError
+from common.errors import UsageError, UserError, WorkError, list_some
 from common.files import write_csv, write_text
 from common.machine import usable_cores
 from common.preprocessing.audit import AuditedDataset, audit_page
@@ -27,7 +27,6 @@ from rsna_dataset import (
     dataset_folder,
     has_holdout,
     is_labelled,
-    list_some,
     read_dataset_info,
     read_fold,
     read_holdout,

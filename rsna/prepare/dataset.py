@@ -22,7 +22,7 @@ import pandas as pd
 from common.cli.arguments import to_dict
 from common.cli.console import progress, tell
 from common.dicom.errors import RETRIED_REASONS
-from common.errors import UsageError, WorkError, nearest_file
+from common.errors import UsageError, WorkError, list_some, nearest_file
 from common.files import atomic_path, remove_temporaries, write_csv, write_json
 from common.machine import usable_cores
 from common.preprocessing.archives import ARCHIVE_SUFFIXES, UNREAD_SUFFIXES
@@ -50,28 +50,21 @@ from common.preprocessing.tables import (
 )
 from common.preprocessing.workers import convert_files, find_persons
 from config import PreprocessingConfig
+from rsna.forms import read_competition_labels, read_label_file, read_submission, read_submission_texts
+from rsna.prepare.competition import COMPETITION_FOLDER, CompetitionSource, find_competition, list_competition
 from rsna_dataset import (
-    COMPETITION_FOLDER,
     DATASET_INFO,
     FAILED_FILE,
     FORMAT_VERSION,
     IDENTITY_COLUMNS,
     JOURNAL,
     LABELS,
-    CompetitionSource,
     content_hash,
     dataset_folder,
-    find_competition,
     fold_path,
     holdout_path,
     identities_of,
-    list_competition,
-    list_some,
-    read_competition_labels,
     read_dataset_info,
-    read_label_file,
-    read_submission,
-    read_submission_texts,
 )
 
 logger = logging.getLogger(__name__)
@@ -117,7 +110,7 @@ class Job:
     """What one run works on.
 
     ``labels`` (index ``id``) are the source's, by its files' ids at first and later by image id; ``label_file`` those
-    of --pre_labels (see :func:`rsna_dataset.read_label_file`); ``asked`` the ids of the sample submission. ``files``
+    of --pre_labels (see :func:`rsna.forms.read_label_file`); ``asked`` the ids of the sample submission. ``files``
     are the source's (index ``source_id``: own_id, by_path, file_id, path, split, bytes, mtime_ns and what its tree
     needs), ``refused`` the failures of those that are not opened. ``id_map`` is the table that says what the ids
     stand for.

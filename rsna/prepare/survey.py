@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from common.errors import UserError, WorkError
+from common.errors import UserError, WorkError, list_some
 from common.machine import usable_cores
 from common.preprocessing.convert import Record
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
@@ -44,7 +44,7 @@ from rsna.prepare.dataset import (
     record_table,
     too_many_failed,
 )
-from rsna_dataset import LABELS, dataset_folder, identities_of, list_some
+from rsna_dataset import LABELS, dataset_folder, identities_of
 
 SURVEY_FILES = 400  # at most, read of a source
 SURVEY_SECONDS = 10.0  # after which no more of them are begun

@@ -22,7 +22,7 @@ import pandas as pd
 from common.checkpoint import BEST, load_checkpoint
 from common.cli.arguments import parse_args, to_dict
 from common.cli.console import tell
-from common.errors import EXIT_RESUMABLE, EXIT_USAGE, Interrupted, UsageError, WorkError
+from common.errors import EXIT_RESUMABLE, EXIT_USAGE, Interrupted, UsageError, WorkError, list_some
 from common.evaluation.metrics import constant_predictor, prevalences_of
 from common.evaluation.statistics import format_table
 from common.experiments.folder import (
@@ -44,6 +44,7 @@ from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.waiting import Stalled
 from config import SEQUENCE, STUDY, TrainConfig
+from rsna.forms import read_predictions
 from rsna.kinds.features import FEWEST_FOLDS, OUT_OF_FOLD
 from rsna.kinds.sequences import features_parent, open_features, rows_with_features
 from rsna.kinds.slices import select_rows
@@ -62,10 +63,8 @@ from rsna_dataset import (
     dataset_folder,
     fold_numbers,
     fold_path,
-    list_some,
     read_dataset_info,
     read_fold,
-    read_predictions,
     rows_hash,
 )
 from rsna_network import MONITOR, pooled_metrics

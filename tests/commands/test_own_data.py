@@ -23,15 +23,8 @@ import preprocessing
 import train
 from benchmarks.canaries import Planted, pack, plant, search, wanted_forms, write_labels
 from common.errors import WorkError
-from rsna_dataset import (
-    LABELS,
-    PUBLIC_NAMES,
-    key_fingerprint,
-    read_dataset_info,
-    read_fold,
-    read_label_file,
-    read_metadata,
-)
+from rsna.forms import read_label_file
+from rsna_dataset import LABELS, PUBLIC_NAMES, key_fingerprint, read_dataset_info, read_fold, read_metadata
 from tests.conftest import SmallDataset
 from tests.dicom_files import head, ids_of_files, new_ct, write_ct
 

@@ -29,10 +29,11 @@ from common.transforms import Pipeline
 from common.transforms.canvas import Canvas
 from common.transforms.device import DevicePart
 from config import TrainConfig
+from rsna.forms import read_submission
 from rsna.kinds.slices import build_data
 from rsna.prediction.trained import load_network
 from rsna.training.run import choose_precision
-from rsna_dataset import LABELS, read_fold, read_metadata, read_submission
+from rsna_dataset import LABELS, read_fold, read_metadata
 from rsna_network import RSNANetwork
 
 KEY = "valid/weighted_log_loss"

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from common.errors import UserError, WorkError
+from rsna.forms import read_competition_labels, read_label_file, read_predictions, read_submission
 from rsna.judging.ensemble import read_labels
-from rsna_dataset import LABELS, read_competition_labels, read_label_file, read_predictions, read_submission
+from rsna_dataset import LABELS
 
 KINDS = LABELS[:-1]
 ROWS = {"ID_00000000a": (0, 1, 0, 0, 0, 1), "ID_00000000b": (0, 0, 0, 0, 0, 0), "ID_00000000c": (0, 0, 0, 0, 0, 1)}

@@ -22,7 +22,7 @@ ORDER = (  # each imports from its own package and from those below it
     {"config"},
     {"rsna_dataset"},
     {"rsna_model", "rsna_network"},
-    {"rsna.kinds", "rsna.phantom"},
+    {"rsna.forms", "rsna.kinds", "rsna.phantom"},
     {"rsna.prepare", "rsna.training"},
     {"rsna.prediction"},
     {"rsna.judging"},

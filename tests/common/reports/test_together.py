@@ -21,9 +21,10 @@ from common.evaluation.metrics import constant_predictor
 from common.reports.record import read_record, write_status
 from common.reports.together import spread
 from config import TrainConfig
+from rsna.forms import read_predictions
 from rsna.judging.evaluation import labelled_rows
 from rsna.judging.reports import heat_pictures, is_of_folds, write_report
-from rsna_dataset import LABEL_WEIGHTS, LABELS, read_metadata, read_predictions
+from rsna_dataset import LABEL_WEIGHTS, LABELS, read_metadata
 from tests.common.reports.test_page import check
 from tests.common.reports.test_record import experiment
 from tests.conftest import SmallDataset

@@ -16,7 +16,8 @@ from sklearn.metrics import log_loss
 
 import evaluate
 from ensemble import main
-from rsna_dataset import LABELS, read_metadata, read_predictions
+from rsna.forms import read_predictions
+from rsna_dataset import LABELS, read_metadata
 from tests import PROJECT
 
 IDS = [f"ID_{number:09x}" for number in range(20)]

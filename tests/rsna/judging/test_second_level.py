@@ -15,8 +15,9 @@ import second_level
 from common.cli.arguments import parse_args
 from common.files import write_csv
 from config import SecondLevelConfig
+from rsna.forms import read_predictions
 from rsna.judging.second_level import fit_predict, neighbour_table
-from rsna_dataset import LABELS, read_fold, read_metadata, read_predictions
+from rsna_dataset import LABELS, read_fold, read_metadata
 from tests.conftest import SmallDataset
 
 FEW = ["--level_trees=40", "--level_rate=0.15", "--level_leaf_images=5", "--level_draws=100"]

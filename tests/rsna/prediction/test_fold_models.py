@@ -16,9 +16,10 @@ import predict
 from common.errors import UsageError
 from common.models.backbone import create_model
 from common.models.embedding import head_input
+from rsna.forms import read_predictions
 from rsna.kinds.features import read_features
 from rsna.prediction.fold_models import fit_alignment
-from rsna_dataset import LABELS, read_metadata, read_predictions
+from rsna_dataset import LABELS, read_metadata
 from tests.conftest import SmallDataset
 
 MODELS = [("resnet10t", None), ("resnet10t", "gem"), ("vit_tiny_patch16_224", None), ("convnext_atto", None)]

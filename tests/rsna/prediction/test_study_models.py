@@ -16,7 +16,8 @@ from sklearn.metrics import log_loss
 import evaluate
 import predict
 from common.evaluation.calibration import fit_temperatures
-from rsna_dataset import LABELS, read_metadata, read_predictions
+from rsna.forms import read_predictions
+from rsna_dataset import LABELS, read_metadata
 from tests.conftest import SmallDataset, cross_validated
 
 # The pictures come in batches of other sizes than in a dataset, which moves embeddings by some 1e-6; where one then

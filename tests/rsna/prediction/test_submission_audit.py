@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import predict
-from rsna_dataset import LABELS, PUBLISHED, check_submission, read_metadata
+from rsna.forms import check_submission
+from rsna_dataset import LABELS, PUBLISHED, read_metadata
 
 IDS = [f"ID_{number:09x}" for number in range(30)]
 NAMES = [f"{image}_{label}" for image in IDS for label in LABELS]

@@ -26,10 +26,11 @@ from common.experiments.folder import create_experiment
 from common.reports.leaderboard import update_leaderboard
 from common.reports.record import read_record, write_status
 from config import TrainConfig, format_folds, parse_folds
+from rsna.forms import read_predictions
 from rsna.judging.reports import write_report
 from rsna.training.folds import claimed, fold_plan, joined_options, read_folds
 from rsna.training.outcome import is_cross_validation
-from rsna_dataset import LABELS, METRIC, fold_path, read_fold, read_predictions
+from rsna_dataset import LABELS, METRIC, fold_path, read_fold
 from tests import PROJECT
 from tests.conftest import TINY, SmallDataset
 from tests.runs import ENVIRONMENT, assert_same_run

@@ -19,10 +19,11 @@ import preprocessing
 import train
 from common.cli.arguments import parse_args, to_dict
 from config import HOLDOUT, TrainConfig
+from rsna.forms import read_predictions
 from rsna.kinds.features import read_features
 from rsna.prediction.fold_models import embeddings
 from rsna.prediction.trained import load_network
-from rsna_dataset import LABELS, read_fold, read_holdout, read_metadata, read_predictions
+from rsna_dataset import LABELS, read_fold, read_holdout, read_metadata
 from tests.conftest import TINY, SmallDataset, cross_validated
 
 SEQUENCE = [
