@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.cli.arguments import parse_args
+from common.cli.command import command
 from common.cli.console import set_verbosity
-from common.errors import UsageError, command
+from common.errors import UsageError
 from common.training.memory import PREDICTION_ADVICE, out_of_memory_advice
 from config import EvaluateConfig, TrainConfig
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli.arguments import parse_args
+from common.cli.command import command
 from common.cli.console import set_verbosity
-from common.errors import command
 from common.training.memory import out_of_memory_advice
 from config import ExportConfig
 

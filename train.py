@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from common.cli.arguments import parse_args
+from common.cli.command import command
 from common.cli.console import set_verbosity
 from common.cli.listing import listing
-from common.errors import command
 from config import AUTO, TrainConfig
 
 

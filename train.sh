@@ -70,7 +70,7 @@ plan=$("$python" - ${flags[@]+"${flags[@]}"} <<'PYTHON'
 import sys
 
 from common.cli.arguments import parse_args
-from common.errors import command
+from common.cli.command import command
 from config import TrainConfig
 
 

@@ -254,8 +254,7 @@ def check_transforms(work: Work) -> str:
 
     from common.albumentations import DicomWindowShift
     from common.datasets.batch import collate
-    from common.datasets.images import ImageDataset
-    from common.datasets.samplers import SampleKey
+    from common.datasets.images import ImageDataset, SampleKey
     from common.transforms.device import DevicePart
     from common.transforms.pipeline import Pipeline
 

@@ -88,3 +88,7 @@ def _stack(samples: Sequence[Sample]) -> np.ndarray:
     for place, sample in zip(stacked, samples, strict=True):
         place[tuple(slice(side) for side in sample.image.shape)] = sample.image
     return stacked
+
+
+class LoadingFailed(WorkError):
+    """The processes that load images died or hang; the batches before were whole."""

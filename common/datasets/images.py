@@ -6,18 +6,27 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from common.datasets.image_files import load_image
-from common.datasets.samplers import SampleKey
 from common.datasets.shared import SharedArray
 from common.datasets.steps import Step
-from common.dicom.hounsfield import AIR_HU
-from common.dicom.pictures import resize_area
+from common.dicom.pictures import AIR_HU, resize_area
 from common.errors import WorkError
 from common.hashing import stable_hash
+
+
+class SampleKey(NamedTuple):
+    """What a dataset is asked for: the image's index, the epoch, and how often it was drawn in this epoch before.
+
+    Loading processes that live for the whole run never hear of an epoch in another way.
+    """
+
+    index: int
+    epoch: int
+    occurrence: int
 
 
 class Transform(Protocol):

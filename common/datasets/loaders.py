@@ -26,10 +26,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.cli.interruption import ignore_signals
-from common.datasets.batch import Batch, collate
+from common.datasets.batch import Batch, LoadingFailed, collate
 from common.datasets.samplers import EpochSampler
 from common.datasets.shards import ShardedSampler
-from common.errors import WorkError
 from common.training import distributed
 from common.training.reproducibility import loader_generator
 from common.waiting import LIMIT_S, Stalled, Watchdog, start_failed
@@ -151,10 +150,6 @@ class Loader(DataLoader):
             return 0
         batches = self.num_workers * self.prefetch_factor + IN_HAND
         return one * self.batch_size * batches * distributed.local_processes()
-
-
-class LoadingFailed(WorkError):
-    """The processes that load images died or hang; the batches before were whole."""
 
 
 @dataclass(frozen=True)

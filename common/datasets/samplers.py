@@ -8,26 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from common.cli.choices import Row, choose, settings, table
+from common.datasets.images import SampleKey
 from common.errors import UsageError, nearest
 from common.hashing import stable_hash
 
 HEARD_AT_MOST = 1000  # batches whose losses wait on the device before they are read
-
-
-class SampleKey(NamedTuple):
-    """What a dataset is asked for: the image's index, the epoch, and how often it was drawn in this epoch before.
-
-    Loading processes that live for the whole run never hear of an epoch in another way.
-    """
-
-    index: int
-    epoch: int
-    occurrence: int
 
 
 class EpochSampler:

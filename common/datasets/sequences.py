@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common.datasets.batch import Batch, collate
 from common.datasets.context import slice_places
-from common.datasets.images import ImageDataset, Sample
-from common.datasets.samplers import EpochSampler, SampleKey
+from common.datasets.images import ImageDataset, Sample, SampleKey
+from common.datasets.samplers import EpochSampler
 from common.dicom.geometry import local_spacing, scanned_places
 from common.hashing import stable_hash
 
@@ -24,7 +24,7 @@ POOL = 100  # batches among which like lengths are put together
 
 
 class SeriesKey(NamedTuple):
-    """A :class:`~common.datasets.samplers.SampleKey` with the ``share`` of the batch that the series is drawn for.
+    """A :class:`~common.datasets.images.SampleKey` with the ``share`` of the batch that the series is drawn for.
 
     See :class:`~common.datasets.batch.Batch`.
     """

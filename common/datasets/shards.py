@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from common.datasets.samplers import EpochSampler, SampleKey
+from common.datasets.images import SampleKey
+from common.datasets.samplers import EpochSampler
 
 
 class ShardedSampler:

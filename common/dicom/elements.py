@@ -12,6 +12,13 @@ from common.dicom.errors import DicomError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+MAX_FILE_BYTES = 2**28  # 500 frames of 512 x 512
+
+# How long the header of an element is: 8 bytes with a length of two, or 12 with a length of four (PS3.5 7.1.2).
+HEADER_BYTES = dict.fromkeys(
+    b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split(), 8
+) | dict.fromkeys(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(), 12)
+
 MAX_READS = 2**17  # two or three for each element; an enhanced CT of 1,000 frames takes about 90,000
 TEXT_LENGTH = 64  # the longest value that DICOM allows for the identifiers kept here
 # What PS3.5 6.2 allows in a decimal string (DS). Python's float takes more: 1_0, nan, digits of other scripts.

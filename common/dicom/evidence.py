@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common.dicom.errors import NO_SLICE, DicomError
-from common.dicom.hounsfield import lowest_and_highest
+from common.dicom.pictures import lowest_and_highest
 
 if TYPE_CHECKING:
     from common.dicom.slices import SliceHeader

@@ -9,7 +9,7 @@ from common.dicom.elements import identifier_of, integer_of, items_of, numbers_o
 from common.dicom.errors import DicomError
 from common.dicom.evidence import Evidence, check_evidence, unit_marks
 from common.dicom.geometry import SliceGeometry
-from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader
+from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader, as_stored
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -86,12 +86,6 @@ def pixel_form(dataset: Dataset) -> PixelForm:
     )
     form.check()
     return form
-
-
-def as_stored(value: int, bits_allocated: int, signed: bool) -> int:
-    """Return a padding value in the pixels' type: files often give -2000 as its unsigned twin 63536."""
-    value &= (1 << bits_allocated) - 1
-    return value - (1 << bits_allocated) if signed and value >> (bits_allocated - 1) else value
 
 
 def rescale(slope: float, intercept: float) -> tuple[float, float]:

@@ -7,9 +7,9 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from common.dicom.pictures import AIR_HU, lowest_and_highest
 from common.dicom.slices import PixelForm, SliceHeader
 
-AIR_HU = -1024
 PADDING_STORED = -2000  # what GE scanners store outside their circle, whether or not PixelPaddingValue says so
 CONTAINER_BITS = 16
 BLOCK_PIXELS = 2**20  # of a picture, rescaled at once in float64
@@ -69,12 +69,6 @@ def hounsfield(container: np.ndarray, form: PixelForm, header: SliceHeader) -> t
     if padding is not None or outside is not None:
         mended.append("padding")
     return image_hu, tuple(mended)
-
-
-def lowest_and_highest(image: np.ndarray) -> tuple[int, int]:
-    """Return the extremes of a picture (H, W) of 16-bit numbers, by one pass over it."""
-    low, high, _, _ = cv2.minMaxLoc(image)
-    return int(low), int(high)
 
 
 @lru_cache(maxsize=1)

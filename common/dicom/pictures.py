@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from common.dicom.hounsfield import AIR_HU
+AIR_HU = -1024
 
 
 def window(image_hu: np.ndarray, center: float, width: float) -> np.ndarray:
@@ -35,3 +35,9 @@ def resize_area(image: np.ndarray, size: int, padding: float = AIR_HU) -> np.nda
     top, left = (size - height) // 2, (size - width) // 2
     square[top : top + height, left : left + width] = resized.reshape(height, width, *image.shape[2:])
     return square
+
+
+def lowest_and_highest(image: np.ndarray) -> tuple[int, int]:
+    """Return the extremes of a picture (H, W) of 16-bit numbers, by one pass over it."""
+    low, high, _, _ = cv2.minMaxLoc(image)
+    return int(low), int(high)

@@ -13,21 +13,16 @@ import struct
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from common.dicom.elements import DECIMAL, printable
+from common.dicom.elements import DECIMAL, HEADER_BYTES, printable
 from common.dicom.errors import DicomError
 from common.dicom.evidence import Evidence, check_evidence, unit_marks
 from common.dicom.geometry import SliceGeometry
-from common.dicom.header import as_stored
-from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader
+from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader, as_stored
 
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 START = 132  # after the preamble
 ELEMENT = struct.Struct("<HH2sH")
 LONG_LENGTH = struct.Struct("<L")
-# How long the header of an element is: 8 bytes with a length of two, or 12 with a length of four (PS3.5 7.1.2).
-HEADER_BYTES = dict.fromkeys(
-    b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split(), 8
-) | dict.fromkeys(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(), 12)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 PIXEL_DATA = 0x7FE00010
 META_CLASS, SYNTAX, CHARACTER_SET = 0x00020002, 0x00020010, 0x00080005

@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from common.dicom.decoding import SYNTAXES, Stored, Syntax, compressed_frames, native_frames, syntax_of
-from common.dicom.elements import BoundedStream
+from common.dicom.elements import MAX_FILE_BYTES, BoundedStream
 from common.dicom.errors import DicomError
 from common.dicom.header import check_is_ct_image, read_header
 from common.dicom.plain import EXPLICIT_LITTLE_ENDIAN, read_plain
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
 
-MAX_FILE_BYTES = 2**28  # 500 frames of 512 x 512
 MAX_HEADER_BYTES = 2**25
 MAX_INFLATED_BYTES = 2**27
 INFLATED_AT_ONCE = 2**20

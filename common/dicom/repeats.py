@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from common.dicom.elements import HEADER_BYTES
 from common.dicom.errors import DicomError
-from common.dicom.plain import HEADER_BYTES
 
 if TYPE_CHECKING:
     from common.dicom.decoding import Syntax

@@ -77,3 +77,9 @@ class CtHeader:
     identity: Identity
     form: PixelForm
     frames: tuple[SliceHeader | DicomError, ...]
+
+
+def as_stored(value: int, bits_allocated: int, signed: bool) -> int:
+    """Return a padding value in the pixels' type: files often give -2000 as its unsigned twin 63536."""
+    value &= (1 << bits_allocated) - 1
+    return value - (1 << bits_allocated) if signed and value >> (bits_allocated - 1) else value

@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 
 from common.callbacks.callback import Callback
 from common.checkpoint import RAW, metric_key
-from common.datasets.batch import Batch
-from common.datasets.loaders import LoadingFailed
+from common.datasets.batch import Batch, LoadingFailed
 from common.errors import UsageError, WorkError
 from common.models.freezing import train_mode
 from common.networks.arrival import arrived

@@ -18,8 +18,8 @@ from common.datasets.image_files import COMPRESSED_SHARE, SUFFIXES, encode_image
 from common.dicom.decoding import Stored
 from common.dicom.errors import DicomError
 from common.dicom.evidence import check_picture
-from common.dicom.hounsfield import hounsfield, lowest_and_highest
-from common.dicom.pictures import resize_area, window
+from common.dicom.hounsfield import hounsfield
+from common.dicom.pictures import lowest_and_highest, resize_area, window
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
 from common.dicom.slices import Identity, SliceHeader, stored_as
 from common.errors import WorkError

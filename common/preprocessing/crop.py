@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from common.dicom.hounsfield import AIR_HU
+from common.dicom.pictures import AIR_HU
 
 STEP_MM = 1.5  # pixels of the reduced picture
 USUAL_FIELD_MM = 240.0  # of a head scan, where a file doesn't say its spacing

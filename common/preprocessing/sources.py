@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from common.dicom.elements import MAX_FILE_BYTES
 from common.dicom.errors import DicomError
-from common.dicom.reading import MAX_FILE_BYTES
 from common.errors import UsageError
 from common.preprocessing.archives import (
     ARCHIVE_SUFFIXES,

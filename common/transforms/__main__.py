@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from common.errors import UsageError, WorkError, command
+from common.cli.command import command
+from common.errors import UsageError, WorkError
 
 
 class _Parser(argparse.ArgumentParser):

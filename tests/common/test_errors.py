@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from common.errors import UsageError, UserError, WorkError, command, nearest
+from common.cli.command import command
+from common.errors import UsageError, UserError, WorkError, nearest
 from tests import PROJECT
 
 MESSAGE = "input/a.npy: cut or damaged; run python preprocessing.py again"
@@ -55,7 +56,7 @@ def test_ctrl_c_is_130_without_a_traceback(capsys):
 
 
 def test_a_reader_that_stops_early_ends_the_command_without_a_traceback():
-    code = "from common.errors import command\n@command\ndef main():\n    print('x\\n' * 10**6)\nmain()"
+    code = "from common.cli.command import command\n@command\ndef main():\n    print('x\\n' * 10**6)\nmain()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -101,7 +102,10 @@ def test_the_wrapped_command_returns_its_value_and_keeps_its_name():
 
 
 def test_a_whole_process_ends_with_the_line_and_the_code():
-    code = "from common.errors import *\n@command\ndef main(): raise UsageError('--x=1: no')\nmain()"
+    code = (
+        "from common.cli.command import command\nfrom common.errors import UsageError\n"
+        "@command\ndef main(): raise UsageError('--x=1: no')\nmain()"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "error: --x=1: no\n")
 

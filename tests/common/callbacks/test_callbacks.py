@@ -18,7 +18,8 @@ from common.callbacks.model_checkpoint import ModelCheckpoint
 from common.callbacks.progress_bar import ProgressBar, describe_pace
 from common.callbacks.telemetry import Telemetry
 from common.checkpoint import load_checkpoint, metric_key
-from common.datasets.loaders import LoadingFailed, make_loader
+from common.datasets.batch import LoadingFailed
+from common.datasets.loaders import make_loader
 from common.datasets.samplers import RandomSampler
 from common.networks.network import Predictions
 from common.trackers.jsonl import JsonlTracker, read_metrics

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from common.cli import console
-from common.errors import UsageError, command
+from common.cli.command import command
+from common.errors import UsageError
 from common.experiments.logfile import setup_logging
 from tests import PROJECT
 
@@ -27,7 +28,7 @@ console.set_verbosity(int(sys.argv[1]), "a folder")
 BAR = """
 import sys, time
 from common.cli import console
-from common.errors import command
+from common.cli.command import command
 
 @command
 def main():

@@ -20,9 +20,9 @@ from common.albumentations import (
 )
 from common.datasets.batch import Batch, collate
 from common.datasets.finish import KERNELS
-from common.datasets.images import ImageDataset
+from common.datasets.images import ImageDataset, SampleKey
 from common.datasets.loaders import make_loader
-from common.datasets.samplers import SampleKey, SequentialSampler
+from common.datasets.samplers import SequentialSampler
 from common.errors import WorkError
 from common.transforms import FixedView, find_transform, load_pipeline
 from common.transforms.device import DevicePart, device_refusal

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from common.datasets.batch import collate
-from common.datasets.images import ImageDataset
+from common.datasets.images import ImageDataset, SampleKey
 from common.datasets.loaders import make_loader
-from common.datasets.samplers import RandomSampler, SampleKey
+from common.datasets.samplers import RandomSampler
 from common.errors import WorkError
 from common.transforms import find_transform, load_pipeline
 

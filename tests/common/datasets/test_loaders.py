@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.datasets.loaders import LoadingFailed, make_loader
+from common.datasets.batch import LoadingFailed
+from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
 from tests import PROJECT
 
@@ -42,7 +43,7 @@ from contextlib import suppress
 
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
-from common.errors import command
+from common.cli.command import command
 from tests.common.datasets.test_loaders import Pictures
 
 @command
@@ -69,7 +70,7 @@ if __name__ == "__main__":
 FEW = """
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
-from common.errors import command
+from common.cli.command import command
 from tests.common.datasets.test_loaders import Numbers
 
 @command
@@ -165,7 +166,7 @@ def test_a_loading_process_that_is_killed_is_one_error_that_says_what_to_do(trai
         worker.kill()
     _, errors = trainer.communicate("load the rest", timeout=300)
     assert errors.splitlines()[-1].startswith(
-        "common.datasets.loaders.LoadingFailed: a process that loads images was killed"
+        "common.datasets.batch.LoadingFailed: a process that loads images was killed"
     )
 
 

@@ -17,11 +17,12 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_rescale
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from common.dicom.elements import MAX_FILE_BYTES
 from common.dicom.errors import REASONS, DicomError
 from common.dicom.geometry import slice_order, slice_positions
-from common.dicom.hounsfield import AIR_HU, hounsfield
-from common.dicom.pictures import resize_area, window
-from common.dicom.reading import MAX_FILE_BYTES, quiet_pydicom, read_dicom
+from common.dicom.hounsfield import hounsfield
+from common.dicom.pictures import AIR_HU, resize_area, window
+from common.dicom.reading import quiet_pydicom, read_dicom
 from common.preprocessing.sources import read_source
 from tests.dicom_files import head, new_ct, write_ct
 

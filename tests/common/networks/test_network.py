@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from common.callbacks.callback import Callback
 from common.callbacks.sample_losses import SampleLosses
 from common.datasets.batch import Batch
-from common.datasets.samplers import HardExampleSampler, RandomSampler, SampleKey, SequentialSampler
+from common.datasets.images import SampleKey
+from common.datasets.samplers import HardExampleSampler, RandomSampler, SequentialSampler
 from common.errors import UsageError, WorkError
 from common.networks.classifier import ClassifierNetwork
 from common.networks.network import Training
