@@ -64,7 +64,8 @@ def make_job(folder: Path, count: int) -> object:
     from common.preprocessing.pseudonyms import Pseudonyms
     from common.preprocessing.sources import FolderTree
     from config import PreprocessingConfig
-    from rsna.prepare.dataset import COMPETITION_NAMES, Job, Source, image_form
+    from rsna.prepare.job import Job, image_form
+    from rsna.prepare.source import COMPETITION_NAMES, Source
     from rsna_dataset import LABELS
 
     ids = pd.Index([f"ID_{number:09x}" for number in range(count)], name="source_id")
@@ -89,7 +90,9 @@ def main() -> None:
     """Run the tables' part of preprocessing for made-up records."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     from common.preprocessing.journal import Journal
-    from rsna.prepare.dataset import JOURNAL, journal_options, write_tables
+    from rsna.prepare.job import journal_options
+    from rsna.prepare.tables import write_tables
+    from rsna_dataset import JOURNAL
 
     parent = sys.argv[2] if len(sys.argv) > 2 else None  # none: the system's temporary folder
     with tempfile.TemporaryDirectory(dir=parent) as name:

@@ -132,7 +132,7 @@ def conversion() -> tuple[ImageForm, Pseudonyms]:
     """Return what the files are converted to."""
     from common.preprocessing.convert import ImageForm
     from common.preprocessing.pseudonyms import Pseudonyms
-    from rsna.prepare.dataset import COMPETITION_NAMES
+    from rsna.prepare.source import COMPETITION_NAMES
 
     return ImageForm(0, (), "int16"), Pseudonyms(bytes(32), COMPETITION_NAMES)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +18,8 @@ from common.errors import WorkError
 from common.preprocessing.convert import KEPT, Record
 from common.preprocessing.growing import TAIL_BYTES, add_rows, adding_to, end_of_lines
 
-FIELDS = KEPT
 KINDS = {"str": str, "int": np.int64, "float": np.float64}
-TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record) if field.name in FIELDS}
+TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record) if field.name in KEPT}
 # Values that many rows share are held once: 874,035 rows must fit beside everything else.
 SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended", "pixel_form")
 
@@ -37,13 +36,13 @@ class Journal:
 
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
         self.path = path
-        self.first_line = json.dumps(options | {"fields": FIELDS}, sort_keys=True)
+        self.first_line = json.dumps(options | {"fields": KEPT}, sort_keys=True)
         self.file: io.TextIOWrapper | None = None
 
     def read(self) -> pd.DataFrame:
         """Return the records so far, a row for each; none where there is no journal of the same options."""
         if not self._usable():
-            return _typed(pd.DataFrame(columns=list(FIELDS)))
+            return _typed(pd.DataFrame(columns=list(KEPT)))
         try:
             with self.path.open("rb") as file:
                 end = end_of_lines(file)
@@ -59,7 +58,7 @@ class Journal:
         return pd.read_csv(
             lines,
             skiprows=1,
-            names=list(FIELDS),
+            names=list(KEPT),
             header=None,
             dtype={name: "category" if name in SHARED else kind for name, kind in TYPES.items()},
             keep_default_na=False,
@@ -103,7 +102,7 @@ class Journal:
         if self.file is None:
             raise ValueError("the journal is not open")
         with adding_to(self.path):
-            add_rows(self.file, ([getattr(record, name) for name in FIELDS] for record in records))
+            add_rows(self.file, ([getattr(record, name) for name in KEPT] for record in records))
 
     def _usable(self) -> bool:
         try:
@@ -148,3 +147,8 @@ class _Start(io.RawIOBase):
         buffer[: len(data)] = data
         self.left -= len(data)
         return len(data)
+
+
+def record_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return records as a table with the columns :data:`KEPT`, as :meth:`Journal.read` does."""
+    return pd.DataFrame([[getattr(record, name) for name in KEPT] for record in records], columns=list(KEPT))

@@ -30,6 +30,7 @@ from common.preprocessing.convert import ImageForm, Record, Task
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice, shown
 from common.preprocessing.id_map import COLUMNS, IdMap, file_rows, map_rows
 from common.preprocessing.isolation import PROJECT
+from common.preprocessing.journal import record_table
 from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
 from common.preprocessing.series import describe_singles
@@ -44,18 +45,9 @@ from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
 from rsna.prediction.trained import TrainedNetwork, dataset_folder_of
 from rsna.prepare.competition import find_competition
-from rsna.prepare.dataset import (
-    COMPETITION_NAMES,
-    ID_MAP,
-    KEY_FILE,
-    Source,
-    file_order,
-    file_tasks,
-    image_form,
-    list_source,
-    private_files,
-    record_table,
-)
+from rsna.prepare.job import file_tasks, image_form
+from rsna.prepare.source import COMPETITION_NAMES, ID_MAP, KEY_FILE, Source, list_source, private_files
+from rsna.prepare.tables import file_order
 from rsna_dataset import (
     DATASET_INFO,
     FAILED_FILE,

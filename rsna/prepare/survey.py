@@ -22,28 +22,18 @@ from common.preprocessing.failures import count_reasons, failure_table, is_no_sl
 from common.preprocessing.folder import check_space
 from common.preprocessing.folds import check_parts
 from common.preprocessing.groups import group_images
+from common.preprocessing.journal import record_table
 from common.preprocessing.pseudonyms import KEY_BYTES, load_key
 from common.preprocessing.series import describe_singles
 from common.preprocessing.tables import mark_repeated, metadata_table, unique_images
 from common.preprocessing.workers import convert_files, spread
 from common.reports.record import duration
 from config import PreprocessingConfig
-from rsna.prepare.dataset import (
-    TABLE_BYTES,
-    Job,
-    build_job,
-    failed_share,
-    file_order,
-    file_tasks,
-    find_source,
-    is_labelled,
-    key_place,
-    label_images,
-    make_groups,
-    read_tables,
-    record_table,
-    too_many_failed,
-)
+from rsna.prepare.conversion import TABLE_BYTES
+from rsna.prepare.job import Job, build_job, file_tasks, is_labelled
+from rsna.prepare.remarks import failed_share, too_many_failed
+from rsna.prepare.source import find_source, key_place, read_tables
+from rsna.prepare.tables import file_order, label_images, make_groups
 from rsna_dataset import LABELS, dataset_folder, identities_of
 
 SURVEY_FILES = 400  # at most, read of a source

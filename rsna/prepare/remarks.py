@@ -1,0 +1,135 @@
+"""What preprocessing.py says of a dataset: failures, missing labels, unusual geometry."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pandas as pd
+
+from common.cli.console import tell
+from common.errors import UsageError, WorkError, list_some
+from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
+from common.preprocessing.tables import (
+    REPEATED_UID,
+)
+from rsna.prepare.job import (
+    UNMATCHED,
+    UNMATCHED_ROWS,
+    Job,
+    is_labelled,
+    shown_ids,
+)
+from rsna_dataset import (
+    FAILED_FILE,
+    read_dataset_info,
+)
+
+logger = logging.getLogger(__name__)
+
+MARKS = {  # in the metadata's column ``mended``, worth a warning
+    "wrap_doubtful": "may hold wrapped values and were left alone",
+    REPEATED_UID: "share their SOPInstanceUID with another file; all are kept",
+}
+
+
+def warn_of_other_source(job: Job) -> None:
+    """Warn where the dataset was made from a phantom and is now made from real data, or the other way round."""
+    try:
+        made_from = read_dataset_info(job.folder)["source"]["kind"]
+    except (UsageError, WorkError, KeyError, TypeError):
+        return  # there is no finished one
+    if made_from != job.source.kind:
+        logger.warning(
+            "%s: was made from %s files and is made anew from %s files", job.folder, made_from, job.source.kind
+        )
+
+
+def check_share(records: pd.DataFrame, job: Job) -> None:
+    """Raise WorkError, with the reasons counted, where more files failed than --pre_max_failed accepts."""
+    failed = failure_table(records, job.files, job.refused)
+    count, total = failed_share(failed, len(job.files) + len(job.refused))
+    if count > job.config.pre_max_failed * total:
+        raise WorkError(
+            f"{too_many_failed(count, total, job.config.pre_max_failed)}: "
+            f"{count_reasons(failed[~is_no_slice(failed)].drop_duplicates('file'))}; the dataset is complete without "
+            f"them; see {job.folder / FAILED_FILE}"
+        )
+
+
+def failed_share(failed: pd.DataFrame, files: int) -> tuple[int, int]:
+    """Return how many files failed, and of how many; files that are no slices don't count. ``files`` is their number.
+
+    A file counts once, however many of its frames failed. It is no slice where all that failed of it is none.
+    """
+    other = is_no_slice(failed)
+    failed, other = failed[~other].drop_duplicates("file"), failed[other].drop_duplicates("file")
+    return len(failed), files - int((~other["file"].isin(failed["file"])).sum())
+
+
+def too_many_failed(count: int, files: int, accepted: float) -> str:
+    """Return the message for more failures than are ``accepted``, with the value that would accept them."""
+    enough = math.ceil(100 * count / files) / 100
+    return (
+        f"{count} of {files} files failed ({count / files:.2%}), more than --pre_max_failed={accepted:g} accepts "
+        f"(--pre_max_failed={enough:g} would)"
+    )
+
+
+def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: pd.DataFrame) -> None:
+    """Say how many files gave no image and why, and warn of labels and images that don't fit each other."""
+    other = is_no_slice(failed)
+    if other.any():
+        tell(f"{int(other.sum())} files are no CT slices and don't count as failures ({count_reasons(failed[other])})")
+    archives = int((failed["reason"] == "archive").sum())
+    if archives:
+        logger.warning("%d archives were not looked into: unpack them beside, and start again", archives)
+    if not other.all():
+        logger.warning(
+            "%d files gave no image (%s); see %s",
+            int((~other).sum()), count_reasons(failed[~other]), job.folder / FAILED_FILE,
+        )  # fmt: skip
+    warn_about_labels(job, images, unmatched)
+    missing = pd.Index(shown_ids(job, images, job.asked)).difference(images.index)
+    if len(missing):
+        logger.warning("%d images of the sample submission have no picture: %s", len(missing), list_some(missing))
+    for name, meaning in MARKS.items():
+        marked = images.index[[name in mended.split(";") for mended in images["mended"]]]
+        if len(marked):
+            logger.warning("%d images %s: %s", len(marked), meaning, list_some(marked))
+    if images["warnings"].sum():
+        logger.warning("pydicom had something to remark on %d files", int((images["warnings"] > 0).sum()))
+
+
+def say_geometry(table: pd.DataFrame) -> None:
+    """Say how many images have an unusual place in their series, by the metadata."""
+    marks = table["geometry"].astype(str).str.split(";").explode()
+    counts = marks.value_counts().drop(["", "single_slice"], errors="ignore")
+    if len(counts):
+        listing = ", ".join(f"{name} {count}" for name, count in counts.items())
+        tell(f"places along the series (the metadata's column geometry): {listing}")
+
+
+def warn_about_labels(job: Job, images: pd.DataFrame, unmatched: pd.DataFrame) -> None:
+    """Warn of labels without image and of images without label."""
+    if not is_labelled(job):
+        logger.warning("%s: unlabelled: no label columns and no folds; --pre_labels=file.csv adds labels", job.folder)
+    elif job.label_file is not None:
+        counts = unmatched["table"].value_counts()
+        if len(unmatched):
+            logger.warning(
+                "%d rows of %s fit no image, and %d images have no labels (split test); see %s",
+                counts.get("labels", 0), job.config.pre_labels, counts.get("metadata", 0), job.folder / UNMATCHED_ROWS,
+            )  # fmt: skip
+    else:
+        if len(unmatched):
+            logger.warning(
+                "%d labelled images have no picture and are left out: %s; see %s",
+                len(unmatched), list_some(unmatched["id"]), job.folder / UNMATCHED,
+            )  # fmt: skip
+        unlabelled = images.index[(images["split"] == "train") & ~images.index.isin(job.labels.index)]
+        if len(unlabelled):
+            logger.warning(
+                "%d training images have no labels in %s and are in no fold: %s",
+                len(unlabelled), job.source.competition.train_csv, list_some(unlabelled),
+            )  # fmt: skip

@@ -1,0 +1,157 @@
+"""What a dataset is made from: a source's files, its tables of labels, and the key of its pseudonyms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from common.cli.console import tell
+from common.errors import UsageError, WorkError, list_some, nearest_file
+from common.preprocessing.archives import ARCHIVE_SUFFIXES, UNREAD_SUFFIXES
+from common.preprocessing.failures import failure_rows
+from common.preprocessing.labels import locate_labels
+from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms
+from common.preprocessing.sources import Tree, open_tree, stem
+from config import PreprocessingConfig
+from rsna.forms import read_competition_labels, read_label_file, read_submission
+from rsna.prepare.competition import COMPETITION_FOLDER, CompetitionSource, find_competition, list_competition
+
+KEY_FILE = "pseudonyms.key"  # in the input folder, one for all datasets and in none of them
+ID_MAP = "id_map_{}.csv"  # beside the key: which file and patient a dataset's ids stand for
+COMPETITION_NAMES = {  # the competition's own pseudonyms, which stay
+    kind: f"ID_[0-9a-f]{{{digits}}}"
+    for kind, digits in {"image": 9, "instance": 9, "patient": 8, "study": 10, "series": 10}.items()
+}
+ARCHIVES = (*ARCHIVE_SUFFIXES, *UNREAD_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset comes from. ``competition`` is None for files in another form than the competition's."""
+
+    tree: Tree
+    competition: CompetitionSource | None
+
+    @property
+    def kind(self) -> str:
+        """``competition``, ``phantom`` or ``dicom``, as in dataset.json."""
+        if self.competition is None:
+            return "dicom"
+        return "phantom" if self.competition.phantom else "competition"
+
+
+def key_place(config: PreprocessingConfig) -> Path:
+    """Return the key's file: --pseudonym_key, else beside ``datasets/``; UsageError for one inside ``datasets/``."""
+    place = config.pseudonym_key or config.data_input_folder / KEY_FILE
+    if (config.data_input_folder / "datasets").resolve() in place.resolve().parents:
+        raise UsageError(f"--pseudonym_key={place}: lies among the datasets, which are passed on without it")
+    return place
+
+
+def private_files(key_file: Path) -> list[Path]:
+    """Return the key and the maps beside it, which belong to no source."""
+    return [key_file, *key_file.parent.glob(ID_MAP.format("*"))]
+
+
+def find_source(config: PreprocessingConfig) -> Source:
+    """Return where the files lie. Where there are none, raise UsageError with what was looked for."""
+    searched = config.pre_source or config.data_input_folder
+    if config.pre_source is not None and not config.pre_source.exists():
+        raise UsageError(
+            f"--pre_source={config.pre_source}: no such folder, archive or file{nearest_file(config.pre_source)}"
+        )
+    competition = find_competition(searched)
+    if competition is not None:
+        return Source(competition.tree, competition)
+    tree = None if config.pre_source is None else open_tree(searched)
+    if tree is None:
+        archives = sorted(path.name for path in searched.glob("*.*") if path.name.casefold().endswith(ARCHIVES))
+        packed = f"; unpack what lies there as {list_some(archives)}, if it is that" if archives else ""
+        raise UsageError(
+            f"{searched}: no competition data here or in {COMPETITION_FOLDER}/ or {COMPETITION_FOLDER}.zip (expected "
+            "stage_2_train/*.dcm and stage_2_train.csv, or stage_1_train_images/ and stage_1_train.csv)"
+            f"{packed}; for files of your own name their folder or archive with --pre_source; for synthetic data run "
+            "python rsna_phantom.py, then python preprocessing.py --pre_source=input/phantom --data_dataset=phantom"
+        )
+    return Source(tree, None)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the CSVs say: ``labels`` of the source or ``label_file`` of --pre_labels, ids of the sample submission."""
+
+    labels: pd.DataFrame
+    label_file: pd.DataFrame | None
+    asked: pd.Index
+
+
+def read_tables(source: Source, config: PreprocessingConfig) -> Tables:
+    """Read the labels and the sample submission of a source; errors as the functions of :mod:`rsna.forms`."""
+    competition = source.competition
+    labels = pd.DataFrame(index=pd.Index([], name="id"))
+    if competition is not None and config.pre_labels is None:
+        labels = read_competition_labels(competition.train_csv)
+    sample = None if competition is None else competition.sample_submission
+    asked = pd.Index([]) if sample is None else read_submission(sample).index
+    return Tables(labels, None if config.pre_labels is None else read_label_file(config.pre_labels), asked)
+
+
+def located_labels(
+    config: PreprocessingConfig, label_file: pd.DataFrame, source: Source, paths: pd.Series
+) -> pd.DataFrame:
+    """Return the labels with each path as it is in the source. Say which paths were matched, and which are lost.
+
+    Raises UsageError where all keys are paths and none of them is a file's.
+    """
+    try:
+        located = locate_labels(label_file, paths, source.tree.root)
+    except WorkError as error:
+        raise WorkError(f"{config.pre_labels}: {error}") from None
+    if len(located.by_tail):
+        tell(
+            f"{config.pre_labels}: {len(located.by_tail)} paths are those of files by their ends "
+            f"(rows {list_some(map(str, located.by_tail))})"
+        )
+    if len(located.lost) == len(label_file):
+        raise UsageError(
+            f"{config.pre_labels}: none of its {len(label_file)} keys is the path of a file in {source.tree.root}, nor "
+            f"a UID (rows {list_some(map(str, located.lost))}); write each path as it is below that folder, as in "
+            f"case1/IM0001.dcm, or name the folder that they begin in by --pre_source; nothing was converted"
+        )
+    if len(located.lost):
+        tell(
+            f"{config.pre_labels}: {len(located.lost)} paths are of no file in {source.tree.root} (rows "
+            f"{list_some(map(str, located.lost))})"
+        )
+    return located.table
+
+
+def list_source(source: Source, pseudonyms: Pseudonyms, skip: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the files to convert and, as rows of failed.csv, those that are refused; columns as in ``Job``.
+
+    Both are sorted, so that the order in which the disk lists files changes nothing. ``skip`` names files and folders
+    that this program wrote.
+    """
+    if source.competition is None:
+        files, refused = (
+            table.assign(file_id=[stem(path) for path in table["path"]]) for table in source.tree.list(skip=skip)
+        )
+        files["split"] = ""
+    else:
+        files, refused = list_competition(source.competition)
+    once = ~files["file_id"].duplicated(keep=False)
+    files["own_id"] = [
+        name if stays and pseudonyms.is_public(IMAGE, name) else ""
+        for name, stays in zip(files["file_id"], once, strict=True)
+    ]
+    files["by_path"] = False
+    refused["own_id"] = [name if pseudonyms.is_public(IMAGE, name) else "" for name in refused["file_id"]]
+    # The journal and failed.csv know a file by its own id, else by a pseudonym of its path.
+    for table, name in ((files, "source_id"), (refused, "id")):
+        table[name] = [
+            own or pseudonyms.of(FILE, path) for own, path in zip(table["own_id"], table["path"], strict=True)
+        ]
+    return files.set_index("source_id"), failure_rows(refused)
