@@ -12,7 +12,8 @@ from common.cli.command import command
 from common.cli.console import set_verbosity
 from common.errors import UsageError
 from common.training.memory import PREDICTION_ADVICE, out_of_memory_advice
-from config import EvaluateConfig, TrainConfig
+from config import TrainConfig
+from rsna.judging.options import EvaluateConfig
 
 if TYPE_CHECKING:
     import numpy as np

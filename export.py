@@ -9,7 +9,7 @@ from common.cli.arguments import parse_args
 from common.cli.command import command
 from common.cli.console import set_verbosity
 from common.training.memory import out_of_memory_advice
-from config import ExportConfig
+from rsna.prediction.options import ExportConfig
 
 
 @command

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from common.cli.console import tell
+from common.cli.values import HOLDOUT
 from common.datasets.context import describe_lacks, find_neighbours, slice_places
 from common.datasets.csv_tables import check_image_id, read_table
 from common.datasets.image_files import SUFFIXES
@@ -27,7 +28,6 @@ from common.errors import UsageError, WorkError, list_some, nearest
 from common.foreign import read_json
 from common.preprocessing.groups import Identities, group_images, picture_keys
 from common.preprocessing.series import NORMAL
-from config import HOLDOUT
 
 logger = logging.getLogger(__name__)
 

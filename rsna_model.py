@@ -16,8 +16,9 @@ from common.models.sequence import build_sequence_model
 from common.models.study_layers import StudyNetwork
 from common.models.weights import load_weights
 from common.training import distributed
-from common.training.computing import WAYS, describe, measure_ways, quickest
+from common.training.computing import describe, measure_ways, quickest
 from common.training.hardware import arrange_model
+from common.training.ways import WAYS
 from config import SEQUENCE, STUDY, TrainConfig
 from rsna_dataset import LABELS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from common.cli.arguments import parse_args
 from common.cli.command import command
 from common.cli.console import set_verbosity
-from config import PhantomConfig
+from rsna.phantom.options import PhantomConfig
 from rsna.phantom.write import write_phantom
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.cli.arguments import parse_args
 from common.cli.command import command
 from common.cli.console import set_verbosity
-from config import SecondLevelConfig
+from rsna.judging.options import SecondLevelConfig
 
 
 @command

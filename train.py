@@ -11,7 +11,8 @@ from common.cli.arguments import parse_args
 from common.cli.command import command
 from common.cli.console import set_verbosity
 from common.cli.listing import listing
-from config import AUTO, TrainConfig
+from common.training.ways import AUTO
+from config import TrainConfig
 
 
 @command

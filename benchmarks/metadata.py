@@ -63,8 +63,8 @@ def make_job(folder: Path, count: int) -> object:
     from common.preprocessing.id_map import IdMap
     from common.preprocessing.pseudonyms import Pseudonyms
     from common.preprocessing.sources import FolderTree
-    from config import PreprocessingConfig
     from rsna.prepare.job import Job, image_form
+    from rsna.prepare.options import PreprocessingConfig
     from rsna.prepare.source import COMPETITION_NAMES, Source
     from rsna_dataset import LABELS
 

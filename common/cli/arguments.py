@@ -13,7 +13,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,6 +133,13 @@ def given_options(config: Any, prefix: str, *without: str) -> dict[str, Any]:
 def changeable_options(config_class: type) -> set[str]:
     """Return the names of the options that a resumed run may be given anew."""
     return {name for name, (_, spec) in _fields(config_class).items() if spec.changeable}
+
+
+def refuse_given(config: Any, names: Iterable[str], why: str) -> None:
+    """Raise UsageError, "--name ``why``", for the first of ``names`` that has another value than its default."""
+    for name in names:
+        if getattr(config, name) != config.__dataclass_fields__[name].default:
+            raise UsageError(f"--{name} {why}")
 
 
 def _fields(config_class: type) -> dict[str, tuple[Any, Option]]:

@@ -13,7 +13,7 @@ TRANSFORM_FOLDER = Path(__file__).parent.parent.parent / "transforms"
 TABLES = {
     "optim": "common.training.optimizers.OPTIMIZERS",
     "sched": "common.training.schedulers.SCHEDULES",
-    "sampler": "common.datasets.samplers.SAMPLERS",
+    "sampler": "common.datasets.sampling.SAMPLERS",
     "loss": "common.training.losses.LOSSES",
     "tracker": "common.trackers.table.TRACKERS",
     "pool": "common.models.pooling.POOLS",

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from common.cli.choices import Row, choose, settings, table
 from common.datasets.images import SampleKey
 from common.errors import UsageError, nearest
 from common.hashing import stable_hash
@@ -313,49 +312,6 @@ def build_hard(images: TrainingImages, values: Mapping[str, Any]) -> EpochSample
     """By the last loss of each image."""
     power, floor = values["sampler_power"], values["sampler_floor"]
     return HardExampleSampler(images.image_ids, power, floor, *images.place, gather=images.gather)
-
-
-@dataclass(frozen=True)
-class SamplerRow(Row):
-    """One order of the training images, and how it is built from them and the options that it knows."""
-
-    build: Callable[[TrainingImages, Mapping[str, Any]], EpochSampler]
-
-
-SAMPLERS: dict[str, SamplerRow] = table(
-    (
-        SamplerRow("random", "each image once in an epoch, in random order", build_random),
-        SamplerRow("sequential", "each image once in an epoch, in the dataset's order", build_sequential),
-        SamplerRow(
-            "balanced",
-            "a target share of the images is positive for a label; positives repeat, negatives are thinned out",
-            build_balanced,
-            parameters={"sampler_label": "any", "sampler_share": 0.5},
-        ),
-        SamplerRow(
-            "study",
-            "the same number of images of every study",
-            build_study,
-            parameters={"sampler_slices": 8},
-        ),
-        SamplerRow(
-            "hard",
-            "images with a high last loss come more often; a share is drawn evenly",
-            build_hard,
-            parameters={"sampler_power": 1.0, "sampler_floor": 0.3},
-        ),
-    )
-)
-
-
-def check_sampler(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the sampler called ``name``; UsageError for another name or an option it doesn't know."""
-    return settings("data_sampler", choose("data_sampler", name, SAMPLERS), given)
-
-
-def build_sampler(name: str, given: Mapping[str, Any], images: TrainingImages) -> EpochSampler:
-    """Build the sampler called ``name``; ``given`` are the ``sampler_…`` options, None where not given."""
-    return SAMPLERS[name].build(images, check_sampler(name, given))
 
 
 def count_occurrences(order: np.ndarray) -> np.ndarray:

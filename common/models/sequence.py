@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.cli.arguments import option
 from common.cli.choices import Row, choose, settings, table
 from common.errors import UsageError
 
@@ -78,6 +79,40 @@ SEQUENCE_MODELS: dict[str, SequenceRow] = table(
         SequenceRow("conv", "residual 1-D convolutions", build_conv, parameters=COMMON | {"seq_kernel": 5}),
     )
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceOptions:
+    """Sequence models (--net_kind=sequence or study). Where an option says "none", the model's own value holds."""
+
+    seq_features: str | None = option(
+        None,
+        "experiment (id or folder) of a cross-validation, whose out-of-fold features the model is trained on",
+        changeable=True,
+    )
+    seq_model: str = option(
+        "gru",
+        "kind of sequence model; --list=seq tells of each with the options that it knows",
+        choices=tuple(SEQUENCE_MODELS),
+    )
+    seq_inputs: str | None = option(
+        None,
+        "what it sees of a slice beside its place: features, logits or both",
+        choices=("both", "features", "logits"),
+    )
+    seq_width: int | None = option(None, "width of its layers", minimum=1, maximum=8192)
+    seq_layers: int | None = option(None, "number of its layers", minimum=1, maximum=64)
+    seq_heads: int | None = option(None, "transformer: attention heads", minimum=1, maximum=64)
+    seq_kernel: int | None = option(None, "conv: slices that a convolution spans, odd", minimum=1, maximum=99)
+    seq_drop: float | None = option(None, "dropout", minimum=0, maximum=0.99)
+    seq_reverse: float | None = option(None, "chance that a training series comes reversed", minimum=0, maximum=1)
+    seq_study: str | None = option(
+        None,
+        "logit of the study: max of the slices'; noisy_or: that any slice is positive; learned: max plus a layer on "
+        "slices weighted by attention",
+        choices=("max", "noisy_or", "learned"),
+    )
+    seq_study_weight: float | None = option(None, "weight of the studies' loss beside the slices'", minimum=0)
 
 
 def sequence_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.cli.choices import Row, settings, table
-from common.errors import UsageError
 from common.networks.network import Average
 
 
@@ -103,13 +100,6 @@ class EqualAverage(RunningAverage):
         super().__init__(model, lambda number: 1 / number, first_step)
 
 
-@dataclass(frozen=True)
-class AverageRow(Row):
-    """One kind of average, and how it is built: model, the run's steps, and the values of its options."""
-
-    build: Callable[[nn.Module, int, Mapping[str, Any]], Average]
-
-
 def build_ema(model: nn.Module, steps: int, values: Mapping[str, Any]) -> Average:
     """An exponential average."""
     return ExponentialAverage(model, values["tr_ema_decay"])
@@ -118,33 +108,3 @@ def build_ema(model: nn.Module, steps: int, values: Mapping[str, Any]) -> Averag
 def build_swa(model: nn.Module, steps: int, values: Mapping[str, Any]) -> Average:
     """An equal average from ``tr_swa_start``, a share of the run, on."""
     return EqualAverage(model, min(int(values["tr_swa_start"] * steps) + 1, steps))
-
-
-AVERAGES: dict[str, AverageRow] = table(
-    (
-        AverageRow("ema", "exponential moving average of the weights", build_ema, parameters={"tr_ema_decay": 0.999}),
-        AverageRow(
-            "swa", "equal average of the weights over the end of the run", build_swa, parameters={"tr_swa_start": 0.75}
-        ),
-    )
-)
-
-
-def check_averages(chosen: Mapping[str, bool], given: Mapping[str, Any]) -> None:
-    """Raise UsageError where an option of an average is given that is not asked for."""
-    for name, row in AVERAGES.items():
-        for option in row.parameters:
-            if given.get(option) is not None and not chosen[name]:
-                raise UsageError(f"--{option} needs --tr_{name}=1")
-
-
-def build_averages(
-    model: nn.Module, steps: int, chosen: Mapping[str, bool], given: Mapping[str, Any]
-) -> dict[str, Average]:
-    """Build the averages that are ``chosen`` for a run of ``steps`` optimizer updates; UsageError as check_averages."""
-    check_averages(chosen, given)
-    return {
-        name: row.build(model, steps, settings(f"tr_{name}", row, {key: given.get(key) for key in row.parameters}))
-        for name, row in AVERAGES.items()
-        if chosen[name]
-    }

@@ -6,41 +6,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from common.cli.choices import Row, table
 from common.models.freezing import train_mode
 from common.networks.network import evaluation_mode
+from common.training.ways import WAYS, Way
 
 ROUNDS = 3
 HOPELESS = 1.5  # times the quickest way's first time: left out of the rounds
 WORTH = 0.95  # share of the time of the ways before it that a way must stay below to be taken
-
-
-@dataclass(frozen=True)
-class Way(Row):
-    """``channels_last``: kernels and pictures in memory channel by channel; ``amp``: autocast, in bfloat16."""
-
-    channels_last: bool
-    amp: bool
-
-    def context(self) -> torch.autocast:
-        """Return the context to compute in."""
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp)
-
-
-# The plainest first: of two that are equally quick the first is taken.
-WAYS: dict[str, Way] = table(
-    (
-        Way("float32", "float32, pictures channel after channel", channels_last=False, amp=False),
-        Way("channels_last", "float32, channel by channel within a pixel", channels_last=True, amp=False),
-        Way("bfloat16", "bfloat16 by autocast, channel by channel within a pixel", channels_last=True, amp=True),
-    )
-)
 
 
 class InFloat32(nn.Module):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.cli.arguments import option
 from common.cli.choices import Row, choose, settings, table
+from common.cli.values import format_numbers, parse_numbers
 from common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +89,34 @@ LOSSES: dict[str, LossRow] = table(
         ),
     )
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Loss. The metric never changes with it."""
+
+    loss: str = option(
+        "bce", "training loss; --list=loss tells of each with the options that it knows", choices=tuple(LOSSES)
+    )
+    loss_label_weights: tuple[float, ...] | None = option(
+        None,
+        "a weight for each label, as in 1,1,1,1,1,2, divided by their sum; none: the metric's",
+        parse=parse_numbers,
+        form=format_numbers,
+    )
+    loss_positive_weights: tuple[float, ...] | None = option(
+        None,
+        "bce: how much positives count, one number or one for each label",
+        parse=parse_numbers,
+        form=format_numbers,
+    )
+    loss_smoothing: float | None = option(
+        None, "label smoothing s: targets become y (1 - s) + s / 2", minimum=0, maximum=1
+    )
+    loss_gamma: float | None = option(None, "focal: power that lowers the weight of easy labels", minimum=0)
+    loss_alpha: float | None = option(
+        None, "focal: weight of positives, 1 minus it that of negatives; below 0: both 1", minimum=-1, maximum=1
+    )
 
 
 def per_label(option: str, numbers: Sequence[float], labels: int) -> list[float]:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from common.cli.arguments import option
 from common.cli.choices import Row, choose, load, settings, table
+from common.cli.values import format_numbers, parse_numbers
 from common.errors import UsageError
 from common.models.layers import head_parameters, layer_indices, undecayed_names
 
@@ -131,6 +133,41 @@ OPTIMIZERS: dict[str, OptimizerRow] = PLAIN_OPTIMIZERS | table(
     )
     for row in PLAIN_OPTIMIZERS.values()
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """Optimizer. Where an option says "none", the optimizer's own value holds, and one it doesn't know is refused."""
+
+    optim: str = option(
+        "adamw",
+        "optimizer, also as lookahead_<name>; --list=optim tells of each with the options that it knows",
+        choices=tuple(OPTIMIZERS),
+        metavar="NAME",
+    )
+    optim_lr: float = option(1e-3, "learning rate at its highest", minimum=0)
+    optim_weight_decay: float = option(
+        1e-2, "weight decay of matrices and kernels; biases, norms and position embeddings don't decay", minimum=0
+    )
+    optim_layer_decay: float | None = option(
+        None,
+        "each layer's rate as a share of the next one's, counted from the head (1: all the same)",
+        minimum=0,
+        maximum=1,
+    )
+    optim_head_factor: float | None = option(None, "the head's learning rate as a multiple of --optim_lr", minimum=0)
+    optim_momentum: float | None = option(None, "momentum", minimum=0, maximum=0.9999)
+    optim_nesterov: bool | None = option(None, "1: Nesterov's momentum")
+    optim_betas: tuple[float, ...] | None = option(
+        None, "decay of the running means, as in 0.9,0.999", parse=parse_numbers, form=format_numbers
+    )
+    optim_eps: float | None = option(None, "added to the denominator", minimum=0)
+    optim_alpha: float | None = option(None, "rmsprop: decay of the squared gradient", minimum=0, maximum=0.999999)
+    optim_rho: float | None = option(None, "adadelta: decay of the squared gradient", minimum=0, maximum=1)
+    optim_lookahead_k: int | None = option(None, "lookahead_...: steps between two slow updates", minimum=1)
+    optim_lookahead_alpha: float | None = option(
+        None, "lookahead_...: share of the way that the slow weights go", minimum=0, maximum=1
+    )
 
 
 def parameter_groups(

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.cli.arguments import option
 from common.cli.choices import Row, choose, settings, table
+from common.cli.values import format_numbers, parse_numbers
 from common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -283,6 +285,48 @@ SCHEDULES: dict[str, ScheduleRow] = table(
         ),
     )
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """Schedule, in optimizer steps. Where an option says "none", the schedule's own value holds."""
+
+    sched: str = option(
+        "cosine",
+        "schedule of the learning rate; --list=sched tells of each with the options that it knows",
+        choices=tuple(SCHEDULES),
+    )
+    sched_warmup: float | None = option(
+        None, "steps of linear warm-up; below 1: a share of the run", minimum=0, maximum=1e9
+    )
+    sched_min: float | None = option(None, "lowest rate as a share of the highest", minimum=0, maximum=1)
+    sched_start: float | None = option(None, "onecycle: first rate as a share of the highest", minimum=0, maximum=1)
+    sched_gamma: float | None = option(
+        None, "step, multistep, plateau: what a drop multiplies the rate by", minimum=0, maximum=1
+    )
+    sched_step: float | None = option(
+        None, "step: steps between drops; below 1: a share of the run", minimum=0, maximum=1e9
+    )
+    sched_milestones: tuple[float, ...] | None = option(
+        None,
+        "multistep: steps of the drops, as in 0.5,0.75; below 1: shares of the run",
+        parse=parse_numbers,
+        form=format_numbers,
+    )
+    sched_cycles: int | None = option(None, "cosine: cycles in the run", minimum=1, maximum=1000)
+    sched_cycle_length: float | None = option(
+        None, "cosine: length of a cycle as a multiple of the one before", minimum=0.01, maximum=100
+    )
+    sched_cycle_height: float | None = option(
+        None, "cosine: height of a cycle as a multiple of the one before", minimum=0, maximum=1
+    )
+    sched_power: float | None = option(None, "poly: power of the curve", minimum=0.01, maximum=100)
+    sched_patience: int | None = option(
+        None, "plateau: validations without a better value that are borne before a drop", minimum=0
+    )
+    sched_threshold: float | None = option(
+        None, "plateau: how much better a value must be, as a share of it", minimum=0, maximum=1
+    )
 
 
 def check_schedule(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

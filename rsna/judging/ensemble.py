@@ -33,7 +33,7 @@ from common.foreign import Unreadable, read_json
 from common.lineage import Overlap, Provenance
 from common.reports.record import write_value
 from common.spreadsheets import read_texts, table_form, to_numbers
-from config import EnsembleConfig, TrainConfig
+from config import TrainConfig
 from rsna.forms import SUBMISSION_COLUMNS, check_submission, read_competition_labels, read_predictions, write_submission
 from rsna.judging.evaluation import (
     Evaluation,
@@ -48,6 +48,7 @@ from rsna.judging.evaluation import (
     records,
     write_evaluation,
 )
+from rsna.judging.options import EnsembleConfig
 from rsna.judging.reports import put_together
 from rsna.training.lineage import overlap, overlap_lines, refuse_seen
 from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES, experiment_predictions

@@ -15,6 +15,7 @@ import pandas as pd
 
 from common.checkpoint import BEST
 from common.cli.arguments import from_dict, parse_args, to_dict
+from common.cli.values import Windows, format_windows
 from common.datasets.image_files import SUFFIXES
 from common.datasets.images import read_image
 from common.dicom.pictures import window
@@ -45,9 +46,10 @@ from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
 from common.training import distributed
 from common.training.memory import is_out_of_memory
-from config import DRAWS, EnsembleConfig, SecondLevelConfig, TrainConfig, Windows, format_windows
+from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.judging.evaluation import constant_prevalences, described_images, evaluate_predictions, labelled_rows
+from rsna.judging.options import DRAWS, EnsembleConfig, SecondLevelConfig
 from rsna.kinds.slices import select_rows
 from rsna.prediction.pictures import grey_slices, heat_maps
 from rsna.prediction.trained import dataset_folder_of, load_network

@@ -29,7 +29,7 @@ from common.experiments.resume import read_options
 from common.files import write_csv, write_json
 from common.lineage import Provenance
 from common.reports.record import write_value
-from config import SecondLevelConfig, TrainConfig
+from config import TrainConfig
 from rsna.forms import check_submission, read_predictions, write_submission
 from rsna.judging.evaluation import (
     describe,
@@ -38,6 +38,7 @@ from rsna.judging.evaluation import (
     matching_predictions,
     write_evaluation,
 )
+from rsna.judging.options import SecondLevelConfig
 from rsna.judging.reports import put_together
 from rsna.training.folds import Fold, finished_folds, read_folds
 from rsna.training.lineage import learnt_from, overlap, overlap_lines, refuse_seen

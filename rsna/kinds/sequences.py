@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from common.cli.arguments import given_options
 from common.cli.console import progress
+from common.cli.values import HOLDOUT
 from common.datasets.batch import Batch
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
@@ -22,7 +23,7 @@ from common.evaluation.metrics import constant_predictor, prevalences_of, probab
 from common.experiments.folder import experiment_folder
 from common.models.sequence import sequence_settings
 from common.training import distributed
-from config import HOLDOUT, TrainConfig
+from config import TrainConfig
 from rsna.kinds.features import FOLDERS, HOW, INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_features
 from rsna.kinds.slices import TrainingData, select_rows
 from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, read_fold, read_metadata, rows_hash

@@ -13,17 +13,19 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from common.cli.arguments import given_options
+from common.cli.arguments import given_options, refuse_given
+from common.cli.values import Windows, parse_windows
 from common.datasets.batch import finished_picture
 from common.datasets.loaders import make_loader
-from common.datasets.samplers import SequentialSampler, TrainingImages, build_sampler
+from common.datasets.samplers import SequentialSampler, TrainingImages
+from common.datasets.sampling import build_sampler
 from common.errors import UsageError, WorkError
 from common.evaluation.metrics import constant_predictor, prevalences_of
 from common.training import distributed
 from common.training.hardware import training_loader_workers
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
 from common.transforms.device import DevicePart, device_refusal
-from config import TrainConfig, Windows, parse_windows, refuse_given
+from config import TrainConfig
 from rsna_dataset import (
     DATASET_INFO,
     LABEL_WEIGHTS,

@@ -18,7 +18,7 @@ from common.errors import UsageError, WorkError
 from common.files import atomic_path, check_output, write_csv, write_json
 from common.foreign import read_json
 from common.machine import usable_cores
-from config import PhantomConfig
+from rsna.phantom.options import PhantomConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,6 +24,7 @@ import pandas as pd
 
 from common.checkpoint import load_checkpoint
 from common.cli.console import progress, say, tell
+from common.cli.values import format_windows, parse_windows
 from common.errors import UsageError, WorkError, nearest_file
 from common.files import remove_temporaries, write_csv, write_json
 from common.preprocessing.convert import ImageForm, Record, Task
@@ -40,12 +41,14 @@ from common.preprocessing.workers import convert_files
 from common.reports.montage import Highlight, draw_series, write_picture
 from common.reports.page import NOTICE
 from common.training.hardware import cpu_cores
-from config import PredictConfig, PreprocessingConfig, TrainConfig, format_windows, parse_windows
+from config import TrainConfig
+from rsna.prediction.options import PredictConfig
 from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
 from rsna.prediction.trained import TrainedNetwork, dataset_folder_of
 from rsna.prepare.competition import find_competition
 from rsna.prepare.job import file_tasks, image_form
+from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.source import COMPETITION_NAMES, ID_MAP, KEY_FILE, Source, list_source, private_files
 from rsna.prepare.tables import file_order
 from rsna_dataset import (

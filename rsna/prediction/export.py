@@ -30,10 +30,11 @@ from common.models.exporting import FORMATS, export_model
 from common.models.sequence_layers import ForExport, in_series
 from common.models.study_layers import StudyForExport
 from common.reports.page import NOTICE
-from config import CHECKPOINT, SEQUENCE, STUDY, ExportConfig
+from config import SEQUENCE, STUDY
 from rsna.kinds.features import OUT_OF_FOLD
 from rsna.kinds.sequences import check_width, feature_folder, features_hash, open_features, sequence_dataset
 from rsna.kinds.studies import picture_series
+from rsna.prediction.options import CHECKPOINT, ExportConfig
 from rsna.prediction.trained import TrainedNetwork, check_features, dataset_folder_of, load_asked
 from rsna.training.lineage import checkpoint_lineage
 from rsna_dataset import LABELS, RSNADataset, read_metadata

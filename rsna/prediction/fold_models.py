@@ -24,6 +24,7 @@ from torch import Tensor
 from common.checkpoint import BEST
 from common.cli.arguments import from_dict
 from common.cli.console import progress
+from common.cli.values import HOLDOUT
 from common.datasets.batch import Batch
 from common.errors import UsageError, WorkError
 from common.experiments.resume import read_options
@@ -34,7 +35,8 @@ from common.models.embedding import head_input
 from common.networks.arrival import arrived
 from common.networks.network import evaluation_mode
 from common.training.hardware import loader_workers
-from config import AUTO, HOLDOUT, EvaluateConfig, PredictConfig, TrainConfig
+from common.training.ways import AUTO
+from config import TrainConfig
 from rsna.kinds.features import (
     FEWEST_FOLDS,
     FOLDERS,
@@ -47,6 +49,7 @@ from rsna.kinds.features import (
     write_features,
 )
 from rsna.kinds.slices import build_loader, place_transform, select_rows
+from rsna.prediction.options import PredictConfig, TrainedOptions, TTAOptions
 from rsna.prediction.provenance import check_predicted, network_provenance
 from rsna.prediction.trained import (
     TrainedNetwork,
@@ -82,7 +85,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def load_fold_models(
-    config: PredictConfig | EvaluateConfig, folder: Path, weights: Mapping[int, str] | None = None, **more: Any
+    config: TrainedOptions, folder: Path, weights: Mapping[int, str] | None = None, **more: Any
 ) -> dict[int, TrainedNetwork]:
     """Load the models of all folds; UsageError where the folder is no finished cross-validation.
 
@@ -151,14 +154,14 @@ def several_models(folder: Path) -> UsageError:
 
 
 def mean_by_folds(
-    config: PredictConfig | EvaluateConfig, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
+    config: TTAOptions, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, np.ndarray]:
     """Return the models' mean probabilities of ``rows``, of whole studies where they judge these, and prevalences."""
     return *mean_of(predicted_by_folds(config, models, rows)), mean_prevalences(models)
 
 
 def predicted_by_folds(
-    config: PredictConfig | EvaluateConfig, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
+    config: TTAOptions, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
 ) -> dict[str, tuple[pd.DataFrame, pd.DataFrame | None]]:
     """Return each model's probabilities of ``rows``, and of whole studies where it judges these."""
     return {

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from common.lineage import Provenance
-from config import SEQUENCE, PredictConfig
+from config import SEQUENCE
 from rsna.kinds.features import OUT_OF_FOLD, TEST
+from rsna.prediction.options import PredictConfig
 from rsna.prediction.trained import TrainedNetwork, check_features
 from rsna.training.lineage import overlap, overlap_lines, refuse_seen, weights_lineage
 from rsna.training.provenance import features_used, tell_lines

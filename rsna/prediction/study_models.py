@@ -14,7 +14,7 @@ from common.checkpoint import chosen_weights, load_checkpoint
 from common.errors import UsageError
 from common.evaluation.calibration import calibration_of
 from common.models.sequence import sequence_settings
-from config import SEQUENCE, STUDY, PredictConfig
+from config import SEQUENCE, STUDY
 from rsna.kinds.features import FOLDERS, OUT_OF_FOLD, features_in_memory, read_document
 from rsna.kinds.sequences import features_hash, predict_features, sequence_options
 from rsna.prediction.fold_models import (
@@ -28,6 +28,7 @@ from rsna.prediction.fold_models import (
     read_refit_alignment,
     several_models,
 )
+from rsna.prediction.options import PredictConfig
 from rsna.prediction.trained import (
     NETWORKS,
     Calibration,

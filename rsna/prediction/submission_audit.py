@@ -14,8 +14,9 @@ from common.evaluation.metrics import prevalences_of
 from common.evaluation.statistics import format_table
 from common.files import check_output, write_csv
 from common.spreadsheets import table_form
-from config import PredictConfig, TrainConfig
+from config import TrainConfig
 from rsna.forms import check_submission, read_submission_texts
+from rsna.prediction.options import PredictConfig
 from rsna_dataset import LABELS, PUBLISHED, SAMPLE_FILE, dataset_folder, read_dataset_info, read_metadata
 
 SUSPECT_RATIO = 2.0  # of a label's mean and its prevalence, either way

@@ -17,6 +17,7 @@ from torch import nn
 from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
 from common.cli.arguments import from_dict
 from common.cli.console import progress
+from common.cli.values import HOLDOUT
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import fit_temperatures
 from common.evaluation.ensembling import combine
@@ -34,8 +35,9 @@ from common.training.hardware import (
     select_device,
     this_device,
 )
+from common.training.ways import AUTO
 from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
-from config import AUTO, HOLDOUT, SEQUENCE, STUDY, TRAINING, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
+from config import SEQUENCE, STUDY, TrainConfig
 from rsna.forms import check_submission, read_submission, write_submission
 from rsna.kinds.features import HOW, INFO_FILE, OUT_OF_FOLD, TEST, read_document
 from rsna.kinds.sequences import (
@@ -47,6 +49,7 @@ from rsna.kinds.sequences import (
 )
 from rsna.kinds.slices import Placed, build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
 from rsna.kinds.studies import study_loader
+from rsna.prediction.options import TRAINING, PredictConfig, TrainedOptions, TTAOptions
 from rsna.training.outcome import HOLDOUT_FILE
 from rsna_dataset import LABELS, SAMPLE_FILE, RSNADataset, dataset_folder, read_fold, read_holdout, read_metadata
 from rsna_model import build_architecture, computed_by, quickest_way
@@ -195,9 +198,7 @@ def sequence_alone(weight_file: Path) -> UsageError:
     )
 
 
-def load_asked(
-    config: PredictConfig | EvaluateConfig | ExportConfig, weight_file: Path, compute: str = TRAINING
-) -> TrainedNetwork:
+def load_asked(config: TrainedOptions, weight_file: Path, compute: str = TRAINING) -> TrainedNetwork:
     """Rebuild a network of any kind as a command's options ask for; see :func:`load_network`."""
     return load_network(
         weight_file,
@@ -209,7 +210,7 @@ def load_asked(
     )
 
 
-def place_of(config: PredictConfig | EvaluateConfig | ExportConfig) -> dict[str, Any]:
+def place_of(config: TrainedOptions) -> dict[str, Any]:
     """Return the options of a command that say where and how :func:`load_network`'s network predicts."""
     names = ("n_jobs", "data_input_folder", "data_dataset", "batch_size")
     return {name: getattr(config, name) for name in names if name in config.__dataclass_fields__}
@@ -282,7 +283,7 @@ class Views:
     method: str
 
 
-def load_views(trained: TrainedNetwork, config: PredictConfig | EvaluateConfig) -> Views | None:
+def load_views(trained: TrainedNetwork, config: TTAOptions) -> Views | None:
     """Build the views of --tta, None without it; UsageError where they don't fit the trained network."""
     if config.tta is None:
         return None

@@ -12,13 +12,14 @@ import pandas as pd
 
 from common.cli.arguments import to_dict
 from common.cli.console import progress, tell
+from common.cli.values import parse_windows
 from common.errors import UsageError, UserError, WorkError, list_some
 from common.files import write_csv, write_text
 from common.machine import usable_cores
 from common.preprocessing.audit import AuditedDataset, audit_page
 from common.preprocessing.convert import ImageForm
 from common.preprocessing.verify import FAULTS, verify_images
-from config import PreprocessingConfig, parse_windows
+from rsna.prepare.options import PreprocessingConfig
 from rsna_dataset import (
     FAILED_FILE,
     LABELS,

@@ -18,7 +18,6 @@ from common.preprocessing.folder import claim_folder
 from common.preprocessing.journal import Journal
 from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import load_key
-from config import PreprocessingConfig
 from rsna.prepare.conversion import check_persons, convert, pending_tasks
 from rsna.prepare.job import (
     Job,
@@ -29,6 +28,7 @@ from rsna.prepare.job import (
     source_hash,
     tasks_of,
 )
+from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.remarks import check_share, warn_of_other_source
 from rsna.prepare.source import (
     find_source,

@@ -16,7 +16,7 @@ from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.id_map import IdMap
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms
 from common.preprocessing.sources import Tree, printable
-from config import PreprocessingConfig
+from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.source import (
     COMPETITION_NAMES,
     ID_MAP,

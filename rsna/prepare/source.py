@@ -15,9 +15,9 @@ from common.preprocessing.failures import failure_rows
 from common.preprocessing.labels import locate_labels
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms
 from common.preprocessing.sources import Tree, open_tree, stem
-from config import PreprocessingConfig
 from rsna.forms import read_competition_labels, read_label_file, read_submission
 from rsna.prepare.competition import COMPETITION_FOLDER, CompetitionSource, find_competition, list_competition
+from rsna.prepare.options import PreprocessingConfig
 
 KEY_FILE = "pseudonyms.key"  # in the input folder, one for all datasets and in none of them
 ID_MAP = "id_map_{}.csv"  # beside the key: which file and patient a dataset's ids stand for

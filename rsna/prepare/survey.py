@@ -28,9 +28,9 @@ from common.preprocessing.series import describe_singles
 from common.preprocessing.tables import mark_repeated, metadata_table, unique_images
 from common.preprocessing.workers import convert_files, spread
 from common.reports.record import duration
-from config import PreprocessingConfig
 from rsna.prepare.conversion import TABLE_BYTES
 from rsna.prepare.job import Job, build_job, file_tasks, is_labelled
+from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.remarks import failed_share, too_many_failed
 from rsna.prepare.source import find_source, key_place, read_tables
 from rsna.prepare.tables import file_order, label_images, make_groups

@@ -12,9 +12,10 @@ import pandas as pd
 
 from common.checkpoint import load_checkpoint
 from common.cli.arguments import from_dict
+from common.cli.values import HOLDOUT
 from common.errors import UsageError, UserError, WorkError
 from common.lineage import Images, Lineage, Overlap, Provenance, learnt, name_hashes, picture_hashes, read_lineage
-from config import HOLDOUT, TrainConfig
+from config import TrainConfig
 from rsna.kinds.slices import select_rows
 from rsna_dataset import (
     DATASET_INFO,

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from common.cli.values import parse_folds
 from common.errors import UsageError
 from common.experiments.folder import CONFIG
 from common.experiments.resume import read_options
 from common.files import write_json
 from common.foreign import Unreadable, read_json
 from common.trackers.tracker import Tracker
-from config import parse_folds
 from rsna_dataset import known_groups
 from rsna_network import pooled_metrics
 

@@ -22,7 +22,7 @@ from common.callbacks.progress_bar import ProgressBar
 from common.callbacks.sample_losses import SampleLosses
 from common.callbacks.telemetry import Telemetry
 from common.checkpoint import LAST
-from common.cli.arguments import given_options, to_dict
+from common.cli.arguments import given_options, refuse_given, to_dict
 from common.datasets.batch import finished_picture
 from common.errors import Interrupted, UsageError
 from common.experiments.folder import (
@@ -37,7 +37,7 @@ from common.files import remove_temporaries, write_csv, write_text
 from common.lineage import Lineage
 from common.models.facts import measure_model, normalizes_single_values
 from common.models.sequence import sequence_settings
-from common.networks.averages import build_averages, check_averages
+from common.networks.averaging import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
 from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, write_status
@@ -49,7 +49,7 @@ from common.training.hardware import check_graphs, select_amp_dtype
 from common.training.losses import build_loss
 from common.training.optimizers import build_optimizer
 from common.training.schedulers import Schedule, build_schedule
-from config import SEQUENCE, STUDY, TrainConfig, refuse_given
+from config import SEQUENCE, STUDY, TrainConfig
 from rsna.kinds.sequences import build_sequences, sequence_options
 from rsna.kinds.slices import TrainingData, build_data
 from rsna.kinds.studies import build_studies

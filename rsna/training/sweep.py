@@ -17,7 +17,8 @@ from common.reports.record import REPORT_FILE, STATUS_FILE, duration, read_recor
 from common.sweeps.plan import NAME, Planned, flags_of, planned, read_grid, read_lines
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.sweeps.search import BEST_FILE, Search, read_space
-from config import SweepConfig, TrainConfig
+from config import TrainConfig
+from rsna.training.options import SweepConfig
 from rsna_dataset import METRIC
 
 ROOT = Path(__file__).resolve().parent.parent.parent

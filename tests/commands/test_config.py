@@ -11,15 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.cli.arguments import from_dict, parse_args, to_dict
-from common.cli.choices import Row
-from common.datasets.samplers import SAMPLERS
+from common.cli.choices import Row, load
+from common.cli.values import format_windows, parse_windows
+from common.datasets.sampling import SAMPLERS
 from common.errors import UsageError
 from common.models.sequence import SEQUENCE_MODELS
-from common.networks.averages import AVERAGES
+from common.networks.averaging import AVERAGES
 from common.training.losses import LOSSES
 from common.training.optimizers import OPTIMIZERS
 from common.training.schedulers import SCHEDULES
-from config import EvaluateConfig, ExportConfig, PredictConfig, SweepConfig, TrainConfig, format_windows, parse_windows
+from config import COMMANDS, TrainConfig
+from rsna.judging.options import EvaluateConfig
+from rsna.prediction.options import ExportConfig, PredictConfig
+from rsna.training.options import SweepConfig
 from tests import PROJECT
 
 TABLES = {
@@ -29,13 +33,7 @@ TABLES = {
     "loss": LOSSES,
     "seq_model": SEQUENCE_MODELS,
 }
-SCRIPTS = ("train.py", "predict.py", "evaluate.py", "ensemble.py", "preprocessing.py", "rsna_phantom.py")
-
-
-@pytest.mark.parametrize("option", TABLES)
-def test_every_choice_of_an_option_is_a_row_of_its_table_and_the_other_way_round(option: str) -> None:
-    spec = TrainConfig.__dataclass_fields__[option].metadata["option"]
-    assert set(spec.choices) == set(TABLES[option])
+SCRIPTS = [f"{name}.py" for name in COMMANDS]
 
 
 @pytest.mark.parametrize(("option", "row"), [(option, row) for option in TABLES for row in TABLES[option].values()])
@@ -48,18 +46,26 @@ def test_every_parameter_of_a_choice_is_an_option_without_a_default_of_its_own(o
         assert getattr(from_dict(TrainConfig, {**kind, name: text}), name) == default
 
 
-def test_every_option_of_the_training_is_read_somewhere() -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_a_command_is_read_somewhere(command: str) -> None:
     """An option that is parsed and ignored is a lie of --help."""
-    sources = [path for path in [*PROJECT.glob("*.py"), *PROJECT.glob("rsna/**/*.py")] if path.name != "config.py"]
-    read = {
-        node.attr
+    sources = [*PROJECT.glob("*.py"), *PROJECT.glob("rsna/**/*.py")]
+    nodes = [
+        node
         for path in sources
+        if path.name not in ("config.py", "options.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute)
-    }
+    ]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    read |= {node.value for node in nodes if isinstance(node, ast.Constant)}  # those that are handed on by name
     read |= {name for table in (*TABLES.values(), AVERAGES) for row in table.values() for name in row.parameters}
-    for name in TrainConfig.__dataclass_fields__:
+    for name in load(COMMANDS[command]).__dataclass_fields__:
         assert name in read, f"--{name} is read nowhere"
+
+
+def test_every_command_has_its_configuration_in_the_table() -> None:
+    commands = {path.stem for path in PROJECT.glob("*.py") if "main()" in path.read_text(encoding="utf-8")}
+    assert commands == COMMANDS.keys()
 
 
 def test_a_validation_interval_between_optimizer_steps_is_refused_with_both_numbers() -> None:

@@ -83,10 +83,6 @@ def test_no_module_is_part_of_an_import_cycle() -> None:
     assert tuple(TopologicalSorter(GRAPH).static_order())
 
 
-def test_config_knows_only_how_options_are_declared() -> None:
-    assert GRAPH["config"] <= {"common.cli.arguments", "common.errors"}
-
-
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("common.callbacks.")])
 def test_callbacks_name_the_network_for_types_only(module: str) -> None:
     assert not {name for name in GRAPH[module] if name.startswith("common.networks")}

@@ -22,26 +22,16 @@ import cv2
 import pandas as pd
 import pytest
 
-import config
+from common.cli.choices import load
 from common.trackers.jsonl import read_metrics
+from config import COMMANDS
 from tests import PROJECT
 from tests.conftest import SmallDataset
 from tests.run_driver import free_port
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
-OPTIONS = {
-    "train": config.TrainConfig,
-    "predict": config.PredictConfig,
-    "evaluate": config.EvaluateConfig,
-    "ensemble": config.EnsembleConfig,
-    "second_level": config.SecondLevelConfig,
-    "preprocessing": config.PreprocessingConfig,
-    "report": config.ReportConfig,
-    "sweep": config.SweepConfig,
-    "export": config.ExportConfig,
-    "rsna_phantom": config.PhantomConfig,
-}
+OPTIONS = {name: load(path) for name, path in COMMANDS.items()}
 KEY = "valid/weighted_log_loss"
 TINY = (
     "--data_dataset=phantom --net_model=test_convnext --data_image_size=32 --tr_batch_size=4 --tr_iteration_num=4 "

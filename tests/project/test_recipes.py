@@ -9,8 +9,9 @@ import pytest
 
 import train
 from common.cli.arguments import parse_args
+from common.cli.choices import load
 from common.transforms import find_transform
-from config import TrainConfig
+from config import COMMANDS, TrainConfig
 from tests import PROJECT
 
 RECIPES = sorted((PROJECT / "experiments").glob("rsna_*.yaml"))
@@ -38,7 +39,7 @@ def test_the_commands_in_a_recipe_are_commands_of_this_project(recipe: Path) -> 
     commands = re.findall(r"^#\s+python (\S+\.py)(.*)$", recipe.read_text(), re.MULTILINE)
     assert commands
     for script, flags in commands:
-        known = set(re.findall(r"^    (\w+): ", (PROJECT / "config.py").read_text(), re.MULTILINE))
+        known = load(COMMANDS[script.removesuffix(".py")]).__dataclass_fields__.keys()
         assert (PROJECT / script).is_file()
         assert set(re.findall(r"--(\w+)=", flags)) <= known | {"config"}
 

@@ -9,13 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.datasets.samplers import (
-    SAMPLERS,
     EpochSampler,
     HardExampleSampler,
     TrainingImages,
-    build_sampler,
     count_occurrences,
 )
+from common.datasets.sampling import SAMPLERS, build_sampler
 from common.errors import UsageError
 
 LABELS = ("bleeding", "any")

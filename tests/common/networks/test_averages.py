@@ -9,7 +9,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from common.errors import UsageError
-from common.networks.averages import EqualAverage, ExponentialAverage, build_averages, move
+from common.networks.averages import EqualAverage, ExponentialAverage, move
+from common.networks.averaging import build_averages
 from tests.common.networks.test_network import Recorder, build, linear_model, weights
 
 

@@ -12,7 +12,7 @@ from common.callbacks.callback import Callback
 from common.callbacks.metric_logger import MetricLogger
 from common.callbacks.telemetry import Telemetry
 from common.errors import WorkError
-from common.networks.averages import build_averages
+from common.networks.averaging import build_averages
 from common.networks.guard import Evidence, StepGuard, suspects
 from common.networks.network import AbstractNetwork
 from common.trackers.jsonl import JsonlTracker, read_metrics

@@ -20,7 +20,8 @@ from common.experiments.folder import lock_experiment
 from common.reports.record import read_record, write_status
 from common.sweeps.plan import Planned, planned, read_grid, read_lines
 from common.sweeps.runner import Outcome, Runner, gpu_names, slots
-from config import SweepConfig, TrainConfig
+from config import TrainConfig
+from rsna.training.options import SweepConfig
 from rsna.training.sweep import steps, summary
 from tests import PROJECT
 from tests.common.reports.test_record import experiment

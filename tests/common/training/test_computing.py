@@ -13,13 +13,10 @@ from common.checkpoint import load_checkpoint
 from common.cli.arguments import parse_args
 from common.errors import UsageError
 from common.experiments.resume import read_options
-from common.training.computing import WAYS, keep_ends_exact, measure, measure_ways, quickest
-from config import WAYS as NAMES
-from config import PredictConfig, TrainConfig
-
-
-def test_the_options_have_the_tables_names() -> None:
-    assert tuple(WAYS) == NAMES
+from common.training.computing import keep_ends_exact, measure, measure_ways, quickest
+from common.training.ways import WAYS
+from config import TrainConfig
+from rsna.prediction.options import PredictConfig
 
 
 def test_the_quickest_way_is_taken_and_a_plainer_one_where_the_difference_is_nothing() -> None:

@@ -14,8 +14,8 @@ from scipy.special import logit
 import second_level
 from common.cli.arguments import parse_args
 from common.files import write_csv
-from config import SecondLevelConfig
 from rsna.forms import read_predictions
+from rsna.judging.options import SecondLevelConfig
 from rsna.judging.second_level import fit_predict, neighbour_table
 from rsna_dataset import LABELS, read_fold, read_metadata
 from tests.conftest import SmallDataset

@@ -26,10 +26,11 @@ from common.models.freezing import train_mode
 from common.models.sequence import build_sequence_model
 from common.models.study_layers import StudyNetwork
 from common.transforms.device import DevicePart
-from config import PredictConfig, TrainConfig
+from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.kinds.slices import load_pipelines
 from rsna.kinds.studies import picture_series
+from rsna.prediction.options import PredictConfig
 from rsna.prediction.trained import Views, load_network, load_views, predict_with_studies, split_rows
 from rsna.training.folds import fold_plan
 from rsna_dataset import LABELS, RSNADataset, read_fold, read_metadata

@@ -19,8 +19,8 @@ import predict
 import train
 from common.albumentations import fixed_windows
 from common.checkpoint import load_checkpoint
+from common.cli.values import parse_windows
 from common.dicom.pictures import resize_area
-from config import parse_windows
 from rsna_dataset import LABELS
 
 SMALL = [

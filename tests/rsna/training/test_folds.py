@@ -21,11 +21,12 @@ import ensemble
 import evaluate
 import train
 from common.cli.arguments import parse_args
+from common.cli.values import format_folds, parse_folds
 from common.errors import UsageError, WorkError
 from common.experiments.folder import create_experiment
 from common.reports.leaderboard import update_leaderboard
 from common.reports.record import read_record, write_status
-from config import TrainConfig, format_folds, parse_folds
+from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.judging.reports import write_report
 from rsna.training.folds import claimed, fold_plan, joined_options, read_folds

@@ -18,7 +18,8 @@ import predict
 import preprocessing
 import train
 from common.cli.arguments import parse_args, to_dict
-from config import HOLDOUT, TrainConfig
+from common.cli.values import HOLDOUT
+from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.kinds.features import read_features
 from rsna.prediction.fold_models import embeddings

@@ -1,0 +1,88 @@
+"""Values of options that are written as text of their own: names, numbers, windows, folds, weight files.
+
+A ``parse_…`` reads the text and raises ValueError with a sentence; a ``format_…`` writes what it reads.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+Windows = tuple[tuple[float, float], ...]
+
+HOLDOUT = "holdout"  # as a fold: all folds train, what was kept out of them validates
+
+_WINDOW = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
+
+
+def parse_windows(text: str) -> Windows:
+    """Read ``centre/width,centre/width`` in Hounsfield units; ValueError for anything else or a width of 0."""
+    windows = []
+    for part in text.split(","):
+        match = _WINDOW.fullmatch(part.strip())
+        if match is None or float(match[2]) == 0:
+            raise ValueError(f"{part!r} is not centre/width in HU with a width above 0, as in 40/80,80/200")
+        windows.append((float(match[1]), float(match[2])))
+    return tuple(windows)
+
+
+def format_windows(windows: Windows) -> str:
+    """Write windows in the form that :func:`parse_windows` reads."""
+    return ",".join(f"{center:.12g}/{width:.12g}" for center, width in windows)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read ``name,name``, with or without the dashes of a flag; an empty text is no name."""
+    return tuple(part.strip().removeprefix("--") for part in text.split(",") if part.strip())
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Read ``0.9,0.999``; ValueError for what is no number, negative or not finite."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of numbers such as 0.9,0.999") from None
+    if not all(0 <= number < float("inf") for number in numbers):
+        raise ValueError(f"{text!r}: the numbers must be finite and at least 0")
+    return numbers
+
+
+def format_numbers(numbers: tuple[float, ...] | None) -> str:
+    """Write numbers in the form that :func:`parse_numbers` reads."""
+    return "none" if numbers is None else ",".join(repr(number) for number in numbers)
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """Read ``1,2,0.5``; ValueError as :func:`parse_numbers`, and where all are 0."""
+    weights = parse_numbers(text)
+    if sum(weights) == 0:
+        raise ValueError(f"{text!r}: weights must not all be 0")
+    return weights
+
+
+def parse_folds(text: str) -> int | str | tuple[int, ...]:
+    """Read a fold's number, several (``0,1,2``) as a tuple, ``all`` as an empty one, or ``holdout``; or ValueError."""
+    if text.strip().lower() == "all":
+        return ()
+    if text.strip().lower() == HOLDOUT:
+        return HOLDOUT
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d{1,4}", part) for part in parts):
+        raise ValueError(f"{text!r} is not a fold's number, numbers such as 0,1,2, all, or holdout")
+    folds = tuple(int(part) for part in parts)
+    if len(set(folds)) < len(folds):
+        raise ValueError(f"{text!r} names a fold twice")
+    return folds[0] if len(folds) == 1 else folds
+
+
+def format_folds(folds: int | str | tuple[int, ...]) -> str:
+    """Write folds in the form that :func:`parse_folds` reads."""
+    if isinstance(folds, tuple):
+        return ",".join(map(str, folds)) or "all"
+    return str(folds)
+
+
+def parse_weight_file(text: str) -> Path:
+    """Return the path that a text names; of an experiment's folder that of its best weights."""
+    path = Path(text)
+    return path / "best.pt" if (path / "best.pt").is_file() else path

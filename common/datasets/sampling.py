@@ -1,0 +1,81 @@
+"""The orders of the training images by name: what ``--data_sampler`` chooses from. A new order is a class and a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from common.cli.arguments import option
+from common.cli.choices import Row, choose, load, settings, table
+
+if TYPE_CHECKING:
+    from common.datasets.samplers import EpochSampler, TrainingImages
+
+
+@dataclass(frozen=True)
+class SamplerRow(Row):
+    """One order, and the dotted path of what builds it from the training images and the options that it knows."""
+
+    path: str = field(kw_only=True)
+
+
+SAMPLERS: dict[str, SamplerRow] = table(
+    (
+        SamplerRow(
+            "random",
+            "each image once in an epoch, in random order",
+            path="common.datasets.samplers.build_random",
+        ),
+        SamplerRow(
+            "sequential",
+            "each image once in an epoch, in the dataset's order",
+            path="common.datasets.samplers.build_sequential",
+        ),
+        SamplerRow(
+            "balanced",
+            "a target share of the images is positive for a label; positives repeat, negatives are thinned out",
+            path="common.datasets.samplers.build_balanced",
+            parameters={"sampler_label": "any", "sampler_share": 0.5},
+        ),
+        SamplerRow(
+            "study",
+            "the same number of images of every study",
+            path="common.datasets.samplers.build_study",
+            parameters={"sampler_slices": 8},
+        ),
+        SamplerRow(
+            "hard",
+            "images with a high last loss come more often; a share is drawn evenly",
+            path="common.datasets.samplers.build_hard",
+            parameters={"sampler_power": 1.0, "sampler_floor": 0.3},
+        ),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """Order of the training images. Where an option says "none", the sampler's own value holds."""
+
+    data_sampler: str = option(
+        "random",
+        "order of the training images; --list=sampler tells of each with its --sampler_... options",
+        choices=tuple(SAMPLERS),
+    )
+    sampler_label: str | None = option(None, "balanced: the label to balance by")
+    sampler_share: float | None = option(None, "balanced: share of the images that are positive", minimum=0, maximum=1)
+    sampler_slices: int | None = option(None, "study: images of each study in an epoch", minimum=1, maximum=10_000)
+    sampler_power: float | None = option(None, "hard: power of the loss to which chances are proportional", minimum=0)
+    sampler_floor: float | None = option(None, "hard: share of an epoch that is drawn evenly", minimum=0, maximum=1)
+
+
+def check_sampler(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the sampler called ``name``; UsageError for another name or an option it doesn't know."""
+    return settings("data_sampler", choose("data_sampler", name, SAMPLERS), given)
+
+
+def build_sampler(name: str, given: Mapping[str, Any], images: TrainingImages) -> EpochSampler:
+    """Build the sampler called ``name``; ``given`` are the ``sampler_…`` options, None where not given."""
+    values = check_sampler(name, given)
+    return load(SAMPLERS[name].path)(images, values)

@@ -1,0 +1,182 @@
+"""The options of evaluate.py, ensemble.py, second_level.py and report.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cli.arguments import REQUIRED, option, refuse_given
+from common.cli.values import format_numbers, parse_names, parse_weights
+from common.errors import UsageError
+from config import ResultsLocation
+from rsna.prediction.options import BatchOptions, TrainedOptions, TTAOptions
+
+DRAWS = 1000  # bootstrap draws of patients, for console, evaluation and report alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(TTAOptions, BatchOptions, ResultsLocation, TrainedOptions):
+    """Evaluate an experiment on its validation fold, or any predictions, beside the constant predictor.
+
+    Every metric has a 95 % interval over patients. With --tta also with test-time augmentation, and what it changes.
+    """
+
+    experiment_id: str | None = option(None, "experiment to evaluate: its number or name")
+    eval_file: Path | None = option(
+        None,
+        "CSV of predictions to evaluate instead of an experiment (a submission's form, or id and a column for each "
+        "label), by the labels of --data_dataset",
+    )
+    data_dataset: str | None = option(
+        None,
+        "dataset: all its labelled images of patients that the model was not trained on are evaluated instead of the "
+        "validation fold (external validation), or with --eval_file those that the file predicts; none: the validation "
+        "fold of the training",
+    )
+    eval_compare: str | None = option(
+        None, "experiment, or CSV of predictions, of the same images: paired differences from it, with intervals"
+    )
+    eval_truth: Path | None = option(
+        None,
+        "a phantom's phantom_truth.csv, for strata by blood volume, look-alikes and the file's form; none: the one in "
+        "<data_input_folder>/phantom, where the dataset was made from it",
+    )
+    eval_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.experiment_id is None) == (self.eval_file is None):
+            raise UsageError("give either --experiment_id or --eval_file")
+        if self.eval_file is not None and self.data_dataset is None:
+            raise UsageError("--eval_file needs --data_dataset, whose metadata.csv has the labels")
+        if self.eval_file is not None:
+            self.refuse_network_options("needs --experiment_id: predictions in a file come from no network here")
+
+    def refuse_network_options(self, why: str) -> None:
+        """Raise UsageError for an option of a network, where none predicts."""
+        refuse_given(self, ("tta", "batch_size", "net_weights", "seq_features"), why)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleConfig(ResultsLocation):
+    """Average predictions of several models, aligned by ID; fit the weights and score them where labels are known."""
+
+    members: tuple[str, ...] = option(
+        REQUIRED,
+        "experiments (number or name), of which predictions_oof.csv or else predictions_valid.csv is taken and "
+        "submission.csv where all have one; or CSV files of the same rows: submissions (ID,Label) or id and a column "
+        "for each label",
+        positional=True,
+    )
+    experiment_id: str | None = option(
+        None, "name of the ensemble, which is an experiment of its own, and its folder; none: the next free number"
+    )
+    weights: tuple[float, ...] | None = option(
+        None,
+        "a weight for each member, as in 1,2; divided by their sum; none: all the same",
+        parse=parse_weights,
+        form=format_numbers,
+    )
+    ens_method: str = option(
+        "mean",
+        "mean of the probabilities; logit: mean of their logits (clipped to 1e-7 from 0 and 1); power: power mean by "
+        "--ens_power; rank: mean of the ranks within a label, scaled to (0, 1], which are not calibrated probabilities "
+        "and score badly in log loss",
+        choices=("mean", "logit", "power", "rank"),
+    )
+    ens_power: float | None = option(
+        None,
+        "exponent of --ens_method=power: 1 is the mean, a larger one leans to the highest",
+        minimum=0.01,
+        maximum=100,
+    )
+    ens_fit: str = option(
+        "none",
+        "fit the weights to the labels: weights: those with the lowest loss; greedy: greedy selection with "
+        "replacement. The score told is that of other patients than those fitted to (5 outer folds over patients). "
+        "Members must be predictions of images that their models were not trained on",
+        choices=("none", "weights", "greedy"),
+    )
+    ens_calibrate: str = option(
+        "none",
+        "map the ensemble's probabilities of each label so that a 0.3 comes true three times in ten: temperature, or "
+        "isotonic, which needs many images. What is submitted is what it is fitted to: of members that are "
+        "cross-validations the mean of their models, by the images that --pre_holdout kept out of all folds "
+        "(predict.py --split=holdout). The score told is that of other patients than those fitted to. One member alone "
+        "will do",
+        choices=("none", "temperature", "isotonic"),
+    )
+    ens_labels: Path | None = option(
+        None,
+        "labels to score against: a dataset's fold CSV or metadata.csv, or the competition's train CSV (which names no "
+        "patients); none: of experiments those of the dataset, of files no",
+    )
+    ens_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
+    ens_output: Path | None = option(
+        None,
+        "write the predictions to this file alone (an older one is replaced) and make no experiment; a submission "
+        "where all members are submissions",
+    )
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and len(self.weights) != len(self.members):
+            raise UsageError(
+                f"--weights has {len(self.weights)} numbers for {len(self.members)} members; give one for each"
+            )
+        if self.weights is not None and self.ens_fit != "none":
+            raise UsageError(f"--weights are given, so that --ens_fit={self.ens_fit} has nothing to fit")
+        if self.ens_fit != "none" and self.ens_method == "rank":
+            raise UsageError(f"--ens_fit={self.ens_fit} needs probabilities, and --ens_method=rank gives none")
+        if (self.ens_method == "power") != (self.ens_power is not None):
+            raise UsageError("--ens_method=power and --ens_power=3 (or another exponent) belong together")
+        if self.ens_output is not None and self.experiment_id is not None:
+            raise UsageError("give either --experiment_id or --ens_output, which makes no experiment")
+        resolved = [Path(member).resolve() for member in self.members]
+        for position, member in enumerate(self.members):
+            if resolved[position] in resolved[:position]:
+                raise UsageError(f"{member} is given twice; use --weights to let a member count more")
+        if self.ens_output is not None and self.ens_output.resolve() in resolved:
+            raise UsageError(f"--ens_output={self.ens_output} is one of the files to read; give another name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondLevelConfig(ResultsLocation):
+    """Learn from out-of-fold predictions of a slice and its neighbours: gradient-boosted trees, one model a label."""
+
+    members: tuple[str, ...] = option(
+        REQUIRED, "finished cross-validations (train.py --data_fold=all) over the same folds", positional=True
+    )
+    experiment_id: str | None = option(
+        None, "name of the result, which is an experiment of its own, and its folder; none: the next free number"
+    )
+    seed: int = option(0, "seed of the trees", minimum=0, maximum=2**31 - 1)
+    level_neighbours: int = option(
+        2, "slices on each side along the series whose predictions count", minimum=0, maximum=100
+    )
+    level_trees: int = option(
+        100,
+        "most trees of each label's model; how many, or none, is chosen by cross-validation over the patients",
+        minimum=1,
+    )
+    level_rate: float = option(0.05, "learning rate: how much each tree counts", minimum=0.0001, maximum=1)
+    level_leaves: int = option(15, "most leaves of a tree", minimum=2)
+    level_leaf_images: int = option(20, "fewest images in a leaf", minimum=1)
+    level_l2: float = option(1.0, "L2 penalty of the leaves' values", minimum=0)
+    level_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
+
+    def __post_init__(self) -> None:
+        twice = [name for place, name in enumerate(self.members) if name in self.members[:place]]
+        if twice:
+            raise UsageError(f"{twice[0]} is given twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(ResultsLocation):
+    """Write the leaderboard of all experiments, and the report of those that are named."""
+
+    experiment_id: tuple[str, ...] = option(
+        (),
+        "experiments whose report.html is written anew, as in 1,2; none: the leaderboard alone",
+        parse=parse_names,
+        form=",".join,
+    )

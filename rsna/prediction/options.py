@@ -1,0 +1,243 @@
+"""The options of predict.py and export.py, and those that every command has that predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cli.arguments import REQUIRED, option, refuse_given
+from common.cli.values import parse_weight_file
+from common.errors import UsageError
+from common.networks.averaging import AVERAGES
+from common.training.ways import AUTO, WAYS
+from config import ConsoleOptions
+from rsna.prepare.options import PseudonymOptions
+
+TRAINING = "training"  # as --net_compute: as the network was trained
+CHECKPOINT = "checkpoint"  # as a form of export
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions(ConsoleOptions):
+    """Where to run."""
+
+    n_jobs: int | None = option(
+        None, "CPU cores to use; 0: all there are; none: as the training", minimum=0, maximum=4096
+    )
+    data_input_folder: Path | None = option(
+        None,
+        "folder that holds datasets/; none: the one of the training, or input where no weight file is asked",
+    )
+    seq_features: str | None = option(
+        None, "sequence models: experiment (id or folder) that has the features; none: the one of the training"
+    )
+    net_weights: str = option(
+        "best",
+        "which of the file's weights: raw (as trained), ema or swa (their averages); best: which validated best",
+        choices=("best", "raw", *AVERAGES),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TTAOptions:
+    """Test-time augmentation."""
+
+    tta: str | None = option(
+        None,
+        "transform file of which --tta_views views are averaged, the same for every image and model; a bare name is "
+        "looked up in transforms/; none: no",
+    )
+    tta_views: int = option(4, "number of views of --tta", minimum=1, maximum=1000)
+    tta_mean: str = option(
+        "mean",
+        "mean of the views' probabilities; logit: mean of their logits (probabilities clipped to 1e-7 from 0 and 1)",
+        choices=("mean", "logit"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.tta is None:
+            refuse_given(self, ("tta_views", "tta_mean"), "needs --tta, the file of the views")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How much is predicted at a time."""
+
+    batch_size: int | None = option(
+        None, "images (or series) in a batch; lower it where memory runs out; none: as the training", minimum=1
+    )
+
+
+OF_AUDITS = {"audit", "audit_sample", "audit_fill", "output_file", "data_input_folder", "data_dataset", "verbosity"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
+    """Predict a dataset's split, or the studies of any DICOM files (--source), or audit a submission (--audit).
+
+    Model, transforms and image settings come from the weight file. Not a medical device; not for diagnosis.
+    """
+
+    net_weight_file: Path | None = option(
+        None,
+        "best.pt or last.pt of an experiment, its folder (best.pt), or the folder of a cross-validation (the mean of "
+        "its folds' models); all but --audit need it",
+        parse=parse_weight_file,
+        metavar="PATH",
+    )
+    features: bool = option(
+        False,
+        "1: of a cross-validation's folder write what the models' heads see of each image: features/train, each image "
+        "by the model that did not see it, and features/test, the mean of all; for --net_kind=sequence",
+    )
+    feature_refit: Path | None = option(
+        None,
+        "with --features=1, and with --sequence: one network (best.pt, or its experiment's folder) that was trained on "
+        "the images of all folds (--data_fold=holdout), which sees new images in place of the mean of the folds' "
+        "models; none: the mean",
+    )
+    source: Path | None = option(
+        None,
+        "folder, archive or single file of DICOM files, of any origin, to predict instead of a dataset: tables "
+        "of slices and studies, JSON and a picture of each series, to --predict_output; names by --pseudonym_key, or "
+        "pseudonyms.key in the training's input folder; none: a dataset",
+    )
+    predict_output: Path | None = option(None, "new folder for what --source gives")
+    net_compute: str = option(
+        TRAINING,
+        "without a GPU, how slice networks compute: training: as they were trained; float32; channels_last: float32 in "
+        "another layout of the memory; bfloat16: in this layout and 8 bits of precision, but for first and last layer; "
+        "auto: what measures quickest at the start",
+        choices=(TRAINING, *WAYS, AUTO),
+    )
+    sequence: Path | None = option(
+        None,
+        "sequence model for --source, on the features of the cross-validation that --net_weight_file names: its "
+        "best.pt, its experiment's folder, or a cross-validation's (the mean of its models); --net_weights then "
+        "chooses its weights; none: no",
+    )
+    calibrate: bool = option(
+        False,
+        "1: probabilities by the temperatures of calibration.json, which evaluate.py fits, beside the weights (of "
+        "--sequence beside its weights)",
+    )
+    split: str = option(
+        "test",
+        "test: submission.csv (predictions_test.csv where the data is not the competition's); train, valid: "
+        "predictions_<split>.csv of the images of that part of the fold; holdout: of those that --pre_holdout kept out "
+        "of all folds",
+        choices=("train", "valid", "test", "holdout"),
+    )
+    data_dataset: str | None = option(
+        None,
+        "dataset to predict; none: the one of the training. For --audit the one with the sample submission; none: rsna",
+    )
+    output_file: Path | None = option(None, "file to write; none: beside the weights, or beside the audited file")
+    audit: Path | None = option(
+        None,
+        "submission to audit instead of predicting: rows, duplicates, range, consistency of labels, distribution; exit "
+        "code 1 where it is not valid",
+    )
+    audit_sample: Path | None = option(
+        None, "sample submission that says which rows --audit expects; none: the dataset's, where it has one"
+    )
+    audit_fill: str | None = option(
+        None,
+        "write the audited submission, in the sample's order, with a value for rows that are missing: half: 0.5; "
+        "prevalence: the label's; none: no",
+        choices=("half", "prevalence"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.audit is None and (self.audit_sample is not None or self.audit_fill is not None):
+            raise UsageError("--audit_sample and --audit_fill need --audit, the submission to look at")
+        if self.audit is not None:
+            predicting = [name for name in self.__dataclass_fields__ if name not in OF_AUDITS]
+            refuse_given(self, predicting, "doesn't go with --audit, which predicts nothing; leave it out")
+            if self.output_file is not None and self.audit_fill is None:
+                raise UsageError("--output_file needs --audit_fill here: an audit alone writes nothing")
+            if self.output_file is not None and self.output_file.resolve() == self.audit.resolve():
+                raise UsageError(f"--output_file={self.output_file} is the file to audit; give another name")
+            return
+        if self.net_weight_file is None:
+            raise UsageError("--net_weight_file is missing: best.pt or last.pt of an experiment")
+        if (self.source is None) != (self.predict_output is None):
+            raise UsageError("--source and --predict_output (a new folder) belong together")
+        if self.pseudonym_key is not None and self.source is None:
+            raise UsageError("--pseudonym_key needs --source: a dataset has its pseudonyms already")
+        if self.sequence is not None and self.source is None:
+            raise UsageError(
+                "--sequence needs --source; a dataset's split is predicted by the sequence model's own file as "
+                "--net_weight_file"
+            )
+        if self.source is not None:
+            self.refuse_without_dataset("split", "output_file", "seq_features")
+        if self.output_file is not None and self.output_file.resolve() == self.net_weight_file.resolve():
+            raise UsageError(f"--output_file={self.output_file} is the weight file; give another name")
+        if self.sequence is not None and self.tta is not None:
+            raise UsageError("--sequence doesn't go with --tta: the features that it learnt from are of single views")
+        if self.feature_refit is not None and not self.features and self.sequence is None:
+            raise UsageError("--feature_refit needs --features=1, or --sequence")
+        if self.features and (self.tta is not None or self.calibrate or self.source or self.output_file):
+            raise UsageError("--features=1 goes with none of --tta, --calibrate, --source and --output_file")
+        if self.features and self.data_dataset is not None:
+            raise UsageError("--features=1: features are of the cross-validation's dataset; leave out --data_dataset")
+        if self.features:
+            refuse_given(
+                self, ("net_compute",), "doesn't go with --features=1: its networks compute as they were trained"
+            )
+            refuse_given(
+                self,
+                ("split", "seq_features"),
+                "doesn't go with --features=1, which sees the pictures of all folds and of the test; leave it out",
+            )
+        if self.calibrate and self.tta is not None:
+            raise UsageError("--calibrate=1 doesn't go with --tta: the temperatures were fitted to predictions without")
+
+    def refuse_without_dataset(self, *names: str) -> None:
+        """Raise UsageError for an option of a dataset beside --source."""
+        refuse_given(self, names, "doesn't go with --source, which is no dataset; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(TrainedOptions):
+    """Export a trained network for other programs: windowed, normalized pictures in, six logits out.
+
+    Of a sequence model: features, logits and places of whole series in, logits of slices and study out; of a network
+    over whole series: pictures and places in, the same out. The file is run on data of the dataset and must give what
+    torch gives. Not a medical device; not for diagnosis.
+    """
+
+    net_weight_file: Path = option(
+        REQUIRED,
+        "best.pt or last.pt of an experiment, or its folder (best.pt)",
+        parse=parse_weight_file,
+        metavar="PATH",
+    )
+    export_format: str = option(
+        "onnx",
+        "onnx: for ONNX Runtime and others (pip install onnx onnxscript onnxruntime); torch_export: for "
+        "torch.export.load; checkpoint: for this program elsewhere, the weights without a run's state",
+        choices=("onnx", "torch_export", CHECKPOINT),
+    )
+    export_file: Path | None = option(
+        None, "file to write; none: beside the weights, as best.onnx, best.pt2 or best_shared.pt"
+    )
+    lineage: bool = option(
+        True,
+        "1: the file holds hashes of the pictures and pseudonyms that the network learnt from, so that nobody judges "
+        "it by these; whoever has it and a scan can tell whether the scan was trained on. 0: it doesn't",
+    )
+    data_dataset: str | None = option(
+        None, "dataset whose images the file is checked on; none: the one of the training"
+    )
+
+    def __post_init__(self) -> None:
+        if self.export_file is not None and self.export_file.resolve() == self.net_weight_file.resolve():
+            raise UsageError(f"--export_file={self.export_file} is the weight file; give another name")
+        if self.export_format == CHECKPOINT:
+            unused = ("n_jobs", "data_input_folder", "data_dataset", "seq_features", "net_weights")
+            refuse_given(
+                self, unused, "means nothing to --export_format=checkpoint, which holds all weights as they are"
+            )
