@@ -8,6 +8,7 @@ from pathlib import Path
 from common.cli.arguments import parse_args
 from common.cli.command import command
 from common.cli.console import set_verbosity
+from common.cli.values import HOLDOUT
 from common.training.memory import PREDICTION_ADVICE, out_of_memory_advice
 from rsna.prediction.options import PredictConfig
 
