@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     """Predict by the experiment's best weights and evaluate that; with --tta the views' table is returned."""
     # Here, so that --help and a wrong flag answer at once.
+    from common.checkpoint import BEST
     from common.experiments.folder import experiment_folder
     from rsna.judging.evaluation import compare_views, labelled_rows
     from rsna.prediction.provenance import network_provenance
@@ -52,7 +53,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
     from rsna.training.outcome import PREDICTION_FILES, describe_flattery, is_cross_validation
 
     folder = experiment_folder(config.output_dir, config.experiment_id)
-    if not (folder / "best.pt").is_file() and (folder / PREDICTION_FILES[0]).is_file():
+    if not (folder / BEST).is_file() and (folder / PREDICTION_FILES[0]).is_file():
         if config.data_dataset is not None and is_cross_validation(folder):
             return evaluate_folds(config, folder)
         external = config.data_dataset is not None
@@ -60,7 +61,7 @@ def evaluate_experiment(config: EvaluateConfig) -> pd.DataFrame:
         if is_cross_validation(folder):
             print(describe_flattery(folder))
         return table
-    weight_file = folder / "best.pt"
+    weight_file = folder / BEST
     if not weight_file.is_file() and is_cross_validation(folder):
         raise UsageError(f"{folder}: the cross-validation is not finished; go on with: train.py --tr_resume={folder}")
     trained = load_asked(config, weight_file)

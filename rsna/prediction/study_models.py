@@ -17,17 +17,9 @@ from common.models.sequence import sequence_settings
 from config import SEQUENCE, STUDY
 from rsna.kinds.features import FOLDERS, OUT_OF_FOLD, features_in_memory, read_document
 from rsna.kinds.sequences import features_hash, predict_features, sequence_options
-from rsna.prediction.fold_models import (
-    REFIT,
-    Alignment,
-    check_made_by,
-    load_fold_models,
-    load_refit,
-    mean_blocks,
-    read_alignments,
-    read_refit_alignment,
-    several_models,
-)
+from rsna.prediction.alignment import REFIT, Alignment, read_alignments, read_refit_alignment
+from rsna.prediction.embeddings import mean_blocks
+from rsna.prediction.fold_models import check_made_by, load_fold_models, load_refit, several_models, weight_file
 from rsna.prediction.options import PredictConfig
 from rsna.prediction.trained import (
     NETWORKS,
@@ -284,7 +276,7 @@ def sequence_files(path: Path) -> dict[str, Path]:
     """Return the weight files of ``--sequence``: a file, an experiment's best.pt, or a cross-validation's by fold."""
     if is_cross_validation(path):
         return {fold_key(fold): path / facts["weights"] for fold, facts in finished_folds(path).items()}
-    file = path / "best.pt" if path.is_dir() else path
+    file = weight_file(path)
     return {file.name: file}
 
 

@@ -138,12 +138,11 @@ def steps(folder: Path, config: SweepConfig) -> list[list[str]]:
     """Return what is still to follow a training: evaluation, and a prediction of the test images."""
     if not config.evaluate:
         return []
-    weights = folder / "best.pt"  # a cross-validation has some in each fold, and is predicted by all
     commands = {
         ("evaluation.csv",): ["evaluate.py", f"--experiment_id={folder.name}", f"--output_dir={folder.parent}"],
         ("submission.csv", "predictions_test.csv"): [
             "predict.py",
-            f"--net_weight_file={weights if weights.is_file() else folder}",
+            f"--net_weight_file={folder}",
             "--split=test",
         ],
     }

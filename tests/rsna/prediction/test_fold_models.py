@@ -18,7 +18,7 @@ from common.models.backbone import create_model
 from common.models.embedding import head_input
 from rsna.forms import read_predictions
 from rsna.kinds.features import read_features
-from rsna.prediction.fold_models import fit_alignment
+from rsna.prediction.alignment import fit_alignment
 from rsna_dataset import LABELS, read_metadata
 from tests.conftest import SmallDataset
 

@@ -22,7 +22,7 @@ from common.cli.values import HOLDOUT
 from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.kinds.features import read_features
-from rsna.prediction.fold_models import embeddings
+from rsna.prediction.embeddings import embeddings
 from rsna.prediction.trained import load_network
 from rsna_dataset import LABELS, read_fold, read_holdout, read_metadata
 from tests.conftest import TINY, SmallDataset, cross_validated
