@@ -20,13 +20,13 @@ import numpy.typing as npt
 from common.errors import UsageError, WorkError
 from common.files import atomic_path
 from common.foreign import read_json
-from config import PredictConfig
 from rsna.kinds.features import (
     FOLDERS,
     HOW,
     OUT_OF_FOLD,
     read_document,
 )
+from rsna.prediction.options import PredictConfig
 
 if TYPE_CHECKING:
     from rsna.prediction.trained import TrainedNetwork

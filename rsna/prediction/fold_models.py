@@ -16,7 +16,6 @@ from common.cli.values import HOLDOUT
 from common.errors import UsageError
 from common.lineage import Provenance
 from common.training.ways import AUTO
-from config import AUTO, HOLDOUT, PredictConfig
 from rsna.prediction.options import PredictConfig, TrainedOptions, TTAOptions
 from rsna.prediction.provenance import check_predicted, network_provenance
 from rsna.prediction.trained import (

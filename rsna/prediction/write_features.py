@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from common.cli.arguments import from_dict
+from common.cli.values import HOLDOUT
 from common.errors import UsageError, WorkError
 from common.experiments.resume import read_options
 from common.files import write_json
 from common.lineage import Lineage
-from config import HOLDOUT, PredictConfig, TrainConfig
+from config import TrainConfig
 from rsna.kinds.features import (
     FEWEST_FOLDS,
     FOLDERS,
@@ -39,6 +40,7 @@ from rsna.prediction.alignment import (
 )
 from rsna.prediction.embeddings import Key, embeddings, mean_blocks, table
 from rsna.prediction.fold_models import check_made_by, load_fold_models, load_refit, weight_file
+from rsna.prediction.options import PredictConfig
 from rsna.prediction.trained import (
     TrainedNetwork,
 )

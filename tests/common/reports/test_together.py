@@ -23,7 +23,8 @@ from common.reports.together import spread
 from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.judging.evaluation import labelled_rows
-from rsna.judging.reports import heat_pictures, is_of_folds, write_report
+from rsna.judging.reports import heat_pictures, write_report
+from rsna.training.outcome import holds_out_folds
 from rsna_dataset import LABEL_WEIGHTS, LABELS, read_metadata
 from tests.common.reports.test_page import check
 from tests.common.reports.test_record import experiment
@@ -214,7 +215,7 @@ def test_a_second_level_has_a_report_with_its_members(results: Path) -> None:
 
 @pytest.mark.parametrize(("text", "several"), [("all", True), ("0,2", True), ("3", False), ("holdout", False)])
 def test_a_run_that_validates_on_the_holdout_is_no_cross_validation(text: str, several: bool, tmp_path: Path) -> None:
-    assert is_of_folds(read_record(experiment(tmp_path / "1", config=f'data_fold: "{text}"\n'))) is several
+    assert holds_out_folds(read_record(experiment(tmp_path / "1", config=f'data_fold: "{text}"\n')).config) is several
 
 
 def test_the_spread_is_that_of_known_values_with_n_minus_one() -> None:

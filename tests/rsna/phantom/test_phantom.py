@@ -21,8 +21,8 @@ import pytest
 import rsna_phantom
 from rsna.phantom import bleeding, write
 from rsna.phantom.anatomy import Head, Waves, sample_slice
-from rsna.phantom.plan import DIFFICULTIES, PIXEL_FORMS, hex_id, plan_studies
-from rsna.phantom.scanner import PixelForm
+from rsna.phantom.plan import DIFFICULTIES, hex_id, plan_studies
+from rsna.phantom.scanner import PIXEL_FORMS, PixelForm
 from rsna.phantom.study import PhantomSettings, draw_scan, render_study
 from tests import PROJECT
 
