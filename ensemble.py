@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     set_verbosity(config.verbosity, ", ".join(config.members))
 
     # Here, so that --help and a wrong flag answer at once.
-    from rsna.judging.ensemble import build_ensemble, describe_ensemble, read_members, write_ensemble
+    from rsna.judging.ensemble import build_ensemble, describe_ensemble, write_ensemble
+    from rsna.judging.members import read_members
 
     members = read_members(config)
     ensemble = build_ensemble(config, members)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from common.cli.arguments import parse_args
 from common.cli.command import command
 from common.cli.console import set_verbosity
 from common.cli.listing import listing
-from common.training.ways import AUTO
 from config import TrainConfig
 
 
@@ -30,71 +28,10 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     set_verbosity(config.verbosity, config.tr_resume or config.data_input_folder / "datasets" / config.data_dataset)
 
     # Here, so that --help and a wrong flag answer at once.
-    from common.cli.interruption import interruptible
-    from common.experiments.logfile import setup_logging
-    from common.training import distributed
-    from common.training.hardware import select_device
-    from common.training.memory import out_of_memory_advice
-    from common.training.reproducibility import seed_everything, seed_process
-    from rsna.judging.reports import conclude
-    from rsna.training.folds import asks_for_folds, cross_validate
-    from rsna.training.run import (
-        build_network,
-        build_training_data,
-        check_choices,
-        check_interrupted,
-        check_single_images,
-        choose_precision,
-        claim_experiment,
-        conclude_again,
-        find_run,
-        observed,
-        report_start,
-        run_finders,
-        settle_computing,
-        training_memory_advice,
-    )
-    from rsna_model import build_model
+    from rsna.judging.conclusion import conclude
+    from rsna.training.train import train
 
-    if asks_for_folds(config):
-        return cross_validate(config, arguments, conclude)
-    with ExitStack() as stack:
-        stack.enter_context(distributed.process_group())
-        run = stack.enter_context(find_run(config, arguments))
-        config = run.config
-        if run.is_finished(config.tr_iteration_num):
-            conclude_again(run, conclude)
-            print(f"the experiment is finished: there is nothing to go on with\n{run.folder}")
-            return run.folder
-        seed_everything(config.seed)
-        stack.enter_context(out_of_memory_advice(training_memory_advice(config)))
-        device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
-        config, amp_dtype = choose_precision(run, device)
-        data, lineage = build_training_data(config, device, run.checkpoint)
-        if config.tr_compute == AUTO:
-            run = settle_computing(run, data, device)
-            config, amp_dtype = choose_precision(run, device)
-        model = build_model(config, data.channels, starting_weights=run.checkpoint is None)
-        check_choices(config, model, device)
-        check_single_images(config, data, model)
-        experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))
-        if distributed.is_main():
-            stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))
-        tracker = stack.enter_context(observed(config, experiment, conclude))
-        network = build_network(config, experiment, data, model, device, amp_dtype, tracker, lineage)
-        seed_process(config.seed, distributed.rank())
-        if distributed.is_main():
-            report_start(config, data, network)
-        with interruptible(network.interrupt):
-            if run.checkpoint is None:
-                run_finders(config, experiment, network)
-            run.restore(network)
-            network.fit()
-        check_interrupted(network, experiment, config)
-        is_main = distributed.is_main()
-    if is_main:
-        print(experiment.folder)
-    return experiment.folder
+    return train(config, arguments, conclude)
 
 
 if __name__ == "__main__":

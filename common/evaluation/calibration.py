@@ -11,8 +11,6 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from scipy.stats import t
-from sklearn.isotonic import IsotonicRegression
-from sklearn.model_selection import GroupKFold
 
 from common.evaluation.resampling import Evidence, student_interval
 
@@ -30,6 +28,12 @@ ROUNDS, LONGEST_STEP = 60, 5.0  # of Newton's method
 def bin_of(predictions: npt.ArrayLike, bins: int = BINS) -> npt.NDArray[np.int64]:
     """Return which of ``bins`` intervals of equal width each of ``predictions`` (any shape) lies in."""
     return np.minimum((np.asarray(predictions, dtype=np.float64) * bins).astype(np.int64), bins - 1)
+
+
+def calibration_error(predictions: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+    """Return the expected calibration error of one label (N,): Σ |predicted − observed| by bin (Guo et al. 2017)."""
+    values, truth = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
+    return float(np.abs(np.bincount(bin_of(values), values - truth)).sum() / len(values))
 
 
 def calibration_error_interval(deviations: Array, draws: Array, freedom: float) -> tuple[float, float]:
@@ -165,6 +169,8 @@ def isotonic_map(predictions: Array, targets: Array) -> Map:
     It stays 0.5 / (N + 1) off 0 and 1: what never failed in N images is no certainty, and the log loss would punish it
     without limit.
     """
+    from sklearn.isotonic import IsotonicRegression  # here: it takes a second, and few who import this need it
+
     fitted = IsotonicRegression(out_of_bounds="clip").fit(predictions, targets)
     margin = 0.5 / (len(targets) + 1)
     return lambda values: np.clip(fitted.predict(values), margin, 1 - margin)
@@ -198,6 +204,8 @@ def calibrated(
     The patients are cut into ``folds`` parts, and each part is mapped by what the others teach: what comes out is as
     honest as predictions for new patients. Where the others are all positive or all negative the part stays as it is.
     """
+    from sklearn.model_selection import GroupKFold
+
     values, truth, groups = np.asarray(predictions, np.float64), np.asarray(targets, np.float64), np.asarray(patients)
     result = values.copy()
     parts = min(folds, len(np.unique(groups)))

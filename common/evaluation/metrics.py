@@ -18,6 +18,7 @@ Array = npt.NDArray[np.float64]
 
 # The competition scored with scikit-learn's log_loss of 2019, whose default eps was 1e-15.
 CLIP = 1e-15
+WEIGHTED = "weighted"  # row of every table by label: the labels' weighted mean
 
 
 def probabilities(logits: npt.ArrayLike) -> Array:

@@ -16,51 +16,30 @@ import pandas as pd
 
 from common.evaluation import binned, calibration
 from common.evaluation.delong import delong_test
-from common.evaluation.metrics import binary_log_losses, normalized_weights
+from common.evaluation.interval_rules import IntervalRule, SamplesByLabel
+from common.evaluation.metric_table import METRICS, Metric
+from common.evaluation.metrics import WEIGHTED, binary_log_losses, normalized_weights
 from common.evaluation.resampling import (
     Array,
     Evidence,
     PatientBootstrap,
-    few_cases,
     freedom_of_sums,
     interval,
     mean_interval,
     verdict,
 )
 
-WEIGHTED = "weighted"
-SMALLER_IS_BETTER = {
-    "log_loss": True, "brier": True, "auroc": False, "average_precision": False, "calibration_error": True
-}  # fmt: skip
 SHARES = (0.90, 0.95)  # specificities and sensitivities of the operating points
 PROBABILITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # thresholds of the decision curve
-
-
-SCALES = {"log_loss": "log", "brier": "logit", "auroc": "logit", "average_precision": "logit"}
-SUMS, RANKS = ("log_loss", "brier"), ("auroc", "average_precision", "calibration_error")
-
-
-@dataclass
-class Samples:
-    """A metric of one label: its ``value``, its ``draws`` (D,), and the ``error`` that binning the scores made.
-
-    ``freedom``: of the draws' variance; ``parts``: of a mean, what each patient adds to it, centred on 0 (P,).
-    ``ends``: the interval of a metric that has no scale for one.
-    """
-
-    value: float
-    draws: Array
-    error: float = 0.0
-    freedom: float = 1.0
-    parts: Array | None = None
-    ends: tuple[float, float] | None = None
+FIXED = {"specificity": binned.sensitivity_at, "sensitivity": binned.specificity_at}
 
 
 @dataclass
 class ReaderStudy:
-    """Predictions with what is known of their images; computes each label's samples once.
+    """Predictions with what is known of their images; computes each label's samples of every metric once.
 
-    ``evidence``: by label who is behind it; ``weighted``: patients with any positive label.
+    ``evidence``: by label, and for ``weighted``, who is behind it; ``weighted``: patients with any positive label.
+    ``fewest``: the evidence of the label with the fewest, which is behind a weighted mean of labels' own values.
     """
 
     predictions: Array
@@ -68,115 +47,49 @@ class ReaderStudy:
     bootstrap: PatientBootstrap
     names: Sequence[str]
     weights: Sequence[float]
-    samples: dict[str, dict[str, Samples]] = field(init=False)
+    samples: dict[str, SamplesByLabel] = field(init=False)
     evidence: dict[str, Evidence] = field(init=False)
 
     def __post_init__(self) -> None:
-        scale = normalized_weights(self.weights, len(self.names))
-        losses = binary_log_losses(self.predictions, self.targets)
-        squares = (self.predictions - self.targets) ** 2
-        columns = np.column_stack([np.ones(len(losses)), losses, losses @ scale, squares, squares @ scale])
-        sums = self.bootstrap.by_patient(columns)
-        drawn = self.bootstrap.totals(sums)
-        means = (columns.mean(axis=0)[1:], drawn[:, 1:] / drawn[:, :1])
-        parts = sums[:, 1:] - sums[:, :1] * means[0]
+        self.scale = normalized_weights(self.weights, len(self.names))
         keys = (*self.names, WEIGHTED)
         truth = np.column_stack([self.targets == 1, (self.targets == 1).any(axis=1)])
         self.evidence = {key: self.bootstrap.evidence(truth[:, c]) for c, key in enumerate(keys)}
-        with_positive = self.bootstrap.by_patient(truth) > 0
-        self.samples = {}
-        for metric, first in zip(SUMS, (0, len(keys)), strict=True):
-            self.samples[metric] = {
-                key: Samples(
-                    float(means[0][first + c]),
-                    means[1][:, first + c],
-                    freedom=self.freedom(key, parts[:, first + c], with_positive[:, c]),
-                    parts=parts[:, first + c],
-                )
-                for c, key in enumerate(keys)
-            }
-        self.with_positive = dict(zip(keys, with_positive.T, strict=True))
-        deviations = []
-        for column, name in enumerate(self.names):
-            deviations.append(self._deviations(column))
-            error = self._calibration([deviations[-1]], 1, self.evidence[name])
-            for metric, found in (*self._ranked(column), ("calibration_error", error)):
-                found.freedom = self.evidence[name].freedom
-                self.samples.setdefault(metric, {})[name] = found
-        for metric in ("auroc", "average_precision"):
-            by_label = [self.samples[metric][name] for name in self.names]
-            self.samples[metric][WEIGHTED] = Samples(
-                float(scale @ [item.value for item in by_label]),
-                np.stack([item.draws for item in by_label], axis=1) @ scale,
-                max(item.error for item in by_label),
-                min(item.freedom for item in by_label),
-            )
-        behind = self.behind("calibration_error", WEIGHTED)
-        self.samples["calibration_error"][WEIGHTED] = self._calibration(deviations, scale, behind)
+        self.fewest = min(
+            (self.evidence[name] for name in self.names), key=lambda item: (not item.reason, item.effective)
+        )
+        self.with_positive = dict(zip(keys, (self.bootstrap.by_patient(truth) > 0).T, strict=True))
+        self.point_draws: dict[tuple[str, str, float], Array] = {}
+        by_rule: dict[type[IntervalRule], list[Metric]] = {}
+        for metric in METRICS.values():
+            by_rule.setdefault(type(metric.interval), []).append(metric)
+        found = {
+            name: by_label
+            for rule, metrics in by_rule.items()
+            for name, by_label in rule.samples(metrics, self).items()
+        }
+        self.samples = {name: found[name] for name in METRICS}
 
-    def freedom(self, key: str, parts: Array, with_positive: npt.NDArray[np.bool_]) -> float:
+    def freedom(self, key: str, parts: Array) -> float:
         """Return the degrees of freedom of a mean of a label, see :func:`freedom_of_sums`."""
-        return float(freedom_of_sums(parts[:, None], with_positive, self.evidence[key].effective)[0])
+        return float(freedom_of_sums(parts[:, None], self.with_positive[key], self.evidence[key].effective)[0])
 
-    def behind(self, metric: str, key: str) -> Evidence:
-        """Return who is behind a metric: behind a weighted mean of the labels' own the label with the fewest."""
-        if key == WEIGHTED and metric not in SUMS:
-            return min((self.evidence[name] for name in self.names), key=lambda item: (not item.reason, item.effective))
-        return self.evidence[key]
+    def histograms(self) -> Iterator[tuple[str, Array, Array, tuple[Array, ...], tuple[Array, ...]]]:
+        """Yield each label's name, scores and targets (N,), and histograms of positive and of other scores.
 
-    def ends(self, metric: str, key: str) -> tuple[float, float]:
-        """Return the 95 % interval of a metric; NaN where the evidence has a reason."""
-        item, behind = self.samples[metric][key], self.behind(metric, key)
-        if item.ends is not None:
-            return (float("nan"), float("nan")) if behind.reason else item.ends
-        widened = few_cases(behind.effective) if metric == "auroc" else 1.0
-        return interval(item.value, item.draws, behind, SCALES[metric], item.freedom, widened)
+        These are of the whole set (1, B), and of the draws (D, B). Drawing takes longest of all, so that what the
+        operating points need of the draws is noted on the way.
+        """
+        for column, name in enumerate(self.names):
+            scores, truth = self.predictions[:, column], self.targets[:, column]
+            place = binned.bin_scores(scores, truth == 1)
+            sides = [self.bootstrap.histograms(place, side, int(place.max()) + 1) for side in (truth == 1, truth != 1)]
+            drawn = self.drawn(sides)
+            for fixed, function in FIXED.items():
+                self.point_draws |= {(name, fixed, share): function(*drawn, share) for share in SHARES}
+            yield name, scores, truth, tuple(side.sum(axis=0, keepdims=True) for side in sides), drawn
 
-    def _ranked(self, column: int) -> Iterator[tuple[str, Samples]]:
-        """Yield the metrics of a label that need the scores in order."""
-        from sklearn.metrics import average_precision_score, roc_auc_score
-
-        scores, truth = self.predictions[:, column], self.targets[:, column]
-        whole, drawn = self.histograms(column)
-        both = 0 < truth.sum() < len(truth)
-        for metric, binned_metric, exact in (
-            ("auroc", binned.auroc, roc_auc_score),
-            ("average_precision", binned.average_precision, average_precision_score),
-        ):
-            value = float(exact(truth, scores)) if both else float("nan")
-            error = abs(float(binned_metric(*whole)[0]) - value)
-            yield metric, Samples(value, binned_metric(*drawn), error)
-
-    def _deviations(self, column: int) -> tuple[Array, Array]:
-        """Return each bin's share of predictions minus targets: of the whole set (B,), of the draws (D, B)."""
-        scores, truth = self.predictions[:, column], self.targets[:, column]
-        place = calibration.bin_of(scores)
-        columns = (np.ones(len(truth)), scores - truth)
-        sums = [self.bootstrap.histograms(place, column, calibration.BINS) for column in columns]
-        counts, deviations = self._drawn(sums)
-        return sums[1].sum(axis=0) / len(truth), deviations / counts.sum(axis=1, keepdims=True)
-
-    def _calibration(
-        self, deviations: Sequence[tuple[Array, Array]], scale: npt.ArrayLike, evidence: Evidence
-    ) -> Samples:
-        """Return the calibration error of labels (Guo et al. 2017, equation 3), weighted by ``scale``."""
-        weights = np.broadcast_to(scale, len(deviations))
-        whole = np.concatenate([weight * part for weight, (part, _) in zip(weights, deviations, strict=True)])
-        drawn = np.hstack([weight * part for weight, (_, part) in zip(weights, deviations, strict=True)])
-        ends = (float("nan"), float("nan"))
-        if not evidence.reason:
-            ends = calibration.calibration_error_interval(whole, drawn, evidence.freedom)
-        return Samples(float(np.abs(whole).sum()), np.abs(drawn).sum(axis=1), ends=ends)
-
-    def histograms(self, column: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        """Return a label's histograms of positive and other scores: of the whole set (1, B), of the draws (D, B)."""
-        scores, positive = self.predictions[:, column], self.targets[:, column] == 1
-        place = binned.bin_scores(scores, positive)
-        sides = [self.bootstrap.histograms(place, side, int(place.max()) + 1) for side in (positive, ~positive)]
-        whole = tuple(side.sum(axis=0, keepdims=True) for side in sides)
-        return whole, self._drawn(sides)
-
-    def _drawn(self, sums: Sequence[Array]) -> tuple[Array, ...]:
+    def drawn(self, sums: Sequence[Array]) -> tuple[Array, ...]:
         """Return the draws' totals of several sums over patients (patients, B), drawn once for all."""
         return tuple(np.hsplit(self.bootstrap.totals(np.hstack(sums)), len(sums)))
 
@@ -188,7 +101,7 @@ class ReaderStudy:
         rows: dict[str, dict[str, Any]] = {}
         for metric, by_label in self.samples.items():
             for name, item in by_label.items():
-                low, high = self.ends(metric, name)
+                low, high = item.ends
                 rows.setdefault(name, {}).update({metric: item.value, f"{metric}_low": low, f"{metric}_high": high})
         for name, item in self.evidence.items():
             rows[name] |= {"patients": item.patients, "positive_patients": item.positive, "no_interval": item.reason}
@@ -210,11 +123,10 @@ class ReaderStudy:
             scores, truth = self.predictions[:, column], self.targets[:, column] == 1
             if truth.all() or not truth.any():
                 continue
-            _, drawn = self.histograms(column)
-            for fixed, function in (("specificity", binned.sensitivity_at), ("sensitivity", binned.specificity_at)):
+            for fixed in FIXED:
                 for share in SHARES:
                     threshold, value = _operating_point(scores, truth, fixed, share)
-                    low, high = interval(value, function(*drawn, share), self.evidence[name], "logit")
+                    low, high = interval(value, self.point_draws[name, fixed, share], self.evidence[name], "logit")
                     rows.append((name, fixed, share, threshold, value, low, high))
         return pd.DataFrame(rows, columns=["label", "fixed", "at", "threshold", "value", "low", "high"])
 
@@ -239,7 +151,7 @@ class ReaderStudy:
         for place, (name, threshold) in enumerate(named):
             found: list[float] = []
             for column in (2 * place + 1, 2 * place + 2):
-                freedom = self.freedom(name, parts[:, column], self.with_positive[name])
+                freedom = self.freedom(name, parts[:, column])
                 ends = interval(float(means[column]), draws[:, column], self.evidence[name], "plain", freedom)
                 found += [float(means[column]), *ends]
             rows.append((name, threshold, found[0], found[3], *found[1:3], *found[4:]))
@@ -264,13 +176,9 @@ def calibration_table(
     }
     columns: dict[str, Array] = {}
     for suffix, values in maps.items():
-        place = calibration.bin_of(values)
         columns[f"log_loss{suffix}"] = binary_log_losses(values, targets).mean(axis=0)
         columns[f"calibration_error{suffix}"] = np.array(
-            [
-                np.abs(np.bincount(place[:, c], values[:, c] - targets[:, c])).sum() / len(values)
-                for c in range(len(names))
-            ]
+            [calibration.calibration_error(values[:, c], targets[:, c]) for c in range(len(names))]
         )
     table = pd.DataFrame(columns, index=pd.Index(names, name="label"))
     table.loc[WEIGHTED] = normalized_weights(weights, len(names)) @ table.to_numpy()
@@ -293,16 +201,16 @@ def comparison(first: ReaderStudy, second: ReaderStudy) -> pd.DataFrame:
     ``patients``, ``positive_patients`` behind it, and ``no_interval``, why there is none.
     """
     rows = []
-    for metric, smaller in SMALLER_IS_BETTER.items():
+    for metric in METRICS.values():
         for name in (*first.names, WEIGHTED):
-            one, other = first.samples[metric][name], second.samples[metric][name]
-            behind, freedom = first.behind(metric, name), min(one.freedom, other.freedom)
+            one, other = first.samples[metric.name][name], second.samples[metric.name][name]
+            behind, freedom = one.evidence, min(one.freedom, other.freedom)
             if one.parts is not None:
-                freedom = first.freedom(name, one.parts - other.parts, first.with_positive[name])
+                freedom = first.freedom(name, one.parts - other.parts)
             low, high = interval(one.value - other.value, one.draws - other.draws, behind, "plain", freedom)
             reason = behind.reason or ("too few draws have a value" if np.isnan(low) else "")
-            said = verdict(low, high, smaller_is_better=smaller)
-            found = (name, metric, one.value, other.value, one.value - other.value, low, high, said)
+            said = verdict(low, high, smaller_is_better=metric.smaller_is_better)
+            found = (name, metric.name, one.value, other.value, one.value - other.value, low, high, said)
             rows.append((*found, behind.patients, behind.positive, reason))
     columns = ["label", "metric", "first", "second", "difference", "low", "high", "verdict"]
     return pd.DataFrame(rows, columns=[*columns, "patients", "positive_patients", "no_interval"])

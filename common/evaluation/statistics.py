@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from common.evaluation.metrics import binary_log_losses, normalized_weights
+from common.evaluation.interval_rules import MeanRule
+from common.evaluation.metric_table import METRICS, Metric
+from common.evaluation.metrics import WEIGHTED, binary_log_losses, normalized_weights
 
 Array = npt.NDArray[np.float64]
 
-WEIGHTED_ROW = "weighted"
 CONSTANT_ROW = "constant predictor"
-NO_VALUE = "-"
+SHORT = ("log_loss", "auroc", "average_precision")  # metrics of a table without intervals
 
 
 def label_table(
@@ -23,6 +24,7 @@ def label_table(
     class_names: Sequence[str],
     weights: Sequence[float],
     prevalences: npt.ArrayLike,
+    known: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return one row for each class and a last row ``weighted``.
 
@@ -30,24 +32,22 @@ def label_table(
     Columns: ``log_loss``; ``constant_log_loss``, what predicting ``prevalences`` everywhere scores; ``auroc`` and
     ``average_precision`` (as in scikit-learn), NaN for a class whose targets are all the same; ``positives`` and
     ``images``, counts. The row ``weighted`` holds the averages with ``weights`` (NaN where one of the terms is NaN),
-    and as ``positives`` the images with at least one positive class. Raises ValueError where shapes don't agree, N is
-    0, or a prediction is not a probability.
+    and as ``positives`` the images with at least one positive class. ``known``: a table with the metrics' columns,
+    where they were computed before. Raises ValueError where shapes don't agree, N is 0, or a prediction is not a
+    probability.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score  # here: sweep.py needs none of its second
-
     values = np.asarray(predictions, dtype=np.float64)
     truth = np.asarray(targets, dtype=np.float64)
     constants = np.asarray(prevalences, dtype=np.float64)
     _check(values, truth, constants, class_names)
     scale = normalized_weights(weights, len(class_names))
-    columns = {
-        "log_loss": binary_log_losses(values, truth).mean(axis=0),
-        "constant_log_loss": binary_log_losses(constants, truth).mean(axis=0),
-        "auroc": _by_class(roc_auc_score, values, truth),
-        "average_precision": _by_class(average_precision_score, values, truth),
-    }
-    table = pd.DataFrame(columns, index=pd.Index(class_names, name="label"))
-    table.loc[WEIGHTED_ROW] = {name: float(scale @ column) for name, column in columns.items()}
+    index = pd.Index([*class_names, WEIGHTED], name="label")
+    if known is None:
+        columns = {name: _by_class(METRICS[name], values, truth) for name in SHORT}
+        known = pd.DataFrame({name: [*column, scale @ column] for name, column in columns.items()}, index)
+    constant = binary_log_losses(constants, truth).mean(axis=0)
+    table = known.loc[index, list(SHORT)]
+    table.insert(1, "constant_log_loss", [*constant, scale @ constant])
     positives = [*(truth == 1).sum(axis=0), (truth == 1).any(axis=1).sum()]
     return table.assign(positives=np.array(positives, dtype=np.int64), images=np.int64(len(values)))
 
@@ -73,21 +73,8 @@ def member_table(
         rows[name] = binary_log_losses(values, truth).mean(axis=0)
     rows[CONSTANT_ROW] = binary_log_losses(constants, truth).mean(axis=0)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(class_names))
-    table.insert(0, WEIGHTED_ROW, table.to_numpy() @ scale)
+    table.insert(0, WEIGHTED, table.to_numpy() @ scale)
     return table.rename_axis("log loss")
-
-
-def format_table(table: pd.DataFrame) -> str:
-    """Return ``table`` as aligned text for a console: 5 decimals, whole numbers as they are, ``-`` for no value."""
-    cells = table.map(_format_cell).astype(str)
-    names = [str(table.index.name or ""), *(str(name) for name in table.index)]
-    width = max(len(name) for name in names)
-    lines = [name.ljust(width) for name in names]
-    for column in cells.columns:
-        texts = [str(column), *cells[column]]
-        column_width = max(len(text) for text in texts)
-        lines = [f"{line}  {text.rjust(column_width)}" for line, text in zip(lines, texts, strict=True)]
-    return "\n".join(lines)
 
 
 def _check(values: Array, truth: Array, constants: Array, class_names: Sequence[str]) -> None:
@@ -103,12 +90,9 @@ def _check(values: Array, truth: Array, constants: Array, class_names: Sequence[
         raise ValueError("targets must be 0 or 1")
 
 
-def _by_class(score: Callable[[Array, Array], float], values: Array, truth: Array) -> Array:
+def _by_class(metric: Metric, values: Array, truth: Array) -> Array:
+    """Return a metric of each class, NaN for a ranking of a class whose targets are all the same."""
+    if isinstance(metric.interval, MeanRule):
+        return metric.function(values, truth).mean(axis=0)
     both = [np.unique(column).size == 2 for column in truth.T]
-    return np.array([score(truth[:, c], values[:, c]) if both[c] else np.nan for c in range(values.shape[1])])
-
-
-def _format_cell(value: object) -> str:
-    if isinstance(value, (float, np.floating)):
-        return NO_VALUE if np.isnan(value) else f"{value:.5f}"
-    return str(value)
+    return np.array([metric.function(values[:, c], truth[:, c]) if both[c] else np.nan for c in range(len(both))])

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from common.evaluation.metric_table import METRICS, metric_texts
+from common.evaluation.texts import interval_text
 from common.reports import page
 from common.reports.page import Line
 
@@ -17,13 +19,7 @@ Array = npt.NDArray[np.float64]
 
 CURVE_POINTS = 200
 UNIT = (0.0, 1.0)
-METRICS = {  # what they are called, and their digits
-    "log_loss": ("log loss", 4),
-    "brier": ("Brier", 4),
-    "auroc": ("AUROC", 3),
-    "average_precision": ("average precision", 3),
-    "calibration_error": ("calibration error", 3),
-}
+MAPPED = {"by temperature": "temperature", "isotonic": "isotonic"}
 
 
 def evaluation_page(
@@ -92,20 +88,10 @@ def interval_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = {
         row["label"]: ({"positives": f"{row['positives']:,} of {row['images']:,}"} if "positives" in row else {})
         | {"positive patients": f"{row['positive_patients']:,} of {row['patients']:,}"}
-        | {
-            title: _interval(row[metric], row.get(f"{metric}_low"), row.get(f"{metric}_high"), digits)
-            for metric, (title, digits) in METRICS.items()
-        }
+        | metric_texts(row)
         for row in rows
     }
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("label")
-
-
-def _interval(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
-    if value is None:
-        return "-"
-    said = f"{value:.{digits}f}"
-    return said if low is None or high is None else f"{said} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def roc_chart(predictions: Array, targets: Array, names: Sequence[str]) -> str:
@@ -153,18 +139,14 @@ def reliability_chart(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> st
 
 def calibration_texts(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return log loss and calibration error before and after temperature and isotonic maps, as texts."""
-    columns = {
-        "log loss": "log_loss",
-        "by temperature": "log_loss_temperature",
-        "isotonic": "log_loss_isotonic",
-        "calibration error": "calibration_error",
-        "by temperature ": "calibration_error_temperature",
-        "isotonic ": "calibration_error_isotonic",
-    }
+    columns: dict[str, str] = {}
+    for place, name in enumerate(("log_loss", "calibration_error")):
+        columns |= {METRICS[name].title: name}
+        columns |= {f"{title}{' ' * place}": f"{name}_{method}" for title, method in MAPPED.items()}
     table = {
         row["label"]: {title: f"{row[key]:.4f}" for title, key in columns.items()}
         | {
-            what: _interval(*(row[f"{what}{end}"] for end in ("", "_low", "_high")), 2)
+            what: interval_text(*(row[f"{what}{end}"] for end in ("", "_low", "_high")), 2)
             for what in ("slope", "intercept")
         }
         for row in rows
@@ -189,7 +171,7 @@ def confusion_table(
                 "label": point["label"],
                 "held": f"{point['fixed']} {point['at']:.0%}",
                 "threshold": f"{threshold:.4f}",
-                other: _interval(point["value"], point["low"], point["high"], 3),
+                other: interval_text(point["value"], point["low"], point["high"], 3),
                 "TP": int((flagged & truth).sum()),
                 "FP": int((flagged & ~truth).sum()),
                 "FN": int((~flagged & truth).sum()),
@@ -236,8 +218,8 @@ def strata_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "part": known["part"],
         "images": known["images"].map("{:,}".format),
         "patients": known["patients"].map("{:,}".format),
-        "log loss": [
-            _interval(*values) for values in known[["log_loss", "low", "high"]].itertuples(index=False, name=None)
+        METRICS["log_loss"].title: [
+            interval_text(*values) for values in known[["log_loss", "low", "high"]].itertuples(index=False, name=None)
         ],
     }
     return [

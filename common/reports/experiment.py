@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.evaluation.metric_table import key_title, metric_of
+from common.evaluation.metrics import WEIGHTED
 from common.evaluation.resampling import Array
-from common.evaluation.statistics import WEIGHTED_ROW
 from common.reports import page
 from common.reports.evaluation import evaluation_sections
 from common.reports.page import Line
@@ -69,9 +70,9 @@ def experiment_page(
 ) -> str:
     """Return the report of ``record`` as one HTML document.
 
-    ``rivals`` are other experiments on the same data; ``metric`` is what they are ranked by (lower is better),
-    ``constant`` what the constant predictor scores; ``missing`` says why there is no evaluation; ``together`` is given
-    for what has no run of its own.
+    ``rivals`` are other experiments on the same data; ``metric`` is what they are ranked by, as its row in the table of
+    metrics says; ``constant`` what the constant predictor scores; ``missing`` says why there is no evaluation;
+    ``together`` is given for what has no run of its own.
     """
     judged = _judged(record, metric, evaluated, together)
     sections = [page.section("Verdict", page.cards(*_verdict(record, rivals, metric, constant, judged)))]
@@ -88,7 +89,7 @@ def experiment_page(
     if together is None:
         sections.append(page.section("Time", page.table("", _times(record))))
     sections += [
-        page.section("Configuration", *_configuration(record, rivals, defaults)),
+        page.section("Configuration", *_configuration(record, rivals, metric, defaults)),
         page.section("Environment", page.table("", _environment(record), words=True)),
         page.section("Do it again", page.preformatted(_command(record, together))),
         page.paragraph(page.NOTICE),
@@ -97,15 +98,15 @@ def experiment_page(
     return page.page(f"Experiment {record.name}", lead, sections)
 
 
-def best_of(summaries: Sequence[Summary]) -> Summary | None:
-    """Return the experiment with the lowest value; None where there is none."""
-    known = [(one.best[0], one.name, one) for one in summaries if one.best]
-    return min(known, key=lambda item: item[:2])[2] if known else None
+def best_of(summaries: Sequence[Summary], metric: str) -> Summary | None:
+    """Return the experiment with the best value of ``metric``; None where there is none."""
+    row = metric_of(metric)
+    return min((one for one in summaries if one.best), key=lambda one: (row.rank(one.best[0]), one.name), default=None)
 
 
 def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: Together | None) -> str:
     """Say in a sentence what the value in the verdict is of, with its interval where there is one."""
-    title = metric.replace("_", " ")
+    row, title = metric_of(metric), key_title(metric)
     best = record.best(metric)
     if best is None:
         return "It was never validated, so there is nothing to judge yet."
@@ -114,41 +115,44 @@ def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: 
         said = f"{title.capitalize()} of {together.what}"
     else:
         average = "" if weights == "raw" else f" by the {weights} weights"
-        said = f"Lowest {title} of the validation set, at iteration {iteration}{average}"
+        said = f"{row.best.capitalize()} {title} of the validation set, at iteration {iteration}{average}"
         if (last := record.series(f"valid/{metric}")[0]) and last[-1] == iteration:
-            said += ": the last one, so longer training may go on falling"
+            said += f": the last one, so longer training may go on {'falling' if row.smaller_is_better else 'rising'}"
     if evaluated is None:
         return said + "."
-    row = next(row for row in evaluated.document["slice_level"] if row["label"] == WEIGHTED_ROW)
-    low, high = row.get("log_loss_low"), row.get("log_loss_high")
+    found = next(found for found in evaluated.document["slice_level"] if found["label"] == WEIGHTED)
+    low, high = found.get(f"{row.name}_low"), found.get(f"{row.name}_high")
     if low is None or high is None:
-        return f"{said}. No interval: {row['no_interval']}."
-    behind = f"{row['patients']} patients, {row['positive_patients']} positive"
-    return f"{said}. 95 % interval over {behind}: {low:.4f} to {high:.4f}."
+        return f"{said}. No interval: {found['no_interval']}."
+    behind = f"{found['patients']} patients, {found['positive_patients']} positive"
+    return f"{said}. 95 % interval over {behind}: {low:.{row.digits}f} to {high:.{row.digits}f}."
 
 
 def _verdict(record: Record, rivals: Sequence[Summary], metric: str, constant: float | None, judged: str) -> list[str]:
     best = record.best(metric)
     if best is None:
         return [page.headline(record.status, judged)]
-    value = best[0]
-    found = [page.headline(f"{value:.4f}", judged)]
+    row, value = metric_of(metric), best[0]
+    written = f"{value:.{row.digits}f}"
+    found = [page.headline(written, judged)]
     if constant:
-        better = value < constant
-        said = f"The constant predictor scores {constant:.4f}: "
+        better = row.is_better(value, constant)
+        said = f"The constant predictor scores {constant:.{row.digits}f}: "
         said += f"this is {value / constant:.2f} of it." if better else "nothing has been learnt yet."
         found.append(page.headline(f"{value / constant:.2f} ×" if better else "no better", said))
-    rival = best_of([other for other in rivals if other.name != record.name])
+    rival = best_of([other for other in rivals if other.name != record.name], metric)
     if rival is None:
         found.append(page.headline("first", "No other experiment on this data has been validated."))
     else:
         other = rival.best[0]
-        level = f"{value:.4f}" == f"{other:.4f}"
+        theirs = f"{other:.{row.digits}f}"
+        level = written == theirs
         beside = f"{'level with' if level else 'behind'} experiment {rival.name}"
-        where = "the best so far" if value < other and not level else beside
+        where = "the best so far" if row.is_better(value, other) and not level else beside
         found.append(
             page.headline(
-                f"{value - other:+.4f}", f"{where.capitalize()}: the best other one, {rival.name}, has {other:.4f}."
+                f"{value - other:+.{row.digits}f}",
+                f"{where.capitalize()}: the best other one, {rival.name}, has {theirs}.",
             )
         )
     if record.unknown_lineage:
@@ -164,6 +168,7 @@ def _verdict(record: Record, rivals: Sequence[Summary], metric: str, constant: f
 
 
 def _curves(record: Record, metric: str, constant: float | None) -> list[str]:
+    row = metric_of(metric)
     validated = [key for key in record.keys if key.endswith(f"/{metric}") and key.startswith("valid")]
     training = [key for key in ("train/loss",) if key in record.keys]
     losses = [Line(key, *record.series(key), dots=key in validated) for key in (*training, *validated)]
@@ -172,11 +177,11 @@ def _curves(record: Record, metric: str, constant: float | None) -> list[str]:
         losses.append(Line("constant predictor", [min(ends), max(ends)], [constant] * 2))
     by_label = [
         Line(key.rpartition("/")[2], *record.series(key), dots=True)
-        for key in record.keys if key.startswith("valid/log_loss/")
+        for key in record.keys if key.startswith(f"valid/{row.name}/")
     ]  # fmt: skip
     charts = [
         page.lines("Loss", losses, ("iteration", "loss")),
-        page.lines("Validation by label", by_label, ("iteration", "log loss")),
+        page.lines("Validation by label", by_label, ("iteration", row.title)),
     ]
     for key, title, unit in (
         ("train/learning_rate", "Learning rate", "rate"),
@@ -204,7 +209,7 @@ def _times(record: Record) -> pd.DataFrame:
     return pd.DataFrame({"": rows})
 
 
-def _configuration(record: Record, rivals: Sequence[Summary], defaults: Mapping[str, Any]) -> list[str]:
+def _configuration(record: Record, rivals: Sequence[Summary], metric: str, defaults: Mapping[str, Any]) -> list[str]:
     def differing(other: Mapping[str, Any], title: str) -> pd.DataFrame:
         names = [name for name, value in record.config.items() if name not in SEEN and other.get(name) != value]
         return pd.DataFrame(
@@ -213,7 +218,7 @@ def _configuration(record: Record, rivals: Sequence[Summary], defaults: Mapping[
         )
 
     parts = [page.table("What differs from the defaults", differing(defaults, "default"), words=True)]
-    rival = best_of([other for other in rivals if other.name != record.name])
+    rival = best_of([other for other in rivals if other.name != record.name], metric)
     if rival is not None:
         parts.append(
             page.table(

@@ -5,11 +5,10 @@ data.rows = Array.from({ length: data.count }, (_, row) =>
   Object.fromEntries(data.columns.map(name => [name, unpack(data.values[name], row)])));
 const option = document.getElementById("option"), filter = document.getElementById("filter");
 const measured = ["experiment", "status", data.metric, "iteration", "weights", "hours", "started"];
-const isScore = name => name.startsWith("log_loss/");
 const same = name => new Set(data.rows.map(row => JSON.stringify(row[name] ?? null))).size < 2;
 const shown = data.columns.filter(name => measured.includes(name) || !same(name));
-const options = data.columns.filter(name => !measured.includes(name) && !isScore(name));
-let order = { name: data.metric, up: true };
+const options = data.columns.filter(name => !measured.includes(name) && !data.scores.includes(name));
+let order = { name: data.metric, up: data.lowest_first };
 const picked = new Set();
 const text = value => value === null || value === undefined ? "" :
   typeof value === "number" && !Number.isInteger(value) ? String(+value.toPrecision(5)) : String(value);
@@ -138,7 +137,7 @@ function parallel(rows) {
   const { svg, add } = picture(width, 260, `A line for each of ${points.length} experiments over ${names.join(", ")} and ${data.metric}; the table above has the numbers.`);
   svg.setAttribute("role", "group");
   svg.style.cssText = `width: ${width}px; max-width: none`;
-  const best = [...points].sort((a, b) => a[data.metric] - b[data.metric]);
+  const best = [...points].sort((a, b) => (a[data.metric] - b[data.metric]) * (data.lowest_first ? 1 : -1));
   for (const row of [...best].reverse()) {
     const rank = best.indexOf(row) / (best.length - 1), chosen = picked.has(row.experiment);
     const line = add("polyline", {

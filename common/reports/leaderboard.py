@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import WorkError
+from common.evaluation.metric_table import METRICS, key_title, metric_of
 from common.files import inert_cells, write_csv, write_text
 from common.reports import page
 from common.reports.record import REPORT_FILE
@@ -64,9 +65,9 @@ def _alone(results: Path) -> Iterator[None]:
 
 
 def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
-    """Return a row for each experiment, the lowest ``metric`` first and those never validated last.
+    """Return a row for each experiment, the best ``metric`` first and those never validated last.
 
-    Columns: ``experiment``, ``status``, the metric, ``iteration`` and ``weights`` of its lowest value, the other
+    Columns: ``experiment``, ``status``, the metric, ``iteration`` and ``weights`` of its best value, the other
     validation metrics there, ``hours``, ``started``, all options, ``unknown_lineage``: what it depends on of which
     nobody knows what it learnt from, and ``unreadable``: what of its folder can't be read.
     """
@@ -82,7 +83,9 @@ def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
         options = {name: value for name, value in one.config.items() if name not in LEFT_OUT and name not in row}
         rows.append(row | {name: _plain(value) for name, value in options.items()})
     table = pd.DataFrame(rows, columns=_order(rows, metric))
-    return table.astype({"iteration": "Int64"}).sort_values([metric, "experiment"], kind="stable", ignore_index=True)
+    ascending = [metric_of(metric).smaller_is_better, True]
+    table = table.astype({"iteration": "Int64"})
+    return table.sort_values([metric, "experiment"], ascending=ascending, kind="stable", ignore_index=True)
 
 
 def _order(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
@@ -91,8 +94,13 @@ def _order(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
     count = Counter(name for row in rows for name in row if name not in first)
     # What only few folders have is left out where folders of other programs bring thousands of names.
     others = count if len(count) <= MOST_COLUMNS else dict(count.most_common(MOST_COLUMNS))
-    leading = [name for name in others if name == "unknown_lineage" or name.startswith("log_loss/")]
+    leading = [name for name in others if name == "unknown_lineage" or is_score(name)]
     return [*first, *leading, *(name for name in others if name not in leading)]
+
+
+def is_score(name: str) -> bool:
+    """Whether a column is a metric of one label, such as ``log_loss/any``."""
+    return name.partition("/")[0] in METRICS and "/" in name
 
 
 def _plain(value: Any) -> Any:
@@ -111,8 +119,11 @@ def leaderboard_page(table: pd.DataFrame, reports: Collection[str], metric: str)
 
     ``reports``: the names of those that have a report.
     """
+    row, title = metric_of(metric), key_title(metric)
     data = {
         "metric": metric,
+        "lowest_first": row.smaller_is_better,
+        "scores": [name for name in table.columns if is_score(name)],
         "columns": list(table.columns),
         "count": len(table),
         "values": {name: _packed(column) for name, column in table.items()},
@@ -120,7 +131,6 @@ def leaderboard_page(table: pd.DataFrame, reports: Collection[str], metric: str)
         "unplotted": UNPLOTTED,  # options that change nothing of a result
     }
     embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no text of an option ends the script
-    title = metric.replace("_", " ")
     body = (
         f"<noscript>{page.table(_first_rows(table), table.iloc[:WITHOUT_SCRIPT, :7].astype(str))}</noscript>",
         '<p><label>Filter <input id="filter" type="search" placeholder="resnet34 lr=0.001"></label> '
@@ -133,12 +143,12 @@ def leaderboard_page(table: pd.DataFrame, reports: Collection[str], metric: str)
         '<p><label>Option <select id="option"></select></label></p>'
         '<div id="scatter"></div></section>',
         f'<section><h2>All options that differ, and {escape(title)}</h2><p class="soft">A line for each experiment: '
-        "blue and thick the lowest, orange and thin the highest. Click one to tick it in the table.</p>"
+        f"blue and thick the {row.best}, orange and thin the {row.worst}. Click one to tick it in the table.</p>"
         '<div id="parallel" class="card"></div></section>',
         f'<script type="application/json" id="data">{embedded}</script>',
         f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
     )
-    return page.page("Leaderboard", f"{len(table)} experiments, lowest {title} first", body)
+    return page.page("Leaderboard", f"{len(table)} experiments, {row.best} {title} first", body)
 
 
 def _first_rows(table: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.evaluation.metric_table import metric_of
 from common.experiments.folder import CONFIG, ENVIRONMENT, is_in_progress
 from common.files import write_json, write_text
 from common.foreign import read_json, read_yaml
@@ -62,9 +63,9 @@ class Record:
         return sorted({key for point in self.points for key in point})
 
     def best(self, metric: str) -> tuple[float, int, str] | None:
-        """Return the lowest value of a validation metric, its iteration, and the weights that reached it (raw, ema).
+        """Return the best value of a validation metric, its iteration, and the weights that reached it (raw, ema).
 
-        None where the experiment was never validated.
+        The metric's row says which is best. None where the experiment was never validated.
         """
         found = []
         for key in self.keys:
@@ -72,7 +73,8 @@ class Record:
             if name == metric and group.split("_")[0] == "valid":
                 weights = group.partition("_")[2] or "raw"
                 found += [(value, at, weights) for at, value in zip(*self.series(key), strict=True) if value == value]
-        return min(found, default=None)
+        row = metric_of(metric)
+        return min(found, key=lambda point: (row.rank(point[0]), *point[1:]), default=None)
 
     @property
     def seconds(self) -> float:

@@ -35,7 +35,7 @@ FORM = 3  # of the kept lines; another one is read anew
 
 @dataclass(frozen=True)
 class Summary:
-    """An experiment in short. ``best``: lowest value of the metric, its iteration and weights; None: never validated.
+    """An experiment in short. ``best``: best value of the metric, its iteration and weights; None: never validated.
 
     ``scores``: the other validation metrics there. ``started``: ISO 8601, empty where unknown. See :class:`Record`.
     """
@@ -52,7 +52,7 @@ class Summary:
 
 
 def summarize(record: Record, metric: str) -> Summary:
-    """Return a record's summary by the lowest value of ``metric``."""
+    """Return a record's summary by the best value of ``metric``."""
     best, scores = record.best(metric), {}
     if best is not None:
         prefix = "valid/" if best[2] == "raw" else f"valid_{best[2]}/"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.evaluation.metric_table import key_title, metric_of
 from common.reports import page
 from common.reports.page import Line
 from common.reports.record import REPORT_FILE, Record
@@ -32,7 +33,7 @@ def folds_sections(folds: Sequence[Record], facts: Mapping[str, Mapping[str, Any
     table = pd.DataFrame(
         {
             "status": [fold.status for fold in folds],
-            metric.replace("_", " "): [_number(value) for value in values],
+            key_title(metric): [_number(value) for value in values],
             "constant predictor": [_number(fact.get("constant_log_loss")) for fact in known],
             "iteration": [NOTHING if found is None else str(found[1]) for found in best],
             "weights": [NOTHING if found is None else found[2] for found in best],
@@ -49,26 +50,27 @@ def folds_sections(folds: Sequence[Record], facts: Mapping[str, Mapping[str, Any
         page.section(
             "Folds",
             page.table("", table, "The standard deviation is that between the folds.", links),
-            page.table("Log loss by label", label_losses(folds, metric)),
+            page.table(f"{metric_of(metric).title.capitalize()} by label", label_values(folds, metric)),
         ),
         page.section(
             "Curves",
             page.cards(
-                page.lines("Validation", curves, ("iteration", metric.replace("_", " "))),
+                page.lines("Validation", curves, ("iteration", key_title(metric))),
                 page.lines("Training", losses, ("iteration", "loss")),
             ),
         ),
     ]
 
 
-def label_losses(folds: Sequence[Record], metric: str) -> pd.DataFrame:
-    """Return each label's log loss where the fold's ``metric`` was lowest, as texts, with mean and deviation."""
+def label_values(folds: Sequence[Record], metric: str) -> pd.DataFrame:
+    """Return each label's value where the fold's weighted ``metric`` was best, as texts, with mean and deviation."""
     columns: dict[str, list[float]] = {}
     for place, fold in enumerate(folds):
         best = fold.best(metric)
         if best is None:
             continue
-        prefix = "valid/log_loss/" if best[2] == "raw" else f"valid_{best[2]}/log_loss/"
+        group = "valid" if best[2] == "raw" else f"valid_{best[2]}"
+        prefix = f"{group}/{metric_of(metric).name}/"
         for key in fold.keys:
             if key.startswith(prefix):
                 values = columns.setdefault(key.removeprefix(prefix), [np.nan] * len(folds))
@@ -91,7 +93,7 @@ def members_section(
     """
     best = [members[name].best if name in members else None for name in names]
     table = pd.DataFrame(
-        {f"{metric.replace('_', ' ')} alone": [NOTHING if found is None else _number(found[0]) for found in best]}
+        {f"{key_title(metric)} alone": [NOTHING if found is None else _number(found[0]) for found in best]}
         | {title: [_number(values.get(name)) for name in names] for title, values in columns.items() if values},
         index=pd.Index(names, name="member"),
     )

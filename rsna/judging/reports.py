@@ -1,66 +1,39 @@
-"""The report of an experiment and the leaderboard of all, from what their folders hold."""
+"""The report of an experiment, from what its folder holds."""
 
 from __future__ import annotations
 
-import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from common.checkpoint import BEST
 from common.cli.arguments import from_dict, parse_args, to_dict
-from common.cli.values import Windows, format_windows
-from common.datasets.image_files import SUFFIXES
-from common.datasets.images import read_image
-from common.dicom.pictures import window
 from common.errors import UsageError, UserError
-from common.evaluation.metrics import binary_log_losses, constant_predictor, normalized_weights, prevalences_of
+from common.evaluation.metrics import constant_predictor, prevalences_of
 from common.evaluation.resampling import Array
-from common.experiments.folder import CONFIG, create_experiment, lock_experiment, plain
-from common.experiments.logfile import LOG_FILE
-from common.files import remove_temporaries, write_text
+from common.experiments.folder import CONFIG
+from common.files import write_text
 from common.foreign import read_json
 from common.reports.evaluation import evaluation_page
 from common.reports.experiment import Evaluated, Together, experiment_page
-from common.reports.leaderboard import HTML_FILE, update_leaderboard
-from common.reports.montage import fit, overlay
-from common.reports.record import (
-    FINISHED,
-    REPORT_FILE,
-    RUNNING,
-    Record,
-    read_record,
-    results_folder,
-    write_status,
-    write_unknown_lineage,
-)
+from common.reports.record import REPORT_FILE, Record, read_record, results_folder, write_unknown_lineage
 from common.reports.summary import Summary, read_summaries
 from common.reports.together import folds_sections, members_section
-from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
-from common.training import distributed
-from common.training.memory import is_out_of_memory
 from config import TrainConfig
 from rsna.forms import read_predictions
-from rsna.judging.evaluation import constant_prevalences, described_images, evaluate_predictions, labelled_rows
+from rsna.judging.evaluation import constant_prevalences, evaluate_predictions, labelled_rows
 from rsna.judging.options import DRAWS, EnsembleConfig, SecondLevelConfig
+from rsna.judging.report_pictures import pictures_of
+from rsna.judging.strata import described_images
 from rsna.kinds.slices import select_rows
-from rsna.prediction.pictures import grey_slices, heat_maps
-from rsna.prediction.trained import dataset_folder_of, load_network
 from rsna.training.lineage import overlap, overlap_lines
-from rsna.training.outcome import CROSS_VALIDATION_FILE, PREDICTION_FILES, holds_out_folds, predictions_path
+from rsna.training.outcome import CROSS_VALIDATION_FILE, holds_out_folds, predictions_path
 from rsna.training.provenance import written_provenance
-from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC, RSNADataset, dataset_folder, read_dataset_info, read_fold
-
-logger = logging.getLogger(__name__)
-
-PICTURES_EACH, TILE = 9, 180
+from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC, dataset_folder, read_fold
 
 
 def write_report(folder: Path, status: str | None = None, tracker: Tracker | None = None) -> Path:
@@ -102,71 +75,6 @@ def rewrite_reports(folder: Path) -> Path:
     for path in sorted(folder.glob(f"*/{CONFIG}")):
         write_report(path.parent)
     return write_report(folder)
-
-
-def conclude(folder: Path, status: str | None, *, report: bool = True, tracker: Tracker | None = None) -> None:
-    """End an experiment: write its report, then its status, then the leaderboard, and tell where all is.
-
-    The status comes after the report. So a run that is killed in between is not marked as finished, and the next start
-    concludes it. A failure here is a warning and doesn't change how the run ended. ``status`` is None for an experiment
-    that goes on elsewhere.
-    """
-    with no_reason_to_fail(folder):
-        write_report(folder, status, tracker) if report else note_lineage(folder)
-    with no_reason_to_fail(folder):
-        if status is not None:
-            write_status(folder, status)
-        if report:
-            update_leaderboard(results_folder(folder), METRIC, {} if status is None else {folder: status})
-    distributed.tell(whereabouts(folder))
-
-
-@contextmanager
-def put_together(
-    output_dir: Path, experiment_id: str | None, options: Mapping[str, Any], typed: Sequence[str]
-) -> Iterator[Path]:
-    """Yield the folder, under its lock, of a new experiment that is made of others, and conclude it.
-
-    One of this name with the same options that was killed while it was written is written again.
-    """
-    folder = None if experiment_id is None else output_dir / experiment_id
-    if folder is None or not is_left(folder, options):
-        folder = create_experiment(output_dir, experiment_id, options, typed).folder
-    with lock_experiment(folder):
-        remove_temporaries(folder)
-        write_status(folder, RUNNING)
-        yield folder
-        conclude(folder, FINISHED)
-
-
-def is_left(folder: Path, options: Mapping[str, Any]) -> bool:
-    """Whether an experiment with these options was begun in ``folder`` and ended before it was finished."""
-    if not (folder / CONFIG).is_file():
-        return False
-    record = read_record(folder)
-    return record.status not in (FINISHED, RUNNING) and record.config == plain(options)
-
-
-def whereabouts(folder: Path) -> list[str]:
-    """Return a line for each thing of a run that a person may look for, of those that are there."""
-    places = {
-        "report": folder / REPORT_FILE,
-        "weights": folder / BEST,
-        "all values": folder / FILE_NAME,
-        "log": folder / LOG_FILE,
-        "leaderboard": results_folder(folder) / HTML_FILE,
-    }
-    return [f"{name:<12} {path}" for name, path in places.items() if path.is_file()]
-
-
-@contextmanager
-def no_reason_to_fail(folder: Path) -> Iterator[None]:
-    """Make a warning of what prevents a report: it is no reason to lose a run, nor may it hide why one failed."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        logger.warning("%s: no report (%s); python report.py writes it later", folder, reason)
 
 
 def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | None = None) -> str:
@@ -318,7 +226,7 @@ def judge(
     """Evaluate predictions of labelled ``rows`` (the same ids in the same order), with pictures of some of them.
 
     ``path``: the file that the predictions ``frame`` are of, which tells what the networks behind them learnt from.
-    ``experiments``: folders of those whose best.pt predicted the images, each those in its predictions_valid.csv.
+    For ``experiments`` see :func:`rsna.judging.report_pictures.pictures_of`.
     """
     data = dataset_folder(config.data_input_folder, config.data_dataset)
     found = evaluate_predictions(frame, rows, prevalences, DRAWS, described_images(data))
@@ -326,106 +234,6 @@ def judge(
     met = overlap(provenance.rows(ids.get_indexer(frame.index)), data, frame.index)
     document = found.document | {"lineage": met.document() | {"notes": overlap_lines(met, left_out=False)}}
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
-    chosen = {title: order[:PICTURES_EACH] for title, order in worth_a_look(predictions, targets).items()}
-    places = np.unique(np.concatenate(list(chosen.values())))
-    heat, note = heat_pictures(config, rows.iloc[places], experiments)
-    info = read_dataset_info(data)
-    pictures: dict[str, Sequence[tuple[np.ndarray, str]]] = {title: [] for title in chosen}
-    for title, order in chosen.items():
-        for place in order:
-            image_id = str(frame.index[place])
-            image = read_image(data / "images" / f"{image_id}{SUFFIXES[info['format']]}", info["image_form"])
-            picture = beside(windowed(image, config.data_windows), heat.get(image_id))
-            pictures[title].append((picture, described(image_id, predictions[place], targets[place])))
     constant = constant_predictor(prevalences, targets, LABEL_WEIGHTS)
-    note = f"{windows_shown(config.data_windows, info['image_form'])} {note}"
+    pictures, note = pictures_of(config, frame, rows, experiments)
     return Evaluated(document, predictions, targets, LABELS, constant, pictures, note)
-
-
-def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:
-    """Return by title the places of slices, most interesting first: worst, best and least sure."""
-    losses = binary_log_losses(predictions, targets) @ normalized_weights(LABEL_WEIGHTS, len(LABELS))
-    bleeding = np.flatnonzero(targets[:, -1] == 1)
-    doubt = np.abs(predictions[:, -1] - 0.5)
-    return {
-        "Worst slices: the highest log loss": np.argsort(-losses, kind="stable"),
-        "Best slices with hemorrhage: the lowest log loss": bleeding[np.argsort(losses[bleeding], kind="stable")],
-        "Most uncertain slices: any nearest to 0.5": np.argsort(doubt, kind="stable"),
-    }
-
-
-def heat_pictures(
-    config: TrainConfig, rows: pd.DataFrame, experiments: Sequence[Path]
-) -> tuple[dict[str, np.ndarray], str]:
-    """Return pictures (TILE, TILE, 3) with Grad-CAM of ``any`` by image id, and what they show or why there are none.
-
-    Each image by the network that predicted it.
-    """
-    found: dict[str, np.ndarray] = {}
-    cells = ""
-    if not experiments:
-        return found, "No heat: the experiment has no network of its own."
-    try:
-        for folder in experiments:
-            own = pd.read_csv(folder / PREDICTION_FILES[1], usecols=["id"], dtype=str)["id"]
-            asked = rows.loc[rows.index.intersection(own)]
-            if asked.empty:
-                continue
-            trained = load_network(
-                folder / BEST, data_input_folder=config.data_input_folder, data_dataset=config.data_dataset
-            )
-            options = trained.config
-            dataset = RSNADataset(
-                dataset_folder_of(trained),
-                asked,
-                trained.pipeline,
-                options.data_image_size,
-                options.seed,
-                options.data_context,
-            )
-            for place, grey in enumerate(grey_slices(trained, dataset)):
-                heat = heat_maps(trained, dataset, np.array([place]))
-                if heat is None:
-                    return {}, f"No heat: {options.net_model} has no Grad-CAM."
-                cells = " × ".join(map(str, heat.shape[1:]))
-                found[str(asked.index[place])] = overlay(fit(grey, TILE), heat[0])
-    except Exception as error:
-        if not (isinstance(error, (UserError, OSError)) or is_out_of_memory(error)):
-            raise
-        return {}, f"No heat: {' '.join(str(error).split())}"
-    return found, (
-        f"Right heat: Grad-CAM of any ({cells} cells, each slice to its own highest), where the network's last feature "
-        "map raised any; no colour: nowhere. It outlines nothing."
-    )
-
-
-def windowed(image: np.ndarray, windows: Windows) -> list[np.ndarray]:
-    """Return an image, HU (H, W) or windowed (H, W, C), in its first two windows, uint8 (TILE, TILE) each."""
-    if image.ndim == 2:
-        image = np.stack([window(image, center, width) for center, width in windows[:2]], axis=-1)
-    elif image.dtype == np.uint8:
-        image = image.astype(np.float32) / np.float32(255)
-    levels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    return [fit(levels[..., channel], TILE) for channel in range(min(2, image.shape[2]))]
-
-
-def windows_shown(windows: Windows, image_form: str) -> str:
-    """Say which windows :func:`windowed` shows."""
-    if image_form != "hu":
-        return "Left the dataset's windows, the first two."
-    return f"Left windows of {format_windows(windows[:2]).replace(',', ' and ')} HU (center/width)."
-
-
-def beside(greys: Sequence[np.ndarray], coloured: np.ndarray | None) -> np.ndarray:
-    """Return square pictures side by side: grey (H, W), or BGR (H, W, 3) where there is a coloured one."""
-    if coloured is None:
-        return np.hstack(list(greys))
-    return np.hstack([*(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) for grey in greys), coloured])
-
-
-def described(image_id: str, predictions: Array, targets: Array) -> str:
-    """Say what an image shows and what was predicted."""
-    true = [name for name, value in zip(LABELS[:-1], targets, strict=False) if value == 1]
-    likely = sorted(zip(predictions[:-1], LABELS, strict=False), reverse=True)[:2]
-    said = ", ".join(f"{name} {value:.2f}" for value, name in likely)
-    return f"{image_id}: {', '.join(true) or 'nothing'}; predicted any {predictions[-1]:.2f}, {said}"

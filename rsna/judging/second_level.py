@@ -23,7 +23,8 @@ from common.cli.arguments import from_dict, to_dict
 from common.errors import UsageError, UserError, WorkError
 from common.evaluation.ensembling import align, clipped_logits
 from common.evaluation.metrics import binary_log_losses, prevalences_of
-from common.evaluation.statistics import format_table, member_table
+from common.evaluation.statistics import member_table
+from common.evaluation.texts import format_table
 from common.experiments.folder import experiment_folder
 from common.experiments.resume import read_options
 from common.files import write_csv, write_json
@@ -31,15 +32,11 @@ from common.lineage import Provenance
 from common.reports.record import write_value
 from config import TrainConfig
 from rsna.forms import check_submission, read_predictions, write_submission
-from rsna.judging.evaluation import (
-    describe,
-    evaluate_predictions,
-    held_out_predictions,
-    matching_predictions,
-    write_evaluation,
-)
+from rsna.judging.conclusion import put_together
+from rsna.judging.evaluation import evaluate_predictions, write_evaluation
+from rsna.judging.evaluation_text import describe
+from rsna.judging.held_out import held_out_predictions, matching_predictions
 from rsna.judging.options import SecondLevelConfig
-from rsna.judging.reports import put_together
 from rsna.training.folds import Fold, finished_folds, read_folds
 from rsna.training.lineage import learnt_from, overlap, overlap_lines, refuse_seen
 from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES

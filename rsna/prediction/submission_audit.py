@@ -11,7 +11,7 @@ import pandas as pd
 
 from common.errors import UserError, WorkError, list_some
 from common.evaluation.metrics import prevalences_of
-from common.evaluation.statistics import format_table
+from common.evaluation.texts import format_table
 from common.files import check_output, write_csv
 from common.spreadsheets import table_form
 from config import TrainConfig

@@ -21,7 +21,7 @@ from common.cli.values import HOLDOUT
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import fit_temperatures
 from common.evaluation.ensembling import combine
-from common.evaluation.statistics import WEIGHTED_ROW
+from common.evaluation.metrics import WEIGHTED
 from common.files import check_output, write_csv, write_json
 from common.foreign import read_json
 from common.models.sequence import sequence_settings
@@ -545,7 +545,7 @@ def says_how_it_flatters(config: PredictConfig, trained: TrainedNetwork, path: P
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:
     """Say in one line whether the evaluation gives the value that the training logged for these weights."""
     logged = logged_value(trained)
-    difference = abs(float(table.loc[WEIGHTED_ROW, "log_loss"]) - logged)
+    difference = abs(float(table.loc[WEIGHTED, "log_loss"]) - logged)
     if difference <= REPRODUCED:
         return f"reproduces the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}"
     return (

@@ -24,7 +24,7 @@ from common.cli.arguments import parse_args, to_dict
 from common.cli.console import tell
 from common.errors import EXIT_RESUMABLE, EXIT_USAGE, Interrupted, UsageError, WorkError, list_some
 from common.evaluation.metrics import constant_predictor, prevalences_of
-from common.evaluation.statistics import format_table
+from common.evaluation.texts import format_table
 from common.experiments.folder import (
     Experiment,
     add_to_history,

@@ -11,7 +11,8 @@ import pandas as pd
 
 from common.cli.arguments import parse_args
 from common.errors import EXIT_RESUMABLE, Interrupted, UsageError, WorkError
-from common.evaluation.statistics import WEIGHTED_ROW, format_table
+from common.evaluation.metrics import WEIGHTED
+from common.evaluation.texts import format_table
 from common.reports.leaderboard import update_leaderboard
 from common.reports.record import REPORT_FILE, STATUS_FILE, duration, read_record
 from common.sweeps.plan import NAME, Planned, flags_of, planned, read_grid, read_lines
@@ -84,7 +85,7 @@ def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) ->
     folder, outputs = outcomes[0].folder, outcomes[0].outputs
     rows = {"report": folder / REPORT_FILE, "leaderboard": leaderboard, "experiment": folder}
     if "evaluate.py" in outputs:
-        weighted = pd.read_csv(folder / "evaluation.csv", index_col="label").loc[WEIGHTED_ROW]
+        weighted = pd.read_csv(folder / "evaluation.csv", index_col="label").loc[WEIGHTED]
         value, constant = weighted["log_loss"], weighted["constant_log_loss"]
         rows["valid weighted log loss"] = f"{value:.4f}, constant predictor {constant:.4f}"
     if unknown := read_record(folder).unknown_lineage:

@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import UserError, WorkError
 from rsna.forms import read_competition_labels, read_label_file, read_predictions, read_submission
-from rsna.judging.ensemble import read_labels
+from rsna.judging.members import read_labels
 from rsna_dataset import LABELS
 
 KINDS = LABELS[:-1]

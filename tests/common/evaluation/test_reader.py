@@ -91,6 +91,17 @@ def test_a_better_model_is_told_from_a_worse_one_and_from_itself() -> None:
     assert comparison(worse, better).set_index(["label", "metric"])["verdict"][("weighted", "brier")] == "worse"
 
 
+def test_a_change_of_a_weighted_metric_has_the_degrees_of_freedom_of_the_rarest_labels_patients() -> None:
+    """That of the calibration error had one degree, and its interval was six times as wide."""
+    better, worse = study(1, 3.0), study(1, 1.0)
+    found = comparison(better, worse).set_index(["label", "metric"]).loc["weighted"]
+    freedom = min(better.evidence[name].effective for name in NAMES) - 1
+    for metric in ("auroc", "average_precision", "calibration_error"):
+        draws = better.samples[metric]["weighted"].draws - worse.samples[metric]["weighted"].draws
+        ends = stats.t.interval(0.95, freedom, found.loc[metric, "difference"], draws.std(ddof=1))
+        assert found.loc[metric, ["low", "high"]].tolist() == pytest.approx(ends)
+
+
 def test_slices_become_studies_by_their_highest_value() -> None:
     values = by_group(np.array([[0.1, 0.9], [0.5, 0.2], [0.3, 0.3]]), ["b", "b", "a"])
     np.testing.assert_array_equal(values, [[0.3, 0.3], [0.5, 0.9]])
@@ -148,7 +159,7 @@ def test_the_calibration_errors_interval_holds_the_truth_where_chance_is_most_of
         values = 1 / (1 + np.exp(-random.normal(-1, 1.5, (300, 1))))
         targets = (random.random((300, 1)) < values).astype(float)
         item = ReaderStudy(values, targets, PatientBootstrap(np.arange(300) // 5, 200), ("any",), (1,))
-        low, high = item.ends("calibration_error", "any")
+        low, high = item.samples["calibration_error"]["any"].ends
         sample = item.samples["calibration_error"]["any"]
         assert low <= sample.value <= high
         held += low < 0.01

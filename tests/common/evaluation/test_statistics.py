@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import auc, log_loss, precision_recall_curve
 
 from common.evaluation.metrics import WeightedLogLoss, constant_predictor
-from common.evaluation.statistics import CONSTANT_ROW, format_table, label_table, member_table
+from common.evaluation.statistics import CONSTANT_ROW, label_table, member_table
 
 NAMES = ("first", "second", "any")
 WEIGHTS = (1, 1, 2)
@@ -132,12 +131,3 @@ def test_members_stand_in_order_above_the_constant_predictor():
     single = table_of(1 - values, targets)
     assert table.loc["b.csv"].to_dict() == pytest.approx(single["log_loss"].to_dict(), rel=1e-14)
     assert table.loc[CONSTANT_ROW].to_dict() == pytest.approx(single["constant_log_loss"].to_dict(), rel=1e-14)
-
-
-def test_the_printed_table_is_aligned_and_shows_a_dash_for_no_value():
-    frame = pd.DataFrame({"loss": [0.123456, np.nan], "images": np.array([7, 1234])}, index=["a", "long name"])
-    assert format_table(frame.rename_axis("label")).split("\n") == [
-        "label         loss  images",
-        "a          0.12346       7",
-        "long name        -    1234",
-    ]

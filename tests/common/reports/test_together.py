@@ -23,7 +23,8 @@ from common.reports.together import spread
 from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.judging.evaluation import labelled_rows
-from rsna.judging.reports import heat_pictures, write_report
+from rsna.judging.report_pictures import heat_pictures
+from rsna.judging.reports import write_report
 from rsna.training.outcome import holds_out_folds
 from rsna_dataset import LABEL_WEIGHTS, LABELS, read_metadata
 from tests.common.reports.test_page import check

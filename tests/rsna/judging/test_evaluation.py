@@ -113,6 +113,8 @@ def test_console_file_and_page_quote_the_same_intervals_and_who_is_behind_them(
         shown = [f"{any_row[metric + end]:.{digits}f}" for end in ("", "_low", "_high")]
         assert f"{shown[0]} [{shown[1]}, {shown[2]}]" in page
     assert f"{any_row['log_loss']:.4f} [{any_row['log_loss_low']:.4f}, {any_row['log_loss_high']:.4f}]" in text
+    assert any(part["low"] is None for part in document["strata"])
+    assert "nan" not in text + page
     benefits = [row for row in document["decision_curve"] if row["label"] == "any"]
     assert all(row["model_low"] <= row["model"] <= row["model_high"] for row in benefits)
     line = next(row for row in document["calibration"] if row["label"] == "any")

@@ -22,7 +22,8 @@ from common.checkpoint import load_checkpoint, save_checkpoint
 from common.reports.page import tiles
 from common.reports.record import read_record
 from common.trackers.jsonl import JsonlTracker
-from rsna.judging.reports import PICTURES_EACH, TILE, write_report
+from rsna.judging.report_pictures import PICTURES_EACH, TILE
+from rsna.judging.reports import write_report
 from rsna.training.lineage import checkpoint_lineage
 from rsna_dataset import LABELS, read_fold
 from tests.common.reports.test_page import check
@@ -237,7 +238,7 @@ def test_a_report_that_cant_be_written_costs_a_line_and_not_the_run(reported: Re
     def broken(*_):
         raise ValueError("no page today")
 
-    monkeypatch.setattr("rsna.judging.reports.write_report", broken)
+    monkeypatch.setattr("rsna.judging.conclusion.write_report", broken)
     folder = train.main([*reported.flags, "--experiment_id=unreported"])
     assert "no report (no page today); python report.py writes it later" in caplog.text
     assert read_record(folder).status == "finished"

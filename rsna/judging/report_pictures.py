@@ -1,0 +1,141 @@
+"""The pictures of a report: the slices worth a look, in two windows and with heat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from common.checkpoint import BEST
+from common.cli.values import Windows, format_windows
+from common.datasets.image_files import SUFFIXES
+from common.datasets.images import read_image
+from common.dicom.pictures import window
+from common.errors import UserError
+from common.evaluation.metrics import binary_log_losses, normalized_weights
+from common.evaluation.resampling import Array
+from common.reports.montage import fit, overlay
+from common.training.memory import is_out_of_memory
+from config import TrainConfig
+from rsna.prediction.pictures import grey_slices, heat_maps
+from rsna.prediction.trained import dataset_folder_of, load_network
+from rsna.training.outcome import PREDICTION_FILES
+from rsna_dataset import LABEL_WEIGHTS, LABELS, RSNADataset, dataset_folder, read_dataset_info
+
+PICTURES_EACH, TILE = 9, 180
+
+
+def pictures_of(
+    config: TrainConfig, frame: pd.DataFrame, rows: pd.DataFrame, experiments: Sequence[Path]
+) -> tuple[dict[str, Sequence[tuple[np.ndarray, str]]], str]:
+    """Return by title pictures of some of the images ``rows``, with the text below each, and what they show.
+
+    ``frame``: the images' predictions, in the same order. ``experiments``: folders of those whose best.pt predicted
+    the images, each those in its predictions_valid.csv.
+    """
+    data = dataset_folder(config.data_input_folder, config.data_dataset)
+    predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
+    chosen = {title: order[:PICTURES_EACH] for title, order in worth_a_look(predictions, targets).items()}
+    places = np.unique(np.concatenate(list(chosen.values())))
+    heat, note = heat_pictures(config, rows.iloc[places], experiments)
+    info = read_dataset_info(data)
+    pictures: dict[str, Sequence[tuple[np.ndarray, str]]] = {title: [] for title in chosen}
+    for title, order in chosen.items():
+        for place in order:
+            image_id = str(frame.index[place])
+            image = read_image(data / "images" / f"{image_id}{SUFFIXES[info['format']]}", info["image_form"])
+            picture = beside(windowed(image, config.data_windows), heat.get(image_id))
+            pictures[title].append((picture, described(image_id, predictions[place], targets[place])))
+    return pictures, f"{windows_shown(config.data_windows, info['image_form'])} {note}"
+
+
+def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:
+    """Return by title the places of slices, most interesting first: worst, best and least sure."""
+    losses = binary_log_losses(predictions, targets) @ normalized_weights(LABEL_WEIGHTS, len(LABELS))
+    bleeding = np.flatnonzero(targets[:, -1] == 1)
+    doubt = np.abs(predictions[:, -1] - 0.5)
+    return {
+        "Worst slices: the highest log loss": np.argsort(-losses, kind="stable"),
+        "Best slices with hemorrhage: the lowest log loss": bleeding[np.argsort(losses[bleeding], kind="stable")],
+        "Most uncertain slices: any nearest to 0.5": np.argsort(doubt, kind="stable"),
+    }
+
+
+def heat_pictures(
+    config: TrainConfig, rows: pd.DataFrame, experiments: Sequence[Path]
+) -> tuple[dict[str, np.ndarray], str]:
+    """Return pictures (TILE, TILE, 3) with Grad-CAM of ``any`` by image id, and what they show or why there are none.
+
+    Each image by the network that predicted it.
+    """
+    found: dict[str, np.ndarray] = {}
+    cells = ""
+    if not experiments:
+        return found, "No heat: the experiment has no network of its own."
+    try:
+        for folder in experiments:
+            own = pd.read_csv(folder / PREDICTION_FILES[1], usecols=["id"], dtype=str)["id"]
+            asked = rows.loc[rows.index.intersection(own)]
+            if asked.empty:
+                continue
+            trained = load_network(
+                folder / BEST, data_input_folder=config.data_input_folder, data_dataset=config.data_dataset
+            )
+            options = trained.config
+            dataset = RSNADataset(
+                dataset_folder_of(trained),
+                asked,
+                trained.pipeline,
+                options.data_image_size,
+                options.seed,
+                options.data_context,
+            )
+            for place, grey in enumerate(grey_slices(trained, dataset)):
+                heat = heat_maps(trained, dataset, np.array([place]))
+                if heat is None:
+                    return {}, f"No heat: {options.net_model} has no Grad-CAM."
+                cells = " × ".join(map(str, heat.shape[1:]))
+                found[str(asked.index[place])] = overlay(fit(grey, TILE), heat[0])
+    except Exception as error:
+        if not (isinstance(error, (UserError, OSError)) or is_out_of_memory(error)):
+            raise
+        return {}, f"No heat: {' '.join(str(error).split())}"
+    return found, (
+        f"Right heat: Grad-CAM of any ({cells} cells, each slice to its own highest), where the network's last feature "
+        "map raised any; no colour: nowhere. It outlines nothing."
+    )
+
+
+def windowed(image: np.ndarray, windows: Windows) -> list[np.ndarray]:
+    """Return an image, HU (H, W) or windowed (H, W, C), in its first two windows, uint8 (TILE, TILE) each."""
+    if image.ndim == 2:
+        image = np.stack([window(image, center, width) for center, width in windows[:2]], axis=-1)
+    elif image.dtype == np.uint8:
+        image = image.astype(np.float32) / np.float32(255)
+    levels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    return [fit(levels[..., channel], TILE) for channel in range(min(2, image.shape[2]))]
+
+
+def windows_shown(windows: Windows, image_form: str) -> str:
+    """Say which windows :func:`windowed` shows."""
+    if image_form != "hu":
+        return "Left the dataset's windows, the first two."
+    return f"Left windows of {format_windows(windows[:2]).replace(',', ' and ')} HU (center/width)."
+
+
+def beside(greys: Sequence[np.ndarray], coloured: np.ndarray | None) -> np.ndarray:
+    """Return square pictures side by side: grey (H, W), or BGR (H, W, 3) where there is a coloured one."""
+    if coloured is None:
+        return np.hstack(list(greys))
+    return np.hstack([*(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) for grey in greys), coloured])
+
+
+def described(image_id: str, predictions: Array, targets: Array) -> str:
+    """Say what an image shows and what was predicted."""
+    true = [name for name, value in zip(LABELS[:-1], targets, strict=False) if value == 1]
+    likely = sorted(zip(predictions[:-1], LABELS, strict=False), reverse=True)[:2]
+    said = ", ".join(f"{name} {value:.2f}" for value, name in likely)
+    return f"{image_id}: {', '.join(true) or 'nothing'}; predicted any {predictions[-1]:.2f}, {said}"

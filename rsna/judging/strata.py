@@ -1,0 +1,93 @@
+"""The parts of the images that an evaluation tells apart: kinds shown, how they were scanned, what a phantom knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.errors import UsageError
+from rsna.phantom.write import TRUTH_FILE
+from rsna_dataset import LABELS, read_dataset_info, read_metadata
+
+BLOOD = "blood_mm3"  # of a phantom, in the slice
+QUARTERS = {"slice_spacing_mm": "slice spacing, mm", "thickness_mm": "slice thickness, mm"}
+
+
+def described_images(folder: Path, truth: Path | None = None) -> pd.DataFrame:
+    """Return a dataset's metadata for the strata, with what a phantom's truth file knows of its images.
+
+    ``truth`` None: of a dataset that was made from a phantom the file in the input folder's ``phantom/``, where there
+    is one that has these images. Raises UsageError for a ``truth`` that can't be read or knows none of the images.
+    """
+    described = read_metadata(folder, described=True)
+    path = truth
+    if truth is None:
+        if read_dataset_info(folder).get("source", {}).get("kind") != "phantom":
+            return described
+        path = folder.parent.parent / "phantom" / TRUTH_FILE
+    try:
+        table = pd.read_csv(path, dtype={"id": str}, keep_default_na=False).set_index("id")
+        blood = table[[f"{name}_mm3" for name in LABELS if name != "any"]].astype(float).sum(axis=1)
+        known = pd.DataFrame({BLOOD: blood, "mimics": table["mimics"], "quirks": table["quirks"]})
+        known = known[~known.index.duplicated()].reindex(described.index)
+    except (OSError, ValueError, KeyError) as error:
+        if truth is None:
+            return described
+        if isinstance(error, OSError):
+            raise UsageError(f"--eval_truth={truth}: cannot be read ({error.strerror})") from None
+        what = "it lacks columns of one" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UsageError(f"--eval_truth={truth}: not a phantom's truth file ({what})") from None
+    if truth is not None and known[BLOOD].isna().all():
+        raise UsageError(f"--eval_truth={truth}: knows none of the images of {folder}")
+    if known[BLOOD].isna().any():  # another phantom's
+        return described if truth is None else described.join(known)
+    return described.join(known)
+
+
+def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, np.ndarray]:
+    """Return which part of each stratum the images belong to: how many kinds they show, how they were scanned."""
+    kinds = rows[[name for name in LABELS if name != "any"]].sum(axis=1).clip(upper=2)
+    strata = {"kinds of hemorrhage in the slice": kinds.map({0: "none", 1: "one", 2: "two or more"}).to_numpy()}
+    if described is None:
+        return strata
+    known = described.loc[rows.index]
+    if "pixel_form" in known:  # datasets made by earlier versions lack some columns
+        strata["stored pixels: bits/signed/slope/intercept"] = known["pixel_form"].to_numpy()
+    for column, title in QUARTERS.items():
+        if column not in known:
+            continue
+        values = known[column]
+        if values.min() < values.max():
+            strata[title] = parts_of_equal_size(values, 4).fillna("unknown").to_numpy(dtype=str)
+    if BLOOD in known:
+        strata |= phantom_strata(known)
+    return strata
+
+
+def parts_of_equal_size(values: pd.Series, number: int) -> pd.Series:
+    """Return in which of ``number`` parts of about equal size each value lies, as text "lowest to highest value".
+
+    Equal values share a part, so there may be fewer; what is missing stays missing.
+    """
+    parts = pd.qcut(values, number, labels=False, duplicates="drop")
+    texts = values.groupby(parts).agg(lambda part: f"{part.min():.4g} to {part.max():.4g}")
+    return parts.map(texts)
+
+
+def phantom_strata(known: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the parts that only a phantom's truth file can tell: the images' blood, look-alikes and file's quirks."""
+    blood = known[BLOOD]
+    parts = pd.Series("none", known.index, dtype=object)
+    parts[blood.isna()] = "unknown"
+    bleeding = blood[blood > 0]
+    if bleeding.nunique() > 2:
+        parts[bleeding.index] = parts_of_equal_size(bleeding, 3)
+    else:
+        parts[bleeding.index] = "some"
+    strata = {"blood in the slice, mm3": parts.to_numpy(dtype=str)}
+    for column, title in (("mimics", "look-alikes of blood"), ("quirks", "what is unusual about the file")):
+        texts = known[column].fillna("unknown").replace("", "none")
+        strata[title] = texts.where(~texts.str.contains(";"), "several").to_numpy(dtype=str)
+    return strata
