@@ -30,6 +30,16 @@ EXAMPLES = 3
 LARGEST = 2**31 - 1  # whole number that an option takes, where its field doesn't say
 
 
+class Shown(typing.NamedTuple):
+    """One option as people read it: its field, its flag, the form of its values, its default, its meaning."""
+
+    name: str
+    flag: str
+    values: str
+    default: str
+    meaning: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
     """What the command line needs to know of a field beside its type and default."""
@@ -142,6 +152,26 @@ def refuse_given(config: Any, names: Iterable[str], why: str) -> None:
             raise UsageError(f"--{name} {why}")
 
 
+def option_groups(config_class: type) -> dict[str, list[Shown]]:
+    """Return the options by the title of their group, in the order of ``--help``; the command's own have the title ""."""
+    hints = typing.get_type_hints(config_class)
+    groups: dict[str, list[Shown]] = {}
+    for owner in reversed(config_class.__mro__):
+        names = [name for name in inspect.get_annotations(owner) if name in config_class.__dataclass_fields__]
+        if names:
+            title = (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
+            groups["" if owner is config_class else title] = [_shown(config_class, name, hints[name]) for name in names]
+    return groups
+
+
+def _shown(config_class: type, name: str, hint: Any) -> Shown:
+    field = config_class.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    spec: Option = field.metadata["option"]
+    flag = name.upper().removesuffix("S") if spec.positional else f"--{name}"
+    default = "required" if field.default is REQUIRED else _text(field.default, spec) or "empty"
+    return Shown(name, flag, _Converter(*_unwrap_optional(hint), spec).metavar, default, spec.help)
+
+
 def _fields(config_class: type) -> dict[str, tuple[Any, Option]]:
     hints = typing.get_type_hints(config_class)
     return {field.name: (hints[field.name], field.metadata["option"]) for field in dataclasses.fields(config_class)}
@@ -176,33 +206,22 @@ def _build_parser(config_class: type) -> _Parser:
     parser.add_argument(
         f"--{CONFIG_FLAG}", metavar="FILE", help="YAML file of defaults (option: value); flags override it"
     )
-    hints = typing.get_type_hints(config_class)
-    for owner in reversed(config_class.__mro__):
-        names = [name for name in inspect.get_annotations(owner) if name in config_class.__dataclass_fields__]
-        if not names:
-            continue
-        title = (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
-        group = parser if owner is config_class else parser.add_argument_group(title)
-        for name in names:
-            _add_option(group, config_class, name, hints[name])
+    fields = _fields(config_class)
+    for title, options in option_groups(config_class).items():
+        group = parser.add_argument_group(title) if title else parser
+        for shown in options:
+            _add_option(group, shown, *fields[shown.name])
     return parser
 
 
-def _add_option(group: Any, config_class: type, name: str, hint: Any) -> None:
-    field = config_class.__dataclass_fields__[name]  # type: ignore[attr-defined]
-    spec: Option = field.metadata["option"]
-    kind, optional = _unwrap_optional(hint)
-    text = spec.help
-    if field.default is REQUIRED:
-        text += " (required)"
-    elif not spec.positional:
-        text += f" (default: {_text(field.default, spec) or 'empty'})"
-    converter = _Converter(kind, optional, spec)
-    text = text.replace("%", "%%")
+def _add_option(group: Any, shown: Shown, hint: Any, spec: Option) -> None:
+    default = " (required)" if shown.default == "required" else f" (default: {shown.default})"
+    text = (shown.meaning + default).replace("%", "%%")
+    converter = _Converter(*_unwrap_optional(hint), spec)
     if spec.positional:
-        group.add_argument(name, nargs="+", type=converter, metavar=name.upper().removesuffix("S"), help=text)
+        group.add_argument(shown.name, nargs="+", type=converter, metavar=shown.flag, help=text)
     else:
-        group.add_argument(f"--{name}", type=converter, metavar=converter.metavar, help=text)
+        group.add_argument(shown.flag, type=converter, metavar=shown.values, help=text)
 
 
 class _Converter:
