@@ -11,21 +11,10 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-import config  # noqa: E402
-from common.arguments import Shown, option_groups  # noqa: E402
+from common.cli.arguments import Shown, option_groups  # noqa: E402
+from common.cli.choices import load  # noqa: E402
+from config import COMMANDS  # noqa: E402
 
-COMMANDS: dict[str, type] = {
-    "preprocessing": config.PreprocessingConfig,
-    "train": config.TrainConfig,
-    "evaluate": config.EvaluateConfig,
-    "predict": config.PredictConfig,
-    "ensemble": config.EnsembleConfig,
-    "second_level": config.SecondLevelConfig,
-    "sweep": config.SweepConfig,
-    "report": config.ReportConfig,
-    "export": config.ExportConfig,
-    "rsna_phantom": config.PhantomConfig,
-}
 INTRODUCTION = """\
 # All options
 
@@ -33,7 +22,7 @@ INTRODUCTION = """\
 
 - An option is written `--name=value`. A name is written in full.
 - `0|1` is a boolean. `N` is a whole number, `X` a number.
-- `--config=FILE` takes a YAML file with a line `name: value` for each option. Every command has it. A flag wins over the file.
+- Every command has `--config=FILE`: a YAML file with a line `name: value` for each option. A flag wins over the file.
 - `none` as a default means: not given. The meaning says what happens then.
 - `python train.py --list=optim` prints each optimizer with the options that it knows and their defaults. `sched`,
   `sampler`, `loss`, `pool`, `seq`, `tracker`, `transform` and `model` print the other choices.
@@ -45,14 +34,15 @@ INTRODUCTION = """\
 
 def reference() -> str:
     """Return the text of docs/options.md. Options that several commands have stand once, at its end."""
-    groups = {name: option_groups(config_class) for name, config_class in COMMANDS.items()}
+    commands = {name: load(path) for name, path in COMMANDS.items()}
+    groups = {name: option_groups(config_class) for name, config_class in commands.items()}
     count = Counter(title for titles in groups.values() for title in titles if title)
     rows = (
-        f"| [`{name}.py`](#{name}py) | {_cell(_lines(config_class)[0])} |" for name, config_class in COMMANDS.items()
+        f"| [`{name}.py`](#{name}py) | {_cell(_lines(config_class)[0])} |" for name, config_class in commands.items()
     )
     parts = [INTRODUCTION + "\n".join(rows)]
     for name, titles in groups.items():
-        parts += [f"## {name}.py", "\n".join(map(_escaped, _lines(COMMANDS[name])))]
+        parts += [f"## {name}.py", "\n".join(map(_escaped, _lines(commands[name])))]
         if "" in titles:
             parts.append(_table(titles[""]))
         for title, options in titles.items():
@@ -83,8 +73,8 @@ def _table(options: list[Shown]) -> str:
 
 def _escaped(text: str) -> str:
     """Return text that Markdown shows as it is, with flags as code."""
-    pieces = re.split(r"(--[a-z]\w+(?:=[\w,]+)?)", text)
-    plain = ("".join(f"\\{sign}" if sign in "\\`*_<>[]" else sign for sign in piece) for piece in pieces[::2])
+    pieces = re.split(r"(--[a-z]\w+(?:=\w+(?:,\w+)*|\.\.\.)?)", text)
+    plain = ("".join(f"\\{sign}" if sign in "\\`*<>[]" else sign for sign in piece) for piece in pieces[::2])
     flags = (f"`{piece}`" for piece in pieces[1::2])
     return "".join(piece for pair in zip_longest(plain, flags, fillvalue="") for piece in pair)
 

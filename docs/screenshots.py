@@ -1,4 +1,4 @@
-"""Make README's pictures from real runs: python docs/screenshots.py [work folder].
+"""Make the documents' pictures from real runs: python docs/screenshots.py [work folder].
 
 Makes a phantom, trains some small networks on it, predicts studies, and takes pictures of what a headless Chromium
 shows. Some ten minutes on two cores. What is finished in the work folder (else a new one, removed afterwards) is not

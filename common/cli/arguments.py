@@ -153,7 +153,7 @@ def refuse_given(config: Any, names: Iterable[str], why: str) -> None:
 
 
 def option_groups(config_class: type) -> dict[str, list[Shown]]:
-    """Return the options by the title of their group, in the order of ``--help``; the command's own have the title ""."""
+    """Return the options by the title of their group, ordered as in ``--help``; the command's own have no title."""
     hints = typing.get_type_hints(config_class)
     groups: dict[str, list[Shown]] = {}
     for owner in reversed(config_class.__mro__):

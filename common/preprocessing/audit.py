@@ -113,7 +113,7 @@ def _counts(data: AuditedDataset, verdict: Findings) -> str:
         verdict.append((False, f"{int(other.sum()):,} files are no CT slices ({count_reasons(failed[other])})."))
     train, test = (set(table.loc[table["split"] == split, "group_id"]) for split in ("train", "test"))
     _flag(verdict, sorted(train & test), "Patients in both train and test", "No patient stands in both train and test.")
-    note = "Reasons are explained in README.md, Preprocessing." if len(failed) else "None."
+    note = "Reasons are explained in docs/data.md." if len(failed) else "None."
     return page.section(
         "Files, patients and studies",
         page.cards(page.table("What there is", frame), page.table("Files that gave no image, by reason", shown, note)),

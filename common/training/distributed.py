@@ -91,7 +91,7 @@ def process_group() -> Iterator[None]:
     store, number, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
     if local_processes() == size:
         # torchrun's store outlives a restart, and the addresses of the processes before would be found in it. (Several
-        # machines don't count restarts alike: see the README.)
+        # machines don't count restarts alike: see docs/sweeps.md.)
         store = dist.PrefixStore(f"restart_{restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)

@@ -119,7 +119,7 @@ def torch_metadata(path):
 
 
 def numbers(text):
-    """Hashes as README says that they stand in metadata.json."""
+    """Hashes as docs/predicting.md says that they stand in metadata.json."""
     return [value for (value,) in struct.iter_unpack("<Q", base64.b64decode(text))]
 
 

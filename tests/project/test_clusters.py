@@ -1,4 +1,4 @@
-"""README: its pictures are there, its commands' flags exist, and what it tells of clusters runs on one machine.
+"""What docs/ tells of clusters, several machines and dashboards runs on one machine.
 
 ``srun`` and ``scontrol`` are stand-ins of a few lines, SLURM's variables are set by hand, and two nodes are two
 processes of this machine.
@@ -15,23 +15,21 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 
-import cv2
 import pandas as pd
 import pytest
 
-from common.cli.choices import load
 from common.trackers.jsonl import read_metrics
-from config import COMMANDS
 from tests import PROJECT
 from tests.conftest import SmallDataset
 from tests.run_driver import free_port
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
-OPTIONS = {name: load(path) for name, path in COMMANDS.items()}
+BLOCKS = [
+    block
+    for name in ("training.md", "sweeps.md")
+    for block in re.findall(r"^```bash\n(.*?)^```", (PROJECT / "docs" / name).read_text(encoding="utf-8"), re.M | re.S)
+]
 KEY = "valid/weighted_log_loss"
 TINY = (
     "--data_dataset=phantom --net_model=test_convnext --data_image_size=32 --tr_batch_size=4 --tr_iteration_num=4 "
@@ -56,44 +54,8 @@ esac
 }
 
 
-def test_every_picture_that_is_shown_is_there_small_and_has_a_text() -> None:
-    shown = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
-    assert len(shown) >= 3
-    for text, name in shown:
-        path = PROJECT / name
-        assert len(text) > 20, name
-        assert path.stat().st_size < 300_000
-        assert cv2.imread(str(path)).shape[1] >= 500
-    assert {name for _, name in shown} == {f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.png")}
-
-
-def test_every_link_within_the_project_leads_somewhere() -> None:
-    headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
-    assert len(links) > 30
-    assert not [link for link in links if link.startswith("#") and link[1:] not in anchors]
-    assert not [link for link in links if not link.startswith("#") and not (PROJECT / link).exists()]
-
-
-def test_all_flags_in_commands_exist() -> None:
-    text = README.replace("\\\n", " ")
-    found = re.findall(r"\b(" + "|".join(OPTIONS) + r")\.py ([^`\n]*)", text)
-    assert len(found) > 40
-    for script, line in found:
-        known = {field.name for field in fields(OPTIONS[script])} | {"config", "help"}
-        typed = re.split(r" {2,}| #|, which|\)", line)[0]
-        assert not {flag for flag in re.findall(r"--(\w+)", typed) if flag not in known}, line
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[-1][:40])
-def test_every_block_is_bash(block: str) -> None:
-    checked = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
-    assert (checked.returncode, checked.stderr) == (0, "")
-
-
 class Site:
-    """A folder in which README's blocks run as in a checkout, with its own input and output."""
+    """A folder in which a page's blocks run as in a checkout, with its own input and output."""
 
     def __init__(self, folder: Path, dataset: SmallDataset) -> None:
         self.folder = folder
