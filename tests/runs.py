@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,21 @@ def open_runs(output_dir: Path, flags: list[str]) -> Iterator[Runs]:
     yield Runs(process, output_dir, [*flags, f"--output_dir={output_dir}"])
     process.stdin.close()
     process.wait(timeout=60)
+
+
+def failure(
+    main: Callable[..., Any], arguments: Iterable[object], capsys: pytest.CaptureFixture[str], code: int = 2
+) -> str:
+    """Run a command that must fail with ``code``. Return its error, the one line on stderr that is no remark."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert ended.value.code == code, lines
+    assert len(errors) == 1, lines
+    assert not any(line.startswith("Traceback") for line in lines)
+    return errors[0]
 
 
 def equal(one: Any, other: Any) -> bool:

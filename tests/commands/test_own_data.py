@@ -27,6 +27,7 @@ from rsna.forms import read_label_file
 from rsna_dataset import LABELS, PUBLIC_NAMES, key_fingerprint, read_dataset_info, read_fold, read_metadata
 from tests.conftest import SmallDataset
 from tests.dicom_files import head, ids_of_files, new_ct, write_ct
+from tests.runs import failure
 
 JOURNAL = ".converted.csv"
 KEY = "pseudonyms.key"
@@ -83,16 +84,6 @@ def ids_in(source: Path, dataset: str = "own") -> dict[str, str]:
 
 def run(source: Path, *more: str, dataset: str = "own") -> Path:
     return preprocessing.main(flags(source, *more, dataset=dataset))
-
-
-def failure(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[int, str]:
-    """Run and return the exit code and the one line of error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        preprocessing.main(arguments)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return ended.value.code, lines[0]
 
 
 def packed(folder: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -219,8 +210,7 @@ def test_a_source_that_is_neither_folder_nor_archive_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x.txt").write_text("no archive")
-    code, line = failure(capsys, flags(tmp_path / "x.txt"))
-    assert code == 2
+    line = failure(preprocessing.main, flags(tmp_path / "x.txt"), capsys)
     assert "x.txt: neither a folder, a DICOM file (the mark DICM is missing) nor a zip or tar archive" in line
 
 
@@ -334,13 +324,11 @@ def test_labels_that_fit_nothing_are_an_error(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = wide(tmp_path / "labels.csv", "path", {"other": "0,0,0,0,0,0"})
-    code, line = failure(capsys, flags(archive, f"--pre_labels={file}"))
-    assert code == 1
+    line = failure(preprocessing.main, flags(archive, f"--pre_labels={file}"), capsys, 1)
     assert "with labels" in line
     assert "unmatched_rows.csv" in line
     wide(file, "path", {"/elsewhere/case9/IM0": "0,0,0,0,0,0", "case9\\IM1.dcm": "0,0,0,0,0,0"})
-    code, line = failure(capsys, flags(archive, f"--pre_labels={file}", dataset="other"))
-    assert code == 2
+    line = failure(preprocessing.main, flags(archive, f"--pre_labels={file}", dataset="other"), capsys)
     assert "none of its 2 keys is the path of a file" in line
     assert "rows 2, 3" in line
     assert "elsewhere" not in line
@@ -387,16 +375,15 @@ def test_training_on_an_unlabelled_dataset_is_one_line_that_says_so(
     archive: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run(archive)
-    with pytest.raises(SystemExit) as ended:
-        train.main(
-            [
-                f"--data_input_folder={archive.parent / 'input'}",
-                "--data_dataset=own",
-                f"--output_dir={tmp_path / 'out'}",
-            ]
-        )
-    assert ended.value.code == 2
-    assert "has no labels to train on" in capsys.readouterr().err
+    assert "has no labels to train on" in failure(
+        train.main,
+        [
+            f"--data_input_folder={archive.parent / 'input'}",
+            "--data_dataset=own",
+            f"--output_dir={tmp_path / 'out'}",
+        ],
+        capsys,
+    )
     assert not list(tmp_path.glob("out/*/last.pt"))
 
 
@@ -409,15 +396,14 @@ def test_too_many_failures_end_with_their_counts_after_all_is_written(
     cut = archive / "case0/CT head/IM0"
     cut.write_bytes(cut.read_bytes()[:-100])
     for _ in range(2):  # the second time nothing is left to do, which changes nothing about it
-        code, line = failure(capsys, flags(archive))
-        assert code == 1
+        line = failure(preprocessing.main, flags(archive), capsys, 1)
         assert "1 of 13 files failed (7.69%)" in line
         assert "--pre_max_failed=0.01" in line
         assert "truncated 1" in line
     folder = archive.parent / "input/datasets/own"
     assert len(read_metadata(folder)) == 12
     assert not (folder / "audit.html").exists()
-    assert failure(capsys, flags(archive, "--pre_audit=1"))[0] == 1
+    failure(preprocessing.main, flags(archive, "--pre_audit=1"), capsys, 1)
     assert "1 of 13 files gave no image (truncated 1)" in (folder / "audit.html").read_text()
     assert run(archive, "--pre_max_failed=0.08") == folder
 
@@ -582,7 +568,7 @@ def test_the_map_is_whole_whatever_was_lost_of_it(archive: Path, capsys: pytest.
     run(archive)
     assert len(path.read_bytes().splitlines()) == len(whole.splitlines()) - 1
     path.write_bytes(b"no,map\n1,2\n")
-    assert "no map of ids" in failure(capsys, flags(archive))[1]
+    assert "no map of ids" in failure(preprocessing.main, flags(archive), capsys)
 
 
 def test_an_id_is_of_the_path_where_files_share_their_uid_and_doesnt_depend_on_their_order(archive: Path) -> None:
@@ -625,8 +611,7 @@ def test_a_dataset_whose_ids_held_names_is_made_anew_and_a_warning_says_so(
 
 @pytest.mark.parametrize("place", ["input/datasets/pseudonyms.key", "input/datasets/own/k.key"])
 def test_a_key_among_the_datasets_is_refused(archive: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
-    code, line = failure(capsys, flags(archive, f"--pseudonym_key={archive.parent / place}"))
-    assert code == 2
+    line = failure(preprocessing.main, flags(archive, f"--pseudonym_key={archive.parent / place}"), capsys)
     assert "--pseudonym_key" in line
     assert not (archive.parent / place).exists()
 
@@ -726,12 +711,11 @@ def test_one_patient_id_for_all_studies_is_told_before_anything_is_converted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = studies_of(tmp_path / "export", lambda study, place: "ANONYMOUS")
-    code, line = failure(capsys, flags(tmp_path / "export", *labels))
-    assert code == 2
+    line = failure(preprocessing.main, flags(tmp_path / "export", *labels), capsys)
     assert "all 6 studies carry the same PatientID" in line
     assert "--pre_group=study takes each of the 6 studies" in line
     assert not list((tmp_path / "input" / "datasets" / "own" / "images").iterdir())
-    line = failure(capsys, flags(tmp_path / "export", *labels, "--pre_folds=9"))[1]
+    line = failure(preprocessing.main, flags(tmp_path / "export", *labels, "--pre_folds=9"), capsys)
     assert "--pre_group=study --pre_folds=6 takes each" in line
 
     run(tmp_path / "export", dataset="unlabelled")

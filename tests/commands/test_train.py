@@ -35,6 +35,7 @@ from rsna.prediction.trained import load_network
 from rsna.training.run import choose_precision
 from rsna_dataset import LABELS, read_fold, read_metadata
 from rsna_network import RSNANetwork
+from tests.runs import failure
 
 KEY = "valid/weighted_log_loss"
 SMALL = [
@@ -75,18 +76,6 @@ def weighted(frame: pd.DataFrame, rows: pd.DataFrame) -> float:
     y = rows[list(LABELS)].to_numpy()
     each = [log_loss(y[:, c], p[:, c], labels=[0, 1]) for c in range(6)]
     return sum(each[:5]) / 7 + each[5] * 2 / 7
-
-
-def failure(main, argv: list[str], capsys) -> tuple[int, str]:
-    """Exit code and the one line that a failing command prints on stderr."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    told = ("WARNING", "unknown lineage")
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(told)]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return caught.value.code, lines[0]
 
 
 def test_a_run_leaves_the_documented_files(trained) -> None:
@@ -266,17 +255,17 @@ def test_windows_mean_nothing_to_pictures_that_have_theirs(trained, small_datase
     known = json.loads(info.read_text())
     info.write_text(json.dumps(known | {"image_form": "window", "windows": "40/80,80/200,40/380"}))
     flags = [*trained.flags, f"--data_input_folder={tmp_path}", f"--output_dir={tmp_path / 'results'}"]
-    code, line = failure(train.main, [*flags, "--data_windows=30/60,80/200,40/380"], capsys)
-    assert code == 2
+    line = failure(train.main, [*flags, "--data_windows=30/60,80/200,40/380"], capsys)
     assert "--data_windows means nothing to" in line
     assert not (tmp_path / "results").exists()
 
 
 def test_tta_pictures_of_another_size_are_refused(trained, capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        predict.main([f"--net_weight_file={trained.folder / 'best.pt'}", "--tta=test_intermediate_tta_128.json"])
-    assert caught.value.code == 2
-    assert "128 x 128 pixels, the network was validated on 32 x 32" in capsys.readouterr().err
+    assert "128 x 128 pixels, the network was validated on 32 x 32" in failure(
+        predict.main,
+        [f"--net_weight_file={trained.folder / 'best.pt'}", "--tta=test_intermediate_tta_128.json"],
+        capsys,
+    )
 
 
 def test_an_ensemble_of_two_submissions_is_their_mean(trained, tmp_path) -> None:
@@ -440,8 +429,7 @@ def test_a_quiet_run_says_where_it_is_and_nothing_else_and_its_log_says_all(trai
 
 
 def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:
-    code, line = failure(train.main, [*trained.flags, f"--experiment_id={trained.folder.name}"], capsys)
-    assert code == 2
+    line = failure(train.main, [*trained.flags, f"--experiment_id={trained.folder.name}"], capsys)
     assert "exists" in line
 
 
@@ -479,8 +467,7 @@ def test_an_experiment_that_exists_is_refused(trained, capsys) -> None:
 def test_what_cannot_work_is_one_line_and_exit_code_2_and_no_experiment(
     trained, tmp_path, capsys, flags: list[str], parts: list[str]
 ) -> None:
-    code, line = failure(train.main, [*trained.flags, f"--output_dir={tmp_path / 'results'}", *flags], capsys)
-    assert code == 2
+    line = failure(train.main, [*trained.flags, f"--output_dir={tmp_path / 'results'}", *flags], capsys)
     assert all(part in line for part in parts), line
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").iterdir())
 
@@ -512,8 +499,7 @@ def test_a_spoilt_dataset_is_one_line_before_there_is_an_experiment(
     shutil.copytree(small_dataset.folder, tmp_path / "datasets/phantom")
     spoil(tmp_path / "datasets/phantom", read_fold(small_dataset.folder, "phantom", 0), what)
     flags = [*trained.flags, f"--data_input_folder={tmp_path}", f"--output_dir={tmp_path / 'results'}"]
-    code, line = failure(train.main, flags, capsys)
-    assert code == 1
+    line = failure(train.main, flags, capsys, 1)
     assert part in line
     assert not (tmp_path / "results").exists()
 
@@ -524,16 +510,14 @@ def test_a_validation_transform_that_fails_is_found_before_the_run(trained, tmp_
     document["transform"]["transforms"].insert(0, crop)
     (tmp_path / "crop.json").write_text(json.dumps(document))
     flags = [f"--data_valid_transform={tmp_path / 'crop.json'}", f"--output_dir={tmp_path / 'results'}"]
-    code, line = failure(train.main, [*trained.flags, *flags], capsys)
-    assert code == 2
+    line = failure(train.main, [*trained.flags, *flags], capsys)
     assert "crop.json" in line
     assert not (tmp_path / "results").exists()
 
 
 def test_pictures_of_several_sizes_as_stored_are_refused_before_the_run(trained, tmp_path, capsys) -> None:
     flags = ["--data_image_size=0", f"--output_dir={tmp_path / 'results'}"]
-    code, line = failure(train.main, [*trained.flags, *flags], capsys)
-    assert code == 2
+    line = failure(train.main, [*trained.flags, *flags], capsys)
     assert "--data_image_size=0: the pictures have different sizes" in line
     assert "64x64" in line
     largest = max(int(side) for sides in re.findall(r"(\d+)x(\d+) \(", line) for side in sides)
@@ -553,8 +537,7 @@ def test_pictures_of_several_sizes_as_stored_are_refused_before_the_run(trained,
 def test_a_checkpoint_of_another_task_is_one_line(trained, tmp_path, capsys, key: str, value, part: str) -> None:
     contents = torch.load(trained.folder / "best.pt", weights_only=True)
     torch.save({**contents, key: value}, tmp_path / "other.pt")
-    code, line = failure(predict.main, [f"--net_weight_file={tmp_path / 'other.pt'}"], capsys)
-    assert code == 1
+    line = failure(predict.main, [f"--net_weight_file={tmp_path / 'other.pt'}"], capsys, 1)
     assert "other.pt" in line
     assert part in line
     assert [path.name for path in tmp_path.iterdir()] == ["other.pt"]
@@ -589,16 +572,14 @@ def test_an_output_that_cannot_be_written_is_found_before_the_prediction(
     )
     (tmp_path / "file").write_text("")
     flags = [f"--net_weight_file={trained.folder / 'best.pt'}", f"--output_file={tmp_path / name}"]
-    code, line = failure(predict.main, flags, capsys)
-    assert code == 2
+    line = failure(predict.main, flags, capsys)
     assert "--output_file=" in line
     assert part in line
 
 
 def test_weights_of_another_model_are_refused_with_the_keys_that_differ(trained, tmp_path, capsys) -> None:
     flags = ["--net_model=resnet18", f"--net_weight_file={trained.folder / 'best.pt'}", f"--output_dir={tmp_path}"]
-    code, line = failure(train.main, [*trained.flags, *flags], capsys)
-    assert code == 2
+    line = failure(train.main, [*trained.flags, *flags], capsys)
     assert "resnet10t" in line
     assert "missing" in line
 
@@ -609,8 +590,7 @@ def test_an_experiment_or_weight_file_that_is_missing_is_named(script, tmp_path,
         evaluate: ["--experiment_id=9", f"--output_dir={tmp_path}"],
         predict: [f"--net_weight_file={tmp_path}/9/best.pt"],
     }
-    code, line = failure(script.main, flags[script], capsys)
-    assert code == 2
+    line = failure(script.main, flags[script], capsys)
     assert str(tmp_path) in line
 
 
@@ -655,8 +635,7 @@ def test_weights_of_another_class_count_start_a_training_on_request_with_a_print
     path = tmp_path / "eleven.pth"
     torch.save(create_model("resnet10t", num_classes=11).state_dict(), path)
     flags = [*trained.flags, f"--net_weight_file={path}", f"--output_dir={tmp_path / 'results'}"]
-    code, line = failure(train.main, flags, capsys)
-    assert code == 2
+    line = failure(train.main, flags, capsys)
     assert "--net_weight_adapt=1" in line
     train.main([*flags, "--net_weight_adapt=1"])
     assert "fc.weight: starts fresh" in capsys.readouterr().err

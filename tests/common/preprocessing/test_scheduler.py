@@ -16,6 +16,7 @@ import preprocessing
 from common.errors import UsageError
 from common.preprocessing.scheduler import dask_cluster
 from tests.rsna.prepare.test_dataset import JOURNAL, PROJECT, Source, contents, picture
+from tests.runs import failure
 
 
 @pytest.fixture
@@ -119,10 +120,7 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytes
 
 
 def test_an_address_without_dask_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        preprocessing.main(["--pre_dask_address=tcp://localhost:1"])
-    assert ended.value.code == 2
-    assert "needs --pre_scheduler=dask" in capsys.readouterr().err
+    assert "needs --pre_scheduler=dask" in failure(preprocessing.main, ["--pre_dask_address=tcp://localhost:1"], capsys)
 
 
 def test_dask_is_imported_only_when_it_is_asked_for() -> None:

@@ -18,6 +18,7 @@ from common.datasets.image_files import encode_image
 from common.transforms import load_pipeline
 from common.transforms.__main__ import main
 from tests import PROJECT
+from tests.runs import failure
 
 FILES = PROJECT / "tests" / "albumentations_files"
 
@@ -29,15 +30,6 @@ def dataset(tmp_path: Path) -> Path:
         hu = np.random.default_rng(i).integers(-1024, 300, (40, 32)).astype(np.int16)
         np.save(tmp_path / "set" / "images" / f"ID_{i:09x}.npy", hu)
     return tmp_path / "set"
-
-
-def error_of(arguments: list[str], capsys, code: int) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert caught.value.code == code
-    assert message.startswith("error: ")
-    return message
 
 
 def test_show_says_what_each_step_does_with_units_shapes_and_probabilities(capsys) -> None:
@@ -93,11 +85,13 @@ def test_convert_refuses_in_one_line_and_writes_nothing(tmp_path: Path, capsys) 
     content = json.loads((FILES / "old_train_0.4.5.json").read_text())
     content["transform"]["transforms"][0]["__class_fullname__"] = "albumentations.augmentations.transforms.RandomRain"
     (tmp_path / "old.json").write_text(json.dumps(content))
-    message = error_of(["convert", str(tmp_path / "old.json"), str(tmp_path / "new.json")], capsys, 1)
+    message = failure(main, ["convert", str(tmp_path / "old.json"), str(tmp_path / "new.json")], capsys, 1)
     assert "RandomRain" in message
     assert not (tmp_path / "new.json").exists()
     shutil.copy(FILES / "old_train_0.4.5.json", tmp_path / "new.json")
-    assert "exists already" in error_of(["convert", str(tmp_path / "new.json"), str(tmp_path / "new.json")], capsys, 2)
+    assert "exists already" in failure(
+        main, ["convert", str(tmp_path / "new.json"), str(tmp_path / "new.json")], capsys
+    )
 
 
 def test_preview_draws_a_row_for_each_image_and_window(dataset: Path, tmp_path: Path) -> None:
@@ -137,7 +131,7 @@ def test_preview_reads_packed_images_and_fuses_where_asked(dataset: Path, tmp_pa
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], part: str, capsys) -> None:
-    assert part in error_of(arguments, capsys, 2)
+    assert part in failure(main, arguments, capsys)
 
 
 def test_it_runs_as_a_module() -> None:

@@ -19,6 +19,7 @@ from ensemble import main
 from rsna.forms import read_predictions
 from rsna_dataset import LABELS, read_metadata
 from tests import PROJECT
+from tests.runs import failure
 
 IDS = [f"ID_{number:09x}" for number in range(20)]
 
@@ -72,17 +73,6 @@ def submissions(tmp_path):
 
 def run(files, output, *flags):
     return main([*(str(file) for file in files), f"--ens_output={output}", *flags])
-
-
-def fails(capsys, code, arguments):
-    """Run main, which must end with ``code`` and exactly one line on stderr; return that line."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    assert caught.value.code == code
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def weighted_by_hand(values, truth):
@@ -396,20 +386,24 @@ def test_a_cross_validation_is_not_calibrated_without_images_that_none_of_its_mo
     oof = pd.read_csv(held.folder / "predictions_oof.csv", index_col="id")
     learnt = held.rows.iloc[:1][list(LABELS)].astype(float) * 0.5
     write_wide(held.folder / "predictions_oof.csv", pd.concat([oof, learnt.rename_axis("id")]))
-    assert "1 images of the folds are of patients who are held out now" in fails(capsys, 2, flags)
+    assert "1 images of the folds are of patients who are held out now" in failure(main, flags, capsys)
     (held.folder / "predictions_holdout.csv").unlink()
-    assert f"python predict.py --split=holdout --net_weight_file={held.folder} writes it" in fails(capsys, 2, flags)
+    assert f"python predict.py --split=holdout --net_weight_file={held.folder} writes it" in failure(
+        main, flags, capsys
+    )
     (held.dataset / "dataset_held_holdout.csv").unlink()
-    assert "--pre_holdout=0.1 makes such a split" in fails(capsys, 2, flags)
+    assert "--pre_holdout=0.1 makes such a split" in failure(main, flags, capsys)
     assert not (held.results / "map").exists()
 
 
 def test_calibration_without_labels_or_patients_is_refused(files, tmp_path, capsys):
-    line = fails(capsys, 2, [*files, f"--ens_output={tmp_path / 'out.csv'}", "--ens_calibrate=isotonic"])
+    line = failure(main, [*files, f"--ens_output={tmp_path / 'out.csv'}", "--ens_calibrate=isotonic"], capsys)
     assert "--ens_calibrate=isotonic needs labels" in line
     to_long(consistent_labels(IDS)).to_csv(tmp_path / "train.csv", index=False)
     flags = [f"--ens_output={tmp_path / 'out.csv'}", "--ens_calibrate=isotonic"]
-    assert "has no column patient_id" in fails(capsys, 2, [*files, *flags, f"--ens_labels={tmp_path / 'train.csv'}"])
+    assert "has no column patient_id" in failure(
+        main, [*files, *flags, f"--ens_labels={tmp_path / 'train.csv'}"], capsys
+    )
 
 
 def test_calibration_by_one_patient_is_refused_and_leaves_no_experiment(experiments, tmp_path, capsys):
@@ -417,10 +411,12 @@ def test_calibration_by_one_patient_is_refused_and_leaves_no_experiment(experime
     results, rows = experiments
     rows.assign(group_id="one").astype(dict.fromkeys(LABELS, int)).to_csv(tmp_path / "labels.csv")
     flags = [f"--output_dir={results}", f"--ens_labels={tmp_path / 'labels.csv'}", "--experiment_id=one"]
-    assert "--ens_calibrate: all images are of one patient" in fails(
-        capsys, 1, ["good", *flags, "--ens_calibrate=temperature"]
+    assert "--ens_calibrate: all images are of one patient" in failure(
+        main, ["good", *flags, "--ens_calibrate=temperature"], capsys, 1
     )
-    assert "--ens_fit: all images are of one patient" in fails(capsys, 1, ["good", "poor", *flags, "--ens_fit=greedy"])
+    assert "--ens_fit: all images are of one patient" in failure(
+        main, ["good", "poor", *flags, "--ens_fit=greedy"], capsys, 1
+    )
     assert not (results / "one").exists()
 
 
@@ -459,7 +455,7 @@ def test_an_ensemble_is_evaluated_and_is_a_member_like_any_other_experiment(expe
 def test_experiments_of_different_folds_are_refused_with_both_names(experiments, small_dataset, capsys):
     results, rows = experiments
     make_experiment(results, "fold1", make_predictions(0, list(rows.index[:7])), dataset=small_dataset)
-    line = fails(capsys, 1, ["good", "fold1", f"--output_dir={results}"])
+    line = failure(main, ["good", "fold1", f"--output_dir={results}"], capsys, 1)
     assert "fold1 (7 rows)" in line
     assert "don't cover the same rows" in line
     assert sorted(path.name for path in results.iterdir()) == ["fold1", "good", "poor"]
@@ -467,14 +463,14 @@ def test_experiments_of_different_folds_are_refused_with_both_names(experiments,
 
 def test_members_that_do_not_exist_or_lack_something_are_one_line(experiments, small_dataset, tmp_path, capsys):
     results, rows = experiments
-    assert "no such experiment" in fails(capsys, 2, ["good", "9", f"--output_dir={results}"])
+    assert "no such experiment" in failure(main, ["good", "9", f"--output_dir={results}"], capsys)
     (results / "empty").mkdir()
-    assert "has no predictions yet" in fails(capsys, 2, ["good", "empty", f"--output_dir={results}"])
+    assert "has no predictions yet" in failure(main, ["good", "empty", f"--output_dir={results}"], capsys)
     to_long(consistent_labels(list(rows.index))).to_csv(tmp_path / "train.csv", index=False)
     flags = [f"--output_dir={results}", "--ens_fit=weights", f"--ens_labels={tmp_path / 'train.csv'}"]
-    assert "has no column patient_id" in fails(capsys, 2, ["good", "poor", *flags])
+    assert "has no column patient_id" in failure(main, ["good", "poor", *flags], capsys)
     (results / "good" / "config.yaml").write_text("data_dataset: gone\ndata_input_folder: nowhere\n")
-    assert "name the labels by --ens_labels" in fails(capsys, 2, ["good", "poor", f"--output_dir={results}"])
+    assert "name the labels by --ens_labels" in failure(main, ["good", "poor", f"--output_dir={results}"], capsys)
 
 
 # Bad input
@@ -482,7 +478,7 @@ def test_members_that_do_not_exist_or_lack_something_are_one_line(experiments, s
 
 def test_files_with_other_rows_are_refused_by_name_count_and_example(files, tmp_path, capsys):
     other = write_wide(tmp_path / "other.csv", make_predictions(3, [*IDS[:18], "ID_fffffffff"]))
-    line = fails(capsys, 1, [files[0], other, f"--ens_output={tmp_path / 'out.csv'}"])
+    line = failure(main, [files[0], other, f"--ens_output={tmp_path / 'out.csv'}"], capsys, 1)
     for part in (str(files[0]), str(other), "19 rows", "20 rows", IDS[18], IDS[19], "ID_fffffffff"):
         assert part in line
     assert not (tmp_path / "out.csv").exists()
@@ -495,7 +491,7 @@ def test_a_bad_probability_names_file_and_row(files, tmp_path, capsys, bad, form
     frame = make_predictions(1).astype(object)
     frame.loc[IDS[4], "subdural"] = bad
     frame.to_csv(path) if form == "wide" else to_long(frame).to_csv(path, index=False)
-    line = fails(capsys, 1, [files[0], path, f"--ens_output={tmp_path / 'out.csv'}"])
+    line = failure(main, [files[0], path, f"--ens_output={tmp_path / 'out.csv'}"], capsys, 1)
     assert str(path) in line
     assert IDS[4] in line or "row" in line
     assert not (tmp_path / "out.csv").exists()
@@ -533,17 +529,17 @@ def test_a_file_of_another_form_is_refused_by_name(files, tmp_path, capsys, cont
     ],
 )
 def test_a_wrong_flag_is_one_line(files, tmp_path, capsys, flags, part):
-    assert part in fails(capsys, 2, [*files, f"--ens_output={tmp_path / 'out.csv'}", *flags])
+    assert part in failure(main, [*files, f"--ens_output={tmp_path / 'out.csv'}", *flags], capsys)
 
 
 def test_files_and_outputs_that_cannot_be_used_are_one_line(files, tmp_path, capsys):
     output = f"--ens_output={tmp_path / 'out.csv'}"
-    assert "nothing.csv" in fails(capsys, 2, [files[0], tmp_path / "nothing.csv", output])
-    assert "given twice" in fails(capsys, 2, [files[0], files[0], output])
-    assert "one of the files to read" in fails(capsys, 2, [*files, f"--ens_output={files[1]}"])
-    assert "is a folder" in fails(capsys, 2, [*files, f"--ens_output={tmp_path}"])
-    assert "its folder can't be written" in fails(capsys, 2, [*files, f"--ens_output={files[0]}/x/out.csv"])
-    assert "required" in fails(capsys, 2, [output])
+    assert "nothing.csv" in failure(main, [files[0], tmp_path / "nothing.csv", output], capsys)
+    assert "given twice" in failure(main, [files[0], files[0], output], capsys)
+    assert "one of the files to read" in failure(main, [*files, f"--ens_output={files[1]}"], capsys)
+    assert "is a folder" in failure(main, [*files, f"--ens_output={tmp_path}"], capsys)
+    assert "its folder can't be written" in failure(main, [*files, f"--ens_output={files[0]}/x/out.csv"], capsys)
+    assert "required" in failure(main, [output], capsys)
 
 
 @pytest.mark.parametrize(
@@ -563,7 +559,7 @@ def test_labels_that_cannot_be_used_are_one_line(files, tmp_path, capsys, conten
     path = tmp_path / "labels.csv"
     if content is not None:
         path.write_text(content)
-    line = fails(capsys, code, [*files, f"--ens_output={tmp_path / 'out.csv'}", f"--ens_labels={path}"])
+    line = failure(main, [*files, f"--ens_output={tmp_path / 'out.csv'}", f"--ens_labels={path}"], capsys, code)
     assert part in line
     assert str(path) in line
     assert not (tmp_path / "out.csv").exists()

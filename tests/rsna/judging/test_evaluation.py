@@ -15,6 +15,7 @@ import ensemble
 import evaluate
 from rsna.training.outcome import describe_flattery, write_flattery
 from rsna_dataset import LABELS, read_metadata
+from tests.runs import failure
 
 METRICS = ("log_loss", "brier", "auroc", "average_precision", "calibration_error")
 
@@ -53,12 +54,6 @@ def make_up(rows: pd.DataFrame, skill: float, path: Path, seed: int = 0) -> pd.D
 
 def run(small_dataset, *more: str) -> pd.DataFrame:
     return evaluate.main([*small_dataset.flags, "--eval_draws=200", *more])
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
-        evaluate.main([*flags])
-    return ended.value.code, capsys.readouterr().err
 
 
 def test_predictions_of_any_origin_are_evaluated_with_intervals(small_dataset, labelled, tmp_path, capsys) -> None:
@@ -198,8 +193,7 @@ def test_predictions_of_other_images_are_not_compared(small_dataset, labelled, t
     make_up(labelled, 5, tmp_path / "all.csv")
     make_up(labelled.iloc[1:], 5, tmp_path / "less.csv")
     flags = [*small_dataset.flags, f"--eval_file={tmp_path / 'all.csv'}", f"--eval_compare={tmp_path / 'less.csv'}"]
-    code, text = refusal(capsys, *flags)
-    assert code == 1
+    text = failure(evaluate.main, flags, capsys, 1)
     assert f"no predictions for 1 of {len(labelled)} images ({labelled.index[0]})" in text
     assert not list(tmp_path.glob("*evaluation*"))
 
@@ -215,15 +209,15 @@ def test_predictions_of_other_images_are_not_compared(small_dataset, labelled, t
     ],
 )
 def test_options_that_do_not_fit_are_refused(capsys, flags: tuple[str, ...], part: str) -> None:
-    code, text = refusal(capsys, *flags)
-    assert (code, part in text) == (2, True)
+    text = failure(evaluate.main, flags, capsys)
+    assert part in text
 
 
 def test_a_comparison_with_nothing_is_refused_before_the_work(small_dataset, labelled, tmp_path, capsys) -> None:
     make_up(labelled, 5, tmp_path / "all.csv")
     flags = [*small_dataset.flags, f"--output_dir={tmp_path}", f"--eval_file={tmp_path / 'all.csv'}"]
-    code, text = refusal(capsys, *flags, "--eval_compare=77")
-    assert (code, "--eval_compare=77: no such experiment" in text) == (2, True)
+    text = failure(evaluate.main, [*flags, "--eval_compare=77"], capsys)
+    assert "--eval_compare=77: no such experiment" in text
     assert not (tmp_path / "all_evaluation.csv").exists()
 
 
@@ -251,12 +245,12 @@ def test_strata_of_a_phantom_come_from_its_truth_file(small_dataset, labelled, t
 def test_a_truth_file_that_is_none_or_of_other_images_is_refused(small_dataset, labelled, tmp_path, capsys) -> None:
     make_up(labelled, 3, tmp_path / "mine.csv")
     flags = [*small_dataset.flags, f"--eval_file={tmp_path / 'mine.csv'}"]
-    code, text = refusal(capsys, *flags, f"--eval_truth={tmp_path / 'mine.csv'}")
-    assert (code, "not a phantom's truth file" in text) == (2, True)
+    text = failure(evaluate.main, [*flags, f"--eval_truth={tmp_path / 'mine.csv'}"], capsys)
+    assert "not a phantom's truth file" in text
     other = pd.read_csv(small_dataset.source / "phantom_truth.csv").assign(id="ID_f")
     other.to_csv(tmp_path / "other.csv", index=False)
-    code, text = refusal(capsys, *flags, f"--eval_truth={tmp_path / 'other.csv'}")
-    assert (code, "knows none of the images" in text) == (2, True)
+    text = failure(evaluate.main, [*flags, f"--eval_truth={tmp_path / 'other.csv'}"], capsys)
+    assert "knows none of the images" in text
 
 
 def test_a_label_that_no_threshold_separates_is_reported_all_the_same(small_dataset, labelled, tmp_path) -> None:

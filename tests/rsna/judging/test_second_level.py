@@ -19,6 +19,7 @@ from rsna.judging.options import SecondLevelConfig
 from rsna.judging.second_level import fit_predict, neighbour_table
 from rsna_dataset import LABELS, read_fold, read_metadata
 from tests.conftest import SmallDataset
+from tests.runs import failure
 
 FEW = ["--level_trees=40", "--level_rate=0.15", "--level_leaf_images=5", "--level_draws=100"]
 
@@ -144,10 +145,7 @@ def test_members_of_other_folds_and_what_is_no_cross_validation_are_refused(memb
     document["folds"][0]["hash"] = "0" * 32
     path.write_text(json.dumps(document))
     for names, said in [(["cv", "other"], "over the same folds"), (["cv/fold_0"], "member"), (["nothing"], "no such")]:
-        with pytest.raises(SystemExit) as caught:
-            second_level.main([*names, f"--output_dir={member.parent}"])
-        assert caught.value.code == 2
-        assert said in capsys.readouterr().err
+        assert said in failure(second_level.main, [*names, f"--output_dir={member.parent}"], capsys)
     assert sorted(folder.name for folder in member.parent.iterdir() if folder.is_dir()) == ["cv", "other"]
 
 
@@ -164,8 +162,7 @@ def test_what_cannot_be_learnt_from_is_one_line_and_leaves_no_experiment(member:
         (["foreign"], 1, "predicts no image of the members' dataset"),
         (["cv", "cv"], 2, "cv is given twice"),
     ):
-        with pytest.raises(SystemExit) as caught:
-            second_level.main([*names, f"--output_dir={member.parent}", *FEW, "--experiment_id=level"])
-        assert caught.value.code == code
-        assert said in capsys.readouterr().err
+        assert said in failure(
+            second_level.main, [*names, f"--output_dir={member.parent}", *FEW, "--experiment_id=level"], capsys, code
+        )
     assert not (member.parent / "level").exists()

@@ -24,6 +24,7 @@ from common.reports.page import NOTICE
 from rsna_dataset import LABELS, read_metadata
 from tests.commands.test_own_data import archive, slice_of  # noqa: F401 (a fixture)
 from tests.dicom_files import ids_of_files, write_ct
+from tests.runs import failure
 
 SMALL = [
     "--net_model=resnet10t", "--data_image_size=32", "--tr_batch_size=8", "--tr_iteration_num=4",
@@ -60,14 +61,8 @@ def ids_in_map(folder: Path) -> dict[str, str]:
     return ids_of_files(path)
 
 
-def refusal(
-    capsys: pytest.CaptureFixture[str], source: Path, weights: Path, output: Path, *more: str
-) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
-        run(source, weights, output, *more)
-    error = capsys.readouterr().err
-    assert error.splitlines()[-1].startswith("error: ")
-    return ended.value.code, error.splitlines()[-1]
+def refusal(capsys: pytest.CaptureFixture[str], source: Path, weights: Path, output: Path, code: int = 2) -> str:
+    return failure(lambda more: run(source, weights, output, *more), [], capsys, code)
 
 
 def test_a_slice_gets_the_prediction_that_it_has_in_a_preprocessed_dataset(small_dataset, weights, tmp_path, capsys):
@@ -194,9 +189,7 @@ def test_an_older_weight_file_needs_the_trainings_dataset(small_dataset, weights
     del contents["images"]
     torch.save(contents, tmp_path / "old.pt")
     source = small_dataset.source / "stage_2_test"
-    code, line = refusal(capsys, source, tmp_path / "old.pt", tmp_path / "out")
-    assert code == 2
-    assert "an older weight file" in line
+    assert "an older weight file" in refusal(capsys, source, tmp_path / "old.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -207,10 +200,7 @@ def test_calibrated_predictions_are_those_of_the_temperatures_that_evaluate_fitt
     folder = train.main([*small_dataset.flags, *SMALL, f"--output_dir={results}"])
     flags = [f"--net_weight_file={folder / 'best.pt'}", "--split=valid", "--n_jobs=1"]
     plain = pd.read_csv(predict.main([*flags, f"--output_file={tmp_path / 'plain.csv'}"]), index_col="id")
-    with pytest.raises(SystemExit) as ended:
-        predict.main([*flags, "--calibrate=1"])
-    assert ended.value.code == 2
-    assert "evaluate.py" in capsys.readouterr().err
+    assert "evaluate.py" in failure(predict.main, [*flags, "--calibrate=1"], capsys)
     evaluate.main([f"--output_dir={results}", f"--experiment_id={folder.name}", "--eval_draws=100", "--n_jobs=1"])
     temperatures = json.loads((folder / "calibration.json").read_text())["temperatures"]
     mapped = pd.read_csv(predict.main([*flags, "--calibrate=1", f"--output_file={tmp_path / 'c.csv'}"]), index_col="id")
@@ -228,23 +218,21 @@ def test_calibrated_predictions_are_those_of_the_temperatures_that_evaluate_fitt
 
 def test_what_can_not_be_predicted_is_one_line(small_dataset, weights, tmp_path, capsys):
     output = tmp_path / "out"
-    assert refusal(capsys, tmp_path / "nowhere", weights, output) == (
-        2, f"error: --source={tmp_path / 'nowhere'}: no such folder, archive or file"
-    )  # fmt: skip
+    line = refusal(capsys, tmp_path / "nowhere", weights, output)
+    assert line == f"error: --source={tmp_path / 'nowhere'}: no such folder, archive or file"
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert refusal(capsys, empty, weights, output)[1].endswith("holds no files")
+    assert refusal(capsys, empty, weights, output).endswith("holds no files")
     assert not output.exists()
     (empty / "text.txt").write_text("no image")
-    code, line = refusal(capsys, empty, weights, output)
-    assert (code, "none of 1 files gave an image" in line) == (1, True)
+    line = refusal(capsys, empty, weights, output, 1)
+    assert "none of 1 files gave an image" in line
     assert (output / "failed.csv").is_file()
-    assert refusal(capsys, empty, weights, output) == (code, line)  # what failed is in nobody's way
+    assert refusal(capsys, empty, weights, output, 1) == line  # what failed is in nobody's way
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "failed.csv").write_text("of the user")
-    assert "is not empty; name a new folder" in refusal(capsys, empty, weights, tmp_path / "other")[1]
-    code, line = refusal(capsys, empty, tmp_path / "none.pt", tmp_path / "out2")
-    assert (code, "no such weight file" in line) == (2, True)
+    assert "is not empty; name a new folder" in refusal(capsys, empty, weights, tmp_path / "other")
+    assert "no such weight file" in refusal(capsys, empty, tmp_path / "none.pt", tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
 
 
@@ -259,10 +247,7 @@ def test_what_can_not_be_predicted_is_one_line(small_dataset, weights, tmp_path,
     ],
 )
 def test_options_that_do_not_fit_are_refused(capsys, flags, part):
-    with pytest.raises(SystemExit) as ended:
-        predict.main(flags)
-    assert ended.value.code == 2
-    assert part in capsys.readouterr().err
+    assert part in failure(predict.main, flags, capsys)
 
 
 def test_a_way_to_compute_that_is_asked_for_or_measured_changes_little_and_is_said(

@@ -21,6 +21,7 @@ from rsna.kinds.features import read_features
 from rsna.prediction.alignment import fit_alignment
 from rsna_dataset import LABELS, read_metadata
 from tests.conftest import SmallDataset
+from tests.runs import failure
 
 MODELS = [("resnet10t", None), ("resnet10t", "gem"), ("vit_tiny_patch16_224", None), ("convnext_atto", None)]
 
@@ -112,10 +113,7 @@ def test_what_is_not_finished_or_no_cross_validation_is_refused(finished: Path, 
         (finished, "--split=valid", "predictions_oof.csv has"),
         (finished, "--calibrate=1", "needs one model's weights"),
     ]:
-        with pytest.raises(SystemExit) as caught:
-            predict.main([f"--net_weight_file={folder}", flag])
-        assert caught.value.code == 2
-        assert said in capsys.readouterr().err
+        assert said in failure(predict.main, [f"--net_weight_file={folder}", flag], capsys)
 
 
 def test_a_fold_whose_training_differed_gives_no_features(finished: Path, tmp_path: Path, capsys) -> None:
@@ -124,8 +122,7 @@ def test_a_fold_whose_training_differed_gives_no_features(finished: Path, tmp_pa
     document = json.loads(path.read_text())
     document["folds"][1]["hash"] = "0" * 32
     path.write_text(json.dumps(document))
-    with pytest.raises(SystemExit) as caught:
-        predict.main([f"--net_weight_file={tmp_path / 'cv'}", "--features=1"])
-    assert caught.value.code == 1
-    assert "fold 1's images or labels changed" in capsys.readouterr().err
+    assert "fold 1's images or labels changed" in failure(
+        predict.main, [f"--net_weight_file={tmp_path / 'cv'}", "--features=1"], capsys, 1
+    )
     assert not (tmp_path / "cv" / "features").exists()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import predict
 from rsna.forms import check_submission
 from rsna_dataset import LABELS, PUBLISHED, read_metadata
+from tests.runs import failure
 
 IDS = [f"ID_{number:09x}" for number in range(30)]
 NAMES = [f"{image}_{label}" for image in IDS for label in LABELS]
@@ -37,15 +38,6 @@ def audit(path: Path, sample: Path, *more: str) -> Path:
     return predict.main([f"--audit={path}", f"--audit_sample={sample}", f"--data_input_folder={path.parent}", *more])
 
 
-def refusal(capsys, code: int, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        predict.main([*arguments])
-    assert ended.value.code == code
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
 def test_a_good_submission_is_valid_and_nothing_is_remarked(tmp_path, sample, capsys):
     path = made(tmp_path / "good.csv")
     before = path.read_bytes()
@@ -60,7 +52,7 @@ def test_a_good_submission_is_valid_and_nothing_is_remarked(tmp_path, sample, ca
 def test_a_dataset_that_is_named_is_there_and_gives_the_prevalences(tmp_path, sample, small_dataset, capsys):
     path = made(tmp_path / "good.csv")
     place = [f"--data_input_folder={tmp_path}", "--data_dataset=typo"]
-    assert "--data_dataset=typo: no such dataset" in refusal(capsys, 2, f"--audit={path}", *place)
+    assert "--data_dataset=typo: no such dataset" in failure(predict.main, [f"--audit={path}", *place], capsys)
     predict.main([f"--audit={path}", f"--audit_sample={sample}", *small_dataset.flags])
     text = capsys.readouterr().out
     assert "valid" in text.splitlines()
@@ -104,7 +96,9 @@ def set_name(place, value):
 )
 def test_each_fault_ends_with_exit_code_1_and_is_counted_and_named(tmp_path, sample, capsys, change, part):
     path = made(tmp_path / "bad.csv", change)
-    line = refusal(capsys, 1, f"--audit={path}", f"--audit_sample={sample}", f"--data_input_folder={tmp_path}")
+    line = failure(
+        predict.main, [f"--audit={path}", f"--audit_sample={sample}", f"--data_input_folder={tmp_path}"], capsys, 1
+    )
     assert part in line
     assert str(path) in line
 
@@ -115,7 +109,9 @@ def test_each_fault_ends_with_exit_code_1_and_is_counted_and_named(tmp_path, sam
 def test_a_table_that_only_a_spreadsheet_program_reads_is_no_valid_submission(tmp_path, sample, capsys, rewrite):
     path = made(tmp_path / "bad.csv", lambda frame: frame)
     path.write_text(rewrite(path.read_text()))
-    line = refusal(capsys, 1, f"--audit={path}", f"--audit_sample={sample}", f"--data_input_folder={tmp_path}")
+    line = failure(
+        predict.main, [f"--audit={path}", f"--audit_sample={sample}", f"--data_input_folder={tmp_path}"], capsys, 1
+    )
     assert "is not UTF-8 text with a comma between ID and Label" in line
 
 
@@ -157,7 +153,7 @@ def test_missing_rows_are_filled_by_the_rule_that_is_named_into_another_file(tmp
 def test_other_faults_are_not_filled_over(tmp_path, sample, capsys):
     path = made(tmp_path / "bad.csv", lambda frame: set_value(5, 3)(frame).drop(index=[9]))
     flags = [f"--audit={path}", f"--audit_sample={sample}", "--audit_fill=half", f"--data_input_folder={tmp_path}"]
-    line = refusal(capsys, 1, *flags)
+    line = failure(predict.main, [*flags], capsys, 1)
     assert "values outside" in line
     assert "rows missing: 1" in line
     assert not (tmp_path / "bad_filled.csv").exists()
@@ -180,8 +176,10 @@ def test_without_any_sample_whole_images_are_asked_for(tmp_path, capsys):
     predict.main([f"--audit={made(tmp_path / 'good.csv')}", *flags])
     assert "sample submission: none" in capsys.readouterr().out
     path = made(tmp_path / "cut.csv", lambda frame: frame.drop(index=[9]))
-    assert "images without a row for some label: 1 (ID_000000001)" in refusal(capsys, 1, f"--audit={path}", *flags)
-    assert "no sample submission" in refusal(capsys, 1, f"--audit={path}", *flags, "--audit_fill=half")
+    assert "images without a row for some label: 1 (ID_000000001)" in failure(
+        predict.main, [f"--audit={path}", *flags], capsys, 1
+    )
+    assert "no sample submission" in failure(predict.main, [f"--audit={path}", *flags, "--audit_fill=half"], capsys, 1)
 
 
 @given(values=st.lists(st.one_of(st.floats(), st.text(max_size=4)), min_size=len(NAMES), max_size=len(NAMES)))
@@ -209,4 +207,4 @@ def test_values_of_any_kind_never_end_in_a_traceback(tmp_path, values):
     ],
 )
 def test_options_that_do_not_fit_are_refused(capsys, flags, part):
-    assert part in refusal(capsys, 2, *flags)
+    assert part in failure(predict.main, [*flags], capsys)

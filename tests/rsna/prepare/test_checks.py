@@ -14,6 +14,7 @@ import preprocessing
 from common.datasets.image_files import load_image
 from common.dicom.pictures import resize_area
 from rsna_dataset import read_metadata
+from tests.runs import failure
 
 
 @pytest.fixture
@@ -32,12 +33,6 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
-def failure(capsys: pytest.CaptureFixture[str], flags: list[str]) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
-        preprocessing.main(flags)
-    return ended.value.code, capsys.readouterr().err
-
-
 def test_a_whole_dataset_is_verified_without_its_source_and_left_alone(flags, folder, capsys) -> None:
     before = state(folder)
     assert preprocessing.main([*flags, "--pre_verify=1"]) == folder
@@ -48,8 +43,7 @@ def test_a_whole_dataset_is_verified_without_its_source_and_left_alone(flags, fo
 
 
 def test_a_verification_of_a_form_that_the_dataset_does_not_have_is_refused(flags, folder, capsys) -> None:
-    code, error = failure(capsys, [*flags, "--pre_verify=1", "--pre_size=512"])
-    assert (code, len(error.splitlines())) == (2, 1)
+    error = failure(preprocessing.main, [*flags, "--pre_verify=1", "--pre_size=512"], capsys)
     assert f"--pre_size: {folder} was made with 0" in error
 
 
@@ -62,8 +56,7 @@ def test_every_kind_of_fault_is_counted_listed_and_ends_with_exit_code_1(flags, 
     changed = np.load(images[4])
     changed[0, 0] += 1
     np.save(images[4], changed)
-    code, error = failure(capsys, [*flags, "--pre_verify=1"])
-    assert code == 1
+    error = failure(preprocessing.main, [*flags, "--pre_verify=1"], capsys, 1)
     assert f"5 of {len(read_metadata(folder))} images are not as they were written" in error
     for part in ("missing 1", "damaged 1", "shape or type 2", "pixels are others 1", images[4].stem):
         assert part in error
@@ -76,19 +69,16 @@ def test_every_kind_of_fault_is_counted_listed_and_ends_with_exit_code_1(flags, 
 def test_a_changed_fold_is_noticed(flags, folder, capsys) -> None:
     path = folder / "dataset_phantom_fold_0.csv"
     path.write_text(path.read_text().replace(",train,", ",valid,", 1))
-    code, error = failure(capsys, [*flags, "--pre_verify=1"])
-    assert code == 1
+    error = failure(preprocessing.main, [*flags, "--pre_verify=1"], capsys, 1)
     assert "a fold's CSV is not as it was written" in error
 
 
 @pytest.mark.parametrize("flag", ["--pre_verify=1"])
 def test_a_dataset_that_is_not_there_or_not_complete_can_t_be_verified(flags, folder, capsys, flag) -> None:
-    code, error = failure(capsys, [*flags, "--data_dataset=other", flag])
-    assert code == 2
+    error = failure(preprocessing.main, [*flags, "--data_dataset=other", flag], capsys)
     assert "no such dataset" in error
     (folder / "dataset.json").unlink()
-    code, error = failure(capsys, [*flags, flag])
-    assert code == 2
+    error = failure(preprocessing.main, [*flags, flag], capsys)
     assert "not complete" in error
 
 
@@ -109,8 +99,8 @@ def test_an_earlier_dataset_is_audited_without_its_source_and_left_alone(flags, 
 
 
 def test_an_audit_with_other_options_makes_the_dataset_first(flags, folder, small_dataset, capsys) -> None:
-    code, error = failure(capsys, [*flags, "--pre_audit=1", "--pre_size=32"])
-    assert code == 2  # it looks for the source, which isn't there, instead of auditing another dataset than asked for
+    # It looks for the source, which isn't there, instead of auditing another dataset than asked for.
+    error = failure(preprocessing.main, [*flags, "--pre_audit=1", "--pre_size=32"], capsys)
     assert "no competition data" in error
     assert not (folder / "audit.html").exists()
 

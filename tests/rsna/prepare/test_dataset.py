@@ -26,6 +26,7 @@ from common.dicom.reading import quiet_pydicom
 from common.errors import UsageError
 from rsna_dataset import LABELS, read_dataset_info, read_fold, read_holdout, read_metadata
 from tests import PROJECT
+from tests.runs import failure
 
 CANARY = "CANARY^SECRET"
 HEAD = 1064  # stored value of 40 HU at the usual intercept
@@ -611,21 +612,10 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(source: Source, tmp
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def failure(capsys: pytest.CaptureFixture[str], flags: list[str]) -> tuple[int, str]:
-    """Run and return the exit code and the one line of error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        preprocessing.main(flags)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return ended.value.code, lines[0]
-
-
 def test_a_folder_without_the_competitions_files_says_what_was_expected_and_how_to_make_a_phantom(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, line = failure(capsys, [f"--data_input_folder={tmp_path / 'nothing'}"])
-    assert code == 2
+    line = failure(preprocessing.main, [f"--data_input_folder={tmp_path / 'nothing'}"], capsys)
     for part in (
         str(tmp_path / "nothing"),
         "stage_2_train",
@@ -636,14 +626,16 @@ def test_a_folder_without_the_competitions_files_says_what_was_expected_and_how_
         assert part in line
     assert not (tmp_path / "nothing").exists()
     (tmp_path / "stage_2_train.zip").write_bytes(b"PK")
-    assert "unpack what lies there as stage_2_train.zip" in failure(capsys, [f"--data_input_folder={tmp_path}"])[1]
+    assert "unpack what lies there as stage_2_train.zip" in failure(
+        preprocessing.main, [f"--data_input_folder={tmp_path}"], capsys
+    )
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--data_input_folder={tmp_path / 'input'}", f"--pre_source={tmp_path / 'archive.zip'}"]
-    assert failure(capsys, flags) == (
-        2,
-        f"error: --pre_source={tmp_path}/archive.zip: no such folder, archive or file",
+    assert (
+        failure(preprocessing.main, flags, capsys)
+        == f"error: --pre_source={tmp_path}/archive.zip: no such folder, archive or file"
     )
     assert not (tmp_path / "input").exists()
 
@@ -651,7 +643,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Capt
 def test_a_source_without_files_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     flags = [f"--data_input_folder={tmp_path / 'input'}", f"--pre_source={tmp_path / 'empty'}"]
-    assert failure(capsys, flags) == (2, f"error: {tmp_path}/empty: holds no files")
+    assert failure(preprocessing.main, flags, capsys) == f"error: {tmp_path}/empty: holds no files"
 
 
 def spoil_labels(edit: Callable[[str], str]) -> Callable[[Source], None]:
@@ -680,8 +672,7 @@ def test_a_bad_label_file_is_one_line_that_names_it(
     edit, expected, part = BAD_LABELS[name]
     source.write_tables()
     spoil_labels(edit)(source)
-    code, line = failure(capsys, source.flags())
-    assert code == expected
+    line = failure(preprocessing.main, source.flags(), capsys, expected)
     assert str(source.folder / "stage_2_train.csv") in line
     assert part in line
 
@@ -714,8 +705,7 @@ def test_a_bad_option_is_one_line_that_names_it(
     source: Source, capsys: pytest.CaptureFixture[str], flag: str, part: str
 ) -> None:
     source.write_tables()
-    code, line = failure(capsys, [*source.flags(), flag])
-    assert code == 2
+    line = failure(preprocessing.main, [*source.flags(), flag], capsys)
     assert part in line
 
 
@@ -724,8 +714,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
 ) -> None:
     source.write_tables()
     (tmp_path / "input").write_text("a file where a folder should be")
-    code, line = failure(capsys, source.flags())
-    assert code in (1, 2)
+    line = failure(preprocessing.main, source.flags(), capsys)
     assert str(tmp_path / "input") in line
 
 
@@ -735,8 +724,7 @@ def test_a_disk_too_small_is_found_before_the_work(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6 - 100, 100))
     source.write_tables()
-    code, line = failure(capsys, source.flags())
-    assert code == 1
+    line = failure(preprocessing.main, source.flags(), capsys, 1)
     assert "free" in line
     assert not list((source.folder.parent / "input").rglob("*.npy"))
 
@@ -747,8 +735,7 @@ def test_a_source_where_no_image_can_be_read_is_an_error_that_points_to_the_list
     source = Source(tmp_path / "source")
     source.add("ID_00000000a", "ID_00000001").write_bytes(b"no DICOM")
     source.write_tables()
-    code, line = failure(capsys, source.flags())
-    assert code == 1
+    line = failure(preprocessing.main, source.flags(), capsys, 1)
     assert "failed.csv" in line
     assert not (tmp_path / "input/datasets/small/dataset.json").exists()
 
@@ -758,8 +745,7 @@ def test_a_second_run_at_the_same_time_is_refused(source: Source, capsys: pytest
 
     source.write_tables()
     with claim_folder(source.folder.parent / "input/datasets/small"):
-        code, line = failure(capsys, source.flags())
-    assert code == 1
+        line = failure(preprocessing.main, source.flags(), capsys, 1)
     assert "another run" in line
 
 

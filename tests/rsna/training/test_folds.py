@@ -34,7 +34,7 @@ from rsna.training.outcome import is_cross_validation
 from rsna_dataset import LABELS, METRIC, fold_path, read_fold
 from tests import PROJECT
 from tests.conftest import TINY, SmallDataset
-from tests.runs import ENVIRONMENT, assert_same_run
+from tests.runs import ENVIRONMENT, assert_same_run, failure
 
 FOLDS = (0, 1, 2)
 
@@ -55,16 +55,6 @@ def tables(small_dataset: SmallDataset, tmp_path: Path) -> SmallDataset:
 
 def again(folder: Path, *more: str) -> Path:
     return train.main([f"--tr_resume={folder.name}", f"--output_dir={folder.parent}", *more])
-
-
-def fails(capsys, code: int, main, arguments: list[str]) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    error = capsys.readouterr().err
-    assert caught.value.code == code, error
-    lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.mark.parametrize(("text", "folds"), [("3", 3), ("0,2", (0, 2)), ("all", ()), ("ALL", ())])
@@ -197,7 +187,7 @@ def test_other_options_than_the_folds_have_are_refused(copy: Path, capsys) -> No
 def test_another_name_place_or_fold_than_that_of_what_is_gone_on_with_is_refused(
     finished: Path, capsys, of: str, flags: list[str], part: str
 ) -> None:
-    assert part in fails(capsys, 2, train.main, [f"--tr_resume={finished.parent / of}", *flags])
+    assert part in failure(train.main, [f"--tr_resume={finished.parent / of}", *flags], capsys)
 
 
 def test_a_fold_that_changed_since_it_was_trained_is_refused(copy: Path, tables: SmallDataset, capsys) -> None:
@@ -265,20 +255,20 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     flags: list[str], said: str, small_dataset: SmallDataset, tmp_path: Path, capsys
 ) -> None:
     results = tmp_path / "results"
-    assert said in fails(capsys, 2, train.main, [*small_dataset.flags, *TINY, f"--output_dir={results}", *flags])
+    assert said in failure(train.main, [*small_dataset.flags, *TINY, f"--output_dir={results}", *flags], capsys)
     assert not results.exists()
 
 
 def test_torchrun_is_refused(small_dataset: SmallDataset, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     flags = [*small_dataset.flags, *TINY, f"--output_dir={tmp_path}", "--data_fold=all"]
-    assert "without torchrun" in fails(capsys, 2, train.main, flags)
+    assert "without torchrun" in failure(train.main, flags, capsys)
 
 
 def test_an_experiment_of_one_fold_is_never_joined(small_dataset: SmallDataset, tmp_path: Path, capsys) -> None:
     create_experiment(tmp_path, "one", {"data_fold": 0}, ["x"])
     flags = [*small_dataset.flags, *TINY, f"--output_dir={tmp_path}", "--data_fold=all", "--experiment_id=one"]
-    assert "exists in" in fails(capsys, 2, train.main, flags)
+    assert "exists in" in failure(train.main, flags, capsys)
     assert not is_cross_validation(tmp_path / "one")
 
 
@@ -379,7 +369,4 @@ def test_one_with_other_options_or_not_finished_says_what_can_be_done(
         (evaluate.main, ["--experiment_id=cv", place], "the cross-validation is not finished; go on with: train.py"),
     ):
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(argv)
-        assert ended.value.code == 2
-        assert said in capsys.readouterr().err.splitlines()[-1]
+        assert said in failure(main, argv, capsys)

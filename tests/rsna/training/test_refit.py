@@ -26,19 +26,12 @@ from rsna.prediction.embeddings import embeddings
 from rsna.prediction.trained import load_network
 from rsna_dataset import LABELS, read_fold, read_holdout, read_metadata
 from tests.conftest import TINY, SmallDataset, cross_validated
+from tests.runs import failure
 
 SEQUENCE = [
     "--net_kind=sequence", "--seq_features=cv", "--seq_width=16", "--tr_batch_size=2", "--tr_iteration_num=20",
     "--tr_iteration_valid=20", "--optim_lr=0.02", "--tr_report=0", "--n_jobs=1",
 ]  # fmt: skip
-
-
-def failure(argv: list[str], capsys) -> tuple[int, str]:
-    """The exit code of predict.py and the last line on stderr."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        predict.main(argv)
-    return ended.value.code, capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +57,9 @@ def test_all_folds_train_and_what_was_kept_out_of_them_validates(held_out: Small
 
 
 def test_without_images_that_were_kept_out_it_is_refused(small_dataset: SmallDataset, tmp_path, capsys) -> None:
-    with pytest.raises(SystemExit) as ended:
-        train.main([*small_dataset.flags, *TINY, "--data_fold=holdout", f"--output_dir={tmp_path}"])
-    assert ended.value.code == 2
-    assert "--pre_holdout=0.1 makes such a split" in capsys.readouterr().err
+    assert "--pre_holdout=0.1 makes such a split" in failure(
+        train.main, [*small_dataset.flags, *TINY, "--data_fold=holdout", f"--output_dir={tmp_path}"], capsys
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,12 +175,12 @@ def test_files_of_any_origin_get_what_the_datasets_test_images_get(
 
 @pytest.mark.slow
 def test_a_network_that_did_not_see_just_these_folds_is_refused(trained, small_dataset, held_out, tmp_path, capsys):
-    code, line = failure([*trained.flags, f"--feature_refit={trained.folds / 'fold_1' / 'best.pt'}"], capsys)
-    assert (code, "was trained with --data_fold=1" in line) == (2, True)
+    line = failure(predict.main, [*trained.flags, f"--feature_refit={trained.folds / 'fold_1' / 'best.pt'}"], capsys)
+    assert "was trained with --data_fold=1" in line
     contents = torch.load(trained.results / "refit" / "best.pt", weights_only=True)
     torch.save({**contents, "data_hash": "0" * 32}, tmp_path / "other.pt")
-    code, line = failure([*trained.flags, f"--feature_refit={tmp_path / 'other.pt'}"], capsys)
-    assert (code, "was trained on other images or labels" in line) == (2, True)
+    line = failure(predict.main, [*trained.flags, f"--feature_refit={tmp_path / 'other.pt'}"], capsys)
+    assert "was trained on other images or labels" in line
     copy = shutil.copytree(trained.folds, tmp_path / "cv")
     torch.save({**contents, "iteration": 3}, tmp_path / "earlier.pt")
     flags = [
@@ -207,12 +199,12 @@ def test_a_network_that_did_not_see_just_these_folds_is_refused(trained, small_d
         elif what == "gone":
             (copy / "features/refit.json").unlink()
         output = f"--predict_output={tmp_path / f'out{number}'}"
-        found, line = failure([*flags, f"--feature_refit={file}", output], capsys)
-        assert (found, part in line) == (code, True), line
+        line = failure(predict.main, [*flags, f"--feature_refit={file}", output], capsys, code)
+        assert part in line, line
 
 
 def test_the_option_alone_is_one_line(finished: Path, capsys) -> None:
-    code, line = failure([f"--net_weight_file={finished}", "--feature_refit=x.pt"], capsys)
-    assert (code, "--feature_refit needs --features=1, or --sequence" in line) == (2, True)
-    code, line = failure([f"--net_weight_file={finished}", "--features=1", "--feature_refit=x.pt"], capsys)
-    assert (code, "has no features" in line) == (2, True)
+    line = failure(predict.main, [f"--net_weight_file={finished}", "--feature_refit=x.pt"], capsys)
+    assert "--feature_refit needs --features=1, or --sequence" in line
+    line = failure(predict.main, [f"--net_weight_file={finished}", "--features=1", "--feature_refit=x.pt"], capsys)
+    assert "has no features" in line
