@@ -26,7 +26,7 @@ CHUNK = 32
 
 def records(count: int) -> Iterator[list]:
     """Yield chunks of made-up records in random order of their series."""
-    from common.preprocessing.convert import Record
+    from common.preprocessing.records import Record
 
     generator = np.random.default_rng(0)
     order = generator.permutation(count)

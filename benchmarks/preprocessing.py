@@ -32,8 +32,8 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if TYPE_CHECKING:
-    from common.preprocessing.convert import ImageForm, Task
     from common.preprocessing.pseudonyms import Pseudonyms
+    from common.preprocessing.records import ImageForm, Task
 
 CHUNK, ROUNDS = 30, 3
 
@@ -114,7 +114,7 @@ def start_processes(count: int) -> None:
 
 def make_task(path: Path, target: Path) -> Task:
     """Return what converts a file."""
-    from common.preprocessing.convert import Task
+    from common.preprocessing.records import Task
 
     status = path.stat()
     return Task(path.stem, path.stem, "train", status.st_size, status.st_mtime_ns, path, target)
@@ -130,8 +130,8 @@ def convert(paths: Sequence[Path], target: Path) -> None:
 
 def conversion() -> tuple[ImageForm, Pseudonyms]:
     """Return what the files are converted to."""
-    from common.preprocessing.convert import ImageForm
     from common.preprocessing.pseudonyms import Pseudonyms
+    from common.preprocessing.records import ImageForm
     from rsna.prepare.source import COMPETITION_NAMES
 
     return ImageForm(0, (), "int16"), Pseudonyms(bytes(32), COMPETITION_NAMES)

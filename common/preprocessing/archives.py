@@ -1,7 +1,7 @@
-"""Zip and tar archives, read in place: their directory once, then each file by its place in the archive.
+"""Zip and tar archives, read in place: the directory once, then each file by its place in the archive.
 
-Whatever an archive promises, no more is taken into memory than the limits allow. Names that climb out of it, links,
-members that share their bytes and floods are refused by name; each costs itself only.
+Never more is taken into memory than the limits allow, whatever an archive promises. Names that climb out of it, links,
+members that share their bytes, and floods are refused by name. The other files of such an archive are read.
 """
 
 from __future__ import annotations
@@ -26,24 +26,20 @@ import pandas as pd
 
 from common.dicom.errors import DicomError
 from common.errors import UsageError
+from common.preprocessing.packed import BLOCK_BYTES, DICOM_MARK, GZIP_MARK, is_flood, no_dicom, within_gzip
 
 LISTED = ("path", "bytes", "mtime_ns")
 PACKED = ("offset", "packed_bytes", "method", "crc")
-PLAIN = -1  # the method of a tar archive's files: their bytes stand at the offset, without header or checksum
-DICOM_MARK = slice(128, 132)  # where a file says that it is one
+PLAIN = -1  # the method of a tar archive's files: plain bytes at the offset, without header and checksum
 MAX_TABLE_BYTES = 2**28  # of a CSV in an archive; the competition's has 150 MB
 MAX_DIRECTORY_BYTES = 2**28  # of a zip archive: two million files
 MAX_TAR_HEADER_BYTES = 2**20  # a long name or a list of attributes
-# What unpacks to more than so many times its size is no scan and no table: a flood, made to fill memory or disk.
-FLOOD_BYTES, FLOOD_RATIO = 2**25, 100
-BLOCK_BYTES = 2**16  # unpacked at once
-MARKED_BYTES = 2**22  # a larger file is asked for DICOM's mark before it counts or is unpacked as a whole
+MARKED_BYTES = 2**22  # a larger file must have DICOM's mark before it counts or is unpacked
 MAX_TIME_NS = 2**62
 ARCHIVE_SUFFIXES = (".zip", ".tar")  # of files in a folder that are read as archives
 UNREAD_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
-GZIP_MARK = b"\x1f\x8b"
 TAR_MARK = slice(257, 262)
-UNREAD_MARKS = {  # how a file begins that is not read, and what it is
+UNREAD_MARKS = {  # beginnings of files that are not read, and what they are
     GZIP_MARK: "packed by gzip, and no DICOM file",
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ\0": "packed by xz",
@@ -55,21 +51,8 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member: 30 bytes, then it
 _ENCRYPTED = 1
 
 
-def no_dicom() -> DicomError:
-    """Return what is said of a file without DICOM's mark."""
-    return DicomError("not_dicom", "not a DICOM file: the mark DICM is missing")
-
-
-def is_flood(unpacked: int, packed: int) -> bool:
-    """Whether so many bytes out of so few are made to fill memory or disk."""
-    return unpacked > FLOOD_BYTES and unpacked > FLOOD_RATIO * packed
-
-
 def unread_archive(name: str, *, inside: bool = False) -> str:
-    """Return what is said of a file that is an archive by its name and not looked into, "" for another file.
-
-    ``inside``: it lies in an archive itself.
-    """
+    """Return why a file, an archive by its name, is not looked into; "" for another. ``inside``: of an archive."""
     if name.casefold().endswith(UNREAD_SUFFIXES):
         return "an archive that can't be read in place: unpack it beside"
     if inside and name.casefold().endswith(ARCHIVE_SUFFIXES):
@@ -77,49 +60,9 @@ def unread_archive(name: str, *, inside: bool = False) -> str:
     return ""
 
 
-def gunzip(packed: bytes, limit: int) -> bytes:
-    """Return what a gzip file holds where that is a DICOM file of at most ``limit`` bytes; DicomError for all else.
-
-    What is none is found out at its beginning.
-    """
-    content = io.BytesIO()
-    for block in inflated(packed):
-        content.write(block)
-        size = content.tell()
-        if size >= DICOM_MARK.stop > size - len(block) and content.getbuffer()[DICOM_MARK] != b"DICM":
-            raise no_dicom()
-        if size > limit:
-            raise DicomError("too_large", f"unpacks to more than {limit} bytes")
-        if is_flood(size, len(packed)):
-            raise DicomError("too_large", f"{len(packed)} bytes that unpack to {size} and more: made to fill memory")
-    if content.tell() < DICOM_MARK.stop:
-        raise no_dicom()
-    return content.getvalue()
-
-
-def inflated(packed: bytes, *, whole: bool = True) -> Iterator[bytes]:
-    """Yield what a gzip file holds in blocks; DicomError where it is damaged or, if it is ``whole``, cut."""
-    rest = packed
-    while rest.startswith(GZIP_MARK):  # several may stand behind each other
-        inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        while not inflater.eof:
-            try:
-                block = inflater.decompress(rest, BLOCK_BYTES)
-            except zlib.error:
-                raise DicomError("unreadable", "the gzip file is damaged") from None
-            rest = inflater.unconsumed_tail
-            if block:
-                yield block
-            elif not rest and not inflater.eof:
-                if whole:
-                    raise DicomError("unreadable", "the gzip file is cut")
-                return
-        rest = inflater.unused_data
-
-
 @dataclass(frozen=True)
 class Member:
-    """A file within an archive, as its directory describes it; read without looking at any other."""
+    """A file within an archive, as the archive's directory describes it."""
 
     archive: Path
     name: str
@@ -142,10 +85,10 @@ class Member:
             raise OSError(errno.EIO, str(error), str(self)) from None
 
     def read_bytes(self, limit: int = MAX_TABLE_BYTES, *, marked: bool = False) -> bytes:
-        """Return the unpacked content; DicomError where it is damaged, OSError where the archive can't be read.
+        """Return the unpacked content, at most ``limit`` bytes.
 
-        Never more than ``limit`` bytes are unpacked, whatever the directory promises, and hardly anything of a flood.
-        ``marked``: a large file without DICOM's mark is refused at its beginning.
+        Raises DicomError for a damaged or too large file and a flood, OSError where the archive can't be read. With
+        ``marked``, a large file without DICOM's mark is refused at its beginning.
         """
         if self.file_bytes > limit:
             raise DicomError("too_large", f"{self.file_bytes} bytes; at most {limit} are read")
@@ -153,7 +96,7 @@ class Member:
             raise DicomError(
                 "too_large", f"{self.file_bytes} bytes, packed to {self.packed_bytes}: made to fill memory"
             )
-        # Grown in place, where joined blocks would take twice the memory.
+        # A buffer grows in place, where joining blocks takes twice the memory.
         content = io.BytesIO()
         for block in self._unpacked():
             content.write(block)
@@ -167,7 +110,7 @@ class Member:
         return whole
 
     def beginning(self) -> bytes:
-        """Return some of the content's first bytes, DICOM's mark among them; what can't be read is left out."""
+        """Return the content's beginning with DICOM's mark, or as much of it as can be read."""
         start = b""
         with suppress(OSError, DicomError):
             for block in self._unpacked():
@@ -177,7 +120,7 @@ class Member:
         return start
 
     def _unpacked(self) -> Iterator[bytes]:
-        """Yield the content in blocks, at most a byte more than the directory promises."""
+        """Yield the content in blocks, at most one byte more than the directory promises."""
         with self.archive.open("rb") as file:
             file.seek(self.offset)
             if self.method != PLAIN:
@@ -276,13 +219,13 @@ class ZipTree(ArchiveTree):
             )
 
     def _follows_another(self, members: Sequence[zipfile.ZipInfo]) -> bool:
-        """Whether another archive's members stand before the first, as where that was cut after a whole one."""
+        """Whether the file begins with another archive: that one was cut, and holds the one that is read."""
         with self.root.open("rb") as file:
             return min((info.header_offset for info in members), default=0) > 0 and file.read(4) == b"PK\3\4"
 
 
 class TarTree(ArchiveTree):
-    """An uncompressed tar archive; the headers between its files are read, and nothing of the files."""
+    """An uncompressed tar archive; only the headers between its files are read."""
 
     kind = "tar"
 
@@ -317,14 +260,14 @@ class TarTree(ArchiveTree):
         if fault:
             self.faults.append((name, *fault))
             return
-        if name in members:  # of two the last counts, as where it was appended
+        if name in members:  # the last counts, as tar appends a newer version
             self.faults.append((name, *_same_name()))
         time = min(max(int(info.mtime * 1e9), 0), MAX_TIME_NS)
         members[name] = (name, info.size, time, info.offset_data, info.size, PLAIN, 0)
 
 
 class BoundedFile(io.BufferedReader):
-    """A file of which no more than ``limit`` bytes are read at once, whatever its own headers ask for."""
+    """A file that never reads more than ``limit`` bytes at once, whatever its headers ask for."""
 
     def __init__(self, path: Path, limit: int) -> None:
         super().__init__(io.FileIO(path))
@@ -334,18 +277,18 @@ class BoundedFile(io.BufferedReader):
     def read(self, size: int | None = -1) -> bytes:
         """Return up to ``size`` bytes or, where that is negative, all that is left; ValueError for too many."""
         left = self.bytes - self.tell()
-        asked = left if size is None or size < 0 else min(size, left)  # memory is taken before anything is read
+        asked = left if size is None or size < 0 else min(size, left)  # Python takes the memory before it reads
         if asked > self.limit:
             raise ValueError("a header is too long")
         return super().read(asked)
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield an archive's members one after the other, keeping none of them."""
+    """Yield an archive's members without keeping them."""
     place = -1
     while (info := archive.next()) is not None:
         archive.members.clear()
-        if info.size < 0 or archive.offset <= place:  # a length that leads backwards would go round and round
+        if info.size < 0 or archive.offset <= place:  # such a length would lead backwards, in an endless loop
             raise tarfile.ReadError("a negative length")
         place = archive.offset
         yield info
@@ -391,10 +334,7 @@ def _zip_fault(info: zipfile.ZipInfo) -> tuple[str, str] | None:
 
 
 def _overlapping(members: Sequence[zipfile.ZipInfo]) -> set[int]:
-    """Return the numbers of the members whose packed bytes run into the next one's, or that stand where another does.
-
-    Many can share their bytes so, and a small archive gives as many large files.
-    """
+    """Return the numbers of members that share packed bytes with another: a small archive gives many large files so."""
     order = sorted(range(len(members)), key=lambda number: (members[number].header_offset, number))
     found = set()
     for number, following in pairwise(order):
@@ -414,7 +354,7 @@ def _is_under(path: str, under: str, recursive: bool) -> bool:
 
 
 def listing(rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> pd.DataFrame:
-    """Return rows as a table of files, sorted by path; its other columns are whole numbers."""
+    """Return rows as a table of files, sorted by path; all other columns are int64."""
     values = list(zip(*rows, strict=True)) or [()] * len(columns)
     table = {
         name: np.array(column, dtype=object if name == "path" else np.int64)
@@ -431,29 +371,24 @@ def refusals(rows: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
 
 
 def beginning(path: Path) -> bytes:
-    """Return a file's first bytes, of which :func:`open_archive` and :func:`has_dicom_mark` tell what it is."""
+    """Return a file's first bytes, by which :func:`open_archive` and ``has_dicom_mark`` know it."""
     with path.open("rb") as file:
         return file.read(BLOCK_BYTES)
 
 
-def has_dicom_mark(start: bytes) -> bool:
-    """Whether a file that begins so is a DICOM file, perhaps packed by gzip."""
-    return start[DICOM_MARK] == b"DICM" or _within_gzip(start)[DICOM_MARK] == b"DICM"
-
-
 def is_archive(start: bytes) -> bool:
-    """Whether a file that begins so is one that is read as an archive."""
+    """Whether a file that begins with ``start`` is read as an archive."""
     return start[TAR_MARK] == b"ustar" or start.startswith(b"PK")
 
 
 def open_archive(path: Path, start: bytes) -> ArchiveTree:
-    """Return the archive in a file that begins with ``start``; UsageError saying what it is where it can't be read."""
+    """Return the archive in a file that begins with ``start``; UsageError, saying what it is, for another file."""
     suffix = PurePosixPath(path.name.casefold()).suffix
     if start[TAR_MARK] == b"ustar" or (suffix == ".tar" and not start.startswith(b"PK")):  # the oldest have no mark
         return TarTree(path)
     if start.startswith(b"PK") or suffix == ".zip":
         return ZipTree(path)
-    if _within_gzip(start)[TAR_MARK] == b"ustar":
+    if within_gzip(start)[TAR_MARK] == b"ustar":
         raise UsageError(
             f"{path}: a tar archive packed by gzip, which can't be read in place: gunzip makes a tar archive of it, "
             "which can, or unpack it and name the folder"
@@ -462,14 +397,3 @@ def open_archive(path: Path, start: bytes) -> ArchiveTree:
         if start.startswith(mark):
             raise UsageError(f"{path}: {what}, which can't be read in place: unpack it and name the folder")
     raise UsageError(f"{path}: neither a folder, a DICOM file (the mark DICM is missing) nor a zip or tar archive")
-
-
-def _within_gzip(start: bytes) -> bytes:
-    """Return the beginning of what a gzip file holds that begins with ``start``; nothing for another file."""
-    content = b""
-    with suppress(DicomError):
-        for block in inflated(start, whole=False):
-            content += block
-            if len(content) >= tarfile.BLOCKSIZE:
-                break
-    return content

@@ -14,9 +14,9 @@ import pandas as pd
 from common.datasets.image_files import load_image
 from common.errors import WorkError
 from common.files import atomic_path
-from common.preprocessing.convert import ImageForm, Record, Task
 from common.preprocessing.crop import find_head
 from common.preprocessing.pseudonyms import Pseudonyms
+from common.preprocessing.records import ImageForm, Record, Task
 from common.preprocessing.workers import convert_files
 
 TILE, COLUMNS = 192, 10

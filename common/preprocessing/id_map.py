@@ -14,9 +14,9 @@ import pandas as pd
 
 from common.errors import WorkError
 from common.files import atomic_path, inert
-from common.preprocessing.convert import Record
 from common.preprocessing.growing import add_rows, adding_to, end_of_lines
 from common.preprocessing.pseudonyms import FILE, IMAGE, is_made
+from common.preprocessing.records import Record
 from common.preprocessing.sources import printable
 
 OWNER_ONLY = 0o600

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from common.errors import WorkError
-from common.preprocessing.convert import KEPT, Record
 from common.preprocessing.growing import TAIL_BYTES, add_rows, adding_to, end_of_lines
+from common.preprocessing.records import KEPT, Record
 
 KINDS = {"str": str, "int": np.int64, "float": np.float64}
 TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record) if field.name in KEPT}

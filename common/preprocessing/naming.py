@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from common.preprocessing.convert import instance_of
 from common.preprocessing.pseudonyms import Pseudonyms
+from common.preprocessing.records import instance_of
 
 
 def named_by_path(files: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

@@ -21,22 +21,17 @@ from common.dicom.errors import DicomError
 from common.errors import UsageError
 from common.preprocessing.archives import (
     ARCHIVE_SUFFIXES,
-    DICOM_MARK,
-    GZIP_MARK,
     LISTED,
     MARKED_BYTES,
     Member,
     beginning,
-    gunzip,
-    has_dicom_mark,
     is_archive,
-    is_flood,
     listing,
-    no_dicom,
     open_archive,
     refusals,
     unread_archive,
 )
+from common.preprocessing.packed import DICOM_MARK, GZIP_MARK, gunzip, has_dicom_mark, is_flood, no_dicom
 
 GZIP_LENGTH = struct.Struct("<L")  # at a gzip file's end
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from common.datasets.image_files import load_image
-from common.preprocessing.convert import ImageForm, picture_hash
+from common.preprocessing.convert import picture_hash
+from common.preprocessing.records import ImageForm
 
 IMAGES_PER_CHUNK = 64
 FAULTS = {

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from common.preprocessing.convert import ImageForm, Record, Task, convert_tasks, failure, read_persons
+from common.preprocessing.convert import convert_tasks, read_persons
 from common.preprocessing.isolation import CallFailed, Processes
 from common.preprocessing.pseudonyms import Pseudonyms
+from common.preprocessing.records import ImageForm, Record, Task, failure
 
 FILES_PER_CHUNK = 32
 FILE_SECONDS = 60.0  # for a file; a chunk of files that takes longer is tried again file by file

@@ -27,13 +27,13 @@ from common.cli.console import progress, say, tell
 from common.cli.values import format_windows, parse_windows
 from common.errors import UsageError, WorkError, nearest_file
 from common.files import remove_temporaries, write_csv, write_json
-from common.preprocessing.convert import ImageForm, Record, Task
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice, shown
 from common.preprocessing.id_map import COLUMNS, IdMap, file_rows, map_rows
 from common.preprocessing.isolation import PROJECT
 from common.preprocessing.journal import record_table
 from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
+from common.preprocessing.records import ImageForm, Record, Task
 from common.preprocessing.series import describe_singles
 from common.preprocessing.sources import open_tree
 from common.preprocessing.tables import first_known, mark_repeated, metadata_table, unique_images

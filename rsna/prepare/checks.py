@@ -17,7 +17,7 @@ from common.errors import UsageError, UserError, WorkError, list_some
 from common.files import write_csv, write_text
 from common.machine import usable_cores
 from common.preprocessing.audit import AuditedDataset, audit_page
-from common.preprocessing.convert import ImageForm
+from common.preprocessing.records import ImageForm
 from common.preprocessing.verify import FAULTS, verify_images
 from rsna.prepare.options import PreprocessingConfig
 from rsna_dataset import (

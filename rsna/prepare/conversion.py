@@ -13,12 +13,12 @@ from common.cli.console import progress, tell
 from common.dicom.errors import RETRIED_REASONS
 from common.errors import UsageError
 from common.machine import usable_cores
-from common.preprocessing.convert import Task
 from common.preprocessing.folder import check_space, list_files
 from common.preprocessing.folds import check_parts
 from common.preprocessing.id_map import need_rows
 from common.preprocessing.journal import Journal
 from common.preprocessing.naming import misnamed, named_by_path
+from common.preprocessing.records import Task
 from common.preprocessing.scheduler import dask_cluster
 from common.preprocessing.sources import can_be_image
 from common.preprocessing.workers import convert_files, find_persons

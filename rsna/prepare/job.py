@@ -12,9 +12,9 @@ import pandas as pd
 
 from common.cli.arguments import to_dict
 from common.errors import UsageError
-from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.id_map import IdMap
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms
+from common.preprocessing.records import ImageForm, Task
 from common.preprocessing.sources import Tree, printable
 from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.source import (

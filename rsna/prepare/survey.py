@@ -17,13 +17,13 @@ import pandas as pd
 
 from common.errors import UserError, WorkError, list_some
 from common.machine import usable_cores
-from common.preprocessing.convert import Record
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
 from common.preprocessing.folder import check_space
 from common.preprocessing.folds import check_parts
 from common.preprocessing.groups import group_images
 from common.preprocessing.journal import record_table
 from common.preprocessing.pseudonyms import KEY_BYTES, load_key
+from common.preprocessing.records import Record
 from common.preprocessing.series import describe_singles
 from common.preprocessing.tables import mark_repeated, metadata_table, unique_images
 from common.preprocessing.workers import convert_files, spread

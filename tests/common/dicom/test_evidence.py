@@ -34,9 +34,10 @@ from common.dicom.evidence import RULES
 from common.dicom.hounsfield import hounsfield
 from common.dicom.plain import read_plain
 from common.dicom.reading import quiet_pydicom, read_any, read_dicom
-from common.preprocessing.convert import ImageForm, Task, convert_tasks
+from common.preprocessing.convert import convert_tasks
 from common.preprocessing.failures import NO_SLICES
 from common.preprocessing.pseudonyms import Pseudonyms
+from common.preprocessing.records import ImageForm, Task
 from rsna_dataset import read_metadata
 from tests.common.dicom.test_dicom_syntaxes import enhanced, item
 from tests.dicom_encoders import content_of

@@ -15,9 +15,9 @@ import pytest
 
 from common.errors import WorkError
 from common.preprocessing import workers
-from common.preprocessing.convert import ImageForm, Task
 from common.preprocessing.isolation import CallFailed, Process, Processes
 from common.preprocessing.pseudonyms import Pseudonyms
+from common.preprocessing.records import ImageForm, Task
 from common.waiting import StartFailed
 from tests import PROJECT
 from tests.dicom_files import head, new_ct, write_ct

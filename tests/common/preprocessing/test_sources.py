@@ -20,7 +20,8 @@ from pydicom.data import get_testdata_file
 
 from common.dicom.errors import DicomError
 from common.errors import UsageError
-from common.preprocessing.archives import FLOOD_BYTES, Member, TarTree, ZipTree
+from common.preprocessing.archives import Member, TarTree, ZipTree
+from common.preprocessing.packed import FLOOD_BYTES
 from common.preprocessing.sources import (
     FileTree,
     FolderTree,
