@@ -48,6 +48,7 @@ PUBLISHED = {  # prevalences among stage 1's 674,258 training images (Flanders e
 
 DATASET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
+TRUTH_FILE = "phantom_truth.csv"  # beside the CSVs of a phantom
 DATASET_INFO = "dataset.json"
 METADATA_FILE = "metadata.csv"
 FAILED_FILE = "failed.csv"

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UsageError
-from rsna.phantom.write import TRUTH_FILE
-from rsna_dataset import LABELS, read_dataset_info, read_metadata
+from rsna_dataset import LABELS, TRUTH_FILE, read_dataset_info, read_metadata
 
 BLOOD = "blood_mm3"  # of a phantom, in the slice
 QUARTERS = {"slice_spacing_mm": "slice spacing, mm", "thickness_mm": "slice thickness, mm"}

@@ -19,6 +19,7 @@ from common.files import atomic_path, check_output, write_csv, write_json
 from common.foreign import read_json
 from common.machine import usable_cores
 from rsna.phantom.options import PhantomConfig
+from rsna_dataset import TRUTH_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MARK_FILE = "phantom.json"  # written last: where it stands, the phantom is complete
-TRUTH_FILE = "phantom_truth.csv"  # stands beside the CSVs of a phantom
 TRAIN_CSV = "stage_2_train.csv"
 SUBMISSION_CSV = "stage_2_sample_submission.csv"
 REPEATED_IDS = 4  # ids whose rows stand twice in the train CSV

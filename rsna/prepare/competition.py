@@ -10,7 +10,7 @@ import pandas as pd
 
 from common.datasets.csv_tables import IMAGE_ID
 from common.preprocessing.sources import SourceFile, Tree, open_tree
-from rsna.phantom.write import TRUTH_FILE
+from rsna_dataset import TRUTH_FILE
 
 COMPETITION_FOLDER = "rsna-intracranial-hemorrhage-detection"
 
