@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from common.dicom.pictures import window
 from common.errors import UsageError
 from common.models.gradcam import grad_cam
 from config import STUDY
-from rsna.prediction.trained import TrainedNetwork
 from rsna_dataset import LABELS, RSNADataset
+
+if TYPE_CHECKING:
+    from rsna.prediction.trained import TrainedNetwork
 
 logger = logging.getLogger(__name__)
 
