@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli.arguments import option, refuse_given
+from common.cli.choices import choose
 from common.cli.listing import TABLES
 from common.cli.values import (
     Windows,
@@ -32,9 +33,7 @@ from common.training.losses import LossOptions
 from common.training.optimizers import OptimizerOptions
 from common.training.schedulers import ScheduleOptions
 from common.training.ways import AUTO
-
-SEQUENCE, STUDY = "sequence", "study"
-OF_ANY_KIND = {"net_kind", "data_input_folder", "data_dataset", "data_fold", "cv_run"}
+from rsna.kinds.table import KINDS
 
 # The configuration of each command; a new command is one more row.
 COMMANDS = {
@@ -162,9 +161,9 @@ class NetworkOptions:
 
     net_kind: str = option(
         "slice",
-        "slice: a network for slices; sequence: a model over the slices of a series, on features of slice networks; "
-        "study: both as one, from the pictures of whole series, starting from a slice network (--net_weight_file)",
-        choices=("slice", SEQUENCE, STUDY),
+        "; ".join(f"{row.name}: {row.summary}" for row in KINDS.values()),
+        choices=tuple(KINDS),
+        own_rows=True,
     )
     net_model: str = option("resnet10t", "name of a timm model; the default is small enough for a laptop")
     net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (from the network or the hub's cache)")
@@ -382,28 +381,7 @@ class TrainConfig(
             )
         if self.tr_resume is None:
             refuse_given(self, ("tr_resume_change",), "needs --tr_resume, the experiment to go on with")
-        self._check_kind()
-
-    def _check_kind(self) -> None:
-        """Refuse options that mean nothing to the kind of network."""
-        groups: tuple[type, ...] = (SequenceOptions, StudyOptions)
-        names = set()
-        if self.net_kind == SEQUENCE:
-            groups = (DataOptions, SamplerOptions, NetworkOptions, StudyOptions)
-        elif self.net_kind == STUDY:
-            groups, names = (SamplerOptions,), {"seq_features"}
-        if self.net_kind in (SEQUENCE, STUDY):
-            names |= {"tr_channels_last", "tr_compute", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit"}
-        names |= {name for group in groups for name in group.__dataclass_fields__} - OF_ANY_KIND
-        meaningless = [name for name in self.__dataclass_fields__ if name in names]
-        refuse_given(self, meaningless, f"means nothing to --net_kind={self.net_kind}; leave it out")
-        if self.net_kind == SEQUENCE and self.seq_features is None:
-            raise UsageError("--net_kind=sequence needs --seq_features, the experiment of a cross-validation")
-        if self.net_kind == STUDY and self.net_weight_file is None and not self.net_pretrained:
-            raise UsageError(
-                "--net_kind=study starts from a slice network: --net_weight_file=<best.pt of the same fold>, or "
-                "--net_pretrained=1"
-            )
+        choose("net_kind", self.net_kind, KINDS).check(self)
 
     @property
     def is_cross_validation(self) -> bool:

@@ -61,10 +61,10 @@ def predict_split(config: PredictConfig) -> Path:
 
     # Here, so that --help and a wrong flag answer at once.
     from common.evaluation.calibration import calibration_of
+    from rsna.kinds.kind import dataset_folder_of
     from rsna.prediction.provenance import check_predicted, network_provenance
     from rsna.prediction.trained import (
         asked_calibration,
-        dataset_folder_of,
         load_asked,
         load_views,
         logged_value,

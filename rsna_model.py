@@ -1,4 +1,4 @@
-"""From a configuration to a model: timm's networks with six logits, or a sequence model over what they give."""
+"""From a configuration to a model of slices: timm's networks with six logits, and the quickest way to compute them."""
 
 from __future__ import annotations
 
@@ -8,43 +8,27 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from common.cli.arguments import given_options
 from common.errors import UsageError
 from common.models.backbone import create_model
 from common.models.freezing import freeze
-from common.models.sequence import build_sequence_model
-from common.models.study_layers import StudyNetwork
 from common.models.weights import load_weights
 from common.training import distributed
 from common.training.computing import describe, measure_ways, quickest
 from common.training.hardware import arrange_model
 from common.training.ways import WAYS
-from config import SEQUENCE, STUDY, TrainConfig
+from config import TrainConfig
 from rsna_dataset import LABELS
 
 MEASURED_PIXELS = 2**19  # two pictures of 512 x 512
 
 
-def model_name(config: TrainConfig) -> str:
-    """Return what a configuration's network is called: timm's name, the sequence model's, or both."""
-    names = {SEQUENCE: config.seq_model, STUDY: f"{config.net_model} and {config.seq_model}"}
-    return names.get(config.net_kind, config.net_model)
-
-
 def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
     """Build the timm model with six logits and, unless a checkpoint will bring them, its starting weights.
 
-    What is not trained is frozen.
+    What is not trained is frozen. Kinds that see no slices build models of their own, in ``rsna/kinds``.
     """
-    if config.net_kind == SEQUENCE:
-        return build_architecture(config, channels)
-    slices = build_slice_network(config, channels, starting_weights)
-    if config.net_kind == STUDY:
-        if config.net_freeze == "backbone":
-            slices.requires_grad_(False)  # with its head, whose logits the sequence model begins with
-        return join_networks(config, slices)
     return arrange_model(
-        slices,
+        build_slice_network(config, channels, starting_weights),
         channels_last=config.tr_channels_last,
         grad_checkpoint=config.tr_grad_checkpoint,
         compile_mode=config.tr_compile,
@@ -68,30 +52,6 @@ def build_slice_network(config: TrainConfig, channels: int, starting_weights: bo
         distributed.tell(f"{config.net_weight_file}: {line}" for line in notes)
     freeze(model, config.net_freeze)
     return model
-
-
-def build_architecture(config: TrainConfig, channels: int) -> nn.Module:
-    """Build the model of a configuration for so many channels, or a sequence model for so many features."""
-    if config.net_kind == SEQUENCE:
-        return build_sequence(config, channels)
-    model = build_timm_model(config, channels)
-    return join_networks(config, model) if config.net_kind == STUDY else model
-
-
-def join_networks(config: TrainConfig, slices: nn.Module) -> nn.Module:
-    """Return the slice network with a sequence model over it; UsageError where its head is no linear layer."""
-    head = slices.get_classifier()
-    if not isinstance(head, nn.Linear):
-        raise UsageError(
-            f"--net_kind=study: the head of {config.net_model} is no linear layer, so that it can't be used"
-        )
-    return StudyNetwork(slices, build_sequence(config, head.in_features), config.study_chunk)
-
-
-def build_sequence(config: TrainConfig, num_features: int) -> nn.Module:
-    """Build the sequence model of a configuration."""
-    given = given_options(config, "seq_", "seq_model", "seq_features")
-    return build_sequence_model(config.seq_model, given, num_features, len(LABELS))
 
 
 def build_timm_model(config: TrainConfig, channels: int, pretrained: bool = False) -> nn.Module:

@@ -122,7 +122,7 @@ def batches(trained: object, rows: object, size: int) -> object:
     import torch
 
     from common.datasets.batch import finished_picture
-    from rsna.prediction.trained import dataset_folder_of
+    from rsna.kinds.kind import dataset_folder_of
     from rsna_dataset import RSNADataset
 
     config = trained.config

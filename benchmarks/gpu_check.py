@@ -232,11 +232,11 @@ def check_waits(work: Work) -> str:
 
     from common.cli.arguments import parse_args
     from config import TrainConfig
-    from rsna.kinds.slices import build_data
+    from rsna.kinds.slices import SliceKind
 
     device, watched = torch.device("cuda", 0), []
     config = parse_args(TrainConfig, [*work.flags, "--data_train_transform=train_complex_128.json"])
-    data = build_data(config, device)
+    data = SliceKind().build_data(config, device)
 
     def listen(network: Any, output: Any) -> None:
         watching = 3 <= network.iteration < 12  # the first update is the host's, and the noise's table is copied once

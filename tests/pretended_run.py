@@ -164,7 +164,7 @@ def swapped(owner: Any, name: str, value: Any) -> Callable[[], None]:
 def changed_step(change: Callable[[Any, Any], Any]) -> Callable[[], None]:
     """Give each training step of every kind of network another batch; return what undoes it."""
     from common.networks.classifier import ClassifierNetwork
-    from rsna_network import RSNASequenceNetwork
+    from rsna.kinds.series import RSNASequenceNetwork
 
     def changing(step: Callable[..., Any]) -> Callable[..., Any]:
         return lambda self, model, batch: step(self, model, change(self, batch))

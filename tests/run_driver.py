@@ -37,7 +37,7 @@ from common import checkpoint, files
 from common.errors import WorkError
 from common.networks.classifier import ClassifierNetwork
 from common.networks.network import AbstractNetwork
-from rsna_network import RSNASequenceNetwork
+from rsna.kinds.series import RSNASequenceNetwork
 
 
 def send(request: dict[str, Any], network: AbstractNetwork) -> None:

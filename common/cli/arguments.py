@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.cli.choices import is_dotted_path
 from common.errors import UsageError, nearest
 
 ConfigT = TypeVar("ConfigT")
@@ -53,6 +54,7 @@ class Option:
     positional: bool = False
     metavar: str = ""
     changeable: bool = False
+    own_rows: bool = False
 
 
 def option(
@@ -67,6 +69,7 @@ def option(
     positional: bool = False,
     metavar: str = "",
     changeable: bool = False,
+    own_rows: bool = False,
 ) -> Any:
     """Declare a field of a configuration dataclass.
 
@@ -74,9 +77,10 @@ def option(
     a type that is not built in (it raises ValueError with a sentence) and ``form`` turns the value back into that
     text. ``positional`` options have no flag and take one or more values (their type is a tuple). ``metavar`` is shown
     by ``--help`` in place of the choices or the type. ``changeable``: may be another one when a run is resumed, since
-    it does not change the result.
+    it does not change the result. ``own_rows``: it also takes the dotted path of a row of the user's own;
+    see :func:`common.cli.choices.choose`.
     """
-    spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional, metavar, changeable)
+    spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional, metavar, changeable, own_rows)
     return dataclasses.field(default=default, metadata={"option": spec})
 
 
@@ -138,11 +142,6 @@ def given_options(config: Any, prefix: str, *without: str) -> dict[str, Any]:
     """Return the options whose names start with ``prefix``, but ``without``; what the user didn't give is None."""
     names = [field.name for field in dataclasses.fields(config) if field.name.startswith(prefix)]
     return {name: getattr(config, name) for name in names if name not in without}
-
-
-def changeable_options(config_class: type) -> set[str]:
-    """Return the names of the options that a resumed run may be given anew."""
-    return {name for name, (_, spec) in _fields(config_class).items() if spec.changeable}
 
 
 def refuse_given(config: Any, names: Iterable[str], why: str) -> None:
@@ -257,7 +256,8 @@ class _Converter:
             return self._boolean(text)
         if self.kind in (int, float):
             return self._number(text)
-        if self.spec.choices and text not in self.spec.choices:
+        own = self.spec.own_rows and is_dotted_path(text)
+        if self.spec.choices and text not in self.spec.choices and not own:
             hint = nearest(text, self.spec.choices)
             if hint and len(self.spec.choices) > LISTED_CHOICES:
                 raise ValueError(f"{text!r} is none of the choices{hint}")

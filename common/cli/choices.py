@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import UsageError, nearest
+
+PROJECT = Path(__file__).parent.parent.parent  # where modules of your own lie
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,42 @@ def table(rows: Iterable[RowT]) -> dict[str, RowT]:
 
 
 def choose(option: str, name: str, rows: Mapping[str, RowT]) -> RowT:
-    """Return the row called ``name``; UsageError, naming the nearest, where ``--option`` has no such choice."""
-    if name not in rows:
-        raise UsageError(f"--{option}={name}: unknown; choose from {', '.join(rows)}{nearest(name, rows)}")
-    return rows[name]
+    """Return the row called ``name``, or the row of your own that a dotted path names: ``examples.kind.HISTOGRAM``.
+
+    Raises UsageError, naming the nearest, where ``--option`` has no such choice.
+    """
+    if name in rows:
+        return rows[name]
+    if is_dotted_path(name):
+        return own_row(option, name, type(next(iter(rows.values()))))
+    raise UsageError(f"--{option}={name}: unknown; choose from {', '.join(rows)}{nearest(name, rows)}")
+
+
+def is_dotted_path(text: str) -> bool:
+    """Whether a text may name something in a module: ``examples.kind.HISTOGRAM``."""
+    parts = text.split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+
+
+def own_row(option: str, path: str, kind: type[RowT]) -> RowT:
+    """Return the row that a dotted path names; UsageError where there is none, or it is no row of ``--option``."""
+    module, _, name = path.rpartition(".")
+    file = own_file(module)
+    if not file.is_file():
+        raise UsageError(f"--{option}={path}: there is no {file}; a row of your own is named <module>.<name>")
+    row = getattr(importlib.import_module(module), name, None)
+    if not isinstance(row, kind):
+        raise UsageError(f"--{option}={path}: {file} has no {kind.__name__} of the name {name}")
+    return row
+
+
+def own_file(module: str) -> Path:
+    """Return where a module of the user's own lies: in this project's folder, whether it is there or not.
+
+    Nothing else is imported by its name. A checkpoint holds such names too, so that one from elsewhere could make its
+    reader import what the reader did not put there.
+    """
+    return PROJECT.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def settings(option: str, row: Row, given: Mapping[str, Any]) -> dict[str, Any]:

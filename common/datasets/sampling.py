@@ -62,6 +62,7 @@ class SamplerOptions:
         "random",
         "order of the training images; --list=sampler tells of each with its --sampler_... options",
         choices=tuple(SAMPLERS),
+        own_rows=True,
     )
     sampler_label: str | None = option(None, "balanced: the label to balance by")
     sampler_share: float | None = option(None, "balanced: share of the images that are positive", minimum=0, maximum=1)
@@ -70,12 +71,7 @@ class SamplerOptions:
     sampler_floor: float | None = option(None, "hard: share of an epoch that is drawn evenly", minimum=0, maximum=1)
 
 
-def check_sampler(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the sampler called ``name``; UsageError for another name or an option it doesn't know."""
-    return settings("data_sampler", choose("data_sampler", name, SAMPLERS), given)
-
-
 def build_sampler(name: str, given: Mapping[str, Any], images: TrainingImages) -> EpochSampler:
     """Build the sampler called ``name``; ``given`` are the ``sampler_…`` options, None where not given."""
-    values = check_sampler(name, given)
-    return load(SAMPLERS[name].path)(images, values)
+    row = choose("data_sampler", name, SAMPLERS)
+    return load(row.path)(images, settings("data_sampler", row, given))

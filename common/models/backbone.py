@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+from common.cli.choices import own_file
 from common.errors import UsageError, WorkError, nearest
 from common.models.pool_layers import replace_pool
 from common.models.pooling import POOLS
@@ -43,6 +45,7 @@ def create_model(
     can't be reached, and a size or number of channels that the model can't take; WorkError for a weight file that can't
     be read or belongs to another model.
     """
+    name = registered_name(name)
     check_model_name(name)
     options: dict[str, Any] = {"in_chans": in_channels}
     options |= {key: rate for key, rate in (("drop_rate", drop), ("drop_path_rate", drop_path)) if rate}
@@ -86,6 +89,15 @@ def _token_pool(name: str, pool: str) -> str:
         known = ", ".join(row.name for row in POOLS.values() if row.tokens)
         raise UsageError(f"--net_pool={pool}: {name} pools tokens and knows {known}")
     return POOLS[pool].tokens
+
+
+def registered_name(name: str) -> str:
+    """Return timm's name of a model; importing its module registers one of your own: ``examples.model.my_model``."""
+    module, _, own = name.rpartition(".")
+    if module and own_file(module).is_file():
+        importlib.import_module(module)
+        return own
+    return name
 
 
 def check_model_name(name: str) -> None:

@@ -94,6 +94,7 @@ class SequenceOptions:
         "gru",
         "kind of sequence model; --list=seq tells of each with the options that it knows",
         choices=tuple(SEQUENCE_MODELS),
+        own_rows=True,
     )
     seq_inputs: str | None = option(
         None,
@@ -128,6 +129,6 @@ def build_sequence_model(name: str, given: Mapping[str, Any], num_features: int,
     from common.models.sequence_layers import SequenceModel
 
     values = sequence_settings(name, given)
-    encoder = SEQUENCE_MODELS[name].build(values)
+    encoder = choose("seq_model", name, SEQUENCE_MODELS).build(values)
     width, drop = values["seq_width"], values["seq_drop"]
     return SequenceModel(encoder, num_features, num_classes, width, drop, values["seq_inputs"], values["seq_study"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,12 @@ from common.training.losses import build_loss
 
 
 class ClassifierNetwork(AbstractNetwork):
-    """An image classifier with one logit per class, trained by the weighted multi-label log loss."""
+    """A classifier with one logit per class, trained by the weighted multi-label log loss.
+
+    ``inputs``: names of what the model takes of a batch's inputs, in the order of its arguments.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(
         self,
@@ -37,15 +43,19 @@ class ClassifierNetwork(AbstractNetwork):
         self.loss = loss or build_loss("bce", {}, self.class_weights, device)
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the training loss of ``batch.inputs["image"]`` (B, C, H, W) against ``batch.target`` (B, K)."""
-        logits = model(batch.inputs["image"])
+        """Return the training loss of a batch's inputs against ``batch.target`` (B, K)."""
+        logits = model(*self.inputs_of(batch))
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), batch.target)
         return StepOutput(loss, logits, batch.target, batch.image_id)
 
     def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits (B, classes) of ``batch.inputs["image"]``."""
-        return model(batch.inputs["image"])
+        """Return the logits (B, classes) of a batch's inputs."""
+        return model(*self.inputs_of(batch))
+
+    def inputs_of(self, batch: Batch) -> tuple[Any, ...]:
+        """Return what the model takes of a batch."""
+        return tuple(batch.inputs[name] for name in self.inputs)
 
     def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
         """Return ``weighted_log_loss`` and ``log_loss/<class>`` over all images, in float64."""

@@ -65,4 +65,5 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def build_trackers(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[Tracker]:
     """Return the trackers of these names, each once; ``options`` are their arguments by name."""
-    return [load(TRACKERS[name].path)(**options.get(name, {})) for name in dict.fromkeys(names)]
+    paths = {name: choose("trackers", name, TRACKERS).path for name in names}
+    return [load(path)(**options.get(name, {})) for name, path in paths.items()]

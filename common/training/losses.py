@@ -96,7 +96,10 @@ class LossOptions:
     """Loss. The metric never changes with it."""
 
     loss: str = option(
-        "bce", "training loss; --list=loss tells of each with the options that it knows", choices=tuple(LOSSES)
+        "bce",
+        "training loss; --list=loss tells of each with the options that it knows",
+        choices=tuple(LOSSES),
+        own_rows=True,
     )
     loss_label_weights: tuple[float, ...] | None = option(
         None,
@@ -138,7 +141,8 @@ def build_loss(
     """
     import torch
 
-    values = settings("loss", choose("loss", name, LOSSES), given)
+    row = choose("loss", name, LOSSES)
+    values = settings("loss", row, given)
     own = values["loss_label_weights"]
     count = len(label_weights)
     chosen = per_label("loss_label_weights", label_weights if own is None else own, count)
@@ -146,7 +150,7 @@ def build_loss(
     if weights.sum() == 0:
         raise UsageError("--loss_label_weights must not all be 0")
     weights = (weights / weights.sum()).float().to(device=device)
-    each = LOSSES[name].build(values, count, device)
+    each = row.build(values, count, device)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return (each(logits, targets) * weights).sum(dim=1).mean()

@@ -143,6 +143,7 @@ class OptimizerOptions:
         "adamw",
         "optimizer, also as lookahead_<name>; --list=optim tells of each with the options that it knows",
         choices=tuple(OPTIMIZERS),
+        own_rows=True,
         metavar="NAME",
     )
     optim_lr: float = option(1e-3, "learning rate at its highest", minimum=0)
@@ -235,7 +236,7 @@ def build_optimizer(
     :func:`parameter_groups`, and where no parameter is trainable.
     """
     values = {key.removeprefix("optim_"): value for key, value in check_optimizer(name, given or {}).items()}
-    row = OPTIMIZERS[name]
+    row = choose("optim", name, OPTIMIZERS)
     grouping = {"layer_decay": values.pop("layer_decay"), "head_factor": values.pop("head_factor")}
     groups = parameter_groups(model, lr, weight_decay, **grouping, head_options=row.head)
     if not groups:

@@ -295,6 +295,7 @@ class ScheduleOptions:
         "cosine",
         "schedule of the learning rate; --list=sched tells of each with the options that it knows",
         choices=tuple(SCHEDULES),
+        own_rows=True,
     )
     sched_warmup: float | None = option(
         None, "steps of linear warm-up; below 1: a share of the run", minimum=0, maximum=1e9
@@ -350,4 +351,4 @@ def build_schedule(
     warmup = values["sched_warmup"]
     if warmup >= 1 and warmup >= total_steps > 1:
         raise UsageError(f"--sched_warmup={warmup:g}: is not below the run's {total_steps} optimizer steps")
-    return SCHEDULES[name].build(optimizer, total_steps, values)
+    return choose("sched", name, SCHEDULES).build(optimizer, total_steps, values)

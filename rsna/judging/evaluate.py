@@ -30,12 +30,12 @@ from rsna.judging.evaluation_text import compare_views, describe, describe_compa
 from rsna.judging.held_out import matching_predictions
 from rsna.judging.options import EvaluateConfig
 from rsna.judging.strata import described_images
+from rsna.kinds.kind import dataset_folder_of
 from rsna.prediction.fold_models import folds_provenance, load_fold_models, mean_by_folds
 from rsna.prediction.provenance import network_provenance
 from rsna.prediction.trained import (
     CALIBRATION_FILE,
     compare_with_log,
-    dataset_folder_of,
     load_asked,
     load_views,
     predict_rows,
@@ -118,7 +118,7 @@ def evaluate_folds(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
     """Evaluate the mean of a cross-validation's models on --data_dataset; return the table by label."""
     if config.tta is not None:
         raise UsageError("--tta needs one model's experiment; predict.py --tta takes a cross-validation's folder")
-    models = load_fold_models(config, folder, sequences=True, seq_features=config.seq_features)
+    models = load_fold_models(config, folder, any_kind=True, seq_features=config.seq_features)
     dataset = dataset_folder_of(next(iter(models.values())))
     rows = labelled_rows(dataset)
     provenance = folds_provenance(models, folder, rows.index)

@@ -20,8 +20,9 @@ from common.evaluation.resampling import Array
 from common.reports.montage import fit, overlay
 from common.training.memory import is_out_of_memory
 from config import TrainConfig
+from rsna.kinds.kind import dataset_folder_of
 from rsna.prediction.pictures import grey_slices, heat_maps
-from rsna.prediction.trained import dataset_folder_of, load_network
+from rsna.prediction.trained import load_network
 from rsna.training.outcome import PREDICTION_FILES
 from rsna_dataset import LABEL_WEIGHTS, LABELS, RSNADataset, dataset_folder, read_dataset_info
 

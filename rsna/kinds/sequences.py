@@ -1,107 +1,150 @@
-"""Sequence models on out-of-fold features: from a configuration to the series of a fold, and what a model predicts."""
+"""The kind ``sequence``: a model over the slices of a series, on out-of-fold features of slice networks."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from common.cli.arguments import given_options
-from common.cli.console import progress
 from common.cli.values import HOLDOUT
 from common.datasets.batch import Batch
-from common.datasets.loaders import make_loader
-from common.datasets.samplers import SequentialSampler
-from common.datasets.sequences import LengthSampler, SequenceDataset, Series, collate_sequences
+from common.datasets.sequences import SequenceDataset, SequenceSample, collate_sequences
 from common.errors import UsageError, WorkError, list_some
-from common.evaluation.metrics import constant_predictor, prevalences_of, probabilities
 from common.experiments.folder import experiment_folder
-from common.models.sequence import sequence_settings
-from common.training import distributed
+from common.models.sequence_layers import ForExport
+from common.transforms import Pipeline
 from config import TrainConfig
-from rsna.kinds.features import FOLDERS, HOW, INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_features
-from rsna.kinds.slices import TrainingData, select_rows
-from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, read_fold, read_metadata, rows_hash
-from rsna_network import RSNASequenceNetwork, prediction_frame
+from rsna.kinds.features import FOLDERS, HOW, INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_document, read_features
+from rsna.kinds.kind import (
+    ExportForm,
+    Placed,
+    Probabilities,
+    TrainedNetwork,
+    TrainingData,
+    by,
+    dataset_folder_of,
+)
+from rsna.kinds.series import (
+    PLACES,
+    RSNASequenceNetwork,
+    SeriesKind,
+    build_sequence,
+    predict_series,
+    series_form,
+    series_in_order,
+    series_of,
+    settings_of,
+    training_series,
+)
+from rsna.kinds.slices import select_rows
+from rsna_dataset import dataset_folder, read_fold, read_metadata
 
 IN_NO_FOLD = {"split": "test", "sample_type": HOLDOUT}  # a column of rows, and what stands there of such images
 
 
-def build_sequences(config: TrainConfig) -> TrainingData:
-    """Read fold and out-of-fold features and build the loaders of series; UsageError where they don't fit.
+class SequenceKind(SeriesKind):
+    """A sequence model over features of slice networks, which it never sees images through that these learnt from."""
 
-    The model learns from images of the other folds by features that their own folds' networks gave, and is validated
-    on the fold's images by those of its network. No image is seen through a network that was trained on it; what
-    remains of a leak is that networks of other folds have learnt from the labels of this one, as in all stacking.
-    """
-    folder = dataset_folder(config.data_input_folder, config.data_dataset)
-    rows = read_fold(folder, config.data_dataset, config.data_fold)
-    features = open_features(config, OUT_OF_FOLD)
-    if str(config.data_fold) not in features.document["folds"]:
-        known = ", ".join(features.document["folds"])
-        raise UsageError(f"--data_fold={config.data_fold}: {feature_folder(config, OUT_OF_FOLD)} is of folds {known}")
-    known_rows = rows_with_features(rows, features)
-    train_rows, valid_rows = (select_rows(known_rows, split, config.dev_enabled) for split in ("train", "valid"))
-    values = sequence_settings(config.seq_model, sequence_options(config))
-    train_set = sequence_dataset(config, train_rows, features, values["seq_reverse"])
-    prevalences = prevalences_of(train_rows[list(LABELS)])
-    return TrainingData(
-        training_series(config, train_set, collate_sequences, 0),
-        sequence_loader(config, valid_rows, features),
-        prevalences,
-        constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS),
-        {"features": {"sha256": features_hash(feature_folder(config, OUT_OF_FOLD))}},
-        features.num_features,
-        rows_hash(train_rows, valid_rows),
-    )
+    noun = "a sequence model"
+    reads_features = True
 
+    def build_data(self, config: TrainConfig, device: torch.device) -> TrainingData:
+        """Read fold and out-of-fold features and build the loaders of series; UsageError where they don't fit.
 
-def training_series(
-    config: TrainConfig, dataset: Series, collate: Callable[[Sequence[Any]], Batch], workers: int
-) -> DataLoader:
-    """Build the loader of training series, by ``workers`` processes; UsageError where they don't fill one batch."""
-    batch, processes = config.tr_batch_size, distributed.world_size()
-    if len(dataset) < batch * processes:
-        many = f" in each of {processes} processes" if processes > 1 else ""
-        raise UsageError(
-            f"--tr_batch_size={batch}{many} is larger than the {len(dataset)} training series of fold "
-            f"{config.data_fold}: with --net_kind={config.net_kind} a batch is of series"
-            + f"; --tr_batch_size={len(dataset) // processes} is the largest that works"
-            * (len(dataset) >= processes)
+        The model learns from images of the other folds by features that their own folds' networks gave, and is
+        validated on the fold's images by those of its network. No image is seen through a network that was trained on
+        it. What remains of a leak: networks of other folds learnt from the labels of this one, as in all stacking.
+        """
+        folder = dataset_folder(config.data_input_folder, config.data_dataset)
+        rows = read_fold(folder, config.data_dataset, config.data_fold)
+        features = open_features(config, OUT_OF_FOLD)
+        if str(config.data_fold) not in features.document["folds"]:
+            where, known = feature_folder(config, OUT_OF_FOLD), ", ".join(features.document["folds"])
+            raise UsageError(f"--data_fold={config.data_fold}: {where} is of folds {known}")
+        known_rows = rows_with_features(rows, features)
+        train_rows, valid_rows = (select_rows(known_rows, split, config.dev_enabled) for split in ("train", "valid"))
+        train_set = sequence_dataset(config, train_rows, features, settings_of(config)["seq_reverse"])
+        return TrainingData.of(
+            training_series(config, train_set, collate_sequences, 0),
+            sequence_loader(config, valid_rows, features),
+            train_rows,
+            valid_rows,
+            {"features": {"sha256": features_hash(feature_folder(config, OUT_OF_FOLD))}},
+            features.num_features,
         )
-    sampler = LengthSampler(dataset.lengths, batch, config.seed, distributed.rank(), processes)
-    return make_loader(dataset, sampler, batch, workers, drop_last=True, seed=config.seed, collate=collate)
+
+    def build_architecture(self, config: TrainConfig, channels: int) -> nn.Module:
+        """Build the sequence model for so many features."""
+        return build_sequence(config, channels)
+
+    def model_name(self, config: TrainConfig) -> str:
+        """Return the sequence model's name."""
+        return config.seq_model
+
+    def describe_sample(self, batch: Batch, seen: Tensor) -> str:
+        """Say what a batch of one series holds."""
+        return f"a series of {len(batch)} slices x {by(seen.shape[2:])}"
+
+    def known_rows(self, config: TrainConfig, tables: Mapping[int, pd.DataFrame]) -> Mapping[int, pd.DataFrame]:
+        """Return the images that have features."""
+        features = open_features(config, OUT_OF_FOLD)
+        return {number: rows_with_features(rows, features) for number, rows in tables.items()}
+
+    def fold_options(self, config: TrainConfig) -> dict[str, Any]:
+        """Return --seq_features as a path, since an id means another folder in a fold's run."""
+        return {"seq_features": str(features_parent(config).resolve())}
+
+    def saved_channels(self, state: Mapping[str, Tensor], pipeline: Pipeline | None, weight_file: Path) -> int:
+        """Return the number of features that weights are for; it doesn't matter where the model sees none."""
+        if "norm.weight" in state:
+            return len(state["norm.weight"])
+        if "project_logits.weight" in state:
+            return 0
+        raise WorkError(f"{weight_file}: holds weights of another model than its configuration names")
+
+    def predict(
+        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Placed | None, workers: int, label: str
+    ) -> Probabilities:
+        """Return probabilities of ``rows`` and of their studies, by the features that --seq_features names."""
+        check_features(trained)
+        return predict_features(trained.network, trained.config, rows)
+
+    def export_form(self, trained: TrainedNetwork) -> ExportForm:
+        """Return the model for padded series, checked on some that the dataset has out-of-fold features of."""
+        check_features(trained)
+        config, folder = trained.config, dataset_folder_of(trained)
+        features, rows = open_features(config, OUT_OF_FOLD), read_metadata(folder)
+        dataset = sequence_dataset(config, rows[rows.index.isin(features.rows.index)], features)
+        check_width(trained.network, config, dataset)
+        metadata = {
+            "inputs": {
+                "features": "(batch, slices, features): what the head of the slice network sees, each fold's map "
+                "applied (features/alignment.npy: x @ matrix + offset), the mean of the folds",
+                "logits": "(batch, slices, labels): of the slice network, the mean of the folds",
+                **PLACES,
+            },
+            "num_features": trained.network.model.num_features,
+            "features_sha256": features_hash(feature_folder(config, OUT_OF_FOLD)),
+            "model": self.model_name(config),
+        }
+        return series_form(ForExport(trained.network.model), dataset, 4, padded_features, metadata, folder)
 
 
-def series_in_order(
-    config: TrainConfig, dataset: Series, collate: Callable[[Sequence[Any]], Batch], workers: int
-) -> DataLoader:
-    """Build a loader that gives every series of ``dataset`` once, in one order."""
-    return make_loader(
-        dataset,
-        SequentialSampler(len(dataset), config.seed),
-        config.tr_batch_size,
-        workers,
-        drop_last=False,
-        seed=config.seed,
-        collate=collate,
-        rows=dataset.lengths,
-    )
+def padded_features(samples: Sequence[SequenceSample]) -> dict[str, Tensor]:
+    """Return what a sequence model takes of series."""
+    batch = collate_sequences(samples)
+    return {name: batch.inputs[name] for name in RSNASequenceNetwork.inputs}
 
 
 def rows_with_features(rows: pd.DataFrame, features: FeatureSet) -> pd.DataFrame:
     """Return the fold's images that have features: a cross-validation may be of some folds only."""
     return rows[rows.index.isin(features.rows.index)]
-
-
-def sequence_options(config: TrainConfig) -> dict[str, Any]:
-    """Return the ``seq_…`` options of the model itself, None where not given."""
-    return given_options(config, "seq_", "seq_model", "seq_features")
 
 
 def features_parent(config: TrainConfig) -> Path:
@@ -142,25 +185,6 @@ def sequence_dataset(
     return SequenceDataset(*series_of(config, rows), places, features.features, features.logits, reverse, config.seed)
 
 
-def series_of(
-    config: TrainConfig, rows: pd.DataFrame
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return ids, series, positions in mm, slice indices and, where known, labels of ``rows``; see :class:`Series`."""
-    metadata = read_metadata(dataset_folder(config.data_input_folder, config.data_dataset)).reindex(rows.index)
-    if metadata["series_id"].isna().any():
-        raise WorkError(
-            f"{config.data_dataset}: metadata.csv lacks images of the fold; run python preprocessing.py again"
-        )
-    labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
-    return (
-        rows.index.to_numpy(dtype=np.str_),
-        metadata["series_id"].to_numpy(dtype=np.str_),
-        metadata["position_mm"].to_numpy(),
-        metadata["slice_index"].to_numpy(dtype=np.int64),
-        rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None,
-    )
-
-
 def sequence_loader(config: TrainConfig, rows: pd.DataFrame, features: FeatureSet) -> DataLoader:
     """Build a loader that gives every series of ``rows`` once, in one order."""
     return series_in_order(config, sequence_dataset(config, rows, features), collate_sequences, 0)
@@ -171,21 +195,6 @@ def predict_features(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the same as :func:`predict_series`, by ``features``: those of --seq_features where None."""
     return predict_series(network, prediction_loader(network, config, rows, features), rows, "predict")
-
-
-def predict_series(
-    network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame, label: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return probabilities of ``rows``, whose series a loader gives, and of their whole studies; ``label``: of the bar.
-
-    Slices (index ``id``, in the order of ``rows``) are seen beside their series' others; of several series of a study
-    (index ``study_id``) each label has the highest.
-    """
-    slices, logits = network.predict_with_studies(progress(loader, desc=label, unit="batch"))
-    data = loader.dataset
-    study_ids = rows.loc[data.image_ids[data.order[data.starts]], "study_id"].to_numpy(dtype=str)
-    studies = pd.DataFrame(probabilities(logits), columns=list(LABELS)).groupby(study_ids).max()
-    return prediction_frame(slices).loc[rows.index], studies.rename_axis("study_id")
 
 
 def prediction_loader(
@@ -209,3 +218,29 @@ def check_width(network: RSNASequenceNetwork, config: TrainConfig, dataset: Sequ
         raise UsageError(
             f"--seq_features={config.seq_features}: {found} features of each image where the model takes {wanted}"
         )
+
+
+def check_features(trained: TrainedNetwork) -> None:
+    """Raise UsageError where --seq_features has other features than those that a sequence model was trained on.
+
+    Embeddings of other networks are another language, whatever their width; logits mean the same of any. Also where
+    the test images' features are of another making than the out-of-fold ones.
+    """
+    config = trained.config
+    if trained.features_sha256 is None or settings_of(config)["seq_inputs"] == "logits":
+        return
+    if config.data_dataset != trained.trained_on:
+        raise UsageError(
+            f"--data_dataset={config.data_dataset}: a sequence model knows features of {trained.trained_on} alone; "
+            "predict.py --source=<DICOM files> --sequence=… predicts others, and evaluate.py --eval_file=<its "
+            "slices.csv> judges that"
+        )
+    folder, new = (feature_folder(config, kind) for kind in (OUT_OF_FOLD, TEST))
+    known = read_document(folder)
+    if features_hash(folder) != trained.features_sha256:
+        raise UsageError(
+            f"--seq_features={config.seq_features}: the sequence model was trained on other features than those in "
+            f"{folder}, whose embeddings mean something else; name its own, or train it anew"
+        )
+    if (new / INFO_FILE).is_file() and read_document(new).get("alignment_sha256") != known.get("alignment_sha256"):
+        raise UsageError(f"{new}: of another making than {folder}; {HOW} anew")

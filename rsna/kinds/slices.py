@@ -1,120 +1,186 @@
-"""From a configuration to the data of a run: images of a fold, transforms, loaders, and the trial before it begins."""
+"""The kind ``slice``: images of a fold, transforms, loaders, the trial before a run begins, and what it predicts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
-from common.cli.arguments import given_options, refuse_given
+from common.cli.arguments import given_options, refuse_given, to_dict
+from common.cli.console import progress
 from common.cli.values import Windows, parse_windows
 from common.datasets.batch import finished_picture
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages
 from common.datasets.sampling import build_sampler
 from common.errors import UsageError, WorkError
-from common.evaluation.metrics import constant_predictor, prevalences_of
+from common.models.facts import normalizes_single_values
 from common.training import distributed
 from common.training.hardware import training_loader_workers
-from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
+from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from common.transforms.device import DevicePart, device_refusal
 from config import TrainConfig
+from rsna.kinds.kind import ExportForm, Kind, Placed, Probabilities, TrainedNetwork, TrainingData, dataset_folder_of
 from rsna_dataset import (
     DATASET_INFO,
-    LABEL_WEIGHTS,
     LABELS,
     RSNADataset,
     dataset_folder,
     read_dataset_info,
     read_fold,
     read_metadata,
-    rows_hash,
 )
+from rsna_model import build_model, build_timm_model
+from rsna_network import prediction_frame
 
 logger = logging.getLogger(__name__)
 
-Placed = Pipeline | DevicePart | FixedView  # what loading processes do to pictures: all, the draws alone, or one view
-
 DEV_IMAGES = 256
 TRIAL_IMAGES = 8
+EXPORT_IMAGES = 8
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """Everything about the data that a run needs.
+class SliceKind(Kind):
+    """A network that sees slices one by one: a timm model over pictures."""
 
-    ``hash``: of the fold's images and labels; ``prevalences`` (6,): share of positives among the training images;
-    ``constant_log_loss``: what predicting them for every validation image scores; ``transforms``: the JSON documents of
-    the pipelines by split.
-    """
+    noun = "a slice network"
+    sees_pictures = True
+    has_ways = True
+    gives_features = True
 
-    train_loader: DataLoader
-    valid_loader: DataLoader
-    prevalences: np.ndarray
-    constant_log_loss: float
-    transforms: dict[str, dict[str, Any]]
-    channels: int
-    hash: str
-
-
-def build_data(config: TrainConfig, device: torch.device) -> TrainingData:
-    """Read fold and transforms and build the loaders; UsageError where they don't fit each other."""
-    folder = dataset_folder(config.data_input_folder, config.data_dataset)
-    rows = read_fold(folder, config.data_dataset, config.data_fold)
-    train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
-    if config.tr_overfit:
-        train_rows = valid_rows = overfit_rows(train_rows, config.tr_overfit, config.tr_batch_size)
-    if len(train_rows) < config.tr_batch_size:
-        raise UsageError(
-            f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_rows)} training images of fold "
-            f"{config.data_fold}{' with --dev_enabled=1' if config.dev_enabled else ''}"
-            + f"; --tr_batch_size={len(train_rows)} is the largest that works"
-            * (len(train_rows) > 0)
+    def build_data(self, config: TrainConfig, device: torch.device) -> TrainingData:
+        """Read fold and transforms and build the loaders; UsageError where they don't fit each other."""
+        folder, train_rows, valid_rows = fold_rows(config)
+        if config.tr_overfit:
+            train_rows = valid_rows = overfit_rows(train_rows, config.tr_overfit, config.tr_batch_size)
+        if len(train_rows) < config.tr_batch_size:
+            raise UsageError(
+                f"--tr_batch_size={config.tr_batch_size} is larger than the {len(train_rows)} training images of fold "
+                f"{config.data_fold}{' with --dev_enabled=1' if config.dev_enabled else ''}"
+                + f"; --tr_batch_size={len(train_rows)} is the largest that works"
+                * (len(train_rows) > 0)
+            )
+        if valid_rows.empty:
+            raise WorkError(
+                f"{folder}: fold {config.data_fold} has no validation images; run python preprocessing.py again"
+            )
+        check_transform_device(config, device)
+        train_pipeline, valid_pipeline = load_pipelines(folder, config)
+        if config.tr_overfit:
+            train_pipeline = valid_pipeline  # no augmentation: the images are to be learnt by heart
+        train_pipeline, valid_pipeline = (
+            place_transform(pipeline, config, device) for pipeline in (train_pipeline, valid_pipeline)
         )
-    if valid_rows.empty:
-        raise WorkError(
-            f"{folder}: fold {config.data_fold} has no validation images; run python preprocessing.py again"
+        train_set = RSNADataset(
+            folder, train_rows, train_pipeline, config.data_image_size, config.seed, config.data_context
         )
-    check_transform_device(config, device)
-    train_pipeline, valid_pipeline = load_pipelines(folder, config)
-    if config.tr_overfit:
-        train_pipeline = valid_pipeline  # no augmentation: the images are to be learnt by heart
-    train_pipeline, valid_pipeline = (
-        place_transform(pipeline, config, device) for pipeline in (train_pipeline, valid_pipeline)
-    )
-    train_set = RSNADataset(
-        folder, train_rows, train_pipeline, config.data_image_size, config.seed, config.data_context
-    )
-    images = TrainingImages(
-        train_set.image_ids,
-        train_set.targets,
-        LABELS,
-        train_rows["study_id"].to_numpy(dtype=str),
-        config.seed,
-        distributed.rank(),
-        distributed.world_size(),
-        distributed.gather if distributed.world_size() > 1 else None,
-    )
-    sampler = build_sampler(config.data_sampler, given_options(config, "sampler_"), images)
-    train_set.check_files()
-    workers, valid_workers = training_loader_workers(config.n_jobs, device)
-    train_loader = make_loader(train_set, sampler, config.tr_batch_size, workers, drop_last=True, seed=config.seed)
-    valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, valid_workers)
-    check_trial_images("--data_train_transform", train_set, trial_indices(folder, train_rows, config))
-    check_trial_images("--data_valid_transform", valid_loader.dataset, trial_indices(folder, valid_rows, config))
-    warn_of_other_size(train_set, valid_loader.dataset)
-    prevalences = prevalences_of(train_rows[list(LABELS)])
-    constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
-    documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
-    hashed = rows_hash(train_rows, valid_rows)
-    return TrainingData(train_loader, valid_loader, prevalences, constant, documents, train_pipeline.channels, hashed)
+        images = TrainingImages(
+            train_set.image_ids,
+            train_set.targets,
+            LABELS,
+            train_rows["study_id"].to_numpy(dtype=str),
+            config.seed,
+            distributed.rank(),
+            distributed.world_size(),
+            distributed.gather if distributed.world_size() > 1 else None,
+        )
+        sampler = build_sampler(config.data_sampler, given_options(config, "sampler_"), images)
+        train_set.check_files()
+        workers, valid_workers = training_loader_workers(config.n_jobs, device)
+        train_loader = make_loader(train_set, sampler, config.tr_batch_size, workers, drop_last=True, seed=config.seed)
+        valid_loader = build_loader(folder, valid_rows, valid_pipeline, config, valid_workers)
+        check_trial_images("--data_train_transform", train_set, trial_indices(folder, train_rows, config))
+        check_trial_images("--data_valid_transform", valid_loader.dataset, trial_indices(folder, valid_rows, config))
+        warn_of_other_size(train_set, valid_loader.dataset)
+        documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
+        return TrainingData.of(train_loader, valid_loader, train_rows, valid_rows, documents, train_pipeline.channels)
+
+    def build_architecture(self, config: TrainConfig, channels: int) -> nn.Module:
+        """Build the timm model."""
+        return build_timm_model(config, channels)
+
+    def build_model(self, config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
+        """See :func:`rsna_model.build_model`."""
+        return build_model(config, channels, starting_weights=starting_weights)
+
+    def model_name(self, config: TrainConfig) -> str:
+        """Return timm's name."""
+        return config.net_model
+
+    def check_training(self, config: TrainConfig, data: TrainingData, model: nn.Module) -> None:
+        """Raise UsageError for batches of one image where a batch norm would see single values: no variance."""
+        if config.tr_batch_size > 1 or config.tr_sync_bn:
+            return
+        loader = data.train_loader
+        picture = loader.collate_fn([loader.dataset[0]]).finished().inputs["image"]
+        if normalizes_single_values(model, picture):
+            height, width = picture.shape[2:]
+            raise UsageError(
+                f"--tr_batch_size=1: {config.net_model} normalizes over maps of 1 x 1 for pictures of {height} x "
+                f"{width}, and one value has no variance; use 2 or more, a larger --data_image_size, or "
+                "--net_freeze=norms"
+            )
+
+    def load_pipeline(self, checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline | None:
+        """Return the validation transform of a checkpoint."""
+        return checkpoint_pipeline(checkpoint, config, weight_file)
+
+    def predict(
+        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Placed | None, workers: int, label: str
+    ) -> Probabilities:
+        """Return probabilities of ``rows``; it says nothing of studies."""
+        loader = build_loader(dataset_folder_of(trained), rows, pipeline, trained.config, workers)
+        return prediction_frame(trained.network.predict(progress(loader, desc=label, unit="batch"))), None
+
+    def export_form(self, trained: TrainedNetwork) -> ExportForm:
+        """Return the model as it is, checked on some of the dataset's images."""
+        pictures = real_pictures(trained)
+        shape = tuple(pictures.shape[1:])
+        return ExportForm(
+            trained.network.model,
+            {"image": pictures},
+            picture_metadata(trained, shape) | {"model": self.model_name(trained.config)},
+            f"batches of {' x '.join(map(str, shape))} to {len(LABELS)} logits",
+            f"{len(pictures)} images of {dataset_folder_of(trained)}",
+        )
+
+
+def real_pictures(trained: TrainedNetwork) -> torch.Tensor:
+    """Return some of the dataset's images, evenly spread, as the network gets them: (B, C, H, W)."""
+    folder = dataset_folder_of(trained)
+    rows = read_metadata(folder)
+    chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(EXPORT_IMAGES, len(rows))).round().astype(int)]
+    config = trained.config
+    dataset = RSNADataset(folder, chosen, trained.pipeline, config.data_image_size, config.seed, config.data_context)
+    return torch.from_numpy(np.stack([dataset[index].image for index in range(len(dataset))]))
+
+
+def picture_metadata(trained: TrainedNetwork, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return what another program needs to know to make pictures, in JSON's types."""
+    options = to_dict(trained.config)
+    return {
+        "input": list(shape),
+        "image_size": options["data_image_size"],
+        "windows": options["data_windows"],
+        "neighbours_each_side": options["data_context"],
+        "transform": trained.pipeline.document,
+    }
+
+
+def checkpoint_pipeline(checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline:
+    """Return the validation transform of a checkpoint whose network sees pictures; WorkError where it has none."""
+    if "valid" not in checkpoint["transforms"]:
+        raise WorkError(f"{weight_file}: the checkpoint lacks the validation transform; use another one of the run")
+    windows, windowed = pipeline_windows(dataset_folder(config.data_input_folder, config.data_dataset), config)
+    source = f"{weight_file} (valid transform)"
+    return pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, **seen_by(config, windowed))
 
 
 def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.device) -> Pipeline | DevicePart:
@@ -185,6 +251,13 @@ def warn_of_other_size(train_set: RSNADataset, valid_set: RSNADataset) -> None:
         )
 
 
+def fold_rows(config: TrainConfig) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
+    """Return the dataset's folder, and the images of the fold that train and that validate (index ``id``)."""
+    folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    rows = read_fold(folder, config.data_dataset, config.data_fold)
+    return folder, *(select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
+
+
 def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFrame:
     """Return the fold's rows of ``split``; a rehearsal takes at most 256 of them, evenly spread."""
     selected = rows[rows["sample_type"] == split]
@@ -211,7 +284,7 @@ def load_pipelines(folder: Path, config: TrainConfig) -> tuple[Pipeline, Pipelin
     Also for ``--data_windows`` where the pictures, or both files, have windows already.
     """
     windows, windowed = pipeline_windows(folder, config)
-    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
+    options = seen_by(config, windowed)
     train = load_pipeline(find_transform(config.data_train_transform), windows, **options)
     valid = load_pipeline(find_transform(config.data_valid_transform), windows, **options)
     check_same_scale(train, valid)
@@ -220,6 +293,11 @@ def load_pipelines(folder: Path, config: TrainConfig) -> tuple[Pipeline, Pipelin
     if train.own_window and valid.own_window:
         refuse_given(config, ("data_windows",), "means nothing to transform files with a DicomWindowShift of their own")
     return train, valid
+
+
+def seen_by(config: TrainConfig, windowed: bool) -> dict[str, Any]:
+    """Return what a pipeline needs to know of the pictures that it gets, beside their windows."""
+    return {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
 
 
 def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:

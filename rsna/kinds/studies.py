@@ -1,62 +1,146 @@
-"""Networks over whole series of pictures (--net_kind=study): from a configuration to their data."""
+"""The kind ``study``: a slice network and a sequence model as one, from the pictures of whole series."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from common.datasets.sequences import PictureSeries, collate_pictures
-from common.evaluation.metrics import constant_predictor, prevalences_of
-from common.models.sequence import sequence_settings
+from common.datasets.batch import Batch
+from common.datasets.sequences import PictureSample, PictureSeries, collate_pictures
+from common.errors import UsageError
+from common.models.sequence_layers import in_series
+from common.models.study_layers import StudyForExport, StudyNetwork
 from common.training.hardware import training_loader_workers
+from common.transforms import Pipeline
 from config import TrainConfig
-from rsna.kinds.sequences import sequence_options, series_in_order, series_of, training_series
+from rsna.kinds.kind import ExportForm, Placed, Probabilities, TrainedNetwork, TrainingData, by, dataset_folder_of
+from rsna.kinds.series import (
+    PLACES,
+    RSNASequenceNetwork,
+    SeriesKind,
+    build_sequence,
+    predict_series,
+    series_form,
+    series_in_order,
+    series_of,
+    settings_of,
+    training_series,
+)
 from rsna.kinds.slices import (
-    Placed,
-    TrainingData,
     check_transform_device,
     check_trial_images,
+    checkpoint_pipeline,
+    fold_rows,
     load_pipelines,
+    picture_metadata,
     place_transform,
-    select_rows,
     trial_indices,
 )
-from rsna_dataset import LABEL_WEIGHTS, LABELS, RSNADataset, dataset_folder, read_fold, rows_hash
+from rsna_dataset import RSNADataset, read_metadata
+from rsna_model import build_slice_network, build_timm_model
 
 
-def build_studies(config: TrainConfig, device: torch.device) -> TrainingData:
-    """Read fold and transforms and build the loaders of whole series; UsageError where they don't fit."""
-    folder = dataset_folder(config.data_input_folder, config.data_dataset)
-    rows = read_fold(folder, config.data_dataset, config.data_fold)
-    train_rows, valid_rows = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
-    hashed = rows_hash(train_rows, valid_rows)
-    check_transform_device(config, device)
-    train_pipeline, valid_pipeline = (
-        place_transform(pipeline, config, device) for pipeline in load_pipelines(folder, config)
-    )
-    workers, valid_workers = training_loader_workers(config.n_jobs, device)
-    reverse = sequence_settings(config.seq_model, sequence_options(config))["seq_reverse"]
-    train_set = picture_series(config, folder, train_rows, train_pipeline, reverse)
-    train_loader = training_series(config, train_set, collate_pictures, workers)
-    valid_loader = study_loader(config, folder, valid_rows, valid_pipeline, valid_workers)
-    for flag, data, part in (
-        ("--data_train_transform", train_set, train_rows),
-        ("--data_valid_transform", valid_loader.dataset, valid_rows),
-    ):
-        check_trial_images(flag, data.pictures, trial_indices(folder, part, config))
-    prevalences = prevalences_of(train_rows[list(LABELS)])
-    return TrainingData(
-        train_loader,
-        valid_loader,
-        prevalences,
-        constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS),
-        {"train": train_pipeline.document, "valid": valid_pipeline.document},
-        train_pipeline.channels,
-        hashed,
-    )
+class RSNAStudyNetwork(RSNASequenceNetwork):
+    """The same from the pictures of whole series: :class:`common.models.study_layers.StudyNetwork`."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("image", "position_mm", "mask", "places")
+
+
+class StudyKind(SeriesKind):
+    """A slice network and a sequence model over what it sees, trained as one from the pictures of whole series."""
+
+    network = RSNAStudyNetwork
+    noun = "a network over whole series"
+    sees_pictures = True
+
+    def build_data(self, config: TrainConfig, device: torch.device) -> TrainingData:
+        """Read fold and transforms and build the loaders of whole series; UsageError where they don't fit."""
+        folder, train_rows, valid_rows = fold_rows(config)
+        check_transform_device(config, device)
+        train_pipeline, valid_pipeline = (
+            place_transform(pipeline, config, device) for pipeline in load_pipelines(folder, config)
+        )
+        workers, valid_workers = training_loader_workers(config.n_jobs, device)
+        train_set = picture_series(config, folder, train_rows, train_pipeline, settings_of(config)["seq_reverse"])
+        train_loader = training_series(config, train_set, collate_pictures, workers)
+        valid_loader = study_loader(config, folder, valid_rows, valid_pipeline, valid_workers)
+        for flag, data, part in (
+            ("--data_train_transform", train_set, train_rows),
+            ("--data_valid_transform", valid_loader.dataset, valid_rows),
+        ):
+            check_trial_images(flag, data.pictures, trial_indices(folder, part, config))
+        documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
+        return TrainingData.of(train_loader, valid_loader, train_rows, valid_rows, documents, train_pipeline.channels)
+
+    def build_architecture(self, config: TrainConfig, channels: int) -> nn.Module:
+        """Build both as one."""
+        return join_networks(config, build_timm_model(config, channels))
+
+    def build_model(self, config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
+        """Build both as one, the slice network with its starting weights and what is not trained frozen."""
+        slices = build_slice_network(config, channels, starting_weights)
+        if config.net_freeze == "backbone":
+            slices.requires_grad_(False)  # with its head, whose logits the sequence model begins with
+        return join_networks(config, slices)
+
+    def model_name(self, config: TrainConfig) -> str:
+        """Return both names."""
+        return f"{config.net_model} and {config.seq_model}"
+
+    def describe_sample(self, batch: Batch, seen: Tensor) -> str:
+        """Say what a batch of one series holds."""
+        return f"a series of {len(batch)} slices x {by(seen.shape[1:])}"
+
+    def load_pipeline(self, checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline | None:
+        """Return the validation transform of a checkpoint."""
+        return checkpoint_pipeline(checkpoint, config, weight_file)
+
+    def slice_network(self, model: nn.Module) -> nn.Module:
+        """Return the slice network."""
+        return model.slices
+
+    def predict(
+        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Placed | None, workers: int, label: str
+    ) -> Probabilities:
+        """Return probabilities of ``rows``, which hold whole series, and of their studies."""
+        loader = study_loader(trained.config, dataset_folder_of(trained), rows, pipeline, workers)
+        return predict_series(trained.network, loader, rows, label)
+
+    def export_form(self, trained: TrainedNetwork) -> ExportForm:
+        """Return the model for padded series of pictures, checked on some of the dataset's.
+
+        All pictures of a check go through at once, so that the series are few.
+        """
+        folder, model = dataset_folder_of(trained), StudyForExport(trained.network.model)
+        dataset = picture_series(trained.config, folder, read_metadata(folder), trained.pipeline)
+        picture = picture_metadata(trained, tuple(padded_pictures([dataset[0]])["image"].shape[2:]))
+        shape = ", ".join(map(str, picture.pop("input")))
+        names = {"image": f"(batch, slices, {shape}): the pictures of whole series, in the order of their places"}
+        metadata = picture | {"inputs": names | PLACES, "model": self.model_name(trained.config)}
+        return series_form(model, dataset, 2, padded_pictures, metadata, folder)
+
+
+def padded_pictures(samples: Sequence[PictureSample]) -> dict[str, Tensor]:
+    """Return what an exported study network takes of series: ``image`` (B, L, C, H, W), 0 in padding, and the rest."""
+    inputs = collate_pictures(samples).inputs
+    image = in_series(inputs["image"], inputs["places"], inputs["mask"].shape)
+    return {"image": image, "position_mm": inputs["position_mm"], "mask": inputs["mask"]}
+
+
+def join_networks(config: TrainConfig, slices: nn.Module) -> nn.Module:
+    """Return the slice network with a sequence model over it; UsageError where its head is no linear layer."""
+    head = slices.get_classifier()
+    if not isinstance(head, nn.Linear):
+        raise UsageError(
+            f"--net_kind=study: the head of {config.net_model} is no linear layer, so that it can't be used"
+        )
+    return StudyNetwork(slices, build_sequence(config, head.in_features), config.study_chunk)
 
 
 def picture_series(

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,8 @@ from rsna.kinds.features import (
     OUT_OF_FOLD,
     read_document,
 )
+from rsna.kinds.kind import TrainedNetwork
 from rsna.prediction.options import PredictConfig
-
-if TYPE_CHECKING:
-    from rsna.prediction.trained import TrainedNetwork
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, as shares of the features' mean variance
 FEWEST_PATIENTS = 10  # with fewer, single images are held out for the choice of the penalty

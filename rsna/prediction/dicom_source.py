@@ -42,10 +42,10 @@ from common.reports.montage import Highlight, draw_series, write_picture
 from common.reports.page import NOTICE
 from common.training.hardware import cpu_cores
 from config import TrainConfig
+from rsna.kinds.kind import TrainedNetwork, dataset_folder_of
 from rsna.prediction.options import PredictConfig
 from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
-from rsna.prediction.trained import TrainedNetwork, dataset_folder_of
 from rsna.prepare.competition import find_competition
 from rsna.prepare.job import file_tasks, image_form
 from rsna.prepare.options import PreprocessingConfig

@@ -20,14 +20,11 @@ from rsna.kinds.features import (
     NO_FOLD,
     Block,
 )
+from rsna.kinds.kind import TrainedNetwork, dataset_folder_of
 from rsna.kinds.slices import build_loader, place_transform
 from rsna.prediction.alignment import (
     Alignment,
     Floats,
-)
-from rsna.prediction.trained import (
-    TrainedNetwork,
-    dataset_folder_of,
 )
 from rsna_network import RSNANetwork
 

@@ -16,11 +16,10 @@ from common.cli.values import HOLDOUT
 from common.errors import UsageError
 from common.lineage import Provenance
 from common.training.ways import AUTO
+from rsna.kinds.kind import TrainedNetwork, dataset_folder_of
 from rsna.prediction.options import PredictConfig, TrainedOptions, TTAOptions
 from rsna.prediction.provenance import check_predicted, network_provenance
 from rsna.prediction.trained import (
-    TrainedNetwork,
-    dataset_folder_of,
     load_network,
     load_views,
     mean_of,
@@ -65,7 +64,7 @@ def predict_by_folds(config: PredictConfig) -> Path:
     if config.calibrate:
         raise several_models(config.net_weight_file)
     models = load_fold_models(
-        config, config.net_weight_file, sequences=True, seq_features=config.seq_features, compute=config.net_compute
+        config, config.net_weight_file, any_kind=True, seq_features=config.seq_features, compute=config.net_compute
     )
     first = next(iter(models.values()))
     rows = split_rows(first, config.split)

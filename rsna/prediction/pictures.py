@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,11 +12,8 @@ from common.datasets.images import read_image
 from common.dicom.pictures import window
 from common.errors import UsageError
 from common.models.gradcam import grad_cam
-from config import STUDY
+from rsna.kinds.kind import TrainedNetwork, kind_of
 from rsna_dataset import LABELS, RSNADataset
-
-if TYPE_CHECKING:
-    from rsna.prediction.trained import TrainedNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +53,7 @@ def heat_maps(trained: TrainedNetwork, dataset: RSNADataset, places: np.ndarray)
     Of a network over whole series it is that of its slice network. It computes as its predictions did (--net_compute).
     """
     network = trained.network
-    model = network.model.slices if trained.config.net_kind == STUDY else network.model
+    model = kind_of(trained.config).slice_network(network.model)
     pictures = torch.from_numpy(np.stack([dataset[int(place)].image for place in places])).to(network.device)
     try:
         with network.autocast():

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from common.lineage import Provenance
-from config import SEQUENCE
 from rsna.kinds.features import OUT_OF_FOLD, TEST
+from rsna.kinds.kind import TrainedNetwork, kind_of
+from rsna.kinds.sequences import check_features
 from rsna.prediction.options import PredictConfig
-from rsna.prediction.trained import TrainedNetwork, check_features
 from rsna.training.lineage import overlap, overlap_lines, refuse_seen, weights_lineage
 from rsna.training.provenance import features_used, tell_lines
 
@@ -21,7 +21,7 @@ def network_provenance(trained: TrainedNetwork, weight_file: Path, ids: pd.Index
     ``new``: no fold has the images, so that their features are the mean of all folds' networks.
     """
     own = Provenance.of([weights_lineage(weight_file, trained.config.data_input_folder)], len(ids))
-    if trained.config.net_kind != SEQUENCE:
+    if not kind_of(trained.config).reads_features:
         return own
     check_features(trained)
     return own.beside(features_used(trained.config, ids, TEST if new else OUT_OF_FOLD))

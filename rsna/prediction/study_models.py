@@ -13,34 +13,29 @@ import torch
 from common.checkpoint import chosen_weights, load_checkpoint
 from common.errors import UsageError
 from common.evaluation.calibration import calibration_of
-from common.models.sequence import sequence_settings
-from config import SEQUENCE, STUDY
 from rsna.kinds.features import FOLDERS, OUT_OF_FOLD, features_in_memory, read_document
-from rsna.kinds.sequences import features_hash, predict_features, sequence_options
+from rsna.kinds.kind import TrainedNetwork, kind_of
+from rsna.kinds.sequences import features_hash, predict_features
 from rsna.prediction.alignment import REFIT, Alignment, read_alignments, read_refit_alignment
 from rsna.prediction.embeddings import mean_blocks
 from rsna.prediction.fold_models import check_made_by, load_fold_models, load_refit, several_models, weight_file
 from rsna.prediction.options import PredictConfig
 from rsna.prediction.trained import (
-    NETWORKS,
     Calibration,
-    TrainedNetwork,
     Views,
     asked_calibration,
+    check_sees_pictures,
+    checkpoint_options,
     load_calibration,
     load_network,
     load_views,
     mean_of,
     place_of,
     predict_with_studies,
-    sequence_alone,
 )
 from rsna.training.folds import finished_folds
 from rsna.training.outcome import is_cross_validation
 from rsna_dataset import LABELS
-from rsna_model import model_name
-
-HIGHEST = "highest slice"
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class SliceModels:
     @property
     def judges_studies(self) -> bool:
         """Whether the networks see whole series."""
-        return all(network.config.net_kind == STUDY for network in self.networks.values())
+        return all(kind_of(network.config).judges_studies for network in self.networks.values())
 
     def describe(self) -> str:
         """Say in a few words what predicts."""
@@ -113,7 +108,7 @@ class SliceModels:
         views = next(iter(self.views.values()))
         return {
             "slices": network_documents(self.networks),
-            "study": study_rule(next(iter(self.networks.values()))) if self.judges_studies else HIGHEST,
+            "study": study_rule(self.networks),
             "calibrated": self.calibration is not None,
             "views": 0 if views is None else len(views.pipelines),
         }
@@ -162,7 +157,7 @@ class SequenceModels:
         return {
             "slices": network_documents(self.networks),
             "sequences": network_documents(self.sequences),
-            "study": study_rule(next(iter(self.sequences.values()))),
+            "study": study_rule(self.sequences),
             "calibrated": self.calibration is not None,
             "views": 0,
         }
@@ -171,16 +166,16 @@ class SequenceModels:
 def describe_networks(networks: Mapping[str, TrainedNetwork]) -> str:
     """Return the number and kind of slice networks as text."""
     first = next(iter(networks.values()))
-    kind = model_name(first.config)
+    kind = kind_of(first.config).model_name(first.config)
     if len(networks) == 1:
         return f"{kind} ({first.weights} weights of iteration {first.iteration})"
     return f"the mean of {len(networks)} folds' {kind}"
 
 
-def study_rule(trained: TrainedNetwork) -> str:
-    """Say how a sequence model makes the study's probabilities."""
-    values = sequence_settings(trained.config.seq_model, sequence_options(trained.config))
-    return f"sequence model ({values['seq_study']})"
+def study_rule(networks: Mapping[str, TrainedNetwork]) -> str:
+    """Say how networks of one kind make the study's probabilities."""
+    config = next(iter(networks.values())).config
+    return kind_of(config).study_rule(config)
 
 
 def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, Any]]:
@@ -188,7 +183,7 @@ def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, 
     return [
         {
             "name": name,
-            "model": model_name(network.config),
+            "model": kind_of(network.config).model_name(network.config),
             "weights": network.weights,
             "iteration": network.iteration,
             "precision": str(network.network.amp_dtype or torch.float32).removeprefix("torch."),
@@ -214,8 +209,7 @@ def check_models(config: PredictConfig) -> None:
     """Raise UsageError, before there is any output, for models and options that don't go together."""
     folder = config.net_weight_file.is_dir()
     slice_file = first_weight_file(config.net_weight_file)
-    if load_checkpoint(slice_file)["config"].get("net_kind") == SEQUENCE:
-        raise sequence_alone(slice_file)
+    check_sees_pictures(checkpoint_options(load_checkpoint(slice_file), slice_file), slice_file)
     if config.calibrate:
         check_calibration(config)
     if config.sequence is None:
@@ -236,7 +230,7 @@ def check_calibration(config: PredictConfig) -> None:
     if file is None or file.is_dir():
         raise several_models(config.sequence or config.net_weight_file)
     checkpoint = load_checkpoint(file)
-    judges = checkpoint["config"].get("net_kind") in NETWORKS
+    judges = kind_of(checkpoint_options(checkpoint, file)).judges_studies
     load_calibration(file, chosen_weights(checkpoint, config.net_weights)[0], checkpoint["iteration"], studies=judges)
 
 
@@ -291,11 +285,11 @@ def load_sequences(config: PredictConfig, parent: Path) -> dict[str, TrainedNetw
     found = {}
     for name, file in sequence_files(path).items():
         checkpoint = load_checkpoint(file)
-        if checkpoint["config"].get("net_kind") != SEQUENCE:
+        if not kind_of(checkpoint_options(checkpoint, file)).reads_features:
             raise UsageError(f"--sequence={path}: {file} is no sequence model; a slice network is a --net_weight_file")
         if checkpoint["transforms"].get("features", {}).get("sha256") != due:
             raise UsageError(
                 f"--sequence={path}: {file} was trained on other features than those that lie in {parent / 'features'}"
             )
-        found[name] = load_network(file, weights=config.net_weights, sequences=True, **place_of(config))
+        found[name] = load_network(file, weights=config.net_weights, any_kind=True, **place_of(config))
     return found

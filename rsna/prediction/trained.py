@@ -16,7 +16,6 @@ from torch import nn
 
 from common.checkpoint import BEST_WEIGHTS, chosen_weights, load_checkpoint, metric_key
 from common.cli.arguments import from_dict
-from common.cli.console import progress
 from common.cli.values import HOLDOUT
 from common.errors import UsageError, WorkError
 from common.evaluation.calibration import fit_temperatures
@@ -24,7 +23,6 @@ from common.evaluation.ensembling import combine
 from common.evaluation.metrics import WEIGHTED
 from common.files import check_output, write_csv, write_json
 from common.foreign import read_json
-from common.models.sequence import sequence_settings
 from common.models.weights import build_within
 from common.training.computing import keep_ends_exact
 from common.training.hardware import (
@@ -36,55 +34,23 @@ from common.training.hardware import (
     this_device,
 )
 from common.training.ways import AUTO
-from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
-from config import SEQUENCE, STUDY, TrainConfig
+from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
+from config import TrainConfig
 from rsna.forms import check_submission, read_submission, write_submission
-from rsna.kinds.features import HOW, INFO_FILE, OUT_OF_FOLD, TEST, read_document
-from rsna.kinds.sequences import (
-    feature_folder,
-    features_hash,
-    predict_features,
-    predict_series,
-    sequence_options,
-)
-from rsna.kinds.slices import Placed, build_loader, overfit_rows, pipeline_windows, place_transform, select_rows
-from rsna.kinds.studies import study_loader
+from rsna.kinds.kind import Probabilities, TrainedNetwork, dataset_folder_of, kind_of
+from rsna.kinds.slices import overfit_rows, pipeline_windows, place_transform, seen_by, select_rows
 from rsna.prediction.options import TRAINING, PredictConfig, TrainedOptions, TTAOptions
 from rsna.training.outcome import HOLDOUT_FILE
 from rsna_dataset import LABELS, SAMPLE_FILE, RSNADataset, dataset_folder, read_fold, read_holdout, read_metadata
-from rsna_model import build_architecture, computed_by, quickest_way
-from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
+from rsna_model import computed_by, quickest_way
+from rsna_network import MONITOR
 
 logger = logging.getLogger(__name__)
 
 UNSEEN_PREVALENCE = 1e-3
 REPRODUCED = 1e-9
 STORED_SIDE = 512  # of the competition's pictures
-# Those that judge studies too; any other kind is a slice network.
-NETWORKS = {SEQUENCE: RSNASequenceNetwork, STUDY: RSNAStudyNetwork}
 CALIBRATION_FILE = "calibration.json"  # beside the weights
-
-
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average.
-
-    ``pipeline`` is None for a sequence model; ``data_hash``: of the images and labels of the training, ``trained_on``
-    the name of their dataset; ``features_sha256``: of the features that a sequence model was trained on. Batches of
-    ``config.tr_batch_size`` are predicted; ``trained_batch``: that of the training.
-    """
-
-    network: RSNANetwork
-    config: TrainConfig
-    pipeline: Pipeline | None
-    prevalences: np.ndarray
-    metrics: dict[str, float]
-    iteration: int
-    weights: str
-    data_hash: str | None
-    trained_on: str
-    features_sha256: str | None
-    trained_batch: int
 
 
 def load_network(
@@ -94,7 +60,7 @@ def load_network(
     data_dataset: str | None = None,
     weights: str = BEST_WEIGHTS,
     *,
-    sequences: bool = False,
+    any_kind: bool = False,
     seq_features: str | None = None,
     batch_size: int | None = None,
     compute: str = TRAINING,
@@ -102,12 +68,13 @@ def load_network(
     """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
 
     ``compute``: how, see --net_compute. Raises the errors of :func:`common.checkpoint.load_checkpoint`, WorkError for
-    weights that don't fit the model named in the checkpoint, and UsageError for a sequence model unless ``sequences``
-    allows one.
+    weights that don't fit the model named in the checkpoint, and UsageError for a kind that sees no pictures unless
+    ``any_kind`` allows one.
     """
     checkpoint = load_checkpoint(weight_file)
     check_task(checkpoint, weight_file)
-    config = from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
+    config = checkpoint_options(checkpoint, weight_file)
+    kind = kind_of(config)
     given = {"n_jobs": n_jobs, "data_input_folder": data_input_folder, "data_dataset": data_dataset}
     given |= {"seq_features": seq_features, "tr_batch_size": batch_size}
     trained_batch = config.tr_batch_size
@@ -115,24 +82,18 @@ def load_network(
     config = without_lacking_precision(config, weight_file)
     device = select_device(config.n_jobs, tf32=config.tr_tf32, deterministic=config.tr_deterministic)
     name, state = chosen_weights(checkpoint, weights)
-    pipeline = None
-    if config.net_kind == SEQUENCE:
-        if not sequences:
-            raise sequence_alone(weight_file)
-        channels = feature_width(state, weight_file)
-    else:
-        pipeline = checkpoint_pipeline(checkpoint, config, weight_file)
-        channels = pipeline.channels
-    build = partial(build_architecture, config, channels)
+    if not any_kind:
+        check_sees_pictures(config, weight_file)
+    pipeline = kind.load_pipeline(checkpoint, config, weight_file)
+    build = partial(kind.build_architecture, config, kind.saved_channels(state, pipeline, weight_file))
     model = build_within(build, state, str(weight_file), config.net_model)
     if compute != TRAINING:
         config = computed_as_asked(config, compute, model, pipeline, device)
         keep_ends_exact(model)
     arrange_model(model, channels_last=config.tr_channels_last)
     amp_dtype = select_amp_dtype(config.tr_amp_dtype, device) if config.tr_use_amp else None
-    network = NETWORKS.get(config.net_kind, RSNANetwork)(model, device, amp_dtype)
     return TrainedNetwork(
-        network,
+        kind.build_network(config, model, device, amp_dtype),
         config,
         pipeline,
         known_prevalences(checkpoint["prevalences"]),
@@ -144,6 +105,11 @@ def load_network(
         checkpoint["transforms"].get("features", {}).get("sha256"),
         trained_batch,
     )
+
+
+def checkpoint_options(checkpoint: Mapping[str, Any], weight_file: Path) -> TrainConfig:
+    """Return the options of the training that wrote a checkpoint; UsageError, naming the file, for impossible ones."""
+    return from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
 
 
 def without_lacking_precision(config: TrainConfig, weight_file: Path) -> TrainConfig:
@@ -168,9 +134,10 @@ def without_lacking_precision(config: TrainConfig, weight_file: Path) -> TrainCo
 def computed_as_asked(
     config: TrainConfig, compute: str, model: nn.Module, pipeline: Pipeline | None, device: torch.device
 ) -> TrainConfig:
-    """Return a slice network's options with what --net_compute asks for, or measures; UsageError where it can't."""
-    if config.net_kind in (SEQUENCE, STUDY):
-        raise UsageError(f"--net_compute={compute}: is for slice networks; this one sees whole series; leave it out")
+    """Return a network's options with what --net_compute asks for, or measures; UsageError where it can't."""
+    kind = kind_of(config)
+    if not kind.has_ways:
+        raise UsageError(f"--net_compute={compute}: is for slice networks, and this is {kind.noun}; leave it out")
     if device.type == "cuda":
         raise UsageError(f"--net_compute={compute}: is for a CPU, and there is a GPU here; leave it out")
     if compute == AUTO:
@@ -190,12 +157,14 @@ def picture_shape(config: TrainConfig, pipeline: Pipeline) -> tuple[int, int, in
     return channels, height, width
 
 
-def sequence_alone(weight_file: Path) -> UsageError:
-    """Return what is said of a sequence model where a slice network is needed."""
-    return UsageError(
-        f"{weight_file}: a sequence model, which sees features and no pictures; use the slice network's file (for "
-        "--source its cross-validation's folder, and this file as --sequence)"
-    )
+def check_sees_pictures(config: TrainConfig, weight_file: Path) -> None:
+    """Raise UsageError, naming what to use, where a network that sees pictures is needed and this one sees none."""
+    kind = kind_of(config)
+    if kind.sees_pictures:
+        return
+    what = "features and no pictures" if kind.reads_features else "no pictures"
+    instead = "; use the slice network's file (for --source its cross-validation's folder, and this file as --sequence)"
+    raise UsageError(f"{weight_file}: {kind.noun}, which sees {what}{instead if kind.reads_features else ''}")
 
 
 def load_asked(config: TrainedOptions, weight_file: Path, compute: str = TRAINING) -> TrainedNetwork:
@@ -203,7 +172,7 @@ def load_asked(config: TrainedOptions, weight_file: Path, compute: str = TRAININ
     return load_network(
         weight_file,
         weights=config.net_weights,
-        sequences=True,
+        any_kind=True,
         seq_features=config.seq_features,
         compute=compute,
         **place_of(config),
@@ -216,38 +185,13 @@ def place_of(config: TrainedOptions) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if name in config.__dataclass_fields__}
 
 
-def checkpoint_pipeline(checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline:
-    """Return the validation transform of a slice network's checkpoint."""
-    windows, windowed = pipeline_windows(dataset_folder(config.data_input_folder, config.data_dataset), config)
-    source = f"{weight_file} (valid transform)"
-    options = {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
-    return pipeline_from_dict(checkpoint["transforms"]["valid"], source, windows, **options)
-
-
-def feature_width(state: Mapping[str, Any], weight_file: Path) -> int:
-    """Return the number of features that a sequence model's weights are for; it doesn't matter where it sees none."""
-    if "norm.weight" in state:
-        return len(state["norm.weight"])
-    if "project_logits.weight" in state:
-        return 0
-    raise WorkError(f"{weight_file}: holds weights of another model than its configuration names")
-
-
 def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
     """Raise WorkError where a checkpoint is of another task, or lacks what predicting and evaluating need."""
     if tuple(checkpoint["class_names"]) != LABELS:
         names = ", ".join(map(str, checkpoint["class_names"]))
         raise WorkError(f"{weight_file}: its classes are {names}; {', '.join(LABELS)} are expected, in this order")
-    missing = [
-        what
-        for what, known in (
-            ("the validation transform", {"valid", "features"} & set(checkpoint["transforms"])),
-            (f"the metric {MONITOR}", MONITOR in checkpoint["metrics"]),
-        )
-        if not known
-    ]
-    if missing:
-        raise WorkError(f"{weight_file}: the checkpoint lacks {', '.join(missing)}; use another one of the run")
+    if MONITOR not in checkpoint["metrics"]:
+        raise WorkError(f"{weight_file}: the checkpoint lacks the metric {MONITOR}; use another one of the run")
 
 
 def known_prevalences(written: Sequence[float]) -> np.ndarray:
@@ -288,11 +232,9 @@ def load_views(trained: TrainedNetwork, config: TTAOptions) -> Views | None:
     if config.tta is None:
         return None
     if trained.pipeline is None:
-        raise UsageError("--tta: a sequence model sees features and no pictures, so that there are no other views")
+        raise UsageError(f"--tta: {kind_of(trained.config).noun} sees no pictures, so that there are no other views")
     windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
-    slices = 2 * trained.config.data_context + 1
-    options = {"windowed": windowed, "fuse": trained.config.data_transform_fuse, "slices": slices}
-    pipeline = load_pipeline(find_transform(config.tta), windows, **options)
+    pipeline = load_pipeline(find_transform(config.tta), windows, **seen_by(trained.config, windowed))
     check_same_scale(trained.pipeline, pipeline)
     placed = place_transform(pipeline, trained.config, trained.network.device)
     return Views([FixedView(placed, view) for view in range(config.tta_views)], config.tta_mean)
@@ -363,13 +305,8 @@ def asked_calibration(config: PredictConfig, weight_file: Path, trained: Trained
     """Return the calibration of a network where --calibrate asks for it; errors as :func:`load_calibration`."""
     if not config.calibrate:
         return None
-    judges = trained.config.net_kind in NETWORKS
+    judges = kind_of(trained.config).judges_studies
     return load_calibration(weight_file, trained.weights, trained.iteration, studies=judges)
-
-
-def dataset_folder_of(trained: TrainedNetwork) -> Path:
-    """Return the folder of the dataset that a trained network predicts."""
-    return dataset_folder(trained.config.data_input_folder, trained.config.data_dataset)
 
 
 def predict_rows(
@@ -385,39 +322,27 @@ def predict_rows(
 
 def predict_with_studies(
     trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None, workers: int | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+) -> Probabilities:
     """Return probabilities as :func:`predict_rows`, and from the same pass those of whole studies.
 
-    These (index ``study_id``) are None of a slice network, which says nothing of them.
+    These (index ``study_id``) are None of a network that says nothing of them.
     """
-    config, network, folder = trained.config, trained.network, dataset_folder_of(trained)
-    if config.net_kind == SEQUENCE:
-        check_features(trained)
-        return predict_features(network, config, rows)
+    config, device, predict = trained.config, trained.network.device, kind_of(trained.config).predict
     if workers is None:
-        workers = loader_workers(config.n_jobs, network.device)
-
-    def predict(pipeline: Placed, label: str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-        if config.net_kind == STUDY:
-            loader = study_loader(config, folder, rows, pipeline, workers)
-            return predict_series(network, loader, rows, label)
-        loader = build_loader(folder, rows, pipeline, config, workers)
-        return prediction_frame(network.predict(progress(loader, desc=label, unit="batch"))), None
-
+        workers = loader_workers(config.n_jobs, device)
     if views is None:
-        return predict(place_transform(trained.pipeline, config, network.device), "predict")
+        pipeline = None if trained.pipeline is None else place_transform(trained.pipeline, config, device)
+        return predict(trained, rows, pipeline, workers, "predict")
     check_view_size(trained, rows, views.pipelines[0])
     count = len(views.pipelines)
     seen = {
-        f"view {number}": predict(pipeline, f"view {number}/{count}")
+        f"view {number}": predict(trained, rows, pipeline, workers, f"view {number}/{count}")
         for number, pipeline in enumerate(views.pipelines, start=1)
     }
     return mean_of(seen, views.method)
 
 
-def mean_of(
-    predicted: Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]], method: str = "mean"
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+def mean_of(predicted: Mapping[str, Probabilities], method: str = "mean") -> Probabilities:
     """Return the mean (of probabilities, or by ``method`` logit of logits) of what models or views say of slices.
 
     Also of whole studies, where all of them judge these.
@@ -426,33 +351,6 @@ def mean_of(
     frame = combine({name: slices for name, (slices, _) in predicted.items()}, equal, method)
     judged = {name: studies for name, (_, studies) in predicted.items() if studies is not None}
     return frame, combine(judged, equal, method) if len(judged) == len(predicted) else None
-
-
-def check_features(trained: TrainedNetwork) -> None:
-    """Raise UsageError where --seq_features has other features than those that a sequence model was trained on.
-
-    Embeddings of other networks are another language, whatever their width; logits mean the same of any. Also where
-    the test images' features are of another making than the out-of-fold ones.
-    """
-    config = trained.config
-    values = sequence_settings(config.seq_model, sequence_options(config))
-    if trained.features_sha256 is None or values["seq_inputs"] == "logits":
-        return
-    if config.data_dataset != trained.trained_on:
-        raise UsageError(
-            f"--data_dataset={config.data_dataset}: a sequence model knows features of {trained.trained_on} alone; "
-            "predict.py --source=<DICOM files> --sequence=… predicts others, and evaluate.py --eval_file=<its "
-            "slices.csv> judges that"
-        )
-    folder, new = (feature_folder(config, kind) for kind in (OUT_OF_FOLD, TEST))
-    known = read_document(folder)
-    if features_hash(folder) != trained.features_sha256:
-        raise UsageError(
-            f"--seq_features={config.seq_features}: the sequence model was trained on other features than those in "
-            f"{folder}, whose embeddings mean something else; name its own, or train it anew"
-        )
-    if (new / INFO_FILE).is_file() and read_document(new).get("alignment_sha256") != known.get("alignment_sha256"):
-        raise UsageError(f"{new}: of another making than {folder}; {HOW} anew")
 
 
 def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:

@@ -26,6 +26,7 @@ from rsna.kinds.features import (
     read_document,
     write_features,
 )
+from rsna.kinds.kind import TrainedNetwork, kind_of
 from rsna.kinds.slices import select_rows
 from rsna.prediction.alignment import (
     ALIGNMENT_FILE,
@@ -41,9 +42,6 @@ from rsna.prediction.alignment import (
 from rsna.prediction.embeddings import Key, embeddings, mean_blocks, table
 from rsna.prediction.fold_models import check_made_by, load_fold_models, load_refit, weight_file
 from rsna.prediction.options import PredictConfig
-from rsna.prediction.trained import (
-    TrainedNetwork,
-)
 from rsna.training.folds import Fold, finished_folds, read_folds
 from rsna.training.lineage import weights_lineage
 from rsna.training.outcome import is_cross_validation
@@ -92,6 +90,9 @@ def features_data(config: PredictConfig) -> tuple[Path, dict[int, Fold]]:
     parent = config.net_weight_file
     options = from_dict(TrainConfig, read_options(parent), f"{parent} (its configuration)")
     options = replace(options, data_input_folder=config.data_input_folder or options.data_input_folder)
+    kind = kind_of(options)
+    if not kind.gives_features:
+        raise UsageError(f"--features=1: {parent} is of {kind.noun}; features are what the heads of slice networks see")
     folds = {fold.number: fold for fold in read_folds(options)}
     return dataset_folder(options.data_input_folder, options.data_dataset), folds
 

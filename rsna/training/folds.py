@@ -43,10 +43,10 @@ from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, read_recor
 from common.sweeps.plan import Planned, flags_of, planned
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.waiting import Stalled
-from config import SEQUENCE, STUDY, TrainConfig
+from config import TrainConfig
 from rsna.forms import read_predictions
-from rsna.kinds.features import FEWEST_FOLDS, OUT_OF_FOLD
-from rsna.kinds.sequences import features_parent, open_features, rows_with_features
+from rsna.kinds.features import FEWEST_FOLDS
+from rsna.kinds.kind import kind_of
 from rsna.kinds.slices import select_rows
 from rsna.training.lineage import check_starting_weights
 from rsna.training.outcome import (
@@ -127,7 +127,7 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str], conclude: Conc
     if config.cv_run is not None and config.cv_run not in [fold.number for fold in folds]:
         known = ", ".join(str(fold.number) for fold in folds)
         raise UsageError(f"--cv_run={config.cv_run}: the cross-validation has the folds {known}")
-    if len(folds) < FEWEST_FOLDS and config.net_kind not in (SEQUENCE, STUDY):
+    if len(folds) < FEWEST_FOLDS and kind_of(config).gives_features:
         tell(f"{len(folds)} folds: predict.py --features=1, for --net_kind=sequence, needs {FEWEST_FOLDS} or more")
     with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
         config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
@@ -191,9 +191,7 @@ def read_folds(config: TrainConfig) -> list[Fold]:
     check_disjoint(
         tables, {number: fold_path(folder, dataset, number) for number in numbers}, everything=config.data_fold == ()
     )
-    if config.net_kind == SEQUENCE:
-        features = open_features(config, OUT_OF_FOLD)
-        tables = {number: rows_with_features(rows, features) for number, rows in tables.items()}
+    tables = kind_of(config).known_rows(config, tables)
     return [
         Fold(number, *(select_rows(rows, kind, config.dev_enabled) for kind in ("train", "valid")))
         for number, rows in tables.items()
@@ -206,7 +204,7 @@ def check_lineages(config: TrainConfig, folds: Sequence[Fold]) -> None:
         weights = starting_weights(config.net_weight_file, fold.number) if starts_from_folds(config) else None
         own = replace(config, data_fold=fold.number, cv_run=None, net_weight_file=weights or config.net_weight_file)
         check_starting_weights(own, fold.valid.index)
-    if config.net_kind == SEQUENCE:
+    if kind_of(config).reads_features:
         check_features_lineage(config, pd.concat([fold.valid for fold in folds]).index)
 
 
@@ -308,8 +306,7 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
     options = {name: value for name, value in to_dict(config).items() if value != default[name]}
     options = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
     own = {"data_fold": number, "output_dir": str(parent), "experiment_id": fold_name(number)}
-    if config.net_kind == SEQUENCE:  # an id means another folder there
-        own["seq_features"] = str(features_parent(config).resolve())
+    own |= kind_of(config).fold_options(config)
     if starts_from_folds(config):
         own["net_weight_file"] = str(starting_weights(config.net_weight_file, number))
     with suppress(Stalled):

@@ -16,9 +16,10 @@ from common.cli.arguments import from_dict
 from common.cli.console import tell
 from common.errors import UserError, WorkError
 from common.lineage import Lineage, Provenance, read_provenance
-from config import SEQUENCE, TrainConfig
+from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.kinds.features import HOW, LINEAGE_FILE, NO_FOLD, OUT_OF_FOLD, ROWS_FILE, FeatureSet
+from rsna.kinds.kind import kind_of
 from rsna.kinds.sequences import feature_folder, features_hash, open_features
 from rsna.training.lineage import overlap, overlap_lines, refuse_seen, weights_lineage
 from rsna.training.outcome import CROSS_VALIDATION_FILE, OUT_OF_FOLD_FILE, VALID_FILE
@@ -105,7 +106,7 @@ def _sequence_model(path: Path, input_folder: Path) -> tuple[TrainConfig, str | 
         config = from_dict(TrainConfig, checkpoint["config"], str(path))
     except UserError:
         return None
-    if config.net_kind != SEQUENCE:
+    if not kind_of(config).reads_features:
         return None
     return replace(config, data_input_folder=input_folder), checkpoint["transforms"].get("features", {}).get("sha256")
 

@@ -35,8 +35,7 @@ from common.experiments.folder import (
 from common.experiments.resume import Run, check_place, resume_run
 from common.files import remove_temporaries, write_csv, write_text
 from common.lineage import Lineage
-from common.models.facts import measure_model, normalizes_single_values
-from common.models.sequence import sequence_settings
+from common.models.facts import measure_model
 from common.networks.averaging import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
 from common.networks.network import AbstractNetwork, Average, Predictions, Training
@@ -49,10 +48,8 @@ from common.training.hardware import check_graphs, select_amp_dtype
 from common.training.losses import build_loss
 from common.training.optimizers import build_optimizer
 from common.training.schedulers import Schedule, build_schedule
-from config import SEQUENCE, STUDY, TrainConfig
-from rsna.kinds.sequences import build_sequences, sequence_options
-from rsna.kinds.slices import TrainingData, build_data
-from rsna.kinds.studies import build_studies
+from config import TrainConfig
+from rsna.kinds.kind import TrainingData, kind_of
 from rsna.training.lineage import training_lineage
 from rsna.training.outcome import Conclude
 from rsna.training.provenance import check_features_lineage
@@ -63,8 +60,8 @@ from rsna_dataset import (
     image_settings,
     read_dataset_info,
 )
-from rsna_model import build_architecture, computed_by, model_name, quickest_way
-from rsna_network import MONITOR, RSNANetwork, RSNASequenceNetwork, RSNAStudyNetwork, prediction_frame
+from rsna_model import computed_by, quickest_way
+from rsna_network import MONITOR, RSNANetwork, prediction_frame
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +71,13 @@ def build_training_data(
 ) -> tuple[TrainingData, Lineage | None]:
     """Build the data that the configured kind of network is trained on, and what the network will have learnt from.
 
-    See the three functions, and :func:`rsna.training.lineage.training_lineage`. UsageError also where features were
-    made by networks that learnt from their images.
+    See :func:`rsna.training.lineage.training_lineage`. UsageError also where features were made by networks that learnt
+    from their images.
     """
-    if config.net_kind == SEQUENCE:
-        data = build_sequences(config)
-    else:
-        data = (build_studies if config.net_kind == STUDY else build_data)(config, device)
+    kind = kind_of(config)
+    data = kind.build_data(config, device)
     train_ids, valid_ids = data.train_loader.dataset.image_ids, data.valid_loader.dataset.image_ids
-    if config.net_kind == SEQUENCE and resumed is None:
+    if kind.reads_features and resumed is None:
         check_features_lineage(config, pd.Index(train_ids).append(pd.Index(valid_ids)))
     lineage = training_lineage(config, train_ids, valid_ids, resumed)
     if lineage is not None and lineage.unknown:
@@ -121,7 +116,7 @@ def choose_precision(run: Run[TrainConfig], device: torch.device) -> tuple[Train
 def training_memory_advice(config: TrainConfig) -> str:
     """Return what to do where a training is out of memory."""
     hint = "; --tr_batch_find=1 tells what fits" if torch.cuda.is_available() else ""
-    pictures = "" if config.net_kind == SEQUENCE else "lower --data_image_size, or "
+    pictures = "lower --data_image_size, or " if kind_of(config).sees_pictures else ""
     return (
         f"lower --tr_batch_size={config.tr_batch_size} (and raise --tr_accumulation_step as much for the same steps), "
         f"or {pictures}use --tr_use_amp=1 or a smaller model{hint}"
@@ -161,23 +156,9 @@ def settle_computing(run: Run[TrainConfig], data: TrainingData, device: torch.de
         raise UsageError("--tr_compute=auto is for a CPU; on a GPU give --tr_use_amp=1 and --tr_channels_last=1")
     shape = finished_picture(data.train_loader.dataset, 0).shape
     with torch.random.fork_rng(devices=[]):
-        model = build_architecture(config, data.channels)
+        model = kind_of(config).build_architecture(config, data.channels)
     way = quickest_way(config, model, shape, training=True)
     return replace(run, config=replace(computed_by(config, way), tr_compute=TrainConfig.tr_compute))
-
-
-def check_single_images(config: TrainConfig, data: TrainingData, model: nn.Module) -> None:
-    """Raise UsageError for batches of one image where a batch norm would see single values, which have no variance."""
-    if config.tr_batch_size > 1 or config.net_kind in (SEQUENCE, STUDY) or config.tr_sync_bn:
-        return
-    loader = data.train_loader
-    picture = loader.collate_fn([loader.dataset[0]]).finished().inputs["image"]
-    if normalizes_single_values(model, picture):
-        height, width = picture.shape[2:]
-        raise UsageError(
-            f"--tr_batch_size=1: {config.net_model} normalizes over maps of 1 x 1 for pictures of {height} x {width}, "
-            "and one value has no variance; use 2 or more, a larger --data_image_size, or --net_freeze=norms"
-        )
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
@@ -274,11 +255,7 @@ def build_network(
         averages=build_weight_averages(config, model),
     )
     loss = build_training_loss(config, device)
-    if config.net_kind in (SEQUENCE, STUDY):
-        kind = RSNASequenceNetwork if config.net_kind == SEQUENCE else RSNAStudyNetwork
-        weight = sequence_settings(config.seq_model, sequence_options(config))["seq_study_weight"]
-        return kind(model, device, amp_dtype, training, loss, weight)
-    return RSNANetwork(model, device, amp_dtype, training, loss)
+    return kind_of(config).build_network(config, model, device, amp_dtype, training, loss)
 
 
 def build_training_loss(config: TrainConfig, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -335,12 +312,10 @@ def build_callbacks(
 def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) -> None:
     """Print and log what is about to run: model, data, steps, a memory estimate, seed, versions."""
     batch = network.prepare_batch(data.train_loader.collate_fn([data.train_loader.dataset[0]]))
-    sequences = isinstance(network, RSNASequenceNetwork)
-    inputs = network.inputs_of(batch) if sequences else (batch.inputs["image"],)
+    inputs = network.inputs_of(batch)
     facts = measure_model(network.model, *inputs)
-    what = "series" if sequences else "images"
-    shape = inputs[0].shape[2 if config.net_kind == SEQUENCE else 1 :]
-    one = f"a series of {len(batch)} slices x" if sequences else "an image"
+    kind = kind_of(config)
+    what = kind.unit
     training = network.training
     averages = config.tr_ema + config.tr_swa
     images = (len(data.train_loader.dataset), len(data.valid_loader.dataset))
@@ -350,8 +325,8 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
     info = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))
     needed = facts.training_bytes(config.tr_batch_size, moments=2, copies=averages)
     lines = (
-        f"model {model_name(config)}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M "
-        f"trained, {facts.flops / 1e9:.2f} GFLOPs for {one} {'x'.join(map(str, shape))}",
+        f"model {kind.model_name(config)}: {facts.parameters / 1e6:.2f} M parameters, {facts.trainable / 1e6:.2f} M "
+        f"trained, {facts.flops / 1e9:.2f} GFLOPs for {kind.describe_sample(batch, inputs[0])}",
         f"data {config.data_dataset} fold {config.data_fold}: {images[0]} training and {images[1]} "
         f"validation {what}, dataset {info.get('hash', 'without a hash')}",
         f"{training.iteration_num} iterations of {config.tr_batch_size} {what}{shared} = {training.step_num} steps of "

@@ -14,6 +14,7 @@ from common.training.memory import out_of_memory_advice
 from common.training.reproducibility import seed_everything, seed_process
 from common.training.ways import AUTO
 from config import TrainConfig
+from rsna.kinds.kind import kind_of
 from rsna.training.folds import asks_for_folds, cross_validate
 from rsna.training.outcome import Conclude
 from rsna.training.run import (
@@ -21,7 +22,6 @@ from rsna.training.run import (
     build_training_data,
     check_choices,
     check_interrupted,
-    check_single_images,
     choose_precision,
     claim_experiment,
     conclude_again,
@@ -32,7 +32,6 @@ from rsna.training.run import (
     settle_computing,
     training_memory_advice,
 )
-from rsna_model import build_model
 
 
 def train(config: TrainConfig, arguments: Sequence[str], conclude: Conclude) -> Path:
@@ -58,9 +57,10 @@ def train(config: TrainConfig, arguments: Sequence[str], conclude: Conclude) -> 
         if config.tr_compute == AUTO:
             run = settle_computing(run, data, device)
             config, amp_dtype = choose_precision(run, device)
-        model = build_model(config, data.channels, starting_weights=run.checkpoint is None)
+        kind = kind_of(config)
+        model = kind.build_model(config, data.channels, starting_weights=run.checkpoint is None)
         check_choices(config, model, device)
-        check_single_images(config, data, model)
+        kind.check_training(config, data, model)
         experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))
         if distributed.is_main():
             stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))

@@ -30,7 +30,7 @@ from common.transforms.canvas import Canvas
 from common.transforms.device import DevicePart
 from config import TrainConfig
 from rsna.forms import read_submission
-from rsna.kinds.slices import build_data
+from rsna.kinds.slices import SliceKind
 from rsna.prediction.trained import load_network
 from rsna.training.run import choose_precision
 from rsna_dataset import LABELS, read_fold, read_metadata
@@ -237,7 +237,7 @@ def test_a_file_with_a_step_that_has_no_form_for_batches_stays_on_the_cpu_and_sa
     document["transform"]["transforms"].insert(0, {"__class_fullname__": "Blur", "p": 0.5})
     (tmp_path / "blur.json").write_text(json.dumps(document))
     flags = [*small_dataset.flags, *SMALL, f"--data_train_transform={tmp_path / 'blur.json'}"]
-    data = build_data(parse_args(TrainConfig, flags), torch.device("cpu"))
+    data = SliceKind().build_data(parse_args(TrainConfig, flags), torch.device("cpu"))
     assert isinstance(data.train_loader.dataset.pipeline, Pipeline)
     assert isinstance(data.valid_loader.dataset.pipeline, DevicePart)
     assert "blur.json: computed on the CPU: Blur is not among the transforms that work on batches" in caplog.text
@@ -245,7 +245,7 @@ def test_a_file_with_a_step_that_has_no_form_for_batches_stays_on_the_cpu_and_sa
 
 def test_training_pictures_of_another_size_than_validation_pictures_are_warned_of(small_dataset, caplog) -> None:
     flags = [*small_dataset.flags, *SMALL, "--data_train_transform=train_complex_128.json"]
-    build_data(parse_args(TrainConfig, flags), torch.device("cpu"))
+    SliceKind().build_data(parse_args(TrainConfig, flags), torch.device("cpu"))
     assert "training pictures are 128 x 128 pixels and validation pictures 32 x 32" in caplog.text
 
 

@@ -68,7 +68,7 @@ def test_predictions_views_features_and_evaluation_are_read_two_batches_late(pic
     readers = (
         "rsna/prediction/fold_models.py",
         "rsna/prediction/embeddings.py",
-        "rsna_network.py:keep",
+        "rsna/kinds/series.py:keep",
         "common/networks/",
     )
     for result in results:

@@ -19,6 +19,7 @@ TOP = {  # the whole top level: what the user fixed, and a row for each command
 }
 ORDER = (  # each imports from its own package and from those below it
     {"common"},
+    {"rsna.kinds.table"},
     {"config"},
     {"rsna_dataset"},
     {"rsna_model", "rsna_network"},
@@ -33,7 +34,9 @@ MODULES = {".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffi
 
 
 def place(module: str) -> str:
-    """The package of ORDER that a module belongs to."""
+    """The package of ORDER that a module belongs to, or the module itself where ORDER names it."""
+    if any(module in names for names in ORDER):
+        return module
     return ".".join(module.split(".")[: 2 if module.startswith("rsna.") else 1])
 
 

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.cli.arguments import parse_args
 from common.cli.choices import Row, choose, describe, load, settings, table
 from common.errors import UsageError
+from common.training.losses import LOSSES, LossRow
+from config import TrainConfig
 
 ROW = Row("square", "all sides equal", parameters={"shape_side": 2.0, "shape_round": False})
 ROWS = table((ROW, Row("point", "no extent")))
@@ -46,3 +49,22 @@ def test_the_listing_has_a_line_for_each_row_with_its_options_and_defaults():
 
 def test_a_dotted_path_is_imported():
     assert load("collections.Counter") is collections.Counter
+
+
+OWN = LossRow("own", "a loss of one's own", lambda values, labels, device: lambda logits, targets: logits**2)
+
+
+def test_a_dotted_path_chooses_a_row_of_ones_own_and_nothing_that_is_none():
+    path = "tests.common.cli.test_choices"
+    assert choose("loss", f"{path}.OWN", LOSSES) is OWN
+    assert parse_args(TrainConfig, [f"--loss={path}.OWN"]).loss == f"{path}.OWN"
+    for name, said in (("ROW", "has no LossRow of the name ROW"), ("NONE", "has no LossRow of the name NONE")):
+        with pytest.raises(UsageError, match=said):
+            choose("loss", f"{path}.{name}", LOSSES)
+
+
+def test_a_name_in_a_checkpoint_imports_nothing_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"^--loss=elsewhere\.ROW: there is no .*elsewhere\.py; a row of your own"):
+        choose("loss", "elsewhere.ROW", LOSSES)

@@ -1,0 +1,236 @@
+"""What kinds over whole series share: a sequence model's network, loaders of series, predictions of studies, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from common.cli.arguments import given_options
+from common.cli.console import progress
+from common.datasets.batch import Batch
+from common.datasets.loaders import make_loader
+from common.datasets.samplers import SequentialSampler
+from common.datasets.sequences import LengthSampler, Series
+from common.errors import UsageError, WorkError
+from common.evaluation.metrics import probabilities
+from common.models.sequence import build_sequence_model, sequence_settings
+from common.models.sequence_layers import SequenceOutput, in_series, of_slices
+from common.networks.network import Predictions, StepOutput, Training
+from common.training import distributed
+from config import TrainConfig
+from rsna.kinds.kind import (
+    ExportForm,
+    Kind,
+    Loss,
+)
+from rsna_dataset import LABELS, dataset_folder, read_metadata
+from rsna_network import RSNANetwork, prediction_frame
+
+PLACES = {
+    "position_mm": "(batch, slices): places along the series, rising, minus their mean",
+    "mask": "(batch, slices): true for slices, false for padding, which stands at the end",
+}
+SERIES_OUTPUTS = {"slice_logits": "(batch, slices, labels), 0 in padding", "study_logits": "(batch, labels)"}
+
+
+class RSNASequenceNetwork(RSNANetwork):
+    """The same over series of slices: each slice's logits, and one of the study beside them."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("features", "logits", "position_mm", "mask")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        amp_dtype: torch.dtype | None = None,
+        training: Training | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        study_weight: float = 0.0,
+    ) -> None:
+        """``model``: :class:`common.models.sequence_layers.SequenceModel`; ``study_weight`` of the studies' loss."""
+        super().__init__(model, device, amp_dtype, training, loss)
+        self.study_weight = study_weight
+
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the loss of the batch's slices plus that of its series, whose labels are their slices' highest."""
+        output, places = model(*self.inputs_of(batch)), batch.inputs["places"]
+        logits = of_slices(output.slices, places)
+        with torch.autocast(self.device.type, enabled=False):
+            loss = batch.share * self.loss(logits.float(), batch.target)
+            # Where gradients are exchanged every weight must have one, also those that a weight of 0 leaves alone.
+            if self.study_weight or distributed.world_size() > 1:
+                targets = in_series(batch.target, places, output.slices.shape[:2]).amax(dim=1)
+                loss = loss + self.study_weight * self.loss(output.study.float(), targets)
+        return StepOutput(loss, logits, batch.target, batch.image_id)
+
+    def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits (N, 6) of the batch's slices, series after series."""
+        return of_slices(model(*self.inputs_of(batch)).slices, batch.inputs["places"])
+
+    def inputs_of(self, batch: Batch) -> tuple[Tensor | tuple[int, ...], ...]:
+        """Return what the model takes of a batch, in its order; the lengths follow."""
+        return *super().inputs_of(batch), batch.lengths
+
+    def predict_with_studies(self, batches: Iterable[Batch]) -> tuple[Predictions, np.ndarray]:
+        """Return the slices' predictions, as :meth:`predict`, and the logits (S, 6) of all series, from one pass."""
+        parts: list[Tensor] = []
+
+        def keep(model: nn.Module, inputs: object, output: SequenceOutput) -> None:
+            parts.append(output.study.float())
+
+        with self.model.register_forward_hook(keep):
+            predictions = self.predict(batches)
+        return predictions, torch.cat(parts).cpu().numpy()
+
+
+class SeriesKind(Kind):
+    """What kinds over whole series have in common: a sequence model, and logits of studies beside the slices'."""
+
+    network: ClassVar[type[RSNASequenceNetwork]] = RSNASequenceNetwork
+    unit = "series"
+    judges_studies = True
+
+    def build_network(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        device: torch.device,
+        amp_dtype: torch.dtype | None,
+        training: Training | None = None,
+        loss: Loss | None = None,
+    ) -> RSNASequenceNetwork:
+        """Return the network, with the weight of the studies' loss."""
+        return self.network(model, device, amp_dtype, training, loss, settings_of(config)["seq_study_weight"])
+
+    def study_rule(self, config: TrainConfig) -> str:
+        """Say how the sequence model makes the study's probabilities."""
+        return f"sequence model ({settings_of(config)['seq_study']})"
+
+
+def series_form(
+    model: nn.Module,
+    dataset: Series,
+    count: int,
+    inputs_of: Callable[[Sequence[Any]], dict[str, Tensor]],
+    metadata: Mapping[str, Any],
+    folder: Path,
+) -> ExportForm:
+    """Return how a network over series is written: checked on ``count`` of a dataset's, each alone and all together.
+
+    ``inputs_of`` makes what the model takes of some series. Raises UsageError where the dataset has no two series of
+    different lengths.
+    """
+    series = shortest_to_longest(dataset, count, folder)
+    together = inputs_of(series)
+    lengths = [int(length) for length in together["mask"].sum(dim=1)]
+    return ExportForm(
+        model,
+        together,
+        {**metadata, "outputs": SERIES_OUTPUTS},
+        f"batches of series to {len(LABELS)} logits of each slice and of the study",
+        f"{len(series)} series of {min(lengths)} to {max(lengths)} slices of {folder}, padded together and each alone,",
+        {name: {0: "batch", 1: "slices"} for name in together},
+        ("slice_logits", "study_logits"),
+        [inputs_of([one]) for one in series],
+    )
+
+
+def shortest_to_longest(dataset: Series, count: int, folder: Path) -> list[Any]:
+    """Return at most ``count`` series of a dataset, evenly spread from the shortest to the longest."""
+    order = np.argsort(dataset.lengths, kind="stable")
+    if dataset.lengths.min() == dataset.lengths.max():
+        raise UsageError(
+            f"{folder}: all its series have {dataset.lengths.max()} slices, so that padding can't be checked; name "
+            "another dataset by --data_dataset (of a sequence model by --seq_features too)"
+        )
+    places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
+    return [dataset[int(order[place])] for place in places]
+
+
+def build_sequence(config: TrainConfig, num_features: int) -> nn.Module:
+    """Build the sequence model of a configuration."""
+    return build_sequence_model(config.seq_model, sequence_options(config), num_features, len(LABELS))
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """Return the values of the sequence model's options, given or its own."""
+    return sequence_settings(config.seq_model, sequence_options(config))
+
+
+def sequence_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the ``seq_…`` options of the model itself, None where not given."""
+    return given_options(config, "seq_", "seq_model", "seq_features")
+
+
+def training_series(
+    config: TrainConfig, dataset: Series, collate: Callable[[Sequence[Any]], Batch], workers: int
+) -> DataLoader:
+    """Build the loader of training series, by ``workers`` processes; UsageError where they don't fill one batch."""
+    batch, processes = config.tr_batch_size, distributed.world_size()
+    if len(dataset) < batch * processes:
+        many = f" in each of {processes} processes" if processes > 1 else ""
+        raise UsageError(
+            f"--tr_batch_size={batch}{many} is larger than the {len(dataset)} training series of fold "
+            f"{config.data_fold}: with --net_kind={config.net_kind} a batch is of series"
+            + f"; --tr_batch_size={len(dataset) // processes} is the largest that works"
+            * (len(dataset) >= processes)
+        )
+    sampler = LengthSampler(dataset.lengths, batch, config.seed, distributed.rank(), processes)
+    return make_loader(dataset, sampler, batch, workers, drop_last=True, seed=config.seed, collate=collate)
+
+
+def series_in_order(
+    config: TrainConfig, dataset: Series, collate: Callable[[Sequence[Any]], Batch], workers: int
+) -> DataLoader:
+    """Build a loader that gives every series of ``dataset`` once, in one order."""
+    return make_loader(
+        dataset,
+        SequentialSampler(len(dataset), config.seed),
+        config.tr_batch_size,
+        workers,
+        drop_last=False,
+        seed=config.seed,
+        collate=collate,
+        rows=dataset.lengths,
+    )
+
+
+def series_of(
+    config: TrainConfig, rows: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return ids, series, positions in mm, slice indices and, where known, labels of ``rows``; see :class:`Series`."""
+    metadata = read_metadata(dataset_folder(config.data_input_folder, config.data_dataset)).reindex(rows.index)
+    if metadata["series_id"].isna().any():
+        raise WorkError(
+            f"{config.data_dataset}: metadata.csv lacks images of the fold; run python preprocessing.py again"
+        )
+    labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
+    return (
+        rows.index.to_numpy(dtype=np.str_),
+        metadata["series_id"].to_numpy(dtype=np.str_),
+        metadata["position_mm"].to_numpy(),
+        metadata["slice_index"].to_numpy(dtype=np.int64),
+        rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None,
+    )
+
+
+def predict_series(
+    network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame, label: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return probabilities of ``rows``, whose series a loader gives, and of their whole studies; ``label``: of the bar.
+
+    Slices (index ``id``, in the order of ``rows``) are seen beside their series' others; of several series of a study
+    (index ``study_id``) each label has the highest.
+    """
+    slices, logits = network.predict_with_studies(progress(loader, desc=label, unit="batch"))
+    data = loader.dataset
+    study_ids = rows.loc[data.image_ids[data.order[data.starts]], "study_id"].to_numpy(dtype=str)
+    studies = pd.DataFrame(probabilities(logits), columns=list(LABELS)).groupby(study_ids).max()
+    return prediction_frame(slices).loc[rows.index], studies.rename_axis("study_id")

@@ -1,0 +1,75 @@
+"""The kinds of network by name: what ``--net_kind`` chooses from. A new kind is a file and a row.
+
+This module imports nothing heavy, so that a command line is checked without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from common.cli.arguments import refuse_given
+from common.cli.choices import Row, table
+from common.errors import UsageError
+
+
+@dataclass(frozen=True)
+class KindRow(Row):
+    """One kind: the class (a :class:`rsna.kinds.kind.Kind`) that a dotted path names, and the options that it refuses.
+
+    ``meaningless``: patterns of names of options that mean nothing to it, as in ``seq_*``; ``but``: names that match
+    one of them and mean something. ``needs``: options of which one must be given, ``why``: what is said where none is.
+    """
+
+    path: str = field(kw_only=True)
+    meaningless: tuple[str, ...] = field(default=(), kw_only=True)
+    but: tuple[str, ...] = field(default=(), kw_only=True)
+    needs: tuple[str, ...] = field(default=(), kw_only=True)
+    why: str = field(default="", kw_only=True)
+
+    def refuses(self, names: Iterable[str]) -> list[str]:
+        """Return those of ``names`` that mean nothing to this kind."""
+        matching = [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.meaningless)]
+        return [name for name in matching if name not in self.but]
+
+    def check(self, config: Any) -> None:
+        """Raise UsageError where options are given that mean nothing to this kind, or none of those that it needs."""
+        fields = config.__dataclass_fields__
+        refuse_given(config, self.refuses(fields), f"means nothing to --net_kind={config.net_kind}; leave it out")
+        if self.needs and all(getattr(config, name) == fields[name].default for name in self.needs):
+            raise UsageError(f"--net_kind={config.net_kind} {self.why}")
+
+
+# What a kind over whole series has no use for, or can't do.
+OF_SINGLE_SLICES = ("tr_channels_last", "tr_compute", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit")
+SAMPLER = ("data_sampler", "sampler_*")
+
+KINDS: dict[str, KindRow] = table(
+    (
+        KindRow(
+            "slice",
+            "a network for slices",
+            path="rsna.kinds.slices.SliceKind",
+            meaningless=("seq_*", "study_*"),
+        ),
+        KindRow(
+            "sequence",
+            "a model over the slices of a series, on features of slice networks",
+            path="rsna.kinds.sequences.SequenceKind",
+            meaningless=("data_*", *SAMPLER, "net_*", "study_*", *OF_SINGLE_SLICES),
+            but=("net_kind", "data_input_folder", "data_dataset", "data_fold"),
+            needs=("seq_features",),
+            why="needs --seq_features, the experiment of a cross-validation",
+        ),
+        KindRow(
+            "study",
+            "both as one, from the pictures of whole series, starting from a slice network (--net_weight_file)",
+            path="rsna.kinds.studies.StudyKind",
+            meaningless=(*SAMPLER, "seq_features", *OF_SINGLE_SLICES),
+            needs=("net_weight_file", "net_pretrained"),
+            why="starts from a slice network: --net_weight_file=<best.pt of the same fold>, or --net_pretrained=1",
+        ),
+    )
+)
