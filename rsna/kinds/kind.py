@@ -111,12 +111,15 @@ class ExportForm:
 class Kind(ABC):
     """One kind of network. The three abstract methods make one that trains, resumes, predicts and is evaluated.
 
-    ``noun``: what people call it; ``unit``: what a batch is of; ``sees_pictures``: of slices, so that it has views
-    (--tta), heat, and predicts DICOM files; ``has_ways``: a CPU may compute it in several ways (--net_compute);
-    ``gives_features``: other networks may learn from what its head sees (predict.py --features=1), ``reads_features``:
-    it is such a network; ``judges_studies``: by more than their highest slice.
+    - ``network``: its class, ``noun``: what people call it, ``unit``: what a batch is of.
+    - ``sees_pictures`` of slices: it has views (--tta) and heat, and predicts DICOM files.
+    - ``has_ways``: a CPU may compute it in several ways (--net_compute).
+    - ``gives_features``: other networks may learn from what its head sees (predict.py --features=1).
+    - ``reads_features``: it is such another network.
+    - ``judges_studies`` by more than their highest slice.
     """
 
+    network: ClassVar[type[RSNANetwork]] = RSNANetwork
     noun: ClassVar[str] = "a network of another kind"
     unit: ClassVar[str] = "images"
     sees_pictures: ClassVar[bool] = False
@@ -156,7 +159,11 @@ class Kind(ABC):
         loss: Loss | None = None,
     ) -> RSNANetwork:
         """Return the network around a model; ``training`` and ``loss``: of one that is trained."""
-        return RSNANetwork(model, device, amp_dtype, training, loss)
+        return self.network(model, device, amp_dtype, training, loss, **self.network_options(config))
+
+    def network_options(self, config: TrainConfig) -> dict[str, Any]:
+        """Return what the network takes beside what each takes."""
+        return {}
 
     def model_name(self, config: TrainConfig) -> str:
         """Return what the model is called."""

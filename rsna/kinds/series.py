@@ -28,7 +28,6 @@ from config import TrainConfig
 from rsna.kinds.kind import (
     ExportForm,
     Kind,
-    Loss,
 )
 from rsna_dataset import LABELS, dataset_folder, read_metadata
 from rsna_network import RSNANetwork, prediction_frame
@@ -93,21 +92,13 @@ class RSNASequenceNetwork(RSNANetwork):
 class SeriesKind(Kind):
     """What kinds over whole series have in common: a sequence model, and logits of studies beside the slices'."""
 
-    network: ClassVar[type[RSNASequenceNetwork]] = RSNASequenceNetwork
+    network = RSNASequenceNetwork
     unit = "series"
     judges_studies = True
 
-    def build_network(
-        self,
-        config: TrainConfig,
-        model: nn.Module,
-        device: torch.device,
-        amp_dtype: torch.dtype | None,
-        training: Training | None = None,
-        loss: Loss | None = None,
-    ) -> RSNASequenceNetwork:
-        """Return the network, with the weight of the studies' loss."""
-        return self.network(model, device, amp_dtype, training, loss, settings_of(config)["seq_study_weight"])
+    def network_options(self, config: TrainConfig) -> dict[str, Any]:
+        """Return the weight of the studies' loss."""
+        return {"study_weight": settings_of(config)["seq_study_weight"]}
 
     def study_rule(self, config: TrainConfig) -> str:
         """Say how the sequence model makes the study's probabilities."""

@@ -111,7 +111,9 @@ def test_importing_every_module_in_a_fresh_process_writes_and_prints_nothing(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-CODE = [path for folder in ("common", "rsna", "benchmarks") for path in sorted((PROJECT / folder).rglob("*.py"))]
+CODE = [
+    path for folder in ("common", "rsna", "benchmarks", "examples") for path in sorted((PROJECT / folder).rglob("*.py"))
+]
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(PROJECT)))

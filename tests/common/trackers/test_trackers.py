@@ -17,11 +17,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -131,13 +131,10 @@ def test_ground_truth_that_cannot_be_written_ends_the_run_after_the_others_were_
     assert [call[0] for call in recorder.calls] == ["start", "log"]
 
 
-def test_the_tracker_that_the_readme_adds_is_twenty_lines_that_work(tmp_path):
-    text = (PROJECT / "common" / "trackers" / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(class .*?)```", text, re.DOTALL)
-    assert len([line for line in code.splitlines() if line]) <= 20
-    names = {"Path": Path, "Mapping": Mapping, "Any": Any}
-    exec(code, names)
-    report(TrackerGroup([names["CsvTracker"]()]), tmp_path)
+def test_the_example_of_a_tracker_is_chosen_by_its_path_and_works(tmp_path):
+    name = "examples.tracker.CSV"
+    check_trackers([name])
+    report(TrackerGroup(build_trackers([name], {})), tmp_path)
     assert (tmp_path / "metrics.csv").read_text() == "".join(
         f"{iteration},{step},valid/weighted_log_loss,{value}\n"
         for iteration, step, value in ((4, 2, 0.5), (8, 4, 0.25))
