@@ -111,7 +111,7 @@ class ExportForm:
 class Kind(ABC):
     """One kind of network. The three abstract methods make one that trains, resumes, predicts and is evaluated.
 
-    - ``network``: its class, ``noun``: what people call it, ``unit``: what a batch is of.
+    - ``network``: its class, ``noun``: what people call it, ``unit``: what a batch is of, ``sees``: what it sees.
     - ``sees_pictures`` of slices: it has views (--tta) and heat, and predicts DICOM files.
     - ``has_ways``: a CPU may compute it in several ways (--net_compute).
     - ``gives_features``: other networks may learn from what its head sees (predict.py --features=1).
@@ -122,6 +122,7 @@ class Kind(ABC):
     network: ClassVar[type[RSNANetwork]] = RSNANetwork
     noun: ClassVar[str] = "a network of another kind"
     unit: ClassVar[str] = "images"
+    sees: ClassVar[str] = "no pictures"
     sees_pictures: ClassVar[bool] = False
     has_ways: ClassVar[bool] = False
     gives_features: ClassVar[bool] = False

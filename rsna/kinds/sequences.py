@@ -52,6 +52,7 @@ class SequenceKind(SeriesKind):
     """A sequence model over features of slice networks, which it never sees images through that these learnt from."""
 
     noun = "a sequence model"
+    sees = "features and no pictures"
     reads_features = True
 
     def build_data(self, config: TrainConfig, device: torch.device) -> TrainingData:

@@ -162,9 +162,8 @@ def check_sees_pictures(config: TrainConfig, weight_file: Path) -> None:
     kind = kind_of(config)
     if kind.sees_pictures:
         return
-    what = "features and no pictures" if kind.reads_features else "no pictures"
     instead = "; use the slice network's file (for --source its cross-validation's folder, and this file as --sequence)"
-    raise UsageError(f"{weight_file}: {kind.noun}, which sees {what}{instead if kind.reads_features else ''}")
+    raise UsageError(f"{weight_file}: {kind.noun}, which sees {kind.sees}{instead if kind.reads_features else ''}")
 
 
 def load_asked(config: TrainedOptions, weight_file: Path, compute: str = TRAINING) -> TrainedNetwork:
@@ -232,7 +231,8 @@ def load_views(trained: TrainedNetwork, config: TTAOptions) -> Views | None:
     if config.tta is None:
         return None
     if trained.pipeline is None:
-        raise UsageError(f"--tta: {kind_of(trained.config).noun} sees no pictures, so that there are no other views")
+        kind = kind_of(trained.config)
+        raise UsageError(f"--tta: {kind.noun} sees {kind.sees}, so that there are no other views")
     windows, windowed = pipeline_windows(dataset_folder_of(trained), trained.config)
     pipeline = load_pipeline(find_transform(config.tta), windows, **seen_by(trained.config, windowed))
     check_same_scale(trained.pipeline, pipeline)
