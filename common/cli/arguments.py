@@ -144,6 +144,11 @@ def given_options(config: Any, prefix: str, *without: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if name not in without}
 
 
+def changeable_options(config_class: type) -> set[str]:
+    """Return the names of the options that a resumed run may be given anew."""
+    return {name for name, (_, spec) in _fields(config_class).items() if spec.changeable}
+
+
 def refuse_given(config: Any, names: Iterable[str], why: str) -> None:
     """Raise UsageError, "--name ``why``", for the first of ``names`` that has another value than its default."""
     for name in names:
