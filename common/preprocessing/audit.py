@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.image_files import load_image
+from common.errors import list_some
 from common.preprocessing.failures import count_reasons, is_no_slice
 from common.preprocessing.groups import Identities, causes, large_group, picture_keys
 from common.reports import page
@@ -66,14 +67,9 @@ def audit_page(data: AuditedDataset) -> str:
     return page.page(f"Dataset {data.name}: audit", data.description, [first, *parts])
 
 
-def _some(ids: Sequence[str] | pd.Index) -> str:
-    ids = list(ids)
-    return ", ".join(map(str, ids[:EXAMPLES])) + (", …" if len(ids) > EXAMPLES else "")
-
-
 def _flag(verdict: Findings, ids: Sequence[str] | pd.Index, bad: str, good: str) -> None:
     """Add ``bad`` with count and examples where there are ids, ``good`` where there are none."""
-    verdict.append((True, f"{bad}: {len(ids):,} ({_some(ids)}).") if len(ids) else (False, good))
+    verdict.append((True, f"{bad}: {len(ids):,} ({list_some(ids, EXAMPLES)}).") if len(ids) else (False, good))
 
 
 def _text(values: pd.Series, count: int = TOP_ROWS) -> pd.DataFrame:
@@ -132,9 +128,8 @@ def _groups(data: AuditedDataset, verdict: Findings) -> str:
     nameless, alone = (images.patients == ""), (images.patients == "") & (images.studies == "")
     unknown = table.index[table["patient_id"] == ""]
     if len(unknown):
-        verdict.append(
-            (True, f"{len(unknown):,} images have no patient id; their study counts as one: {_some(unknown)}")
-        )
+        some = list_some(unknown, EXAMPLES)
+        verdict.append((True, f"{len(unknown):,} images have no patient id; their study counts as one: {some}"))
     study = found["study"]
     _flag(verdict, table.index[study.sizes > 1], "Images of patients who share a study (a study with several "
           "PatientIDs; such patients stay together)", "Every study has one PatientID.")  # fmt: skip
@@ -196,9 +191,8 @@ def _geometry(data: AuditedDataset, verdict: Findings) -> str:
           "Every series has several slices.")  # fmt: skip
     rare = table.index[~sizes.isin([sizes.mode().iloc[0]])]
     if len(rare):
-        verdict.append(
-            (False, f"{len(rare):,} images are not {sizes.mode().iloc[0]}; training resizes them: {_some(rare)}")
-        )
+        some = list_some(rare, EXAMPLES)
+        verdict.append((False, f"{len(rare):,} images are not {sizes.mode().iloc[0]}; training resizes them: {some}"))
     return page.section(
         "Sizes and geometry",
         page.cards(

@@ -13,14 +13,7 @@ from common.experiments.folder import CONFIG, create_experiment, lock_experiment
 from common.experiments.logfile import LOG_FILE
 from common.files import remove_temporaries
 from common.reports.leaderboard import HTML_FILE, update_leaderboard
-from common.reports.record import (
-    FINISHED,
-    REPORT_FILE,
-    RUNNING,
-    read_record,
-    results_folder,
-    write_status,
-)
+from common.reports.record import FINISHED, REPORT_FILE, RUNNING, read_record, results_folder, write_status
 from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
 from common.training import distributed

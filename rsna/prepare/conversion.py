@@ -22,11 +22,7 @@ from common.preprocessing.records import Task
 from common.preprocessing.scheduler import dask_cluster
 from common.preprocessing.sources import can_be_image
 from common.preprocessing.workers import convert_files, find_persons
-from rsna.prepare.job import (
-    Job,
-    is_labelled,
-    tasks_of,
-)
+from rsna.prepare.job import Job, is_labelled, tasks_of
 
 logger = logging.getLogger(__name__)
 

@@ -19,22 +19,10 @@ from common.preprocessing.journal import Journal
 from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import load_key
 from rsna.prepare.conversion import check_persons, convert, pending_tasks
-from rsna.prepare.job import (
-    Job,
-    build_job,
-    dataset_options,
-    journal_options,
-    label_report,
-    source_hash,
-    tasks_of,
-)
+from rsna.prepare.job import Job, build_job, dataset_options, journal_options, label_report, source_hash, tasks_of
 from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.remarks import check_share, warn_of_other_source
-from rsna.prepare.source import (
-    find_source,
-    key_place,
-    read_tables,
-)
+from rsna.prepare.source import find_source, key_place, read_tables
 from rsna.prepare.tables import CROP_SHEET, write_tables
 from rsna_dataset import (
     DATASET_INFO,

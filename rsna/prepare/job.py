@@ -17,21 +17,8 @@ from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms
 from common.preprocessing.records import ImageForm, Task
 from common.preprocessing.sources import Tree, printable
 from rsna.prepare.options import PreprocessingConfig
-from rsna.prepare.source import (
-    COMPETITION_NAMES,
-    ID_MAP,
-    Source,
-    Tables,
-    list_source,
-    located_labels,
-    private_files,
-)
-from rsna_dataset import (
-    FORMAT_VERSION,
-    IMAGE_OPTIONS,
-    fold_path,
-    holdout_path,
-)
+from rsna.prepare.source import COMPETITION_NAMES, ID_MAP, Source, Tables, list_source, located_labels, private_files
+from rsna_dataset import FORMAT_VERSION, IMAGE_OPTIONS, fold_path, holdout_path
 
 UNMATCHED = "labels_without_image.csv"
 UNMATCHED_ROWS = "unmatched_rows.csv"

@@ -10,20 +10,9 @@ import pandas as pd
 from common.cli.console import tell
 from common.errors import UsageError, WorkError, list_some
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
-from common.preprocessing.tables import (
-    REPEATED_UID,
-)
-from rsna.prepare.job import (
-    UNMATCHED,
-    UNMATCHED_ROWS,
-    Job,
-    is_labelled,
-    shown_ids,
-)
-from rsna_dataset import (
-    FAILED_FILE,
-    read_dataset_info,
-)
+from common.preprocessing.tables import REPEATED_UID
+from rsna.prepare.job import UNMATCHED, UNMATCHED_ROWS, Job, is_labelled, shown_ids
+from rsna_dataset import FAILED_FILE, read_dataset_info
 
 logger = logging.getLogger(__name__)
 

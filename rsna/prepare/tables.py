@@ -20,22 +20,9 @@ from common.preprocessing.id_map import file_rows, need_rows
 from common.preprocessing.labels import join_labels
 from common.preprocessing.pseudonyms import IMAGE
 from common.preprocessing.series import describe_singles
-from common.preprocessing.tables import (
-    mark_repeated,
-    metadata_table,
-    remove_leftovers,
-    unique_images,
-    unmatched_labels,
-)
+from common.preprocessing.tables import mark_repeated, metadata_table, remove_leftovers, unique_images, unmatched_labels
 from rsna.forms import read_submission_texts
-from rsna.prepare.job import (
-    Job,
-    dataset_options,
-    is_labelled,
-    label_report,
-    shown_ids,
-    tasks_of,
-)
+from rsna.prepare.job import Job, dataset_options, is_labelled, label_report, shown_ids, tasks_of
 from rsna.prepare.remarks import say_geometry, warn_about
 from rsna_dataset import (
     DATASET_INFO,

@@ -13,9 +13,9 @@ from common.evaluation.metric_table import METRICS
 from common.reports.leaderboard import update_leaderboard
 from examples import metric as example
 from rsna_dataset import LABELS, read_metadata
+from tests import PROJECT
 from tests.common.reports.test_record import experiment, point
 from tests.rsna.judging.test_evaluation import Crowd, make_up
-from tests.runs import PROJECT
 
 NAME, TITLE = "sensitivity_at_90", "sensitivity at 90 %"
 

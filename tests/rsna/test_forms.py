@@ -13,10 +13,7 @@ from hypothesis import strategies as st
 
 from common.errors import UsageError, UserError, WorkError
 from rsna.forms import check_submission, read_competition_labels, read_predictions, read_submission, write_submission
-from rsna_dataset import (
-    LABEL_WEIGHTS,
-    LABELS,
-)
+from rsna_dataset import LABEL_WEIGHTS, LABELS
 
 FIRST, SECOND = "ID_00000000a", "ID_00000000b"
 

@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.albumentations import (
-    DicomWindowShift,
-    HeadRotation,
-    RandomResizedCrop,
-    ShiftScaleRotate,
-    fixed_windows,
-)
+from common.albumentations import DicomWindowShift, HeadRotation, RandomResizedCrop, ShiftScaleRotate, fixed_windows
 from common.datasets.batch import Batch, collate
 from common.datasets.finish import KERNELS
 from common.datasets.images import ImageDataset, SampleKey

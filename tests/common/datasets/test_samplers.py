@@ -8,12 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.datasets.samplers import (
-    EpochSampler,
-    HardExampleSampler,
-    TrainingImages,
-    count_occurrences,
-)
+from common.datasets.samplers import EpochSampler, HardExampleSampler, TrainingImages, count_occurrences
 from common.datasets.sampling import SAMPLERS, build_sampler
 from common.errors import UsageError
 

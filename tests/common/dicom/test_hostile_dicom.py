@@ -12,13 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLossless,
-    JPEGLSLossless,
-    RLELossless,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLossless, JPEGLSLossless, RLELossless
 
 from common.dicom.errors import REASONS, DicomError
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom

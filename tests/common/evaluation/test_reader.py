@@ -7,14 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from common.evaluation.reader import (
-    ReaderStudy,
-    by_group,
-    calibration_table,
-    compare_areas,
-    comparison,
-    strata_table,
-)
+from common.evaluation.reader import ReaderStudy, by_group, calibration_table, compare_areas, comparison, strata_table
 from common.evaluation.resampling import PatientBootstrap
 
 NAMES = ("first", "any")

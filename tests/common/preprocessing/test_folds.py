@@ -12,13 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UsageError, WorkError
-from common.preprocessing.folds import (
-    HELD_OUT,
-    assign_folds,
-    check_folds,
-    check_parts,
-    fold_tables,
-)
+from common.preprocessing.folds import HELD_OUT, assign_folds, check_folds, check_parts, fold_tables
 from common.preprocessing.groups import Identities, causes, describe_links, group_images, large_group, picture_keys
 from rsna_dataset import LABELS
 

@@ -22,14 +22,7 @@ from common.dicom.errors import DicomError
 from common.errors import UsageError
 from common.preprocessing.archives import Member, TarTree, ZipTree
 from common.preprocessing.packed import FLOOD_BYTES
-from common.preprocessing.sources import (
-    FileTree,
-    FolderTree,
-    open_tree,
-    printable,
-    read_source,
-    stem,
-)
+from common.preprocessing.sources import FileTree, FolderTree, open_tree, printable, read_source, stem
 
 
 def write(root: Path, *names: str) -> Path:
