@@ -232,6 +232,7 @@ def test_with_little_shared_memory_the_same_batches_come_through_pipes_with_a_li
     if megabytes == 64:
         assert lines == []
     else:
+        assert len(lines) == 1, lines
         (line,) = lines
         assert "/dev/shm has " in line
         assert "through pipes, which takes longer; more space (docker run --shm-size=1g)" in line
