@@ -306,6 +306,13 @@ class TrainingOptions:
         minimum=0,
         changeable=True,
     )
+    tr_callbacks: tuple[str, ...] = option(
+        (),
+        "callbacks of your own, several with commas: paths of their rows, as in examples.callback.WEIGHT_NORMS",
+        parse=parse_names,
+        form=",".join,
+        changeable=True,
+    )
     tr_resume: str | None = option(
         None, "go on with an interrupted experiment, in its folder: its id, or the path of its last.pt", changeable=True
     )

@@ -13,7 +13,6 @@ from common.cli.arguments import parse_args
 from common.cli.command import command
 from common.cli.console import set_verbosity
 from rsna.phantom.options import PhantomConfig
-from rsna.phantom.write import write_phantom
 
 
 @command
@@ -21,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Write the phantom that the command line asks for; return its folder."""
     config = parse_args(PhantomConfig, argv)
     set_verbosity(config.verbosity)
+    from rsna.phantom.write import write_phantom  # here, so that --help and a wrong flag answer at once
+
     return write_phantom(config)
 
 

@@ -13,14 +13,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from common.callbacks.callback import Callback
-from common.callbacks.early_stopping import EarlyStopping
-from common.callbacks.metric_logger import MetricLogger
-from common.callbacks.model_checkpoint import ModelCheckpoint
-from common.callbacks.profiler import Profiler
-from common.callbacks.progress_bar import ProgressBar
-from common.callbacks.sample_losses import SampleLosses
-from common.callbacks.telemetry import Telemetry
 from common.checkpoint import LAST
 from common.cli.arguments import given_options, refuse_given, to_dict
 from common.datasets.batch import finished_picture
@@ -38,7 +30,7 @@ from common.lineage import Lineage
 from common.models.facts import measure_model
 from common.networks.averaging import build_averages, check_averages
 from common.networks.finders import find_batch_size, find_learning_rate, rate_picture
-from common.networks.network import AbstractNetwork, Average, Predictions, Training
+from common.networks.network import AbstractNetwork, Average, Training
 from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, write_status
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.table import build_trackers, check_trackers
@@ -50,18 +42,17 @@ from common.training.optimizers import build_optimizer
 from common.training.schedulers import Schedule, build_schedule
 from config import TrainConfig
 from rsna.kinds.kind import TrainingData, kind_of
+from rsna.training.callbacks import build_callbacks, own_callbacks
 from rsna.training.lineage import training_lineage
 from rsna.training.outcome import Conclude
 from rsna.training.provenance import check_features_lineage
 from rsna_dataset import (
     LABEL_WEIGHTS,
-    LABELS,
     dataset_folder,
-    image_settings,
     read_dataset_info,
 )
 from rsna_model import computed_by, quickest_way
-from rsna_network import MONITOR, RSNANetwork, prediction_frame
+from rsna_network import MONITOR, RSNANetwork
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +122,7 @@ def check_choices(config: TrainConfig, model: nn.Module, device: torch.device) -
     if config.tr_batch_find and distributed.world_size() > 1:
         raise UsageError("--tr_batch_find=1: look for the size with one process, without torchrun")
     check_trackers(tracker_names(config))
+    own_callbacks(config)
     if not config.tr_use_amp:
         refuse_given(config, ("tr_amp_dtype",), "needs --tr_use_amp=1")
     if config.tr_sync_bn:
@@ -247,7 +239,7 @@ def build_network(
         iteration_num=config.tr_iteration_num,
         iteration_valid=config.tr_iteration_valid,
         accumulation_step=config.tr_accumulation_step,
-        callbacks=build_callbacks(config, experiment, data, tracker, lineage),
+        callbacks=build_callbacks(config, experiment.folder, data, tracker, lineage),
         monitor=MONITOR,
         clip_norm=config.tr_clip_norm,
         nonfinite=config.tr_nonfinite,
@@ -268,45 +260,6 @@ def build_weight_averages(config: TrainConfig, model: nn.Module) -> dict[str, Av
     steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
     given = given_options(config, "tr_ema_") | given_options(config, "tr_swa_")
     return build_averages(model, steps, {"ema": config.tr_ema, "swa": config.tr_swa}, given)
-
-
-def build_callbacks(
-    config: TrainConfig, experiment: Experiment, data: TrainingData, tracker: Tracker, lineage: Lineage | None
-) -> Sequence[Callback]:
-    """Return the callbacks of a run, in the order of their calls."""
-
-    def write_valid_predictions(predictions: Predictions) -> None:
-        write_csv(experiment.folder / "predictions_valid.csv", prediction_frame(predictions), index=True)
-
-    description = {
-        "config": to_dict(config),
-        "transforms": data.transforms,
-        "class_names": list(LABELS),
-        "prevalences": data.prevalences.tolist(),
-        "data_hash": data.hash,
-        "images": image_settings(read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))),
-    }
-    if lineage is not None:
-        description["lineage"] = lineage.state()
-    telemetry = Telemetry()
-    metric_logger = MetricLogger(tracker, config.tr_iteration_log, telemetry)
-    listeners: list[Callback] = []
-    if config.data_sampler == "hard":
-        listeners.append(SampleLosses(torch.tensor(LABEL_WEIGHTS) / sum(LABEL_WEIGHTS)))
-    if config.tr_early_stop:
-        listeners.append(EarlyStopping(MONITOR, config.tr_early_stop, config.tr_early_stop_delta or 0.0))
-    shown: list[Callback] = []
-    if distributed.is_main():
-        shown.append(ProgressBar(metric_logger, MONITOR, data.constant_log_loss))
-        if config.tr_profile:
-            shown.append(Profiler(experiment.folder, config.tr_profile))
-    return (
-        telemetry,
-        *listeners,
-        metric_logger,
-        *shown,
-        ModelCheckpoint(experiment.folder, MONITOR, description, write_valid_predictions, config.tr_checkpoint_minutes),
-    )
 
 
 def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) -> None:

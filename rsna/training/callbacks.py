@@ -1,0 +1,145 @@
+"""The callbacks of a run by name, in the order of their calls. A new one is a file and a row.
+
+A row of your own needs no edit here: ``--tr_callbacks=examples.callback.WEIGHT_NORMS`` names it by its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.callbacks.callback import Callback
+from common.callbacks.early_stopping import EarlyStopping
+from common.callbacks.metric_logger import MetricLogger
+from common.callbacks.model_checkpoint import ModelCheckpoint
+from common.callbacks.profiler import Profiler
+from common.callbacks.progress_bar import ProgressBar
+from common.callbacks.sample_losses import SampleLosses
+from common.callbacks.telemetry import Telemetry
+from common.cli.arguments import to_dict
+from common.cli.choices import Row, own_row, table
+from common.files import write_csv
+from common.lineage import Lineage
+from common.networks.network import Predictions
+from common.trackers.tracker import Tracker
+from common.training import distributed
+from config import TrainConfig
+from rsna.kinds.kind import TrainingData
+from rsna.training.outcome import VALID_FILE
+from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, image_settings, read_dataset_info
+from rsna_network import MONITOR, prediction_frame
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What callbacks are built from: the run's options, folder, data, and where its values go.
+
+    ``description``: what a checkpoint tells of the run beside weights and counters.
+    """
+
+    config: TrainConfig
+    folder: Path
+    data: TrainingData
+    telemetry: Telemetry
+    metric_logger: MetricLogger
+    description: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CallbackRow(Row):
+    """One callback: how it is built, and which options bring it; without any it is brought by ``--tr_callbacks`` alone.
+
+    ``by_all``: every process of a distributed run has it, not only the one that writes.
+    """
+
+    build: Callable[[Watched], Callback] = field(kw_only=True)
+    brought_by: Callable[[TrainConfig], bool] = field(default=lambda config: True, kw_only=True)
+    by_all: bool = field(default=False, kw_only=True)
+
+
+def build_early_stopping(run: Watched) -> Callback:
+    """Return what ends the run where the metric no longer falls."""
+    return EarlyStopping(MONITOR, run.config.tr_early_stop, run.config.tr_early_stop_delta or 0.0)
+
+
+def build_checkpoint(run: Watched) -> Callback:
+    """Return what writes weights, and the predictions of the best ones."""
+
+    def write_valid_predictions(predictions: Predictions) -> None:
+        write_csv(run.folder / VALID_FILE, prediction_frame(predictions), index=True)
+
+    minutes = run.config.tr_checkpoint_minutes
+    return ModelCheckpoint(run.folder, MONITOR, dict(run.description), write_valid_predictions, minutes)
+
+
+# What only watches the training comes first, so that what is logged and saved has the values of this iteration.
+FIRST: dict[str, CallbackRow] = table(
+    (
+        CallbackRow("telemetry", "rates, memory and gradients", build=lambda run: run.telemetry, by_all=True),
+        CallbackRow(
+            "sample_losses",
+            "tells the sampler of hard images what they cost",
+            build=lambda run: SampleLosses(torch.tensor(LABEL_WEIGHTS) / sum(LABEL_WEIGHTS)),
+            brought_by=lambda config: config.data_sampler == "hard",
+            by_all=True,
+        ),
+        CallbackRow(
+            "early_stopping",
+            "ends a run whose metric no longer falls",
+            build=build_early_stopping,
+            brought_by=lambda config: config.tr_early_stop > 0,
+            by_all=True,
+        ),
+    )
+)
+LAST: dict[str, CallbackRow] = table(
+    (
+        CallbackRow("metric_logger", "values for the trackers", build=lambda run: run.metric_logger, by_all=True),
+        CallbackRow(
+            "progress_bar",
+            "the bar on the console",
+            build=lambda run: ProgressBar(run.metric_logger, MONITOR, run.data.constant_log_loss),
+        ),
+        CallbackRow(
+            "profiler",
+            "a trace of some iterations",
+            build=lambda run: Profiler(run.folder, run.config.tr_profile),
+            brought_by=lambda config: config.tr_profile > 0,
+        ),
+        CallbackRow("checkpoint", "weights and states on disk", build=build_checkpoint, by_all=True),
+    )
+)
+
+
+def own_callbacks(config: TrainConfig) -> list[CallbackRow]:
+    """Return the rows that --tr_callbacks names; UsageError for a path without one."""
+    return [own_row("tr_callbacks", path, CallbackRow) for path in config.tr_callbacks]
+
+
+def build_callbacks(
+    config: TrainConfig, folder: Path, data: TrainingData, tracker: Tracker, lineage: Lineage | None
+) -> Sequence[Callback]:
+    """Return the callbacks of a run, in the order of their calls.
+
+    ``lineage``: what the network will have learnt from.
+    """
+    description = {
+        "config": to_dict(config),
+        "transforms": data.transforms,
+        "class_names": list(LABELS),
+        "prevalences": data.prevalences.tolist(),
+        "data_hash": data.hash,
+        "images": image_settings(read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))),
+    }
+    if lineage is not None:
+        description["lineage"] = lineage.state()
+    telemetry = Telemetry()
+    metric_logger = MetricLogger(tracker, config.tr_iteration_log, telemetry)
+    run = Watched(config, folder, data, telemetry, metric_logger, description)
+    rows = [*FIRST.values(), *own_callbacks(config), *LAST.values()]
+    brought = [row for row in rows if row.brought_by(config)]
+    return tuple(row.build(run) for row in brought if row.by_all or distributed.is_main())

@@ -1,0 +1,17 @@
+"""A command of one's own counts what pandas counts in the dataset's table."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from examples import command
+from rsna_dataset import LABELS
+from tests.conftest import SmallDataset
+
+
+def test_an_own_command_reads_its_options_and_counts(small_dataset: SmallDataset) -> None:
+    rows = pd.read_csv(small_dataset.folder / "metadata.csv").query("split == 'train'")
+    names = list(LABELS)
+    assert command.main(small_dataset.flags) == rows[names].sum().astype(int).to_dict()
+    studies = rows.groupby("study_id")[names].max()
+    assert command.main([*small_dataset.flags, "--by=study"]) == studies.sum().astype(int).to_dict()
