@@ -57,6 +57,7 @@ JOURNAL = ".converted.csv"
 PUBLIC_NAMES = "public"  # in place of a key's fingerprint: the pseudonyms are the competition's own
 HASHED_AT_ONCE = 2**20
 FORMAT_VERSION = 1
+DEV_IMAGES = 256  # of a split in a rehearsal (--dev_enabled)
 IMAGE_OPTIONS = ("pre_size", "pre_window", "pre_type", "pre_crop")  # preprocessing's options that change the pictures
 IDENTITY_COLUMNS = ("patient_id", "study_id", "group_id")  # of metadata and folds: whose an image is
 PICTURE_COLUMNS = {"picture_hash": str, "hu_min": np.int64, "hu_max": np.int64, "solid": np.float64}
@@ -203,6 +204,14 @@ def read_fold(folder: Path, dataset: str, fold: int | str) -> pd.DataFrame:
         known = ", ".join(map(str, fold_numbers(folder, dataset))) or "none"
         raise UsageError(f"--data_fold={fold}: {folder} has no such fold; there are {known}")
     return _read_fold_table(path, ("train", "valid"))
+
+
+def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFrame:
+    """Return the fold's rows of ``split``; a rehearsal takes at most 256 of them, evenly spread."""
+    selected = rows[rows["sample_type"] == split]
+    if dev_enabled and len(selected) > DEV_IMAGES:
+        selected = selected.iloc[np.linspace(0, len(selected) - 1, DEV_IMAGES).round().astype(int)]
+    return selected
 
 
 def fold_numbers(folder: Path, dataset: str) -> tuple[int, ...]:

@@ -29,11 +29,10 @@ from rsna.judging.evaluation import constant_prevalences, evaluate_predictions, 
 from rsna.judging.options import DRAWS, EnsembleConfig, SecondLevelConfig
 from rsna.judging.report_pictures import pictures_of
 from rsna.judging.strata import described_images
-from rsna.kinds.slices import select_rows
 from rsna.training.lineage import overlap, overlap_lines
 from rsna.training.outcome import CROSS_VALIDATION_FILE, holds_out_folds, predictions_path
 from rsna.training.provenance import written_provenance
-from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC, dataset_folder, read_fold
+from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC, dataset_folder, read_fold, select_rows
 
 
 def write_report(folder: Path, status: str | None = None, tracker: Tracker | None = None) -> Path:

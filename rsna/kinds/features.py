@@ -8,6 +8,7 @@ of images that the network was trained on promise a certainty that it hasn't on 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ import pandas as pd
 import xxhash
 
 from common.errors import UsageError, WorkError, list_some
+from common.experiments.folder import experiment_folder
 from common.files import atomic_path, write_csv, write_json
 from common.foreign import Unreadable, check_bytes, check_written, read_json
 from common.lineage import Lineage, Provenance
-from rsna_dataset import LABELS, fold_hash, fold_path, read_dataset_info, read_fold
+from config import TrainConfig
+from rsna_dataset import LABELS, dataset_folder, fold_hash, fold_path, read_dataset_info, read_fold
 
 FORMAT_VERSION = 1
 OUT_OF_FOLD, TEST = "out_of_fold", "test"
@@ -248,3 +251,27 @@ def _check_folds(folder: Path, dataset: Path, rows: pd.DataFrame, folds: Mapping
     others = rows.index[~rows["fold"].isin([int(fold) for fold in folds])]
     if len(others):
         raise UsageError(f"{folder}: has features of images that are in none of its folds ({list_some(others)}); {HOW}")
+
+
+def features_parent(config: TrainConfig) -> Path:
+    """Return the cross-validation's folder that ``--seq_features`` means: an experiment's id, or the folder."""
+    named, path = config.output_dir / config.seq_features, Path(config.seq_features)
+    if not named.is_dir() and not path.is_dir():
+        experiment_folder(config.output_dir, config.seq_features, "--seq_features")  # says which there are
+    return named if named.is_dir() else path
+
+
+def feature_folder(config: TrainConfig, kind: str) -> Path:
+    """Return the folder of features of a kind that ``--seq_features`` means."""
+    return features_parent(config) / FOLDERS[kind]
+
+
+def open_features(config: TrainConfig, kind: str) -> FeatureSet:
+    """Read features of a kind, checked against the dataset; errors as :func:`rsna.kinds.features.read_features`."""
+    dataset = dataset_folder(config.data_input_folder, config.data_dataset)
+    return read_features(feature_folder(config, kind), dataset, kind)
+
+
+def features_hash(folder: Path) -> str:
+    """Return the hash of what describes a folder of features."""
+    return hashlib.sha256((folder / INFO_FILE).read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,17 +20,18 @@ from torch.utils.data import DataLoader
 
 from common.cli.choices import choose, load
 from common.datasets.batch import Batch
+from common.datasets.images import Transform
 from common.errors import UsageError
 from common.evaluation.metrics import constant_predictor, prevalences_of
 from common.networks.network import Training
-from common.transforms import FixedView, Pipeline
-from common.transforms.device import DevicePart
 from config import TrainConfig
 from rsna.kinds.table import KINDS
 from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, rows_hash
 from rsna_network import RSNANetwork
 
-Placed = Pipeline | DevicePart | FixedView  # what loading processes do to pictures: all, the draws alone, or one view
+if TYPE_CHECKING:
+    from common.transforms import Pipeline
+
 Probabilities = tuple[pd.DataFrame, pd.DataFrame | None]  # probabilities of slices (index id), of studies (study_id)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -139,7 +140,7 @@ class Kind(ABC):
 
     @abstractmethod
     def predict(
-        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Placed | None, workers: int, label: str
+        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Transform | None, workers: int, label: str
     ) -> Probabilities:
         """Return probabilities of ``rows`` and, of a kind that judges studies, of whole studies, else None.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,25 @@ from torch.utils.data import DataLoader
 
 from common.cli.values import HOLDOUT
 from common.datasets.batch import Batch
+from common.datasets.images import Transform
 from common.datasets.sequences import SequenceDataset, SequenceSample, collate_sequences
 from common.errors import UsageError, WorkError, list_some
-from common.experiments.folder import experiment_folder
 from common.models.sequence_layers import ForExport
 from common.transforms import Pipeline
 from config import TrainConfig
-from rsna.kinds.features import FOLDERS, HOW, INFO_FILE, OUT_OF_FOLD, TEST, FeatureSet, read_document, read_features
-from rsna.kinds.kind import (
-    ExportForm,
-    Placed,
-    Probabilities,
-    TrainedNetwork,
-    TrainingData,
-    by,
-    dataset_folder_of,
+from rsna.kinds.features import (
+    HOW,
+    INFO_FILE,
+    OUT_OF_FOLD,
+    TEST,
+    FeatureSet,
+    feature_folder,
+    features_hash,
+    features_parent,
+    open_features,
+    read_document,
 )
+from rsna.kinds.kind import ExportForm, Probabilities, TrainedNetwork, TrainingData, by, dataset_folder_of
 from rsna.kinds.series import (
     PLACES,
     RSNASequenceNetwork,
@@ -42,8 +44,7 @@ from rsna.kinds.series import (
     settings_of,
     training_series,
 )
-from rsna.kinds.slices import select_rows
-from rsna_dataset import dataset_folder, read_fold, read_metadata
+from rsna_dataset import dataset_folder, read_fold, read_metadata, select_rows
 
 IN_NO_FOLD = {"split": "test", "sample_type": HOLDOUT}  # a column of rows, and what stands there of such images
 
@@ -110,7 +111,7 @@ class SequenceKind(SeriesKind):
         raise WorkError(f"{weight_file}: holds weights of another model than its configuration names")
 
     def predict(
-        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Placed | None, workers: int, label: str
+        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Transform | None, workers: int, label: str
     ) -> Probabilities:
         """Return probabilities of ``rows`` and of their studies, by the features that --seq_features names."""
         check_features(trained)
@@ -146,30 +147,6 @@ def padded_features(samples: Sequence[SequenceSample]) -> dict[str, Tensor]:
 def rows_with_features(rows: pd.DataFrame, features: FeatureSet) -> pd.DataFrame:
     """Return the fold's images that have features: a cross-validation may be of some folds only."""
     return rows[rows.index.isin(features.rows.index)]
-
-
-def features_parent(config: TrainConfig) -> Path:
-    """Return the cross-validation's folder that ``--seq_features`` means: an experiment's id, or the folder."""
-    named, path = config.output_dir / config.seq_features, Path(config.seq_features)
-    if not named.is_dir() and not path.is_dir():
-        experiment_folder(config.output_dir, config.seq_features, "--seq_features")  # says which there are
-    return named if named.is_dir() else path
-
-
-def feature_folder(config: TrainConfig, kind: str) -> Path:
-    """Return the folder of features of a kind that ``--seq_features`` means."""
-    return features_parent(config) / FOLDERS[kind]
-
-
-def open_features(config: TrainConfig, kind: str) -> FeatureSet:
-    """Read features of a kind, checked against the dataset; errors as :func:`rsna.kinds.features.read_features`."""
-    dataset = dataset_folder(config.data_input_folder, config.data_dataset)
-    return read_features(feature_folder(config, kind), dataset, kind)
-
-
-def features_hash(folder: Path) -> str:
-    """Return the hash of what describes a folder of features."""
-    return hashlib.sha256((folder / INFO_FILE).read_bytes()).hexdigest()
 
 
 def sequence_dataset(

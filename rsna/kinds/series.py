@@ -25,10 +25,7 @@ from common.models.sequence_layers import SequenceOutput, in_series, of_slices
 from common.networks.network import Predictions, StepOutput, Training
 from common.training import distributed
 from config import TrainConfig
-from rsna.kinds.kind import (
-    ExportForm,
-    Kind,
-)
+from rsna.kinds.kind import ExportForm, Kind
 from rsna_dataset import LABELS, dataset_folder, read_metadata
 from rsna_network import RSNANetwork, prediction_frame
 

@@ -17,6 +17,7 @@ from common.cli.arguments import given_options, refuse_given, to_dict
 from common.cli.console import progress
 from common.cli.values import Windows, parse_windows
 from common.datasets.batch import finished_picture
+from common.datasets.images import Transform
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler, TrainingImages
 from common.datasets.sampling import build_sampler
@@ -27,7 +28,7 @@ from common.training.hardware import training_loader_workers
 from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from common.transforms.device import DevicePart, device_refusal
 from config import TrainConfig
-from rsna.kinds.kind import ExportForm, Kind, Placed, Probabilities, TrainedNetwork, TrainingData, dataset_folder_of
+from rsna.kinds.kind import ExportForm, Kind, Probabilities, TrainedNetwork, TrainingData, dataset_folder_of
 from rsna_dataset import (
     DATASET_INFO,
     LABELS,
@@ -36,13 +37,13 @@ from rsna_dataset import (
     read_dataset_info,
     read_fold,
     read_metadata,
+    select_rows,
 )
 from rsna_model import build_model, build_timm_model
 from rsna_network import prediction_frame
 
 logger = logging.getLogger(__name__)
 
-DEV_IMAGES = 256
 TRIAL_IMAGES = 8
 EXPORT_IMAGES = 8
 
@@ -133,7 +134,7 @@ class SliceKind(Kind):
         return checkpoint_pipeline(checkpoint, config, weight_file)
 
     def predict(
-        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Placed | None, workers: int, label: str
+        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Transform | None, workers: int, label: str
     ) -> Probabilities:
         """Return probabilities of ``rows``; it says nothing of studies."""
         loader = build_loader(dataset_folder_of(trained), rows, pipeline, trained.config, workers)
@@ -258,14 +259,6 @@ def fold_rows(config: TrainConfig) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
     return folder, *(select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
 
 
-def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFrame:
-    """Return the fold's rows of ``split``; a rehearsal takes at most 256 of them, evenly spread."""
-    selected = rows[rows["sample_type"] == split]
-    if dev_enabled and len(selected) > DEV_IMAGES:
-        selected = selected.iloc[np.linspace(0, len(selected) - 1, DEV_IMAGES).round().astype(int)]
-    return selected
-
-
 def overfit_rows(rows: pd.DataFrame, batches: int, batch_size: int) -> pd.DataFrame:
     """Return the images of ``batches`` batches, evenly spread over ``rows``; UsageError where there are too few."""
     count = batches * batch_size
@@ -313,7 +306,9 @@ def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
         ) from None
 
 
-def build_loader(folder: Path, rows: pd.DataFrame, pipeline: Placed, config: TrainConfig, workers: int) -> DataLoader:
+def build_loader(
+    folder: Path, rows: pd.DataFrame, pipeline: Transform, config: TrainConfig, workers: int
+) -> DataLoader:
     """Build a loader that gives every row once, in order."""
     dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
     dataset.check_files()

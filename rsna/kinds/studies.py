@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.datasets.batch import Batch
+from common.datasets.images import Transform
 from common.datasets.sequences import PictureSample, PictureSeries, collate_pictures
 from common.errors import UsageError
 from common.models.sequence_layers import in_series
@@ -19,7 +20,7 @@ from common.models.study_layers import StudyForExport, StudyNetwork
 from common.training.hardware import training_loader_workers
 from common.transforms import Pipeline
 from config import TrainConfig
-from rsna.kinds.kind import ExportForm, Placed, Probabilities, TrainedNetwork, TrainingData, by, dataset_folder_of
+from rsna.kinds.kind import ExportForm, Probabilities, TrainedNetwork, TrainingData, by, dataset_folder_of
 from rsna.kinds.series import (
     PLACES,
     RSNASequenceNetwork,
@@ -106,7 +107,7 @@ class StudyKind(SeriesKind):
         return model.slices
 
     def predict(
-        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Placed | None, workers: int, label: str
+        self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Transform | None, workers: int, label: str
     ) -> Probabilities:
         """Return probabilities of ``rows``, which hold whole series, and of their studies."""
         loader = study_loader(trained.config, dataset_folder_of(trained), rows, pipeline, workers)
@@ -144,7 +145,7 @@ def join_networks(config: TrainConfig, slices: nn.Module) -> nn.Module:
 
 
 def picture_series(
-    config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Placed, reverse: float = 0.0
+    config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Transform, reverse: float = 0.0
 ) -> PictureSeries:
     """Return the series of ``rows`` (index ``id``) with their pictures; WorkError where files are missing."""
     pictures = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
@@ -152,6 +153,8 @@ def picture_series(
     return PictureSeries(*series_of(config, rows), reverse, config.seed, pictures)
 
 
-def study_loader(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Placed, workers: int) -> DataLoader:
+def study_loader(
+    config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Transform, workers: int
+) -> DataLoader:
     """Build a loader that gives every series of ``rows`` once, in one order."""
     return series_in_order(config, picture_series(config, folder, rows, pipeline), collate_pictures, workers)

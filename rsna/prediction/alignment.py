@@ -20,12 +20,7 @@ import numpy.typing as npt
 from common.errors import UsageError, WorkError
 from common.files import atomic_path
 from common.foreign import read_json
-from rsna.kinds.features import (
-    FOLDERS,
-    HOW,
-    OUT_OF_FOLD,
-    read_document,
-)
+from rsna.kinds.features import FOLDERS, HOW, OUT_OF_FOLD, read_document
 from rsna.kinds.kind import TrainedNetwork
 from rsna.prediction.options import PredictConfig
 

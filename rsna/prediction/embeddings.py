@@ -16,16 +16,10 @@ from common.models.embedding import head_input
 from common.networks.arrival import arrived
 from common.networks.network import evaluation_mode
 from common.training.hardware import loader_workers
-from rsna.kinds.features import (
-    NO_FOLD,
-    Block,
-)
+from rsna.kinds.features import NO_FOLD, Block
 from rsna.kinds.kind import TrainedNetwork, dataset_folder_of
 from rsna.kinds.slices import build_loader, place_transform
-from rsna.prediction.alignment import (
-    Alignment,
-    Floats,
-)
+from rsna.prediction.alignment import Alignment, Floats
 from rsna_network import RSNANetwork
 
 Key = TypeVar("Key", int, str)

@@ -13,9 +13,9 @@ import torch
 from common.checkpoint import chosen_weights, load_checkpoint
 from common.errors import UsageError
 from common.evaluation.calibration import calibration_of
-from rsna.kinds.features import FOLDERS, OUT_OF_FOLD, features_in_memory, read_document
+from rsna.kinds.features import FOLDERS, OUT_OF_FOLD, features_hash, features_in_memory, read_document
 from rsna.kinds.kind import TrainedNetwork, kind_of
-from rsna.kinds.sequences import features_hash, predict_features
+from rsna.kinds.sequences import predict_features
 from rsna.prediction.alignment import REFIT, Alignment, read_alignments, read_refit_alignment
 from rsna.prediction.embeddings import mean_blocks
 from rsna.prediction.fold_models import check_made_by, load_fold_models, load_refit, several_models, weight_file

@@ -38,10 +38,19 @@ from common.transforms import FixedView, Pipeline, check_same_scale, find_transf
 from config import TrainConfig
 from rsna.forms import check_submission, read_submission, write_submission
 from rsna.kinds.kind import Probabilities, TrainedNetwork, dataset_folder_of, kind_of
-from rsna.kinds.slices import overfit_rows, pipeline_windows, place_transform, seen_by, select_rows
+from rsna.kinds.slices import overfit_rows, pipeline_windows, place_transform, seen_by
 from rsna.prediction.options import TRAINING, PredictConfig, TrainedOptions, TTAOptions
 from rsna.training.outcome import HOLDOUT_FILE
-from rsna_dataset import LABELS, SAMPLE_FILE, RSNADataset, dataset_folder, read_fold, read_holdout, read_metadata
+from rsna_dataset import (
+    LABELS,
+    SAMPLE_FILE,
+    RSNADataset,
+    dataset_folder,
+    read_fold,
+    read_holdout,
+    read_metadata,
+    select_rows,
+)
 from rsna_model import computed_by, quickest_way
 from rsna_network import MONITOR
 

@@ -17,17 +17,8 @@ from common.experiments.resume import read_options
 from common.files import write_json
 from common.lineage import Lineage
 from config import TrainConfig
-from rsna.kinds.features import (
-    FEWEST_FOLDS,
-    FOLDERS,
-    OUT_OF_FOLD,
-    TEST,
-    Block,
-    read_document,
-    write_features,
-)
+from rsna.kinds.features import FEWEST_FOLDS, FOLDERS, OUT_OF_FOLD, TEST, Block, read_document, write_features
 from rsna.kinds.kind import TrainedNetwork, kind_of
-from rsna.kinds.slices import select_rows
 from rsna.prediction.alignment import (
     ALIGNMENT_FILE,
     REFIT,
@@ -45,7 +36,7 @@ from rsna.prediction.options import PredictConfig
 from rsna.training.folds import Fold, finished_folds, read_folds
 from rsna.training.lineage import weights_lineage
 from rsna.training.outcome import is_cross_validation
-from rsna_dataset import dataset_folder, known_groups, new_images, read_dataset_info, read_fold, rows_hash
+from rsna_dataset import dataset_folder, known_groups, new_images, read_dataset_info, read_fold, rows_hash, select_rows
 
 ANCHORS = 8192  # images that a map is fitted to, at most
 

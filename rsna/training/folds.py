@@ -47,7 +47,6 @@ from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.kinds.features import FEWEST_FOLDS
 from rsna.kinds.kind import kind_of
-from rsna.kinds.slices import select_rows
 from rsna.training.lineage import check_starting_weights
 from rsna.training.outcome import (
     CROSS_VALIDATION_FILE,
@@ -66,6 +65,7 @@ from rsna_dataset import (
     read_dataset_info,
     read_fold,
     rows_hash,
+    select_rows,
 )
 from rsna_network import MONITOR, pooled_metrics
 

@@ -16,7 +16,6 @@ from common.cli.values import HOLDOUT
 from common.errors import UsageError, UserError, WorkError
 from common.lineage import Images, Lineage, Overlap, Provenance, learnt, name_hashes, picture_hashes, read_lineage
 from config import TrainConfig
-from rsna.kinds.slices import select_rows
 from rsna_dataset import (
     DATASET_INFO,
     METADATA_FILE,
@@ -26,6 +25,7 @@ from rsna_dataset import (
     read_fold,
     read_identities,
     rows_hash,
+    select_rows,
 )
 
 

@@ -18,9 +18,18 @@ from common.errors import UserError, WorkError
 from common.lineage import Lineage, Provenance, read_provenance
 from config import TrainConfig
 from rsna.forms import read_predictions
-from rsna.kinds.features import HOW, LINEAGE_FILE, NO_FOLD, OUT_OF_FOLD, ROWS_FILE, FeatureSet
+from rsna.kinds.features import (
+    HOW,
+    LINEAGE_FILE,
+    NO_FOLD,
+    OUT_OF_FOLD,
+    ROWS_FILE,
+    FeatureSet,
+    feature_folder,
+    features_hash,
+    open_features,
+)
 from rsna.kinds.kind import kind_of
-from rsna.kinds.sequences import feature_folder, features_hash, open_features
 from rsna.training.lineage import overlap, overlap_lines, refuse_seen, weights_lineage
 from rsna.training.outcome import CROSS_VALIDATION_FILE, OUT_OF_FOLD_FILE, VALID_FILE
 from rsna_dataset import dataset_folder
