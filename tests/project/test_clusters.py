@@ -169,7 +169,7 @@ def test_an_array_cross_validates(site: Site) -> None:
 def test_an_array_runs_the_lines_of_a_sweep(site: Site) -> None:
     names = ("one", "two")
     (site.folder / "mine.txt").write_text("".join(f"--experiment_id={name} {TINY}\n" for name in names))
-    ended(site.start("sweep.py --lines=", SLURM_ARRAY_TASK_ID="2"))
+    ended(site.start('sweep.py --lines="$line"', SLURM_ARRAY_TASK_ID="2"))
     assert [path.name for path in site.results.iterdir() if path.is_dir()] == ["two"]
     assert (site.results / "two" / "evaluation.csv").is_file()
     assert (site.results / "two" / "submission.csv").is_file()
