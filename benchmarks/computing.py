@@ -122,12 +122,9 @@ def batches(trained: object, rows: object, size: int) -> object:
     import torch
 
     from common.datasets.batch import finished_picture
-    from rsna.kinds.kind import dataset_folder_of
-    from rsna_dataset import RSNADataset
+    from rsna.kinds.slices import seen_pictures
 
-    config = trained.config
-    folder = dataset_folder_of(trained)
-    dataset = RSNADataset(folder, rows, trained.pipeline, config.data_image_size, config.seed, config.data_context)
+    dataset = seen_pictures(trained, rows)
     for start in range(0, len(dataset), size):
         stop = min(start + size, len(dataset))
         yield torch.stack([finished_picture(dataset, index) for index in range(start, stop)])

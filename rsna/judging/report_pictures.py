@@ -20,11 +20,11 @@ from common.evaluation.resampling import Array
 from common.reports.montage import fit, overlay
 from common.training.memory import is_out_of_memory
 from config import TrainConfig
-from rsna.kinds.kind import dataset_folder_of
+from rsna.kinds.slices import seen_pictures
 from rsna.prediction.pictures import grey_slices, heat_maps
 from rsna.prediction.trained import load_network
 from rsna.training.outcome import PREDICTION_FILES
-from rsna_dataset import LABEL_WEIGHTS, LABELS, RSNADataset, dataset_folder, read_dataset_info
+from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, read_dataset_info
 
 PICTURES_EACH, TILE = 9, 180
 
@@ -85,19 +85,11 @@ def heat_pictures(
             trained = load_network(
                 folder / BEST, data_input_folder=config.data_input_folder, data_dataset=config.data_dataset
             )
-            options = trained.config
-            dataset = RSNADataset(
-                dataset_folder_of(trained),
-                asked,
-                trained.pipeline,
-                options.data_image_size,
-                options.seed,
-                options.data_context,
-            )
+            dataset = seen_pictures(trained, asked)
             for place, grey in enumerate(grey_slices(trained, dataset)):
                 heat = heat_maps(trained, dataset, np.array([place]))
                 if heat is None:
-                    return {}, f"No heat: {options.net_model} has no Grad-CAM."
+                    return {}, f"No heat: {trained.config.net_model} has no Grad-CAM."
                 cells = " × ".join(map(str, heat.shape[1:]))
                 found[str(asked.index[place])] = overlay(fit(grey, TILE), heat[0])
     except Exception as error:

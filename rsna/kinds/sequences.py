@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from common.cli.values import HOLDOUT
 from common.datasets.batch import Batch
@@ -74,7 +73,7 @@ class SequenceKind(SeriesKind):
         train_set = sequence_dataset(config, train_rows, features, settings_of(config)["seq_reverse"])
         return TrainingData.of(
             training_series(config, train_set, collate_sequences, 0),
-            sequence_loader(config, valid_rows, features),
+            series_in_order(config, sequence_dataset(config, valid_rows, features), collate_sequences, 0),
             train_rows,
             valid_rows,
             {"features": {"sha256": features_hash(feature_folder(config, OUT_OF_FOLD))}},
@@ -121,8 +120,8 @@ class SequenceKind(SeriesKind):
         """Return the model for padded series, checked on some that the dataset has out-of-fold features of."""
         check_features(trained)
         config, folder = trained.config, dataset_folder_of(trained)
-        features, rows = open_features(config, OUT_OF_FOLD), read_metadata(folder)
-        dataset = sequence_dataset(config, rows[rows.index.isin(features.rows.index)], features)
+        features = open_features(config, OUT_OF_FOLD)
+        dataset = sequence_dataset(config, rows_with_features(read_metadata(folder), features), features)
         check_width(trained.network, config, dataset)
         metadata = {
             "inputs": {
@@ -163,30 +162,19 @@ def sequence_dataset(
     return SequenceDataset(*series_of(config, rows), places, features.features, features.logits, reverse, config.seed)
 
 
-def sequence_loader(config: TrainConfig, rows: pd.DataFrame, features: FeatureSet) -> DataLoader:
-    """Build a loader that gives every series of ``rows`` once, in one order."""
-    return series_in_order(config, sequence_dataset(config, rows, features), collate_sequences, 0)
-
-
 def predict_features(
     network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the same as :func:`predict_series`, by ``features``: those of --seq_features where None."""
-    return predict_series(network, prediction_loader(network, config, rows, features), rows, "predict")
+) -> Probabilities:
+    """Return the same as :func:`predict_series`, by ``features``.
 
-
-def prediction_loader(
-    network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
-) -> DataLoader:
-    """Return the series of ``rows``: where no ``features`` are given, images that no fold has by test features, others
-    by out-of-fold ones.
+    None: those of --seq_features, for images that no fold has the test features, for others the out-of-fold ones.
     """
     if features is None:
         new = any(bool((rows[name] == part).all()) for name, part in IN_NO_FOLD.items() if name in rows)
         features = open_features(config, TEST if new else OUT_OF_FOLD)
-    loader = sequence_loader(config, rows, features)
-    check_width(network, config, loader.dataset)
-    return loader
+    dataset = sequence_dataset(config, rows, features)
+    check_width(network, config, dataset)
+    return predict_series(network, series_in_order(config, dataset, collate_sequences, 0), rows, "predict")
 
 
 def check_width(network: RSNASequenceNetwork, config: TrainConfig, dataset: SequenceDataset) -> None:

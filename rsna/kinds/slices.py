@@ -79,9 +79,7 @@ class SliceKind(Kind):
         train_pipeline, valid_pipeline = (
             place_transform(pipeline, config, device) for pipeline in (train_pipeline, valid_pipeline)
         )
-        train_set = RSNADataset(
-            folder, train_rows, train_pipeline, config.data_image_size, config.seed, config.data_context
-        )
+        train_set = picture_dataset(config, folder, train_rows, train_pipeline)
         images = TrainingImages(
             train_set.image_ids,
             train_set.targets,
@@ -155,11 +153,9 @@ class SliceKind(Kind):
 
 def real_pictures(trained: TrainedNetwork) -> torch.Tensor:
     """Return some of the dataset's images, evenly spread, as the network gets them: (B, C, H, W)."""
-    folder = dataset_folder_of(trained)
-    rows = read_metadata(folder)
+    rows = read_metadata(dataset_folder_of(trained))
     chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(EXPORT_IMAGES, len(rows))).round().astype(int)]
-    config = trained.config
-    dataset = RSNADataset(folder, chosen, trained.pipeline, config.data_image_size, config.seed, config.data_context)
+    dataset = seen_pictures(trained, chosen)
     return torch.from_numpy(np.stack([dataset[index].image for index in range(len(dataset))]))
 
 
@@ -310,7 +306,17 @@ def build_loader(
     folder: Path, rows: pd.DataFrame, pipeline: Transform, config: TrainConfig, workers: int
 ) -> DataLoader:
     """Build a loader that gives every row once, in order."""
-    dataset = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
+    dataset = picture_dataset(config, folder, rows, pipeline)
     dataset.check_files()
     sampler = SequentialSampler(len(dataset), config.seed)
     return make_loader(dataset, sampler, config.tr_batch_size, workers, drop_last=False, seed=config.seed)
+
+
+def picture_dataset(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Placed) -> RSNADataset:
+    """Return images of a dataset as ``pipeline`` gives them to a network of this configuration."""
+    return RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
+
+
+def seen_pictures(trained: TrainedNetwork, rows: pd.DataFrame) -> RSNADataset:
+    """Return images of a dataset as a trained network sees them."""
+    return picture_dataset(trained.config, dataset_folder_of(trained), rows, trained.pipeline)

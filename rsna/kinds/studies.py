@@ -39,11 +39,12 @@ from rsna.kinds.slices import (
     checkpoint_pipeline,
     fold_rows,
     load_pipelines,
+    picture_dataset,
     picture_metadata,
     place_transform,
     trial_indices,
 )
-from rsna_dataset import RSNADataset, read_metadata
+from rsna_dataset import read_metadata
 from rsna_model import build_slice_network, build_timm_model
 
 
@@ -148,7 +149,7 @@ def picture_series(
     config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Transform, reverse: float = 0.0
 ) -> PictureSeries:
     """Return the series of ``rows`` (index ``id``) with their pictures; WorkError where files are missing."""
-    pictures = RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
+    pictures = picture_dataset(config, folder, rows, pipeline)
     pictures.check_files()
     return PictureSeries(*series_of(config, rows), reverse, config.seed, pictures)
 

@@ -42,7 +42,7 @@ from common.reports.montage import Highlight, draw_series, write_picture
 from common.reports.page import NOTICE
 from common.training.hardware import cpu_cores
 from config import TrainConfig
-from rsna.kinds.kind import TrainedNetwork, dataset_folder_of
+from rsna.kinds.slices import seen_pictures
 from rsna.prediction.options import PredictConfig
 from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
@@ -310,7 +310,7 @@ def predict_study(model: StudyModel, study_id: str, rows: pd.DataFrame, folder: 
 
 def draw_one_series(model: StudyModel, title: str, series: pd.DataFrame, predicted: Predicted, path: Path) -> None:
     """Draw a series to a PNG file."""
-    datasets = [series_dataset(network, series) for network in model.networks.values()]
+    datasets = [seen_pictures(network, series) for network in model.networks.values()]
     probabilities = series[list(LABELS)].to_numpy(np.float64)
     order = np.argsort(-probabilities[:, OVERALL], kind="stable")[:CAM_SLICES]
     heat = mean_heat(model, datasets, order)
@@ -347,13 +347,6 @@ def draw_one_series(model: StudyModel, title: str, series: pd.DataFrame, predict
             NOTICE,
         ),
     )
-
-
-def series_dataset(trained: TrainedNetwork, series: pd.DataFrame) -> RSNADataset:
-    """Return a series as its network sees it."""
-    config = trained.config
-    folder = dataset_folder_of(trained)
-    return RSNADataset(folder, series, trained.pipeline, config.data_image_size, config.seed, config.data_context)
 
 
 def describe_probabilities(values: np.ndarray | pd.Series) -> str:

@@ -38,19 +38,17 @@ from common.transforms import FixedView, Pipeline, check_same_scale, find_transf
 from config import TrainConfig
 from rsna.forms import check_submission, read_submission, write_submission
 from rsna.kinds.kind import Probabilities, TrainedNetwork, dataset_folder_of, kind_of
-from rsna.kinds.slices import overfit_rows, pipeline_windows, place_transform, seen_by
+from rsna.kinds.slices import (
+    overfit_rows,
+    picture_dataset,
+    pipeline_windows,
+    place_transform,
+    seen_by,
+    seen_pictures,
+)
 from rsna.prediction.options import TRAINING, PredictConfig, TrainedOptions, TTAOptions
 from rsna.training.outcome import HOLDOUT_FILE
-from rsna_dataset import (
-    LABELS,
-    SAMPLE_FILE,
-    RSNADataset,
-    dataset_folder,
-    read_fold,
-    read_holdout,
-    read_metadata,
-    select_rows,
-)
+from rsna_dataset import LABELS, SAMPLE_FILE, dataset_folder, read_fold, read_holdout, read_metadata, select_rows
 from rsna_model import computed_by, quickest_way
 from rsna_network import MONITOR
 
@@ -364,15 +362,9 @@ def mean_of(predicted: Mapping[str, Probabilities], method: str = "mean") -> Pro
 
 def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:
     """Raise UsageError where a view's pictures have another size than those of the validation."""
-    config = trained.config
-    datasets = [
-        RSNADataset(
-            dataset_folder_of(trained), rows, pipeline, config.data_image_size, config.seed, config.data_context
-        )
-        for pipeline in (trained.pipeline, view)
-    ]
-    view.trial(datasets[1].stored(0))
-    sizes = [dataset[0].size for dataset in datasets]
+    viewed = picture_dataset(trained.config, dataset_folder_of(trained), rows, view)
+    view.trial(viewed.stored(0))
+    sizes = [dataset[0].size for dataset in (seen_pictures(trained, rows), viewed)]
     if sizes[0] != sizes[1]:
         expected, given = (f"{height} x {width}" for height, width in sizes)
         raise UsageError(
