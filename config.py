@@ -33,7 +33,7 @@ from common.training.losses import LossOptions
 from common.training.optimizers import OptimizerOptions
 from common.training.schedulers import ScheduleOptions
 from common.training.ways import AUTO
-from rsna.kinds.table import KINDS
+from rsna.kinds.table import KINDS, StudyOptions
 
 # The configuration of each command; a new command is one more row.
 COMMANDS = {
@@ -165,7 +165,9 @@ class NetworkOptions:
         choices=tuple(KINDS),
         own_rows=True,
     )
-    net_model: str = option("resnet10t", "name of a timm model; the default is small enough for a laptop")
+    net_model: str = option(
+        "resnet10t", "name of a timm model, or the path of your own; the default is small enough for a laptop"
+    )
     net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (from the network or the hub's cache)")
     net_weight_file: Path | None = option(
         None,
@@ -189,15 +191,6 @@ class NetworkOptions:
     net_pool: str | None = option(None, "global pooling; none: the model's own", choices=tuple(POOLS))
     net_freeze: str = option(
         "none", "what is not trained: norms, backbone (all but the head), or how many layers from the stem on; none"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions:
-    """Networks over whole series of pictures (--net_kind=study)."""
-
-    study_chunk: int = option(
-        16, "slices that go through the slice network at once; memory grows with it", minimum=1, changeable=True
     )
 
 

@@ -241,7 +241,7 @@ class _Converter:
         if self.spec.metavar:
             return self.spec.metavar
         if self.spec.choices:
-            return "|".join(self.spec.choices)
+            return "|".join((*self.spec.choices, *["MODULE.ROW"] * self.spec.own_rows))
         if self.spec.parse:
             return "VALUE"
         return {bool: "0|1", int: "N", float: "X", str: "TEXT", Path: "PATH"}[self.kind]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from common.cli.arguments import refuse_given
+from common.cli.arguments import option, refuse_given
 from common.cli.choices import Row, table
 from common.errors import UsageError
 
@@ -73,3 +73,12 @@ KINDS: dict[str, KindRow] = table(
         ),
     )
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Networks over whole series of pictures (--net_kind=study)."""
+
+    study_chunk: int = option(
+        16, "slices that go through the slice network at once; memory grows with it", minimum=1, changeable=True
+    )
