@@ -312,7 +312,7 @@ def build_loader(
     return make_loader(dataset, sampler, config.tr_batch_size, workers, drop_last=False, seed=config.seed)
 
 
-def picture_dataset(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Placed) -> RSNADataset:
+def picture_dataset(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Transform) -> RSNADataset:
     """Return images of a dataset as ``pipeline`` gives them to a network of this configuration."""
     return RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
 
