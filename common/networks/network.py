@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from common.networks.arrival import arrived
 from common.networks.guard import Evidence, StepGuard, batch_statistics
 from common.training import distributed
 from common.training.reproducibility import rng_state, set_rng_state
-from common.training.schedulers import Schedule
+
+if TYPE_CHECKING:
+    from common.training.schedulers import Schedule
 
 
 @dataclass(frozen=True)
