@@ -50,7 +50,7 @@ def predict_studies(config: PredictConfig) -> Path:
 
 def predict_folds(config: PredictConfig) -> Path:
     """Predict a split by the models of a cross-validation, or write their embeddings."""
-    from rsna.prediction.fold_models import predict_by_folds
+    from rsna.prediction.predict_folds import predict_by_folds
     from rsna.prediction.write_features import write_all_features
 
     return write_all_features(config) if config.features else predict_by_folds(config)

@@ -24,7 +24,7 @@ def preload() -> None:
     import rsna.judging.ensemble
     import rsna.judging.evaluation
     import rsna.judging.second_level
-    import rsna.prediction.fold_models
+    import rsna.prediction.predict_folds
     import rsna.prepare.dataset
     import rsna.training.run  # noqa: F401
 

@@ -31,7 +31,8 @@ from rsna.judging.held_out import matching_predictions
 from rsna.judging.options import EvaluateConfig
 from rsna.judging.strata import described_images
 from rsna.kinds.kind import dataset_folder_of
-from rsna.prediction.fold_models import folds_provenance, load_fold_models, mean_by_folds
+from rsna.prediction.fold_models import load_fold_models
+from rsna.prediction.predict_folds import folds_provenance, mean_by_folds
 from rsna.prediction.provenance import network_provenance
 from rsna.prediction.trained import (
     CALIBRATION_FILE,

@@ -37,9 +37,9 @@ from rsna.judging.evaluation import evaluate_predictions, write_evaluation
 from rsna.judging.evaluation_text import describe
 from rsna.judging.held_out import held_out_predictions, matching_predictions
 from rsna.judging.options import SecondLevelConfig
-from rsna.training.folds import Fold, finished_folds, read_folds
+from rsna.training.folds import Fold, read_folds
 from rsna.training.lineage import learnt_from, overlap, overlap_lines, refuse_seen
-from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES
+from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES, finished_folds
 from rsna.training.provenance import write_provenance, written_provenance
 from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, known_groups, read_metadata
 from rsna_network import pooled_metrics

@@ -33,8 +33,7 @@ from rsna.prediction.trained import (
     place_of,
     predict_with_studies,
 )
-from rsna.training.folds import finished_folds
-from rsna.training.outcome import is_cross_validation
+from rsna.training.outcome import finished_folds, is_cross_validation
 from rsna_dataset import LABELS
 
 

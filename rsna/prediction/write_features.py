@@ -33,9 +33,9 @@ from rsna.prediction.alignment import (
 from rsna.prediction.embeddings import Key, embeddings, mean_blocks, table
 from rsna.prediction.fold_models import check_made_by, load_fold_models, load_refit, weight_file
 from rsna.prediction.options import PredictConfig
-from rsna.training.folds import Fold, finished_folds, read_folds
+from rsna.training.folds import Fold, read_folds
 from rsna.training.lineage import weights_lineage
-from rsna.training.outcome import is_cross_validation
+from rsna.training.outcome import finished_folds, is_cross_validation
 from rsna_dataset import dataset_folder, known_groups, new_images, read_dataset_info, read_fold, rows_hash, select_rows
 
 ANCHORS = 8192  # images that a map is fitted to, at most

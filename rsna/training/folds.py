@@ -37,7 +37,6 @@ from common.experiments.folder import (
 from common.experiments.logfile import setup_logging
 from common.experiments.resume import changed_options, check_place, read_options
 from common.files import write_csv, write_json
-from common.foreign import read_json
 from common.lineage import Provenance
 from common.reports.record import FAILED, FINISHED, RUNNING, STOPPED, read_record, write_status, write_value
 from common.sweeps.plan import Planned, flags_of, planned
@@ -53,6 +52,7 @@ from rsna.training.outcome import (
     PREDICTION_FILES,
     Conclude,
     describe_flattery,
+    finished_folds,
     is_cross_validation,
 )
 from rsna.training.provenance import check_features_lineage, fold_provenance, write_provenance
@@ -427,21 +427,3 @@ def describe(document: Mapping[str, Any]) -> str:
         f"constant predictor {document['constant_log_loss']:.5f}"
         + "".join(f"\nunknown lineage: {name}" for name in document["unknown_lineage"])
     )
-
-
-def finished_folds(folder: Path) -> dict[int, dict[str, Any]]:
-    """Return the folds' parts of cross_validation.json by number; UsageError where not all are finished."""
-    path = folder / CROSS_VALIDATION_FILE
-    try:
-        document = read_json(path)
-        facts = {int(fact["fold"]): fact for fact in document["folds"]}
-        weights = [folder / fact["weights"] for fact in facts.values()]
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is not finished" if is_cross_validation(folder) else "is no cross-validation's folder"
-        raise UsageError(f"{folder}: {what}: it has no {CROSS_VALIDATION_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise WorkError(f"{path}: damaged; python train.py --tr_resume={folder} writes it again") from None
-    missing = [file for file in weights if not file.is_file()]
-    if missing:
-        raise UsageError(f"{missing[0]}: is missing; a cross-validation predicts by the models of all its folds")
-    return facts

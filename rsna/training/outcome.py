@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from common.cli.values import parse_folds
-from common.errors import UsageError
+from common.errors import UsageError, WorkError
 from common.experiments.folder import CONFIG
 from common.experiments.resume import read_options
 from common.files import write_json
@@ -88,3 +88,21 @@ def describe_flattery(folder: Path) -> str:
     except (OSError, Unreadable, ValueError, KeyError, TypeError):
         return f"{said}; predict.py --split=holdout says by how much, with images that --pre_holdout kept out"
     return f"{said}: {chosen:.5f} here, and on {where} {who} alone scores {alone:.5f} ({alone - chosen:+.5f})"
+
+
+def finished_folds(folder: Path) -> dict[int, dict[str, Any]]:
+    """Return the folds' parts of cross_validation.json by number; UsageError where not all are finished."""
+    path = folder / CROSS_VALIDATION_FILE
+    try:
+        document = read_json(path)
+        facts = {int(fact["fold"]): fact for fact in document["folds"]}
+        weights = [folder / fact["weights"] for fact in facts.values()]
+    except (FileNotFoundError, NotADirectoryError):
+        what = "is not finished" if is_cross_validation(folder) else "is no cross-validation's folder"
+        raise UsageError(f"{folder}: {what}: it has no {CROSS_VALIDATION_FILE}") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WorkError(f"{path}: damaged; python train.py --tr_resume={folder} writes it again") from None
+    missing = [file for file in weights if not file.is_file()]
+    if missing:
+        raise UsageError(f"{missing[0]}: is missing; a cross-validation predicts by the models of all its folds")
+    return facts

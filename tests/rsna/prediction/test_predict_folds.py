@@ -1,4 +1,4 @@
-"""rsna/prediction/fold_models.py: the mean predictions of a cross-validation."""
+"""rsna/prediction/predict_folds.py: the mean predictions of a cross-validation."""
 
 from __future__ import annotations
 
