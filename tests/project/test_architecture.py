@@ -73,15 +73,6 @@ def test_a_command_parses_its_options_and_calls_what_does_the_work(command: str)
     assert len(MODULES[command].read_text(encoding="utf-8").splitlines()) < 60
 
 
-# Upward imports that are to be cut.
-OWED = {
-    "rsna.training.run",
-    "rsna.training.folds",
-    "rsna.prediction.trained",
-    "rsna.prediction.fold_models",
-}  # to be cut
-
-
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "rsna"])
 def test_imports_run_downwards_only(module: str) -> None:
     floor = {name: number for number, names in enumerate(ORDER) for name in names}
