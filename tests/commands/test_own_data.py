@@ -568,7 +568,7 @@ def test_the_map_is_whole_whatever_was_lost_of_it(archive: Path, capsys: pytest.
     run(archive)
     assert len(path.read_bytes().splitlines()) == len(whole.splitlines()) - 1
     path.write_bytes(b"no,map\n1,2\n")
-    assert "no map of ids" in failure(preprocessing.main, flags(archive), capsys)
+    assert "no map of ids" in failure(preprocessing.main, flags(archive), capsys, 1)
 
 
 def test_an_id_is_of_the_path_where_files_share_their_uid_and_doesnt_depend_on_their_order(archive: Path) -> None:
