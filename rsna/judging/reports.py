@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from common.cli.arguments import from_dict, parse_args, to_dict
 from common.errors import UsageError, UserError
-from common.evaluation.metrics import constant_predictor, prevalences_of
+from common.evaluation.metrics import WEIGHTED, constant_predictor, prevalences_of
 from common.evaluation.resampling import Array
 from common.experiments.folder import CONFIG
 from common.files import write_text
@@ -82,8 +81,8 @@ def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | Non
     constant, evaluated, missing = None, None, ""
     try:
         config = from_dict(TrainConfig, record.config, str(record.folder / CONFIG))
-        rows, constant = fold_and_constant(config)
-        evaluated = evaluate(record.folder, config, rows)
+        rows, prevalences, constant = fold_and_constant(config)
+        evaluated = judge(config, record.folder, [record.folder], rows, prevalences)
     except UserError as error:
         missing = f"There is no evaluation: {error}"
     if tracker is not None and evaluated is not None:
@@ -100,7 +99,7 @@ def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Reco
     evaluated, missing = None, ""
     try:
         config = from_dict(TrainConfig, record.config, str(record.folder / CONFIG))
-        evaluated = evaluate_together(record, config, [fold.folder for fold in folds])
+        evaluated = judge(config, record.folder, [fold.folder for fold in folds])
     except UserError as error:
         missing = f"There is no evaluation: {error}"
     together = Together(
@@ -121,7 +120,7 @@ def members_report(record: Record, others: Sequence[Summary]) -> str:
         if record.config.get("data_dataset") is None:
             raise UsageError("the experiment names no dataset that has labels")
         place = {name: str(record.config[name]) for name in ("data_dataset", "data_input_folder")}
-        evaluated = evaluate_together(record, parse_args(TrainConfig, [], place), [])
+        evaluated = judge(parse_args(TrainConfig, [], place), record.folder, [])
     except UserError as error:
         missing = f"There is no evaluation: {error}"
     document = read_object(record.folder / "ensemble.json")
@@ -174,65 +173,44 @@ def same_data(one: Record | Summary, other: Record | Summary) -> bool:
     return all(one.config.get(name) == other.config.get(name) for name in names)
 
 
-def fold_and_constant(config: TrainConfig) -> tuple[pd.DataFrame, float]:
-    """Return the fold's rows, and the weighted log loss of the constant predictor on its validation images."""
+def fold_and_constant(config: TrainConfig) -> tuple[pd.DataFrame, Array, float]:
+    """Return the fold's rows, the training's prevalences, and what predicting these scores on the validation images."""
     if config.is_cross_validation:
         raise UsageError("a cross-validation: name one of its folds, which are experiments of their own")
     rows = read_fold(
         dataset_folder(config.data_input_folder, config.data_dataset), config.data_dataset, config.data_fold
     )
-    train, valid = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
-    prevalences = prevalences_of(train[list(LABELS)])
-    return rows, constant_predictor(prevalences, valid[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
-
-
-def evaluate(folder: Path, config: TrainConfig, rows: pd.DataFrame) -> Evaluated | None:
-    """Evaluate the experiment's predictions of the validation images; None where it has none yet."""
-    path = predictions_path(folder)
-    if path is None:
-        return None
-    frame = read_predictions(path)
-    known = rows.loc[rows.index.intersection(frame.index)]
-    train = select_rows(rows, "train", config.dev_enabled)[list(LABELS)].to_numpy(dtype=np.float64)
-    return judge(config, path, frame.loc[known.index], known, train.mean(axis=0), [folder])
-
-
-def evaluate_together(record: Record, config: TrainConfig, experiments: Sequence[Path]) -> Evaluated | None:
-    """Evaluate out-of-fold predictions; None where there are none yet. For ``experiments`` see :func:`judge`.
-
-    For what the constant predictor knows see :func:`rsna.judging.evaluation.constant_prevalences`.
-    """
-    path = predictions_path(record.folder)
-    if path is None:
-        return None
-    frame = read_predictions(path)
-    rows = labelled_rows(dataset_folder(config.data_input_folder, config.data_dataset))
-    known = rows.loc[rows.index.intersection(frame.index)]
-    if known.empty:
-        raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
-    prevalences = constant_prevalences(rows, known.index)
-    return judge(config, path, frame.loc[known.index], known, prevalences, experiments)
+    train, valid = (select_rows(rows, split, config.dev_enabled)[list(LABELS)] for split in ("train", "valid"))
+    prevalences = prevalences_of(train)
+    return rows, prevalences, constant_predictor(prevalences, valid.to_numpy(), LABEL_WEIGHTS)
 
 
 def judge(
     config: TrainConfig,
-    path: Path,
-    frame: pd.DataFrame,
-    rows: pd.DataFrame,
-    prevalences: Array,
+    folder: Path,
     experiments: Sequence[Path],
-) -> Evaluated:
-    """Evaluate predictions of labelled ``rows`` (the same ids in the same order), with pictures of some of them.
+    rows: pd.DataFrame | None = None,
+    prevalences: Array | None = None,
+) -> Evaluated | None:
+    """Evaluate an experiment's predictions of labelled ``rows``, with pictures of some; None where it has none yet.
 
-    ``path``: the file that the predictions ``frame`` are of, which tells what the networks behind them learnt from.
-    For ``experiments`` see :func:`rsna.judging.report_pictures.pictures_of`.
+    For ``experiments`` see :func:`rsna.judging.report_pictures.pictures_of`. ``rows`` None: all labelled images of the
+    dataset. ``prevalences`` (6,) None: those of :func:`rsna.judging.evaluation.constant_prevalences`.
     """
+    path = predictions_path(folder)
+    if path is None:
+        return None
     data = dataset_folder(config.data_input_folder, config.data_dataset)
+    frame, labelled = read_predictions(path), labelled_rows(data) if rows is None else rows
+    rows = labelled.loc[labelled.index.intersection(frame.index)]
+    if rows.empty:
+        raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
+    frame = frame.loc[rows.index]
+    prevalences = constant_prevalences(labelled, rows.index) if prevalences is None else prevalences
     found = evaluate_predictions(frame, rows, prevalences, DRAWS, described_images(data))
     ids, provenance = written_provenance(path, config.data_input_folder)
     met = overlap(provenance.rows(ids.get_indexer(frame.index)), data, frame.index)
     document = found.document | {"lineage": met.document() | {"notes": overlap_lines(met, left_out=False)}}
-    predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
-    constant = constant_predictor(prevalences, targets, LABEL_WEIGHTS)
+    constant = float(found.table.loc[WEIGHTED, "constant_log_loss"])
     pictures, note = pictures_of(config, frame, rows, experiments)
-    return Evaluated(document, predictions, targets, LABELS, constant, pictures, note)
+    return Evaluated(document, found.study.predictions, found.study.targets, LABELS, constant, pictures, note)
