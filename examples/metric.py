@@ -1,21 +1,17 @@
 """A metric of your own: the share of hemorrhages found where 90 of 100 slices without one raise no alarm.
 
-Run it in place of evaluate.py, with the same options: ``python examples/metric.py --experiment_id=1``. The metric then
+Run it in place of evaluate.py, with the same options: ``python -m examples.metric --experiment_id=1``. The metric then
 stands in table, JSON, console and page, with its 95 % interval over patients.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import evaluate
 from common.evaluation.binned import sensitivity_at
