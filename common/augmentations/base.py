@@ -29,26 +29,21 @@ SymmetricRange = Annotated[tuple[float, float], BeforeValidator(_ordered), Befor
 """A range as (minimum, maximum); one number x means (-x, x)."""
 
 
-class ImageTransform(ImageOnlyTransform):
+class _Own:
+    units = ANY
+
+    @classmethod
+    def get_class_fullname(cls) -> str:
+        """Return the name in JSON files: whichever module holds the class, it is found in common.albumentations."""
+        return f"{MODULE}.{cls.__name__}"
+
+
+class ImageTransform(_Own, ImageOnlyTransform):
     """Base of this project's transforms that change values only.
 
     ``units`` says what they take and give: Hounsfield units, pictures on 0..1, or anything.
     """
 
-    units = ANY
 
-    @classmethod
-    def get_class_fullname(cls) -> str:
-        """Return the name in JSON files: whichever module holds the class, it is found in common.albumentations."""
-        return f"{MODULE}.{cls.__name__}"
-
-
-class GeometryTransform(DualTransform):
+class GeometryTransform(_Own, DualTransform):
     """Base of this project's transforms that move pixels; masks move with the picture."""
-
-    units = ANY
-
-    @classmethod
-    def get_class_fullname(cls) -> str:
-        """Return the name in JSON files: whichever module holds the class, it is found in common.albumentations."""
-        return f"{MODULE}.{cls.__name__}"

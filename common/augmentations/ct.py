@@ -14,8 +14,8 @@ import numpy as np
 from albumentations.core.transforms_interface import BaseTransformInitSchema
 from pydantic import Field, model_validator
 
-from common.augmentations.base import HOUNSFIELD, GeometryTransform, ImageTransform, Range, SymmetricRange
-from common.augmentations.era2019 import warp_affine
+from common.augmentations.base import HOUNSFIELD, ImageTransform, Range, SymmetricRange
+from common.augmentations.warp import AffineTransform, warp_affine
 from common.errors import UsageError
 
 AIR_HU = -1024.0
@@ -204,10 +204,11 @@ class HounsfieldContrast(_HounsfieldTransform):
         return np.where(image_hu <= AIR_HU, image_hu, changed)
 
 
-class HeadRotation(GeometryTransform):
+class HeadRotation(AffineTransform):
     """Rotates the head about the picture's middle, by degrees from ``limit``; air (−1024 HU) comes in at the border."""
 
     units = HOUNSFIELD
+    fill = AIR_HU
 
     class InitSchema(BaseTransformInitSchema):
         limit: SymmetricRange
@@ -225,12 +226,7 @@ class HeadRotation(GeometryTransform):
 
     def apply(self, img: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
         """Rotate the picture."""
-        image = as_hounsfield(img, type(self).__name__)
-        return warp_affine(image, matrix, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT, AIR_HU)
-
-    def apply_to_mask(self, mask: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
-        """Rotate a mask by the nearest pixel; 0 comes in."""
-        return warp_affine(mask, matrix, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT, 0.0)
+        return super().apply(as_hounsfield(img, type(self).__name__), matrix)
 
 
 class HeadMotion(_HounsfieldTransform):

@@ -6,7 +6,6 @@ Definitions are those of release 0.4.5; where a class has its namesake in 2.0.8,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -15,43 +14,11 @@ from albumentations.core.transforms_interface import BaseTransformInitSchema
 from pydantic import Field, model_validator
 
 from common.augmentations.base import GeometryTransform, ImageTransform, Range, SymmetricRange
+from common.augmentations.warp import AffineTransform, Box, Fill, crop_resize, remap, warp_affine
 
-Fill = float | tuple[float, ...]
 Pair = tuple[float, float]
 
 CROP_ATTEMPTS = 10
-
-
-def warp_affine(image: np.ndarray, matrix: np.ndarray, interpolation: int, border_mode: int, fill: Fill) -> np.ndarray:
-    """Return ``image`` (H, W) or (H, W, C) moved by the 2 x 3 ``matrix`` (source to target pixels), any number of C."""
-    size = (image.shape[1], image.shape[0])
-    return by_channels(
-        image,
-        fill,
-        lambda part, value: cv2.warpAffine(
-            part, matrix, size, flags=interpolation, borderMode=border_mode, borderValue=value
-        ),
-    )
-
-
-def by_channels(
-    image: np.ndarray,
-    fill: Fill,
-    warp: Callable[[np.ndarray, tuple[float, ...]], np.ndarray],
-    size: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """Return ``warp`` of ``image``, of at most four channels at a time, since OpenCV takes no more.
-
-    The channels stay; ``size``: (height, width) that ``warp`` gives, None: those of ``image``.
-    """
-    size = size or image.shape[:2]
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    fills = np.broadcast_to(np.asarray(fill, dtype=float), channels).tolist()
-    if channels <= 4:
-        return warp(image, tuple(fills)).reshape(*size, *image.shape[2:])
-    starts = range(0, channels, 4)
-    parts = [warp(np.ascontiguousarray(image[..., c : c + 4]), tuple(fills[c : c + 4])) for c in starts]
-    return np.concatenate([part.reshape(*size, -1) for part in parts], axis=2)
 
 
 class _BorderSchema(BaseTransformInitSchema):
@@ -61,7 +28,7 @@ class _BorderSchema(BaseTransformInitSchema):
     fill_mask: Fill
 
 
-class ShiftScaleRotate(GeometryTransform):
+class ShiftScaleRotate(AffineTransform):
     """Rotates about the picture's middle (W / 2, H / 2), scales both axes by one factor and shifts, in one warp.
 
     2.0.8's own draws the factors of x and y apart and warns. ``shift_limit_x`` and ``shift_limit_y`` are shares of
@@ -104,26 +71,15 @@ class ShiftScaleRotate(GeometryTransform):
         self.fill = fill
         self.fill_mask = fill_mask
 
-    def draw_matrix(self, height: int, width: int) -> np.ndarray:
-        """Draw the 2 x 3 matrix that takes a pixel of the source to its place in the target."""
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the matrix."""
+        height, width = params["shape"][:2]
         angle = self.py_random.uniform(*self.rotate_limit)
         scale = 1 + self.py_random.uniform(*self.scale_limit)
         matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
         matrix[0, 2] += self.py_random.uniform(*self.shift_limit_x) * width
         matrix[1, 2] += self.py_random.uniform(*self.shift_limit_y) * height
-        return matrix
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the matrix."""
-        return {"matrix": self.draw_matrix(*params["shape"][:2])}
-
-    def apply(self, img: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
-        """Warp the picture."""
-        return warp_affine(img, matrix, self.interpolation, self.border_mode, self.fill)
-
-    def apply_to_mask(self, mask: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
-        """Warp a mask by the nearest pixel."""
-        return warp_affine(mask, matrix, cv2.INTER_NEAREST, self.border_mode, self.fill_mask)
+        return {"matrix": matrix}
 
 
 class RandomResizedCrop(GeometryTransform):
@@ -161,39 +117,30 @@ class RandomResizedCrop(GeometryTransform):
         self.ratio = ratio
         self.interpolation = interpolation
 
-    def draw_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Draw (top, left, height, width) of the part that is kept."""
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the ``box`` (top, left, height, width) that is kept."""
+        height, width = params["shape"][:2]
         for _ in range(CROP_ATTEMPTS):
             area = self.py_random.uniform(*self.scale) * height * width
             aspect = math.exp(self.py_random.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < columns <= width and 0 < rows <= height:
                 top, left = self.py_random.randint(0, height - rows), self.py_random.randint(0, width - columns)
-                return top, left, rows, columns
+                return {"box": (top, left, rows, columns)}
         columns, rows = width, height
         if width / height < self.ratio[0]:
             rows = round(width / self.ratio[0])
         elif width / height > self.ratio[1]:
             columns = round(height * self.ratio[1])
-        return (height - rows) // 2, (width - columns) // 2, rows, columns
+        return {"box": ((height - rows) // 2, (width - columns) // 2, rows, columns)}
 
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the part."""
-        return {"box": self.draw_box(*params["shape"][:2])}
-
-    def apply(self, img: np.ndarray, box: tuple[int, int, int, int], **params: Any) -> np.ndarray:
+    def apply(self, img: np.ndarray, box: Box, **params: Any) -> np.ndarray:
         """Crop and resize the picture."""
-        return self._resized(img, box, self.interpolation)
+        return crop_resize(np.ascontiguousarray(img), box, self.size, self.interpolation)
 
-    def apply_to_mask(self, mask: np.ndarray, box: tuple[int, int, int, int], **params: Any) -> np.ndarray:
+    def apply_to_mask(self, mask: np.ndarray, box: Box, **params: Any) -> np.ndarray:
         """Crop and resize a mask by the nearest pixel."""
-        return self._resized(mask, box, cv2.INTER_NEAREST)
-
-    def _resized(self, image: np.ndarray, box: tuple[int, int, int, int], interpolation: int) -> np.ndarray:
-        top, left, rows, columns = box
-        part = np.ascontiguousarray(image[top : top + rows, left : left + columns])
-        resized = cv2.resize(part, (self.size[1], self.size[0]), interpolation=interpolation)
-        return resized.reshape(*self.size, *image.shape[2:])
+        return crop_resize(np.ascontiguousarray(mask), box, self.size, cv2.INTER_NEAREST)
 
 
 class Cutout(ImageTransform):
@@ -228,7 +175,7 @@ class Cutout(ImageTransform):
             holes.append((top, min(height, top + self.max_h_size), left, min(width, left + self.max_w_size)))
         return {"holes": holes}
 
-    def apply(self, img: np.ndarray, holes: list[tuple[int, int, int, int]], **params: Any) -> np.ndarray:
+    def apply(self, img: np.ndarray, holes: list[Box], **params: Any) -> np.ndarray:
         """Fill the boxes."""
         filled = img.copy()
         for top, bottom, left, right in holes:
@@ -349,10 +296,4 @@ class ElasticTransform(GeometryTransform):
         fill: Fill,
     ) -> np.ndarray:
         moved = warp_affine(image, matrix, interpolation, self.border_mode, fill)
-        return by_channels(
-            moved,
-            fill,
-            lambda part, value: cv2.remap(
-                part, map_x, map_y, interpolation, borderMode=self.border_mode, borderValue=value
-            ),
-        )
+        return remap(moved, map_x, map_y, interpolation, self.border_mode, fill)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.datasets.noise import TABLE_SIZE, normal_table
-from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, Step
+from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Step
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,11 @@ def sample(
     numbers: Mapping[str, Tensor],
     links: tuple[str, ...],
     size: tuple[int, int],
+    interpolation: int,
     border: int,
     fill: float | tuple[float, ...],
 ) -> Tensor:
-    """Show the source places of a chain of links (``common.transforms.geometry``), interpolated linearly.
+    """Show the source places of a chain of links (``common.transforms.joining``); ``interpolation`` is linear.
 
     Link i has ``matrix i`` (B, 2, 3), or ``columns i`` (B, W) and ``rows i`` (B, H). ``frame`` (B, 4): first and last
     pixel of the source as left, top, right, bottom; ``border`` says what is beyond, ``fill`` is CONSTANT's.
@@ -156,6 +157,11 @@ def sample(
     within = (columns <= right) & (rows <= bottom)
     difference = (pictures - filling) * within[:, None]
     return F.grid_sample(difference, places, padding_mode="zeros", align_corners=True) + filling
+
+
+def crop(pictures: Tensor, numbers: Mapping[str, Tensor], size: tuple[int, int], interpolation: int) -> Tensor:
+    """Keep the ``frame`` (B, 4), as in :func:`sample`, and resize it by ``matrix 0`` to ``size``."""
+    return sample(pictures, numbers, ("affine",), size, interpolation, REPLICATE, 0.0)
 
 
 def _look_up(table: Tensor, places: Tensor) -> Tensor:
@@ -218,6 +224,7 @@ def normalize(pictures: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
 KERNELS: dict[str, Callable[..., Tensor]] = {
     "window": window,
     "flip": flip,
+    "crop": crop,
     "sample": sample,
     "holes": holes,
     "noise": noise,

@@ -20,9 +20,8 @@ def table_place(seed: int) -> tuple[int, int]:
     return seed % TABLE_SIZE, 1 - 2 * (seed // TABLE_SIZE % 2)
 
 
-def noise_field(seed: int, count: int) -> tuple[np.ndarray, int]:
-    """Return ``count`` normal numbers, the table's from the seed's place on, over and over, and their sign."""
-    start, sign = table_place(seed)
+def noise_field(start: int, count: int) -> np.ndarray:
+    """Return ``count`` normal numbers, those of the table from ``start`` on, over and over."""
     if start + count <= TABLE_SIZE:
-        return normal_table()[start : start + count], sign
-    return np.take(normal_table(), np.arange(start, start + count), mode="wrap"), sign
+        return normal_table()[start : start + count]
+    return np.take(normal_table(), np.arange(start, start + count), mode="wrap")

@@ -1,4 +1,4 @@
-"""What a picture gets on the device that computes, written as numbers by the process that loads it."""
+"""A step of a transform as plain data: the same for one picture on the CPU and for a batch on the device."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ CONSTANT, REPLICATE, REFLECT, REFLECT_101 = 0, 1, 2, 4
 
 @dataclass(frozen=True)
 class Step:
-    """What one picture gets at one ``place`` of its transform.
+    """What one picture gets at one ``place`` of its transform file.
 
-    ``kind``: a key of :data:`common.datasets.finish.KERNELS`; ``constants``: what all pictures share there;
-    ``numbers``: the picture's own. Places rise along a picture's steps. Steps of one place, with all else equal but the
-    numbers' values, are done in one go.
+    ``kind``: what is done, a key of :data:`common.transforms.pictures.FORMS` and, for batches, of
+    :data:`common.datasets.finish.KERNELS`. ``constants``: what all pictures share there. ``numbers``: the picture's
+    own. Places rise along a picture's steps. Steps of one place, with all else equal but the numbers' values, are done
+    to a batch in one go.
     """
 
-    place: int
+    place: tuple[int, ...]
     kind: str
     constants: tuple[Any, ...]
     numbers: dict[str, np.ndarray]

@@ -7,7 +7,6 @@ defaults, is refused.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import re
@@ -44,6 +43,7 @@ CLIPPED = "hu clipped to a window"
 MAX_DEPTH, MOST_STEPS = 20, 500
 
 ALWAYS_WARNS = (A.ShiftScaleRotate, A.PiecewiseAffine, A.FrequencyMasking, A.TimeMasking, A.TimeReverse)
+LIBRARYS = READ | {"Normalize"}  # the others of TOLD are told as these
 UNITLESS = (A.Blur, A.ChannelDropout, A.ChannelShuffle, A.NoOp, A.PixelDropout)
 """Transforms that change values and work in any unit; every other one of albumentations' takes 0..1."""
 
@@ -204,23 +204,18 @@ def _leaves(transform: Any) -> Iterator[Any]:
         yield transform
 
 
-@functools.cache
-def known_classes() -> dict[str, type]:
-    """Return the classes that a file may name: albumentations' own by short name, this project's by full name."""
-    names = READ | {"Normalize"}  # the others of TOLD are told as these
-    return {**{key: getattr(A, key) for key in names}, **{f"{MODULE}.{key}": one for key, one in OWN_CLASSES.items()}}
-
-
 def find_class(fullname: str) -> type | None:
     """Return the class that a name in a file means, None where it may not be named.
 
     A bare name, or one within albumentations, is the library's; a class that only this project has goes by its bare
     name and by whatever module the notebook of 2019 kept it in.
     """
-    known, short = known_classes(), fullname.rpartition(".")[2]
-    if is_librarys(fullname):
-        return known.get(short) or OWN_CLASSES.get(short)
-    return known.get(fullname) or (DicomWindowShift if short == DicomWindowShift.__name__ else None)
+    module, _, short = fullname.rpartition(".")
+    if is_librarys(fullname) and short in LIBRARYS:
+        return getattr(A, short)
+    if is_librarys(fullname) or module == MODULE:
+        return OWN_CLASSES.get(short)
+    return DicomWindowShift if short == DicomWindowShift.__name__ else None
 
 
 def _checked(step: Any, notes: list[str]) -> Node:
@@ -236,8 +231,7 @@ def _checked(step: Any, notes: list[str]) -> Node:
             notes += [note] if note else []
             return step
     if find_class(fullname) is None:
-        known = {key.rpartition(".")[2] for key in known_classes()}
-        raise unknown_class(fullname, known, f"albumentations and {MODULE}")
+        raise unknown_class(fullname, LIBRARYS | OWN_CLASSES.keys(), f"albumentations and {MODULE}")
     check_size(step)
     if "transforms" not in step:
         return step

@@ -89,17 +89,6 @@ def same(name: str | None = None, drop: tuple[str, ...] = (), **added: Any) -> C
     return today
 
 
-def joined(**pairs: tuple[str, str]) -> Callable[[Old], Node]:
-    """Return the translation of a class whose two arguments (lower, upper) are one pair today."""
-
-    def today(old: Old) -> Node:
-        moved = {argument for pair in pairs.values() for argument in pair}
-        kept = {key: value for key, value in old.arguments.items() if key not in moved}
-        return node(old.name, **kept, **{key: [old[low], old[high]] for key, (low, high) in pairs.items()})
-
-    return today
-
-
 BORDER = {"interpolation": 1, "border_mode": 4, "value": None, "mask_value": None}
 IMGAUG_BORDERS = {"constant": 0, "edge": 1, "symmetric": 2, "wrap": 3, "reflect": 4}
 
@@ -198,6 +187,10 @@ def _coarse_dropout(old: Old) -> Node:
     return node("CoarseDropout", **ranges, fill=old.pixel_value("fill_value"), fill_mask=fill_mask)
 
 
+def _channel_dropout(old: Old) -> Node:
+    return node(old.name, channel_drop_range=old["channel_drop_range"], fill=old.pixel_value("fill_value"))
+
+
 def _cutout(old: Old) -> Node:
     sizes = {name: old[name] for name in ("num_holes", "max_h_size", "max_w_size")}
     return own("Cutout", **sizes, fill=old.pixel_value("fill_value"))
@@ -260,14 +253,12 @@ def _brightness_contrast(old: Old) -> Node:
     )
 
 
-def _brightness(old: Old) -> Node:
-    limits = {"brightness_limit": symmetric(old["limit"]), "contrast_limit": [0.0, 0.0]}
-    return _brightness_contrast(Old(old.name, limits, old.version, old.notes))
+def _limit_alone(changed: str, other: str) -> Callable[[Old], Node]:
+    def today(old: Old) -> Node:
+        limits = {f"{changed}_limit": symmetric(old["limit"]), f"{other}_limit": [0.0, 0.0]}
+        return _brightness_contrast(Old(old.name, limits, old.version, old.notes))
 
-
-def _contrast(old: Old) -> Node:
-    limits = {"brightness_limit": [0.0, 0.0], "contrast_limit": symmetric(old["limit"])}
-    return _brightness_contrast(Old(old.name, limits, old.version, old.notes))
+    return today
 
 
 def _compression(old: Old) -> Node:
@@ -296,10 +287,6 @@ def _solarize(old: Old) -> Node:
         )
         thresholds = [min(1.0, one / EIGHT_BIT) for one in thresholds]
     return node("Solarize", threshold_range=thresholds)
-
-
-def _normalize(old: Old) -> Node:
-    return node("Normalize", mean=old["mean"], std=old["std"], max_pixel_value=old["max_pixel_value"])
 
 
 def _affine(old: Old) -> Node:
@@ -356,7 +343,10 @@ def _window(old: Old) -> Node:
     return own("DicomWindowShift", **arguments)
 
 
-WINDOW_ARGUMENTS = ("window_width_mins", "window_width_maxs", "window_center_mins", "window_center_maxs")
+WINDOW_ARGUMENTS = (
+    *("window_width_mins", "window_width_maxs", "window_center_mins", "window_center_maxs"),
+    "min_max_normalize",
+)
 CROP_SIZE = {"height": REQUIRED, "width": REQUIRED}
 BLUR = {"blur_limit": [3, 7]}
 COMPRESSION = {"quality_lower": 99, "quality_upper": 100}
@@ -366,33 +356,20 @@ ROWS: dict[str, Row] = {
     "Blur": Row(BLUR, same()),
     "CLAHE": Row({"clip_limit": 4.0, "tile_grid_size": [8, 8]}, same()),
     "CenterCrop": Row(CROP_SIZE, same(), 1.0),
-    "ChannelDropout": Row(
-        {"channel_drop_range": [1, 1], "fill_value": 0},
-        lambda old: node(
-            "ChannelDropout", channel_drop_range=old["channel_drop_range"], fill=old.pixel_value("fill_value")
-        ),
-    ),
+    "ChannelDropout": Row({"channel_drop_range": [1, 1], "fill_value": 0}, _channel_dropout),
     "ChannelShuffle": Row({}, same()),
     "CoarseDropout": Row(
         {
-            "max_holes": 8,
-            "max_height": 8,
-            "max_width": 8,
-            "min_holes": None,
-            "min_height": None,
-            "min_width": None,
-            "fill_value": 0,
-            "mask_fill_value": None,
+            **dict.fromkeys(("max_holes", "max_height", "max_width"), 8),
+            **dict.fromkeys(("min_holes", "min_height", "min_width")),
+            **{"fill_value": 0, "mask_fill_value": None},
         },
         _coarse_dropout,
     ),
     "ColorJitter": Row({"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.2}, same()),
     "Crop": Row({"x_min": 0, "y_min": 0, "x_max": 1024, "y_max": 1024}, same(), 1.0),
     "Cutout": Row({"num_holes": 8, "max_h_size": 8, "max_w_size": 8, "fill_value": 0}, _cutout),
-    "DicomWindowShift": Row(
-        {**dict.fromkeys(WINDOW_ARGUMENTS), "min_max_normalize": None},
-        _window,
-    ),
+    "DicomWindowShift": Row(dict.fromkeys(WINDOW_ARGUMENTS), _window),
     "Downscale": Row({"scale_min": 0.25, "scale_max": 0.25, "interpolation": 0}, _downscale),
     "ElasticTransform": Row(
         {"alpha": 1, "sigma": 50, "alpha_affine": 50, "approximate": False, **BORDER}, _elastic_transform
@@ -409,14 +386,8 @@ ROWS: dict[str, Row] = {
     "IAAAdditiveGaussianNoise": Row({"loc": 0, "scale": [2.55, 12.75], "per_channel": False}, _additive_noise),
     "IAAAffine": Row(
         {
-            "scale": 1.0,
-            "translate_percent": None,
-            "translate_px": None,
-            "rotate": 0.0,
-            "shear": 0.0,
-            "order": 1,
-            "cval": 0,
-            "mode": "reflect",
+            **{"scale": 1.0, "translate_percent": None, "translate_px": None, "rotate": 0.0, "shear": 0.0},
+            **{"order": 1, "cval": 0, "mode": "reflect"},
         },
         _affine,
     ),
@@ -439,29 +410,25 @@ ROWS: dict[str, Row] = {
     "MultiplicativeNoise": Row({"multiplier": [0.9, 1.1], "per_channel": False, "elementwise": False}, same()),
     "NoOp": Row({}, same()),
     "Normalize": Row(
-        {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "max_pixel_value": 255.0}, _normalize, 1.0
+        {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "max_pixel_value": 255.0}, same(), 1.0
     ),
     "OpticalDistortion": Row({"distort_limit": 0.05, "shift_limit": 0.05, **BORDER}, _optical_distortion),
     "PadIfNeeded": Row(
         {
-            "min_height": 1024,
-            "min_width": 1024,
-            "pad_height_divisor": None,
-            "pad_width_divisor": None,
-            "border_mode": 4,
-            "value": None,
-            "mask_value": None,
+            **dict.fromkeys(("min_height", "min_width"), 1024),
+            **dict.fromkeys(("pad_height_divisor", "pad_width_divisor")),
+            **{"border_mode": 4, "value": None, "mask_value": None},
         },
         _pad,
         1.0,
     ),
     "Posterize": Row({"num_bits": 4}, same()),
     "RGBShift": Row({"r_shift_limit": 20, "g_shift_limit": 20, "b_shift_limit": 20}, same()),
-    "RandomBrightness": Row({"limit": 0.2}, _brightness),
+    "RandomBrightness": Row({"limit": 0.2}, _limit_alone("brightness", "contrast")),
     "RandomBrightnessContrast": Row(
         {"brightness_limit": 0.2, "contrast_limit": 0.2, "brightness_by_max": None}, _brightness_contrast
     ),
-    "RandomContrast": Row({"limit": 0.2}, _contrast),
+    "RandomContrast": Row({"limit": 0.2}, _limit_alone("contrast", "brightness")),
     "RandomCrop": Row(CROP_SIZE, same(), 1.0),
     "RandomGamma": Row({"gamma_limit": [80, 120], "eps": None}, same(drop=("eps",))),
     "RandomGridShuffle": Row({"grid": [3, 3]}, same()),
@@ -477,12 +444,8 @@ ROWS: dict[str, Row] = {
     "Rotate": Row({"limit": 90, **BORDER}, _rotate),
     "ShiftScaleRotate": Row(
         {
-            "shift_limit": 0.0625,
-            "scale_limit": 0.1,
-            "rotate_limit": 45,
-            "shift_limit_x": None,
-            "shift_limit_y": None,
-            **BORDER,
+            **{"shift_limit": 0.0625, "scale_limit": 0.1, "rotate_limit": 45},
+            **{"shift_limit_x": None, "shift_limit_y": None, **BORDER},
         },
         _shift_scale_rotate,
     ),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,6 @@ import numpy as np
 from common.albumentations import DicomWindowShift, fixed_windows
 from common.errors import UsageError, UserError
 from common.hashing import stable_hash
-from common.transforms.canvas import Canvas, PictureBrush
 from common.transforms.documents import (
     build_transforms,
     check_order,
@@ -25,7 +23,8 @@ from common.transforms.documents import (
     todays_document,
     window_position,
 )
-from common.transforms.operations import alternatives, run, run_all
+from common.transforms.drawing import Chance, Trial, alternatives, draw_steps
+from common.transforms.pictures import Picture
 
 Windows = Sequence[tuple[float, float]]
 
@@ -56,7 +55,7 @@ class Pipeline:
     ) -> None:
         """``document``: the file in today's words; ``name``: the file, for messages; ``channels`` None: any.
 
-        ``fuse``: all steps that move pixels become one warp, see :class:`common.transforms.canvas.Canvas`.
+        ``fuse``: all steps that move pixels become one warp, see :class:`common.transforms.joining.Joiner`.
         ``own_window``: the windows are the file's own.
         """
         self.name = name
@@ -81,7 +80,7 @@ class Pipeline:
 
         8-bit pictures are put on 0..1 first.
         """
-        return {"image": self._paint(image, lambda canvas: run(self.compose, canvas))}
+        return {"image": self._changed(image, Chance())}
 
     def trial(self, image: np.ndarray) -> None:
         """Let each transform work on ``image`` once, whatever its probability, then only those that always do.
@@ -89,11 +88,10 @@ class Pipeline:
         Raises UsageError, with the file's name, where one can't take it, for values that are not finite and where the
         picture's size depends on the draws.
         """
-        ways = [partial(run_all, self.compose, choice=choice) for choice in range(alternatives(self.compose))]
-        ways.append(partial(run_all, self.compose, choice=0, sure=True))
+        trials = [*map(Trial, range(alternatives(self.compose))), Trial(0, sure=True)]
         sizes = {}
-        for way in ways:
-            picture = self._paint(image, way)
+        for trial in trials:
+            picture = self._changed(image, trial)
             if not np.isfinite(picture).all():
                 raise UsageError(f"{self.name}: gives values that are not finite")
             sizes[picture.shape[:2]] = None
@@ -104,17 +102,15 @@ class Pipeline:
                 "the step that changes the size p 1, or add one that makes them equal"
             )
 
-    def _paint(self, image: np.ndarray, way: Callable[[Canvas], None]) -> np.ndarray:
+    def _changed(self, image: np.ndarray, chance: Chance) -> np.ndarray:
         if image.dtype == np.uint8:
             image = image.astype(np.float32) / np.float32(255)
-        brush = PictureBrush(image)
-        canvas = Canvas(brush, image.shape, fuse=self.fuse)
+        changing = Picture(image)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                way(canvas)
-                canvas.finish()
-                picture = brush.picture
+                draw_steps(self.compose, image.shape, changing.do, chance, fuse=self.fuse)
+                picture = changing.values
         except UserError as error:
             raise UsageError(f"{self.name}: {error}") from None
         except Exception as error:

@@ -26,8 +26,8 @@ from common.experiments.resume import Run
 from common.models.backbone import create_model
 from common.trackers.jsonl import read_metrics
 from common.transforms import Pipeline
-from common.transforms.canvas import Canvas
 from common.transforms.device import DevicePart
+from common.transforms.joining import Joiner
 from config import TrainConfig
 from rsna.forms import read_submission
 from rsna.kinds.slices import SliceKind
@@ -206,8 +206,8 @@ def test_a_fused_run_is_recorded_validated_and_averaged_fused(trained, tmp_path,
     assert load_checkpoint(folder / "best.pt")["config"]["data_transform_fuse"] is True
     assert "data_transform_fuse: true" in (folder / "config.yaml").read_text()
     fused = []
-    init = Canvas.__init__
-    monkeypatch.setattr(Canvas, "__init__", lambda self, *a, fuse: (fused.append(fuse), init(self, *a, fuse=fuse))[1])
+    init = Joiner.__init__
+    monkeypatch.setattr(Joiner, "__init__", lambda self, *a, fuse: (fused.append(fuse), init(self, *a, fuse=fuse))[1])
     flags = [f"--experiment_id={folder.name}", f"--output_dir={tmp_path}", "--n_jobs=1"]
     evaluate.main([*flags, "--tta=train_demo.json", "--tta_views=2"])
     assert "reproduces the logged" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from scipy import stats
 
-from common.datasets.noise import TABLE_SIZE, noise_field, normal_table
+from common.datasets.noise import TABLE_SIZE, noise_field, normal_table, table_place
 
 
 def test_the_table_is_normal_and_the_same_everywhere() -> None:
@@ -23,10 +23,9 @@ def test_the_table_is_normal_and_the_same_everywhere() -> None:
 
 def test_seeds_begin_at_places_of_their_own_and_the_end_goes_on_at_the_start() -> None:
     table = normal_table()
-    field, sign = noise_field(5, 10)
-    np.testing.assert_array_equal(field * sign, table[5:15])
-    field, sign = noise_field(5 + TABLE_SIZE, 10)
-    np.testing.assert_array_equal(field * sign, -table[5:15])
-    field, _ = noise_field(TABLE_SIZE - 4, 10)
-    np.testing.assert_array_equal(field, np.concatenate([table[-4:], table[:6]]))
-    assert len(noise_field(2**31 - 2, TABLE_SIZE + 7)[0]) == TABLE_SIZE + 7
+    assert table_place(5) == (5, 1)
+    assert table_place(5 + TABLE_SIZE) == (5, -1)
+    np.testing.assert_array_equal(noise_field(5, 10), table[5:15])
+    np.testing.assert_array_equal(noise_field(TABLE_SIZE - 4, 10), np.concatenate([table[-4:], table[:6]]))
+    start, _ = table_place(2**31 - 2)
+    assert len(noise_field(start, TABLE_SIZE + 7)) == TABLE_SIZE + 7

@@ -174,12 +174,16 @@ def test_rotation_reflects_the_border_and_turns_about_half_a_pixel_beside_the_ol
     np.testing.assert_allclose(loaded(old("Rotate", limit=[30, 30]))(image=PICTURE)["image"], expected, atol=5e-3)
 
 
+def box_of(crop: Any, height: int, width: int) -> tuple[int, int, int, int]:
+    return crop.get_params_dependent_on_data({"shape": (height, width)}, {})["box"]
+
+
 def test_a_crop_scale_above_1_is_drawn_again_until_it_fits() -> None:
     """The area is even in 0.9..1.1 of the picture; with a ratio of 1 only those up to 1 fit: 0.95 on average."""
     pipeline = loaded(old("RandomResizedCrop", height=64, width=64, scale=[0.9, 1.1], ratio=[1.0, 1.0]))
     crop = pipeline.transforms[0]
     pipeline.set_random_seed(0)
-    boxes = [crop.draw_box(100, 100) for _ in range(2000)]
+    boxes = [box_of(crop, 100, 100) for _ in range(2000)]
     areas = np.array([rows * columns / 10000 for _, _, rows, columns in boxes])
     assert (areas <= 1).all()
     assert (areas >= 0.89).all()
@@ -189,7 +193,7 @@ def test_a_crop_scale_above_1_is_drawn_again_until_it_fits() -> None:
 
 def test_a_crop_that_never_fits_takes_the_whole_picture() -> None:
     crop = loaded(old("RandomResizedCrop", height=64, width=64, scale=[4, 5], ratio=[1.0, 1.0])).transforms[0]
-    assert crop.draw_box(96, 80) == (8, 0, 80, 80)
+    assert box_of(crop, 96, 80) == (8, 0, 80, 80)
 
 
 def test_the_crop_keeps_its_share_of_the_area() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from common.albumentations import DicomWindowShift, RandomResizedCrop, ShiftScaleRotate
 from common.transforms import find_transform, load_pipeline
-from common.transforms.canvas import Canvas, PictureBrush
-from common.transforms.operations import CropResize, Flip, Stretch, Warp, has_operation, run
+from common.transforms.drawing import Chance, draw_steps, row_of
+from common.transforms.joining import Flip, Grid, Joiner, Move
+from common.transforms.pictures import Picture
 from common.transforms.pipeline import Pipeline
 
 PICTURE = np.random.default_rng(0).random((70, 64, 3)).astype(np.float32)
@@ -38,16 +39,14 @@ MOVES = [
 
 
 def painted(compose: A.Compose, image: np.ndarray, *, fuse: bool = False) -> np.ndarray:
-    brush = PictureBrush(image)
-    canvas = Canvas(brush, image.shape, fuse=fuse)
-    run(compose, canvas)
-    canvas.finish()
-    assert brush.picture.shape == canvas.shape
-    return brush.picture
+    picture = Picture(image)
+    shape = draw_steps(compose, image.shape, picture.do, Chance(), fuse=fuse)
+    assert picture.values.shape == shape
+    return picture.values
 
 
 def both(transforms: list, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture by ``albumentations.Compose`` and by the canvas."""
+    """The picture by ``albumentations.Compose`` and step by step."""
     compose = A.Compose(transforms)
     results = []
     for side in ("library", "ours"):
@@ -149,8 +148,8 @@ def test_the_callers_picture_is_never_changed(transform: A.BasicTransform) -> No
     ],
     ids=str,
 )
-def test_arguments_that_no_operation_knows_are_left_to_the_class_itself(transform: A.BasicTransform) -> None:
-    assert not has_operation(transform)
+def test_arguments_that_no_row_tells_are_left_to_the_class_itself(transform: A.BasicTransform) -> None:
+    assert row_of(transform) is None
 
 
 # --- fused: compared by where points land -----------------------------------------------------------------------------
@@ -159,39 +158,36 @@ SIDE = 160
 MARGIN = 4
 
 
-def operations_of(pipeline, seed: int) -> list:
-    """What a pipeline draws for a seed: its operations, and the shapes before them."""
+def drawn_by(pipeline, seed: int, monkeypatch) -> list:
+    """What the transforms of a pipeline draw for a seed, and the shapes before it."""
     found = []
-
-    class Notes:
-        shape = (SIDE, SIDE, 3)
-
-        def add(self, operation, transform) -> None:
-            found.append((operation, self.shape))
-            if isinstance(operation, CropResize):
-                self.shape = (*operation.size, 3)
-
-    pipeline.set_random_seed(seed)
-    run(pipeline.compose, Notes())
+    add = Joiner.add
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Joiner, "add", lambda self, drawn, place: (found.append((drawn, self.shape)), add(self, drawn, place))
+        )
+        pipeline.set_random_seed(seed)
+        draw_steps(pipeline.compose, (SIDE, SIDE, 3), lambda step: None, Chance())
     return found
 
 
-def landing(points: np.ndarray, operations: list) -> tuple[np.ndarray, np.ndarray]:
+def landing(points: np.ndarray, drawn: list) -> tuple[np.ndarray, np.ndarray]:
     """Where points (N, 2) of the source land, step by step from the definitions, and which stay inside all the way."""
     inside = np.ones(len(points), dtype=bool)
-    for operation, (height, width, _) in operations:
+    for one, (height, width, _) in drawn:
         x, y = points.T
-        if isinstance(operation, Flip):
-            x, y = (width - 1 - x, y) if operation.horizontal else (x, height - 1 - y)
-        elif isinstance(operation, CropResize):
-            top, left, rows, columns = operation.box
-            height, width = operation.size
+        if isinstance(one, Flip):
+            x, y = (width - 1 - x, y) if one.horizontal else (x, height - 1 - y)
+        elif isinstance(one, Move) and one.box:
+            top, left, rows, columns = one.box
+            height, width = one.size
             x, y = (x - left + 0.5) * width / columns - 0.5, (y - top + 0.5) * height / rows - 0.5
-        elif isinstance(operation, Warp):
-            x, y = operation.matrix @ np.stack([x, y, np.ones_like(x)])
-        elif isinstance(operation, Stretch):
-            x = np.interp(x, operation.columns, np.arange(width), -99, -99)
-            y = np.interp(y, operation.rows, np.arange(height), -99, -99)
+        elif isinstance(one, Move) and not isinstance(one.links[0], Grid):
+            matrix = one.links[0]  # from target to source
+            x, y = np.linalg.solve(matrix[:, :2], np.stack([x, y]) - matrix[:, 2:])
+        elif isinstance(one, Move):
+            x = np.interp(x, one.links[0].columns, np.arange(width), -99, -99)
+            y = np.interp(y, one.links[0].rows, np.arange(height), -99, -99)
         points = np.stack([x, y], axis=1)
         inside &= ((points > MARGIN) & (points < np.array([width, height]) - 1 - MARGIN)).all(axis=1)
     return points, inside
@@ -231,7 +227,7 @@ MOVING = {
 
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("name", MOVING)
-def test_landmarks_land_where_the_sequence_puts_them(name: str, fuse: bool) -> None:
+def test_landmarks_land_where_the_sequence_puts_them(name: str, fuse: bool, monkeypatch) -> None:
     """The picture tells of each pixel where it comes from; it is read where a landmark must be."""
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     ramps = np.stack([columns, rows, columns], axis=-1)
@@ -239,7 +235,7 @@ def test_landmarks_land_where_the_sequence_puts_them(name: str, fuse: bool) -> N
     errors = []
     for seed in range(20):
         points = np.random.default_rng(seed).uniform(10, SIDE - 10, (200, 2))
-        places, inside = landing(points, operations_of(pipeline, seed))
+        places, inside = landing(points, drawn_by(pipeline, seed, monkeypatch))
         pipeline.set_random_seed(seed)
         moved = pipeline(image=ramps)["image"]
         x, y = places[inside].astype(np.float32).T[..., np.newaxis]
@@ -253,19 +249,17 @@ def test_landmarks_land_where_the_sequence_puts_them(name: str, fuse: bool) -> N
 
 
 def test_fused_is_one_warp_until_values_change(monkeypatch) -> None:
-    strokes = []
-    paint = PictureBrush.paint
-    monkeypatch.setattr(
-        PictureBrush, "paint", lambda self, stroke, *rest: (strokes.append(stroke), paint(self, stroke, *rest))
-    )
+    kinds = []
+    do = Picture.do
+    monkeypatch.setattr(Picture, "do", lambda self, step: (kinds.append(step.kind), do(self, step))[1])
     sure = [A.HorizontalFlip(p=1), A.Rotate((9, 9), border_mode=4, p=1), A.VerticalFlip(p=1), ShiftScaleRotate(p=1)]
     hole = A.CoarseDropout((1, 1), (5, 5), (5, 5), p=1)
     grid = A.GridDistortion(border_mode=4, p=1)
     Pipeline("test", {}, [*sure, grid, A.HorizontalFlip(p=1), hole, *sure], 3, fuse=True)(image=SMOOTH)
-    assert [type(stroke).__name__ for stroke in strokes] == ["Sampling", "Holes", "Sampling"]
-    strokes.clear()
+    assert kinds == ["sample", "holes", "sample"]
+    kinds.clear()
     Pipeline("test", {}, [*sure, grid, hole, *sure], 3)(image=SMOOTH)
-    assert [type(stroke).__name__ for stroke in strokes] == ["Sampling"] * 3 + ["Holes"] + ["Sampling"] * 2
+    assert kinds == ["sample"] * 3 + ["holes"] + ["sample"] * 2
 
 
 def test_one_moving_step_is_the_same_with_and_without_fusing() -> None:

@@ -11,7 +11,7 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from common.albumentations import DicomWindowShift, SliceThickness
+from common.albumentations import DicomWindowShift, HounsfieldContrast, SliceThickness
 from common.errors import UsageError
 from common.transforms import FixedView, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 
@@ -58,6 +58,15 @@ def test_a_window_in_the_file_replaces_the_given_ones() -> None:
 def test_what_stands_before_the_window_works_on_hounsfield_units() -> None:
     seen = pipeline(A.HorizontalFlip(p=1), DicomWindowShift())(image=HU)["image"]
     np.testing.assert_array_equal(seen, pipeline(DicomWindowShift())(image=HU[:, ::-1].copy())["image"])
+
+
+def test_three_slices_that_are_moved_before_the_window_stay_three() -> None:
+    """A warp of three channels computes with a fourth beside them."""
+    steps = [HounsfieldContrast(p=1), A.Rotate((9, 9), border_mode=4, p=1), DicomWindowShift()]
+    picture = pipeline(*steps, slices=3)(image=np.stack([HU] * 3, axis=-1))["image"]
+    assert picture.shape == (24, 20, 9)
+    np.testing.assert_array_equal(picture[..., :3], picture[..., 3:6])
+    np.testing.assert_array_equal(picture[..., :3], picture[..., 6:])
 
 
 def test_one_window_gives_one_channel() -> None:
@@ -175,6 +184,10 @@ def test_an_image_that_a_transform_cannot_take_is_one_line() -> None:
     [
         ([A.RandomCrop(10, 10, p=0.001)], r"pictures become 10 x 10 or 24 x 20 pixels"),
         ([A.OneOf([A.HorizontalFlip(p=1), A.CenterCrop(8, 8, p=1)], p=1)], r"pictures become 24 x 20 or 8 x 8 pixels"),
+        (
+            [A.OneOf([A.Sequential([A.RandomCrop(10, 10, p=0.5)], p=1)], p=1)],
+            r"pictures become 10 x 10 or 24 x 20 pixels",
+        ),
         ([A.RandomCrop(100, 100, p=0.001)], r"^file.json: RandomCrop fails on an image"),
         ([A.ToGray(1, p=0.001), A.Normalize(**NORMALIZE)], r"Normalize has 3 values, and the pictures .* 1 channels"),
     ],
