@@ -1,8 +1,6 @@
 """A transform of your own, which also works on whole batches: Gain multiplies pictures on 0..1 by a drawn factor.
 
-Import this file before a transform file is read: it may then hold
-
-    {"__class_fullname__": "common.albumentations.Gain", "gain_range": [0.8, 1.25], "p": 0.5}
+A transform file names it by its path: {"__class_fullname__": "examples.transform.Gain", "gain_range": [0.8, 1.25]}
 """
 
 from collections.abc import Mapping

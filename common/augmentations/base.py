@@ -34,8 +34,8 @@ class _Own:
 
     @classmethod
     def get_class_fullname(cls) -> str:
-        """Return the name in JSON files: whichever module holds the class, it is found in common.albumentations."""
-        return f"{MODULE}.{cls.__name__}"
+        """Return the name in JSON files: one in ``common`` is found in common.albumentations, another by its path."""
+        return f"{MODULE if cls.__module__.startswith('common.') else cls.__module__}.{cls.__name__}"
 
 
 class ImageTransform(_Own, ImageOnlyTransform):

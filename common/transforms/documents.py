@@ -1,12 +1,13 @@
 """From a JSON document to transform objects, today's form and that of 2019, with everything checked on the way.
 
-A file is read as data: a class name in it can only pick one of albumentations' transforms or of
-``common.albumentations``; nothing is imported from its words. What the library would only warn about, or answer by its
-defaults, is refused.
+A file is read as data: a class name in it can only pick one of albumentations' transforms, of
+``common.albumentations``, or of a module of your own in this project's folder. What the library would only warn about,
+or answer by its defaults, is refused.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import re
@@ -20,6 +21,7 @@ from albumentations.core.composition import BaseCompose
 
 from common.albumentations import OWN_CLASSES, DicomWindowShift
 from common.augmentations.base import ANY, HOUNSFIELD, MODULE, UNIT
+from common.cli.choices import is_dotted_path, own_file
 from common.errors import UsageError, nearest
 from common.foreign import read_json
 from common.transforms.legacy import translate
@@ -208,14 +210,20 @@ def find_class(fullname: str) -> type | None:
     """Return the class that a name in a file means, None where it may not be named.
 
     A bare name, or one within albumentations, is the library's; a class that only this project has goes by its bare
-    name and by whatever module the notebook of 2019 kept it in.
+    name and by whatever module the notebook of 2019 kept it in. A class of your own goes by its path in this project's
+    folder, ``examples.transform.Gain``; no module from elsewhere is imported.
     """
     module, _, short = fullname.rpartition(".")
     if is_librarys(fullname) and short in LIBRARYS:
         return getattr(A, short)
     if is_librarys(fullname) or module == MODULE:
         return OWN_CLASSES.get(short)
-    return DicomWindowShift if short == DicomWindowShift.__name__ else None
+    if short == DicomWindowShift.__name__:
+        return DicomWindowShift
+    own = None
+    if is_dotted_path(fullname) and own_file(module).is_file():
+        own = getattr(importlib.import_module(module), short, None)
+    return own if isinstance(own, type) and issubclass(own, A.BasicTransform) else None
 
 
 def _checked(step: Any, notes: list[str]) -> Node:

@@ -14,7 +14,7 @@ import albumentations as A
 import numpy as np
 from albumentations.core.composition import BaseCompose
 
-from common.albumentations import OWN_CLASSES, DicomWindowShift
+from common.albumentations import DicomWindowShift
 from common.augmentations import era2019
 from common.datasets.noise import table_place
 from common.datasets.steps import Step
@@ -121,21 +121,19 @@ def add_transform(
     picture: Callable[..., None] | None = None,
     batch: Callable[..., Any] | None = None,
 ) -> None:
-    """Make a transform class known: to files as ``common.albumentations.<name>``, and to both executors.
+    """Let a transform class of your own draw a step, which both executors do.
 
     ``picture`` and ``batch`` are the forms of the row's step where its kind is a new one: functions as in
     :data:`common.transforms.pictures.FORMS` and :data:`common.datasets.finish.KERNELS`. Without a form for batches a
-    file with the transform is computed on the CPU. ValueError for a name or kind that is taken.
+    file with the transform is computed on the CPU. ValueError for a kind of step that is taken.
     """
     from common.datasets.finish import KERNELS  # torch: `python -m common.transforms` needs none
 
-    rows = ((transform.__name__, OWN_CLASSES, transform), (row.kind, FORMS, picture), (row.kind, KERNELS, batch))
-    for name, table, value in rows:
-        if value is not None and table.get(name, value) is not value:
-            raise ValueError(f"{name} is taken")
-    for name, table, value in rows:
-        if value is not None:
-            table[name] = value
+    forms = [(table, form) for table, form in ((FORMS, picture), (KERNELS, batch)) if form is not None]
+    if any(row.kind in table for table, _ in forms):
+        raise ValueError(f"a step of the kind {row.kind} exists; give yours another name")
+    for table, form in forms:
+        table[row.kind] = form
     DRAWS[transform] = row
 
 
