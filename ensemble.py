@@ -19,12 +19,14 @@ def main(argv: Sequence[str] | None = None) -> Path:
     set_verbosity(config.verbosity, ", ".join(config.members))
 
     # Here, so that --help and a wrong flag answer at once.
+    from rsna.judging.conclusion import conclude
     from rsna.judging.ensemble import build_ensemble, describe_ensemble, write_ensemble
     from rsna.judging.members import read_members
 
     members = read_members(config)
     ensemble = build_ensemble(config, members)
-    path = write_ensemble(config, members, ensemble, sys.argv if argv is None else ["ensemble.py", *argv])
+    typed = sys.argv if argv is None else ["ensemble.py", *argv]
+    path = write_ensemble(config, members, ensemble, typed, conclude)
     print(describe_ensemble(config, members, ensemble))
     print(path)
     return path

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from common.datasets.batch import Batch
 from common.evaluation.metrics import WeightedLogLoss, probabilities
-from common.networks.classifier import ClassifierNetwork
-from common.networks.network import Predictions, Training
+from common.networks.network import AbstractNetwork, Predictions, StepOutput, Training
+from common.training.losses import build_loss
 from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC
 
 MONITOR = f"valid/{METRIC}"
 
 
-class RSNANetwork(ClassifierNetwork):
-    """A classifier of the five kinds of hemorrhage and `any`, scored by the competition's weighted log loss."""
+class RSNANetwork(AbstractNetwork):
+    """A classifier of the five kinds of hemorrhage and `any`, trained and scored by the weighted log loss.
+
+    ``inputs``: names of what the model takes of a batch's inputs, in the order of its arguments. ``class_weights`` are
+    relative: the metric divides by their sum.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    class_names: ClassVar[tuple[str, ...]] = LABELS
+    class_weights: ClassVar[tuple[float, ...]] = LABEL_WEIGHTS
 
     def __init__(
         self,
@@ -27,8 +37,34 @@ class RSNANetwork(ClassifierNetwork):
         training: Training | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        """See :class:`AbstractNetwork`; ``model`` gives six logits in the order of ``rsna_dataset.LABELS``."""
-        super().__init__(model, device, LABELS, LABEL_WEIGHTS, amp_dtype, training, loss)
+        """``model`` gives logits (N, C) in the order of ``class_names``; for the rest see :class:`AbstractNetwork`.
+
+        ``loss``: (logits (N, C) float32, targets (N, C)) → scalar, see common/training/losses.py; None: the metric as a
+        loss.
+        """
+        super().__init__(model, device, amp_dtype, training)
+        self.loss = loss or build_loss("bce", {}, self.class_weights, device)
+
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the training loss of a batch's inputs against ``batch.target`` (B, K)."""
+        logits = model(*self.inputs_of(batch))
+        with torch.autocast(self.device.type, enabled=False):
+            loss = self.loss(logits.float(), batch.target)
+        return StepOutput(loss, logits, batch.target, batch.image_id)
+
+    def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits (B, classes) of a batch's inputs."""
+        return model(*self.inputs_of(batch))
+
+    def inputs_of(self, batch: Batch) -> tuple[Any, ...]:
+        """Return what the model takes of a batch."""
+        return tuple(batch.inputs[name] for name in self.inputs)
+
+    def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Return ``weighted_log_loss`` and ``log_loss/<class>`` over all images, in float64."""
+        metric = WeightedLogLoss(self.class_names, self.class_weights)
+        metric.update(probabilities(predictions.logits), predictions.targets, predictions.image_ids)
+        return metric.compute()
 
 
 def prediction_frame(predictions: Predictions) -> pd.DataFrame:

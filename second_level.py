@@ -19,9 +19,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     set_verbosity(config.verbosity, ", ".join(config.members))
 
     # Here, so that --help and a wrong flag answer at once.
+    from rsna.judging.conclusion import conclude
     from rsna.judging.second_level import second_level
 
-    return second_level(config, sys.argv if argv is None else ["second_level.py", *argv])
+    return second_level(config, sys.argv if argv is None else ["second_level.py", *argv], conclude)
 
 
 if __name__ == "__main__":

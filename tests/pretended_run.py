@@ -163,13 +163,13 @@ def swapped(owner: Any, name: str, value: Any) -> Callable[[], None]:
 
 def changed_step(change: Callable[[Any, Any], Any]) -> Callable[[], None]:
     """Give each training step of every kind of network another batch; return what undoes it."""
-    from common.networks.classifier import ClassifierNetwork
     from rsna.kinds.series import RSNASequenceNetwork
+    from rsna_network import RSNANetwork
 
     def changing(step: Callable[..., Any]) -> Callable[..., Any]:
         return lambda self, model, batch: step(self, model, change(self, batch))
 
-    kinds = (ClassifierNetwork, RSNASequenceNetwork)
+    kinds = (RSNANetwork, RSNASequenceNetwork)
     undo = [swapped(kind, "training_step", changing(kind.training_step)) for kind in kinds]
 
     def back() -> None:

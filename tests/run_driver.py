@@ -35,9 +35,9 @@ import rsna.training.run  # noqa: F401
 import train  # noqa: F401
 from common import checkpoint, files
 from common.errors import WorkError
-from common.networks.classifier import ClassifierNetwork
 from common.networks.network import AbstractNetwork
 from rsna.kinds.series import RSNASequenceNetwork
+from rsna_network import RSNANetwork
 
 
 def send(request: dict[str, Any], network: AbstractNetwork) -> None:
@@ -82,7 +82,7 @@ def arm(request: dict[str, Any]) -> None:
         checkpoint.torch.save = half
         return
     name = {"iteration": "training_step", "validation": "prediction_step"}[place]
-    for network in (ClassifierNetwork, RSNASequenceNetwork):
+    for network in (RSNANetwork, RSNASequenceNetwork):
         setattr(network, name, signalling(getattr(network, name), request))
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from common.checkpoint import BEST
-from common.experiments.folder import CONFIG, create_experiment, lock_experiment, plain
 from common.experiments.logfile import LOG_FILE
-from common.files import remove_temporaries
 from common.reports.leaderboard import HTML_FILE, update_leaderboard
-from common.reports.record import FINISHED, REPORT_FILE, RUNNING, read_record, results_folder, write_status
+from common.reports.record import REPORT_FILE, results_folder, write_status
 from common.trackers.jsonl import FILE_NAME
 from common.trackers.tracker import Tracker
 from common.training import distributed
@@ -38,32 +35,6 @@ def conclude(folder: Path, status: str | None, *, report: bool = True, tracker: 
         if report:
             update_leaderboard(results_folder(folder), METRIC, {} if status is None else {folder: status})
     distributed.tell(whereabouts(folder))
-
-
-@contextmanager
-def put_together(
-    output_dir: Path, experiment_id: str | None, options: Mapping[str, Any], typed: Sequence[str]
-) -> Iterator[Path]:
-    """Yield the folder, under its lock, of a new experiment that is made of others, and conclude it.
-
-    One of this name with the same options that was killed while it was written is written again.
-    """
-    folder = None if experiment_id is None else output_dir / experiment_id
-    if folder is None or not is_left(folder, options):
-        folder = create_experiment(output_dir, experiment_id, options, typed).folder
-    with lock_experiment(folder):
-        remove_temporaries(folder)
-        write_status(folder, RUNNING)
-        yield folder
-        conclude(folder, FINISHED)
-
-
-def is_left(folder: Path, options: Mapping[str, Any]) -> bool:
-    """Whether an experiment with these options was begun in ``folder`` and ended before it was finished."""
-    if not (folder / CONFIG).is_file():
-        return False
-    record = read_record(folder)
-    return record.status not in (FINISHED, RUNNING) and record.config == plain(options)
 
 
 def whereabouts(folder: Path) -> list[str]:

@@ -27,7 +27,6 @@ from common.evaluation.texts import format_table
 from common.files import write_csv, write_json
 from common.reports.record import write_value
 from rsna.forms import check_submission, read_predictions, write_submission
-from rsna.judging.conclusion import put_together
 from rsna.judging.evaluation import (
     Evaluation,
     constant_basis,
@@ -40,7 +39,8 @@ from rsna.judging.evaluation import (
 from rsna.judging.evaluation_text import describe
 from rsna.judging.members import SAME_MODELS, Members
 from rsna.judging.options import EnsembleConfig
-from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES
+from rsna.judging.put_together import put_together
+from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES, Conclude
 from rsna.training.provenance import write_provenance
 from rsna_dataset import LABEL_WEIGHTS, LABELS, known_groups
 from rsna_network import pooled_metrics
@@ -239,13 +239,15 @@ def _change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients
     return loss_change(first, second, targets, patients, draws).text
 
 
-def write_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble, command: Sequence[str]) -> Path:
+def write_ensemble(
+    config: EnsembleConfig, members: Members, ensemble: Ensemble, typed: Sequence[str], conclude: Conclude
+) -> Path:
     """Write the one file of --ens_output, or an experiment; return the file or the experiment's folder."""
     if config.ens_output is not None:
         write_one_file(members, ensemble, config.ens_output)
         return config.ens_output
     options = experiment_config(config, members)
-    with put_together(config.output_dir, config.experiment_id, options, command) as folder:
+    with put_together(config.output_dir, config.experiment_id, options, typed, conclude) as folder:
         write_parts(config, members, ensemble, folder)
     return folder
 

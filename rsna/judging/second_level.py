@@ -32,14 +32,14 @@ from common.lineage import Provenance
 from common.reports.record import write_value
 from config import TrainConfig
 from rsna.forms import check_submission, read_predictions, write_submission
-from rsna.judging.conclusion import put_together
 from rsna.judging.evaluation import evaluate_predictions, write_evaluation
 from rsna.judging.evaluation_text import describe
 from rsna.judging.held_out import held_out_predictions, matching_predictions
 from rsna.judging.options import SecondLevelConfig
+from rsna.judging.put_together import put_together
 from rsna.training.folds import Fold, read_folds
 from rsna.training.lineage import learnt_from, overlap, overlap_lines, refuse_seen
-from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES, finished_folds
+from rsna.training.outcome import HOLDOUT_FILE, PREDICTION_FILES, Conclude, finished_folds
 from rsna.training.provenance import write_provenance, written_provenance
 from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, known_groups, read_metadata
 from rsna_network import pooled_metrics
@@ -48,7 +48,7 @@ LEVEL_ROW = "second level"
 PARTS = 3  # of the patients, by which the number of trees is chosen
 
 
-def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
+def second_level(config: SecondLevelConfig, typed: Sequence[str], conclude: Conclude) -> Path:
     """Fit, judge and write; print the scores and the experiment's folder, and return that.
 
     All is computed before anything is written. Raises UsageError where a member is no finished cross-validation, or
@@ -83,7 +83,7 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str]) -> Path:
     evaluation = evaluate_predictions(predictions, labelled, prevalences, config.level_draws, metadata)
     found = overlap(provenance, dataset, labelled.index)
     evaluation.document["lineage"] = found.document() | {"notes": overlap_lines(found)}
-    with put_together(config.output_dir, config.experiment_id, written, typed) as folder:
+    with put_together(config.output_dir, config.experiment_id, written, typed, conclude) as folder:
         write_csv(folder / PREDICTION_FILES[0], predictions, index=True)
         write_provenance(folder / PREDICTION_FILES[0], provenance.beside(trees_provenance(dataset, folds, labelled)))
         if held is not None:

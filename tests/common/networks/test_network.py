@@ -18,10 +18,10 @@ from common.datasets.batch import Batch
 from common.datasets.images import SampleKey
 from common.datasets.samplers import HardExampleSampler, RandomSampler, SequentialSampler
 from common.errors import UsageError, WorkError
-from common.networks.classifier import ClassifierNetwork
 from common.networks.network import Training
 from common.training.losses import build_loss
 from common.training.schedulers import build_schedule
+from rsna_network import RSNANetwork
 
 CPU = torch.device("cpu")
 NAMES = ("a", "b", "any")
@@ -58,6 +58,13 @@ def loader(pictures: Pictures, sampler: object, batch_size: int, drop_last: bool
     )
 
 
+class ThreeClasses(RSNANetwork):
+    """The task's network with classes of this test."""
+
+    class_names = NAMES
+    class_weights = WEIGHTS
+
+
 def linear_model(dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3))
@@ -78,7 +85,7 @@ def build(
     sampler: object = None,
     fused: bool = False,
     **training_options,
-) -> ClassifierNetwork:
+) -> ThreeClasses:
     model = model or linear_model()
     pictures, valid = Pictures(images), Pictures(9)
     default_sampler = RandomSampler(images, 5) if shuffle else SequentialSampler(images, 5)
@@ -95,10 +102,10 @@ def build(
         callbacks=callbacks,
         **training_options,
     )
-    return ClassifierNetwork(model, CPU, NAMES, WEIGHTS, training=training)
+    return ThreeClasses(model, CPU, training=training)
 
 
-def weights(network: ClassifierNetwork) -> Tensor:
+def weights(network: ThreeClasses) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.model.parameters()])
 
 
@@ -324,7 +331,7 @@ def test_a_prediction_that_is_not_finite_names_its_image() -> None:
             logits[-1, 1] = float("nan")
             return logits
 
-    network = ClassifierNetwork(Broken(), CPU, NAMES, WEIGHTS)
+    network = ThreeClasses(Broken(), CPU)
     pictures = Pictures(9)
     with pytest.raises(WorkError, match="ID_3 "):
         network.predict(loader(pictures, SequentialSampler(9, 0), 4, drop_last=False))
@@ -332,12 +339,12 @@ def test_a_prediction_that_is_not_finite_names_its_image() -> None:
 
 def test_float16_on_a_cpu_is_refused_by_the_flags_name() -> None:
     with pytest.raises(UsageError, match="--tr_amp_dtype=float16"):
-        ClassifierNetwork(linear_model(), CPU, NAMES, WEIGHTS, amp_dtype=torch.float16)
+        ThreeClasses(linear_model(), CPU, amp_dtype=torch.float16)
 
 
 def test_bfloat16_computes_layers_in_bfloat16_and_the_loss_in_float32() -> None:
     network = build()
-    network = ClassifierNetwork(network.model, CPU, NAMES, WEIGHTS, amp_dtype=torch.bfloat16, training=network.training)
+    network = ThreeClasses(network.model, CPU, amp_dtype=torch.bfloat16, training=network.training)
     outputs = []
 
     class Watch(Callback):
@@ -357,7 +364,7 @@ def test_a_batch_larger_than_the_training_set_is_refused() -> None:
 
 def test_an_image_set_without_images_is_refused() -> None:
     with pytest.raises(WorkError, match="no image"):
-        ClassifierNetwork(linear_model(), CPU, NAMES, WEIGHTS).predict([])
+        ThreeClasses(linear_model(), CPU).predict([])
 
 
 def test_a_plateau_schedule_hears_of_each_validation() -> None:

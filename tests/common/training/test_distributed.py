@@ -213,14 +213,14 @@ def test_torchrun_starts_a_dead_process_again_and_the_run_goes_on_from_last_pt(r
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(PROJECT)!r})\n"
         "import train\n"
-        "from common.networks.classifier import ClassifierNetwork\n"
-        "step = ClassifierNetwork.training_step\n"
+        "from rsna_network import RSNANetwork\n"
+        "step = RSNANetwork.training_step\n"
         "def dying(self, *arguments):\n"
         "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.environ['RANK'] == '1'\n"
         "    if first and self.iteration == 5:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, *arguments)\n"
-        "ClassifierNetwork.training_step = dying\n"
+        "RSNANetwork.training_step = dying\n"
         "train.main()\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]

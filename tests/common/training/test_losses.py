@@ -9,7 +9,6 @@ from sklearn.metrics import log_loss
 from torchvision.ops import sigmoid_focal_loss
 
 from common.errors import UsageError
-from common.networks.classifier import ClassifierNetwork
 from common.training.losses import LOSSES, build_loss
 from tests.common.networks.test_network import Pictures, build
 
@@ -96,9 +95,7 @@ def test_a_focal_gradient_is_the_slope_at_every_logit(gamma: float, smoothing: f
 def test_the_metric_never_changes_with_the_loss(values: dict) -> None:
     network = build()
     loss = build_loss(values.pop("loss", "bce"), values, WEIGHTS)
-    other = ClassifierNetwork(
-        network.model, network.device, ("a", "b", "any"), WEIGHTS, training=network.training, loss=loss
-    )
+    other = type(network)(network.model, network.device, training=network.training, loss=loss)
     assert other.validate() == network.validate()
     pictures = Pictures(4)
     batch = pictures.collate(range(4))
