@@ -122,7 +122,7 @@ def batches(trained: object, rows: object, size: int) -> object:
     import torch
 
     from common.datasets.batch import finished_picture
-    from rsna.kinds.slices import seen_pictures
+    from rsna.kinds.pictures import seen_pictures
 
     dataset = seen_pictures(trained, rows)
     for start in range(0, len(dataset), size):

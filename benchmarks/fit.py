@@ -111,7 +111,7 @@ def dataset_loader(options: argparse.Namespace, device: object) -> object:
     from common.datasets.samplers import RandomSampler
     from common.transforms import find_transform, load_pipeline
     from config import TrainConfig
-    from rsna.kinds.slices import place_transform
+    from rsna.kinds.pictures import place_transform
     from rsna_dataset import RSNADataset, read_fold
 
     rows = read_fold(options.dataset, options.dataset.name, 0)

@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     from common.datasets.sequences import collate_pictures
     from common.transforms.device import DevicePart, device_refusal
     from config import TrainConfig
-    from rsna.kinds.slices import load_pipelines
+    from rsna.kinds.pictures import load_pipelines
     from rsna.kinds.studies import picture_series
     from rsna_dataset import read_fold
 

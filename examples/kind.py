@@ -14,7 +14,7 @@ from common.datasets.loaders import make_loader
 from common.datasets.samplers import RandomSampler
 from config import TrainConfig
 from rsna.kinds.kind import Kind, Probabilities, TrainedNetwork, TrainingData, dataset_folder_of
-from rsna.kinds.slices import build_loader, fold_rows
+from rsna.kinds.pictures import build_loader, fold_rows
 from rsna.kinds.table import KindRow
 from rsna_dataset import LABELS, RSNADataset
 from rsna_network import prediction_frame

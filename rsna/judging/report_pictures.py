@@ -20,7 +20,7 @@ from common.evaluation.resampling import Array
 from common.reports.montage import fit, overlay
 from common.training.memory import is_out_of_memory
 from config import TrainConfig
-from rsna.kinds.slices import seen_pictures
+from rsna.kinds.pictures import seen_pictures
 from rsna.prediction.pictures import grey_slices, heat_maps
 from rsna.prediction.trained import load_network
 from rsna.training.outcome import PREDICTION_FILES

@@ -21,6 +21,16 @@ from common.training.hardware import training_loader_workers
 from common.transforms import Pipeline
 from config import TrainConfig
 from rsna.kinds.kind import ExportForm, Probabilities, TrainedNetwork, TrainingData, by, dataset_folder_of
+from rsna.kinds.pictures import (
+    check_transform_device,
+    check_trial_images,
+    checkpoint_pipeline,
+    fold_rows,
+    load_pipelines,
+    picture_dataset,
+    place_transform,
+    trial_indices,
+)
 from rsna.kinds.series import (
     PLACES,
     RSNASequenceNetwork,
@@ -33,17 +43,7 @@ from rsna.kinds.series import (
     settings_of,
     training_series,
 )
-from rsna.kinds.slices import (
-    check_transform_device,
-    check_trial_images,
-    checkpoint_pipeline,
-    fold_rows,
-    load_pipelines,
-    picture_dataset,
-    picture_metadata,
-    place_transform,
-    trial_indices,
-)
+from rsna.kinds.slices import picture_metadata
 from rsna_dataset import read_metadata
 from rsna_model import build_slice_network, build_timm_model
 

@@ -42,7 +42,7 @@ from common.reports.montage import Highlight, draw_series, write_picture
 from common.reports.page import NOTICE
 from common.training.hardware import cpu_cores
 from config import TrainConfig
-from rsna.kinds.slices import seen_pictures
+from rsna.kinds.pictures import seen_pictures
 from rsna.prediction.options import PredictConfig
 from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model

@@ -18,7 +18,7 @@ from common.networks.network import evaluation_mode
 from common.training.hardware import loader_workers
 from rsna.kinds.features import NO_FOLD, Block
 from rsna.kinds.kind import TrainedNetwork, dataset_folder_of
-from rsna.kinds.slices import build_loader, place_transform
+from rsna.kinds.pictures import build_loader, place_transform
 from rsna.prediction.alignment import Alignment, Floats
 from rsna_network import RSNANetwork
 

@@ -38,14 +38,7 @@ from common.transforms import FixedView, Pipeline, check_same_scale, find_transf
 from config import TrainConfig
 from rsna.forms import check_submission, read_submission, write_submission
 from rsna.kinds.kind import Probabilities, TrainedNetwork, dataset_folder_of, kind_of
-from rsna.kinds.slices import (
-    overfit_rows,
-    picture_dataset,
-    pipeline_windows,
-    place_transform,
-    seen_by,
-    seen_pictures,
-)
+from rsna.kinds.pictures import overfit_rows, picture_dataset, pipeline_windows, place_transform, seen_by, seen_pictures
 from rsna.prediction.options import TRAINING, PredictConfig, TrainedOptions, TTAOptions
 from rsna.training.outcome import HOLDOUT_FILE
 from rsna_dataset import LABELS, SAMPLE_FILE, dataset_folder, read_fold, read_holdout, read_metadata, select_rows

@@ -12,7 +12,7 @@ from common.errors import UsageError, WorkError, nearest_file
 from common.preprocessing.folder import check_space
 from config import TrainConfig
 from rsna.forms import read_label_file
-from rsna.kinds.slices import overfit_rows
+from rsna.kinds.pictures import overfit_rows
 
 
 def advised(error: pytest.ExceptionInfo[Exception], option: str) -> int:

@@ -218,7 +218,7 @@ def test_transforms_in_whole_batches_give_the_run_of_transforms_picture_by_pictu
     trained, tmp_path, monkeypatch
 ) -> None:
     """The code of the GPU, made to run where there is none."""
-    monkeypatch.setattr("rsna.kinds.slices.transforms_on_device", lambda config, device: True)
+    monkeypatch.setattr("rsna.kinds.pictures.transforms_on_device", lambda config, device: True)
     folder = train.main([*trained.flags, f"--output_dir={tmp_path}"])
     one, other = (logged(run, "valid/weighted_log_loss") for run in (trained.folder, folder))
     assert one == pytest.approx(other, abs=2e-3)
@@ -232,7 +232,7 @@ def test_transforms_in_whole_batches_give_the_run_of_transforms_picture_by_pictu
 def test_a_file_with_a_step_that_has_no_form_for_batches_stays_on_the_cpu_and_says_which(
     small_dataset, tmp_path, monkeypatch, caplog
 ) -> None:
-    monkeypatch.setattr("rsna.kinds.slices.transforms_on_device", lambda config, device: True)
+    monkeypatch.setattr("rsna.kinds.pictures.transforms_on_device", lambda config, device: True)
     document = json.loads((Path(train.__file__).parent / "transforms/train_demo.json").read_text())
     document["transform"]["transforms"].insert(0, {"__class_fullname__": "Blur", "p": 0.5})
     (tmp_path / "blur.json").write_text(json.dumps(document))

@@ -28,7 +28,7 @@ from common.models.study_layers import StudyNetwork
 from common.transforms.device import DevicePart
 from config import TrainConfig
 from rsna.forms import read_predictions
-from rsna.kinds.slices import load_pipelines
+from rsna.kinds.pictures import load_pipelines
 from rsna.kinds.studies import picture_series
 from rsna.prediction.options import PredictConfig
 from rsna.prediction.trained import Views, load_network, load_views, predict_with_studies, split_rows
