@@ -146,7 +146,7 @@ class SequenceModels:
 
     def describe(self) -> str:
         """Say in a few words what predicts."""
-        kinds = sorted({model.config.seq_model for model in self.sequences.values()})
+        kinds = sorted({kind_of(model.config).model_name(model.config) for model in self.sequences.values()})
         count = len(self.sequences)
         models = f"a sequence model ({kinds[0]})" if count == 1 else f"{count} sequence models ({', '.join(kinds)})"
         return f"{models} over {describe_networks(self.networks)}"
