@@ -11,7 +11,7 @@ import numpy as np
 from albumentations.core.transforms_interface import BaseTransformInitSchema
 from pydantic import model_validator
 
-from common.augmentations.base import HOUNSFIELD, ImageTransform
+from common.augmentations.base import HOUNSFIELD, MIN_MAX_NOTE, ImageTransform
 from common.augmentations.ct import (
     HeadMotion,
     HeadRotation,
@@ -26,12 +26,6 @@ from common.dicom.pictures import window
 from common.errors import UsageError
 
 logger = logging.getLogger(__name__)
-
-MIN_MAX_NOTE = (
-    "min_max_normalize is not done: the minimum and maximum of each picture would give the same HU "
-    "another value on every slice; each window is mapped to 0..1 by a fixed linear map instead (the one deliberate "
-    "departure from the class of 2019)"
-)
 
 
 class DicomWindowShift(ImageTransform):

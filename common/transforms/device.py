@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import albumentations as A
 import cv2
@@ -13,7 +13,9 @@ from common.albumentations import DicomWindowShift
 from common.datasets.finish import KERNELS
 from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Step
 from common.transforms.drawing import FOLLOWED, Chance, draw_steps, row_of
-from common.transforms.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from common.transforms.pipeline import Pipeline
 
 BORDERS = (CONSTANT, REPLICATE, REFLECT, REFLECT_101)
 

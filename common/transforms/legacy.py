@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.albumentations import MIN_MAX_NOTE
-from common.augmentations.base import MODULE
+from common.augmentations.base import MIN_MAX_NOTE, MODULE
 from common.errors import UsageError, nearest
 from common.transforms.library import CLASS_KEY, Node, node, short_name, unknown_class
 from common.transforms.library import REFUSED as REFUSED_TODAY
