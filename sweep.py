@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli.arguments import parse_args
+from common.cli.arguments import parse_mode
+from common.cli.choices import load
 from common.cli.command import command
 from common.cli.console import set_verbosity
 from rsna.training.options import SweepConfig
@@ -14,15 +15,9 @@ from rsna.training.options import SweepConfig
 @command
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run what the file names and print a summary; return the path of the leaderboard or of the search's page."""
-    config = parse_args(SweepConfig, argv)
-    set_verbosity(config.verbosity, config.lines or config.grid or config.space)
-
-    # Here, so that --help and a wrong flag answer at once.
-    from rsna.training.sweep import run_experiments, run_search
-
-    if config.space is not None:
-        return run_search(config)
-    return run_experiments(config)
+    config = parse_mode(SweepConfig, argv)
+    set_verbosity(config.verbosity, config.reads)
+    return load(config.runs)(config)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,42 @@ def parse_args(
     Raises :class:`UsageError` with one line for an unknown flag (naming the nearest), a wrong type, choice or range,
     a required option that is missing, or a YAML file that can't be used. ``--help`` prints and exits with 0.
     """
+    return _build(config_class, _named_values(config_class, argv, saved))
+
+
+def parse_mode(command: type, argv: Sequence[str] | None = None) -> Any:
+    """Build the configuration of the mode of ``command`` that the given options choose; see :func:`parse_args`.
+
+    ``command`` inherits from the classes of its modes, and ``command.modes`` names them. The option ``chosen_by`` of a
+    mode chooses it; the last mode has none and stands for the rest. With the modes ``AuditConfig`` (chosen by
+    ``audit``) and ``SplitConfig``, ``--audit=a.csv`` gives an ``AuditConfig``, no flag at all a ``SplitConfig``.
+
+    Raises UsageError, naming it, for an option that only other modes have.
+    """
+    named = _named_values(command, argv)
+    fields = command.__dataclass_fields__  # type: ignore[attr-defined]
+    given = [name for name in fields if name in named and named[name] != fields[name].default]
+    modes: tuple[Any, ...] = command.modes  # type: ignore[attr-defined]
+    mode = next(mode for mode in modes if not mode.chosen_by or mode.chosen_by in given)
+    for name in given:
+        if name not in mode.__dataclass_fields__:
+            homes = [other for other in modes if name in other.__dataclass_fields__]
+            raise UsageError(_describe_foreign(name, mode, homes))
+    return _build(mode, {name: value for name, value in named.items() if name in mode.__dataclass_fields__})
+
+
+def _describe_foreign(name: str, mode: Any, homes: Sequence[Any]) -> str:
+    """Return the refusal of an option that belongs to the modes ``homes``."""
+    if mode.chosen_by:
+        titles = " and ".join(f"'{_title(home)}'" for home in homes)
+        return f"--{name} doesn't go with --{mode.chosen_by}, leave it out; it belongs to {titles}"
+    return f"--{name} needs {' or '.join(f'--{home.chosen_by}' for home in homes)}"
+
+
+def _named_values(
+    config_class: type, argv: Sequence[str] | None, saved: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the values of the options that are named anywhere; errors as :func:`parse_args`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _build_parser(config_class)
     config_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -117,13 +153,18 @@ def parse_args(
         # Before Python 3.13 argparse drops a value of two dashes.
         if value == "--" or (value == [] and not _fields(config_class)[name][1].positional):
             raise UsageError(f"--{name}=--: is no value")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
+
+
+def _build(config_class: type[ConfigT], named: Mapping[str, Any]) -> ConfigT:
+    """Build a configuration from the options that are named; UsageError where a required one is not."""
     missing = [
         name for name, (_, spec) in _fields(config_class).items() if name not in named and _required(config_class, name)
     ]
     if missing:
         spec = _fields(config_class)[missing[0]][1]
         raise UsageError(f"--{missing[0]} is missing: {spec.help}")
-    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
+    return config_class(**named)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -163,8 +204,9 @@ def option_groups(config_class: type) -> dict[str, list[Shown]]:
     for owner in reversed(config_class.__mro__):
         names = [name for name in inspect.get_annotations(owner) if name in config_class.__dataclass_fields__]
         if names:
-            title = (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
-            groups["" if owner is config_class else title] = [_shown(config_class, name, hints[name]) for name in names]
+            groups["" if owner is config_class else _title(owner)] = [
+                _shown(config_class, name, hints[name]) for name in names
+            ]
     return groups
 
 
@@ -184,6 +226,10 @@ def _fields(config_class: type) -> dict[str, tuple[Any, Option]]:
 def _required(config_class: type, name: str) -> bool:
     field = config_class.__dataclass_fields__[name]  # type: ignore[attr-defined]
     return field.default is REQUIRED
+
+
+def _title(group: type) -> str:
+    return (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -22,7 +22,7 @@ from common.files import atomic_path
 from common.foreign import read_json
 from rsna.kinds.features import FOLDERS, HOW, OUT_OF_FOLD, read_document
 from rsna.kinds.kind import TrainedNetwork
-from rsna.prediction.options import PredictConfig
+from rsna.prediction.options import SourceConfig
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, as shares of the features' mean variance
 FEWEST_PATIENTS = 10  # with fewer, single images are held out for the choice of the penalty
@@ -75,7 +75,7 @@ def _explained(features: Floats, reference: Floats, held: np.ndarray, penalty: f
     return 1.0 - float((left**2).sum()) / max(float((spread**2).sum()), 1e-30)
 
 
-def read_refit_alignment(config: PredictConfig, refit: TrainedNetwork) -> Alignment:
+def read_refit_alignment(config: SourceConfig, refit: TrainedNetwork) -> Alignment:
     """Read the map of ``--feature_refit``'s network that was written with features/test.
 
     Raises UsageError where there is none or it is another network's, WorkError where the file is damaged.

@@ -43,7 +43,7 @@ from common.reports.page import NOTICE
 from common.training.hardware import cpu_cores
 from config import TrainConfig
 from rsna.kinds.pictures import seen_pictures
-from rsna.prediction.options import PredictConfig
+from rsna.prediction.options import SourceConfig
 from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
 from rsna.prepare.competition import find_competition
@@ -82,9 +82,15 @@ class StudyResult:
     seconds: dict[str, float]
 
 
-def predict_source(config: PredictConfig) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class ConvertedConfig(SourceConfig):
+    """The options of ``--source`` where its files are converted: they are a dataset in ``data_input_folder``."""
+
+    data_dataset: str = DATASET
+
+
+def predict_source(config: SourceConfig) -> Path:
     """Predict the studies of ``--source`` and write all to ``--predict_output``; return that folder."""
-    config.refuse_without_dataset("data_dataset")  # here, since that of the files is put in its place below
     images = stored_form(config)
     check_models(config)
     folder = config.predict_output
@@ -99,13 +105,13 @@ def predict_source(config: PredictConfig) -> Path:
     return folder
 
 
-def predict_to(config: PredictConfig, images: PreprocessingConfig, inputs: Path, folder: Path) -> None:
+def predict_to(config: SourceConfig, images: PreprocessingConfig, inputs: Path, folder: Path) -> None:
     """Predict the studies of ``--source``, whose images go to ``inputs``, and write all to ``folder``."""
     form = image_form(images)
     started = time.perf_counter()
     convert_source(config, images, form, inputs, folder)
     reading = time.perf_counter() - started
-    model = load_study_model(dataclasses.replace(config, data_input_folder=inputs, data_dataset=DATASET))
+    model = load_study_model(ConvertedConfig(**vars(config) | {"data_input_folder": inputs}))
     rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
     share = reading / len(rows)
     results = []
@@ -153,7 +159,7 @@ def work_folder(output: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def stored_form(config: PredictConfig) -> PreprocessingConfig:
+def stored_form(config: SourceConfig) -> PreprocessingConfig:
     """Return the preprocessing of the training's images, which the weight file knows.
 
     Weight files of before it did so need the training's dataset; UsageError where that is gone.
@@ -185,7 +191,7 @@ def stored_form(config: PredictConfig) -> PreprocessingConfig:
 
 
 def convert_source(
-    config: PredictConfig, images: PreprocessingConfig, form: ImageForm, inputs: Path, output: Path
+    config: SourceConfig, images: PreprocessingConfig, form: ImageForm, inputs: Path, output: Path
 ) -> None:
     """Make the dataset ``inputs/datasets/source`` of the files, and ``failed.csv`` in ``output`` of those that fail.
 
@@ -248,7 +254,7 @@ def convert_all(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: P
     return records
 
 
-def find_key(config: PredictConfig, output: Path) -> Path:
+def find_key(config: SourceConfig, output: Path) -> Path:
     """Return the file of the pseudonyms' key, which doesn't depend on the folder that the command is called in.
 
     It is --pseudonym_key, else in --data_input_folder, else in the training's, else in this project's ``input``.

@@ -11,14 +11,14 @@ from common.cli.values import HOLDOUT
 from common.errors import UsageError
 from common.training.ways import AUTO
 from rsna.kinds.kind import TrainedNetwork
-from rsna.prediction.options import PredictConfig, TrainedOptions
+from rsna.prediction.options import TRAINING, FeaturesConfig, SourceConfig, WeightsOptions
 from rsna.prediction.trained import load_network, place_of
 from rsna.training.outcome import finished_folds
 from rsna_model import way_of
 
 
 def load_fold_models(
-    config: TrainedOptions, folder: Path, weights: Mapping[int, str] | None = None, **more: Any
+    config: WeightsOptions, folder: Path, weights: Mapping[int, str] | None = None, **more: Any
 ) -> dict[int, TrainedNetwork]:
     """Load the models of all folds; UsageError where the folder is no finished cross-validation.
 
@@ -44,10 +44,10 @@ def several_models(folder: Path) -> UsageError:
     )
 
 
-def load_refit(config: PredictConfig) -> TrainedNetwork:
+def load_refit(config: FeaturesConfig | SourceConfig, compute: str = TRAINING) -> TrainedNetwork:
     """Load the network of ``--feature_refit``; UsageError where it was not trained on all folds."""
     path = config.feature_refit
-    refit = load_network(weight_file(path), weights=config.net_weights, compute=config.net_compute, **place_of(config))
+    refit = load_network(weight_file(path), weights=config.net_weights, compute=compute, **place_of(config))
     if refit.config.data_fold != HOLDOUT:
         raise UsageError(
             f"--feature_refit={path}: was trained with --data_fold={refit.config.data_fold}; it takes a "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli.arguments import REQUIRED, option, refuse_given
-from common.cli.values import parse_weight_file
+from common.cli.values import HOLDOUT, parse_weight_file
 from common.errors import UsageError
 from common.networks.averaging import AVERAGES
 from common.training.ways import AUTO, WAYS
@@ -18,23 +18,35 @@ CHECKPOINT = "checkpoint"  # as a form of export
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedOptions(ConsoleOptions):
-    """Where to run."""
+class InputFolderOptions(ConsoleOptions):
+    """Place of the data."""
 
-    n_jobs: int | None = option(
-        None, "CPU cores to use; 0: all there are; none: as the training", minimum=0, maximum=4096
-    )
     data_input_folder: Path | None = option(
         None,
         "folder that holds datasets/; none: the one of the training, or input where no weight file is asked",
     )
-    seq_features: str | None = option(
-        None, "sequence models: experiment (id or folder) that has the features; none: the one of the training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsOptions(InputFolderOptions):
+    """Where to run, and which weights."""
+
+    n_jobs: int | None = option(
+        None, "CPU cores to use; 0: all there are; none: as the training", minimum=0, maximum=4096
     )
     net_weights: str = option(
         "best",
         "which of the file's weights: raw (as trained), ema or swa (their averages); best: which validated best",
         choices=("best", "raw", *AVERAGES),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions(WeightsOptions):
+    """Features of sequence models."""
+
+    seq_features: str | None = option(
+        None, "sequence models: experiment (id or folder) that has the features; none: the one of the training"
     )
 
 
@@ -68,41 +80,28 @@ class BatchOptions:
     )
 
 
-OF_AUDITS = {"audit", "audit_sample", "audit_fill", "output_file", "data_input_folder", "data_dataset", "verbosity"}
-
-
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
-    """Predict a dataset's split, or the studies of any DICOM files (--source), or audit a submission (--audit).
+class PredictingOptions(BatchOptions, WeightsOptions):
+    """Trained network, for all but --audit."""
 
-    Model, transforms and image settings come from the weight file. Not a medical device; not for diagnosis.
-    """
-
-    net_weight_file: Path | None = option(
-        None,
+    net_weight_file: Path = option(
+        REQUIRED,
         "best.pt or last.pt of an experiment, its folder (best.pt), or the folder of a cross-validation (the mean of "
-        "its folds' models); all but --audit need it",
+        "its folds' models)",
         parse=parse_weight_file,
         metavar="PATH",
     )
-    features: bool = option(
-        False,
-        "1: of a cross-validation's folder write what the models' heads see of each image: features/train, each image "
-        "by the model that did not see it, and features/test, the mean of all; for --net_kind=sequence",
-    )
-    feature_refit: Path | None = option(
-        None,
-        "with --features=1, and with --sequence: one network (best.pt, or its experiment's folder) that was trained on "
-        "the images of all folds (--data_fold=holdout), which sees new images in place of the mean of the folds' "
-        "models; none: the mean",
-    )
-    source: Path | None = option(
-        None,
-        "folder, archive or single file of DICOM files, of any origin, to predict instead of a dataset: tables "
-        "of slices and studies, JSON and a picture of each series, to --predict_output; names by --pseudonym_key, or "
-        "pseudonyms.key in the training's input folder; none: a dataset",
-    )
-    predict_output: Path | None = option(None, "new folder for what --source gives")
+
+    @property
+    def reads(self) -> Path:
+        """What is read first."""
+        return self.net_weight_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityOptions(TTAOptions):
+    """Probabilities."""
+
     net_compute: str = option(
         TRAINING,
         "without a GPU, how slice networks compute: training: as they were trained; float32; channels_last: float32 in "
@@ -110,29 +109,118 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
         "auto: what measures quickest at the start",
         choices=(TRAINING, *WAYS, AUTO),
     )
-    sequence: Path | None = option(
-        None,
-        "sequence model for --source, on the features of the cross-validation that --net_weight_file names: its "
-        "best.pt, its experiment's folder, or a cross-validation's (the mean of its models); --net_weights then "
-        "chooses its weights; none: no",
-    )
     calibrate: bool = option(
         False,
         "1: probabilities by the temperatures of calibration.json, which evaluate.py fits, beside the weights (of "
         "--sequence beside its weights)",
     )
-    split: str = option(
-        "test",
-        "test: submission.csv (predictions_test.csv where the data is not the competition's); train, valid: "
-        "predictions_<split>.csv of the images of that part of the fold; holdout: of those that --pre_holdout kept out "
-        "of all folds",
-        choices=("train", "valid", "test", "holdout"),
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibrate and self.tta is not None:
+            raise UsageError("--calibrate=1 doesn't go with --tta: the temperatures were fitted to predictions without")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitOptions:
+    """Network of all folds, for --features=1 and --sequence."""
+
+    feature_refit: Path | None = option(
+        None,
+        "one network (best.pt, or its experiment's folder) that was trained on the images of all folds "
+        "(--data_fold=holdout), which sees new images in place of the mean of the folds' models; none: the mean",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Dataset, and the file to write."""
+
     data_dataset: str | None = option(
         None,
         "dataset to predict; none: the one of the training. For --audit the one with the sample submission; none: rsna",
     )
     output_file: Path | None = option(None, "file to write; none: beside the weights, or beside the audited file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(ProbabilityOptions, TableOptions, PredictingOptions, TrainedOptions):
+    """Split of a dataset."""
+
+    chosen_by = ""
+    runs = "rsna.prediction.splits.predict_split"
+
+    split: str = option(
+        "test",
+        "test: submission.csv (predictions_test.csv where the data is not the competition's); train, valid: "
+        "predictions_<split>.csv of the images of that part of the fold; holdout: of those that --pre_holdout kept out "
+        "of all folds",
+        choices=("train", "valid", "test", HOLDOUT),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output_file is not None and self.output_file.resolve() == self.net_weight_file.resolve():
+            raise UsageError(f"--output_file={self.output_file} is the weight file; give another name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(RefitOptions, PredictingOptions):
+    """Features for sequence models (--features=1)."""
+
+    chosen_by = "features"
+    runs = "rsna.prediction.write_features.write_all_features"
+
+    features: bool = option(
+        False,
+        "1: of a cross-validation's folder write what the models' heads see of each image: features/train, each image "
+        "by the model that did not see it, and features/test, the mean of all; for --net_kind=sequence",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(ProbabilityOptions, RefitOptions, PredictingOptions, PseudonymOptions):
+    """DICOM files of any origin (--source)."""
+
+    chosen_by = "source"
+    runs = "rsna.prediction.dicom_source.predict_source"
+
+    source: Path | None = option(
+        None,
+        "folder, archive or single file of DICOM files, of any origin, to predict instead of a dataset: tables "
+        "of slices and studies, JSON and a picture of each series, to --predict_output; names by --pseudonym_key, or "
+        "pseudonyms.key in the training's input folder; none: a dataset",
+    )
+    predict_output: Path | None = option(None, "new folder for what --source gives")
+    sequence: Path | None = option(
+        None,
+        "sequence model on the features of the cross-validation that --net_weight_file names: its best.pt, its "
+        "experiment's folder, or a cross-validation's (the mean of its models); --net_weights then chooses its "
+        "weights. Of a dataset's split it is the --net_weight_file itself; none: no",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.predict_output is None:
+            raise UsageError("--source and --predict_output (a new folder) belong together")
+        if self.sequence is not None and self.tta is not None:
+            raise UsageError("--sequence doesn't go with --tta: the features that it learnt from are of single views")
+        if self.feature_refit is not None and self.sequence is None:
+            raise UsageError("--feature_refit needs --sequence here")
+
+    @property
+    def reads(self) -> Path:
+        """What is read first."""
+        return self.source
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(TableOptions, InputFolderOptions):
+    """Audit of a submission (--audit)."""
+
+    chosen_by = "audit"
+    runs = "rsna.prediction.submission_audit.audit_submission"
+
     audit: Path | None = option(
         None,
         "submission to audit instead of predicting: rows, duplicates, range, consistency of labels, distribution; exit "
@@ -149,55 +237,25 @@ class PredictConfig(TTAOptions, BatchOptions, TrainedOptions, PseudonymOptions):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.audit is None and (self.audit_sample is not None or self.audit_fill is not None):
-            raise UsageError("--audit_sample and --audit_fill need --audit, the submission to look at")
-        if self.audit is not None:
-            predicting = [name for name in self.__dataclass_fields__ if name not in OF_AUDITS]
-            refuse_given(self, predicting, "doesn't go with --audit, which predicts nothing; leave it out")
-            if self.output_file is not None and self.audit_fill is None:
-                raise UsageError("--output_file needs --audit_fill here: an audit alone writes nothing")
-            if self.output_file is not None and self.output_file.resolve() == self.audit.resolve():
-                raise UsageError(f"--output_file={self.output_file} is the file to audit; give another name")
-            return
-        if self.net_weight_file is None:
-            raise UsageError("--net_weight_file is missing: best.pt or last.pt of an experiment")
-        if (self.source is None) != (self.predict_output is None):
-            raise UsageError("--source and --predict_output (a new folder) belong together")
-        if self.pseudonym_key is not None and self.source is None:
-            raise UsageError("--pseudonym_key needs --source: a dataset has its pseudonyms already")
-        if self.sequence is not None and self.source is None:
-            raise UsageError(
-                "--sequence needs --source; a dataset's split is predicted by the sequence model's own file as "
-                "--net_weight_file"
-            )
-        if self.source is not None:
-            self.refuse_without_dataset("split", "output_file", "seq_features")
-        if self.output_file is not None and self.output_file.resolve() == self.net_weight_file.resolve():
-            raise UsageError(f"--output_file={self.output_file} is the weight file; give another name")
-        if self.sequence is not None and self.tta is not None:
-            raise UsageError("--sequence doesn't go with --tta: the features that it learnt from are of single views")
-        if self.feature_refit is not None and not self.features and self.sequence is None:
-            raise UsageError("--feature_refit needs --features=1, or --sequence")
-        if self.features and (self.tta is not None or self.calibrate or self.source or self.output_file):
-            raise UsageError("--features=1 goes with none of --tta, --calibrate, --source and --output_file")
-        if self.features and self.data_dataset is not None:
-            raise UsageError("--features=1: features are of the cross-validation's dataset; leave out --data_dataset")
-        if self.features:
-            refuse_given(
-                self, ("net_compute",), "doesn't go with --features=1: its networks compute as they were trained"
-            )
-            refuse_given(
-                self,
-                ("split", "seq_features"),
-                "doesn't go with --features=1, which sees the pictures of all folds and of the test; leave it out",
-            )
-        if self.calibrate and self.tta is not None:
-            raise UsageError("--calibrate=1 doesn't go with --tta: the temperatures were fitted to predictions without")
+        if self.output_file is not None and self.audit_fill is None:
+            raise UsageError("--output_file needs --audit_fill here: an audit alone writes nothing")
+        if self.output_file is not None and self.output_file.resolve() == self.audit.resolve():
+            raise UsageError(f"--output_file={self.output_file} is the file to audit; give another name")
 
-    def refuse_without_dataset(self, *names: str) -> None:
-        """Raise UsageError for an option of a dataset beside --source."""
-        refuse_given(self, names, "doesn't go with --source, which is no dataset; leave it out")
+    @property
+    def reads(self) -> Path:
+        """What is read first."""
+        return self.audit
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(AuditConfig, SourceConfig, FeaturesConfig, SplitConfig):
+    """Predict a dataset's split, or the studies of any DICOM files (--source), or audit a submission (--audit).
+
+    Model, transforms and image settings come from the weight file. Not a medical device; not for diagnosis.
+    """
+
+    modes = (AuditConfig, SourceConfig, FeaturesConfig, SplitConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

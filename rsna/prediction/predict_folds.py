@@ -15,7 +15,7 @@ from common.errors import UsageError
 from common.lineage import Provenance
 from rsna.kinds.kind import TrainedNetwork, dataset_folder_of
 from rsna.prediction.fold_models import load_fold_models, several_models
-from rsna.prediction.options import PredictConfig, TTAOptions
+from rsna.prediction.options import SplitConfig, TTAOptions
 from rsna.prediction.provenance import check_predicted, network_provenance
 from rsna.prediction.trained import (
     load_views,
@@ -30,7 +30,7 @@ from rsna.training.outcome import HOLDOUT_FILE, finished_folds, write_flattery
 from rsna.training.provenance import write_provenance
 
 
-def predict_by_folds(config: PredictConfig) -> Path:
+def predict_by_folds(config: SplitConfig) -> Path:
     """Write the mean of all folds' predictions of new images. Return the file, as predict.py does for one model."""
     if config.split in ("train", "valid"):
         raise UsageError(

@@ -10,7 +10,7 @@ from common.lineage import Provenance
 from rsna.kinds.features import OUT_OF_FOLD, TEST
 from rsna.kinds.kind import TrainedNetwork, kind_of
 from rsna.kinds.sequences import check_features
-from rsna.prediction.options import PredictConfig
+from rsna.prediction.options import SplitConfig
 from rsna.training.lineage import overlap, overlap_lines, refuse_seen, weights_lineage
 from rsna.training.provenance import features_used, tell_lines
 
@@ -27,7 +27,7 @@ def network_provenance(trained: TrainedNetwork, weight_file: Path, ids: pd.Index
     return own.beside(features_used(trained.config, ids, TEST if new else OUT_OF_FOLD))
 
 
-def check_predicted(provenance: Provenance, folder: Path, ids: pd.Index, config: PredictConfig) -> None:
+def check_predicted(provenance: Provenance, folder: Path, ids: pd.Index, config: SplitConfig) -> None:
     """Raise UsageError where predictions of validation or held-out images are by a network that learnt from them.
 
     Say whose lineage is unknown. Predictions of training images are what they are.

@@ -19,7 +19,7 @@ from rsna.kinds.sequences import predict_features
 from rsna.prediction.alignment import REFIT, Alignment, read_alignments, read_refit_alignment
 from rsna.prediction.embeddings import mean_blocks
 from rsna.prediction.fold_models import check_made_by, load_fold_models, load_refit, several_models, weight_file
-from rsna.prediction.options import PredictConfig
+from rsna.prediction.options import SourceConfig
 from rsna.prediction.trained import (
     Calibration,
     Views,
@@ -204,7 +204,7 @@ def first_weight_file(path: Path) -> Path:
     return path / next(iter(finished_folds(path).values()))["weights"]
 
 
-def check_models(config: PredictConfig) -> None:
+def check_models(config: SourceConfig) -> None:
     """Raise UsageError, before there is any output, for models and options that don't go together."""
     folder = config.net_weight_file.is_dir()
     slice_file = first_weight_file(config.net_weight_file)
@@ -222,7 +222,7 @@ def check_models(config: PredictConfig) -> None:
     load_sequences(config, config.net_weight_file)
 
 
-def check_calibration(config: PredictConfig) -> None:
+def check_calibration(config: SourceConfig) -> None:
     """Raise UsageError where what predicts is several models, or has no temperatures; errors as load_calibration's."""
     files = {"": config.net_weight_file} if config.sequence is None else sequence_files(config.sequence)
     (file,) = files.values() if len(files) == 1 else [None]
@@ -233,7 +233,7 @@ def check_calibration(config: PredictConfig) -> None:
     load_calibration(file, chosen_weights(checkpoint, config.net_weights)[0], checkpoint["iteration"], studies=judges)
 
 
-def load_study_model(config: PredictConfig) -> StudyModel:
+def load_study_model(config: SourceConfig) -> StudyModel:
     """Load what ``--net_weight_file`` and ``--sequence`` name, for the dataset that ``config`` names.
 
     Raises UsageError for models that don't go together, and the errors of :func:`rsna.prediction.trained.load_network`.
@@ -244,7 +244,7 @@ def load_study_model(config: PredictConfig) -> StudyModel:
         (name, first), *_ = sequences.items()
         calibration = asked_calibration(config, sequence_files(config.sequence)[name], first)
         if config.feature_refit is not None:
-            refit = load_refit(config)
+            refit = load_refit(config, config.net_compute)
             maps = {REFIT: read_refit_alignment(config, refit)}
             return SequenceModels(path, {REFIT: refit}, maps, sequences, calibration)
         document = read_document(path / FOLDERS[OUT_OF_FOLD])
@@ -273,7 +273,7 @@ def sequence_files(path: Path) -> dict[str, Path]:
     return {file.name: file}
 
 
-def load_sequences(config: PredictConfig, parent: Path) -> dict[str, TrainedNetwork]:
+def load_sequences(config: SourceConfig, parent: Path) -> dict[str, TrainedNetwork]:
     """Load the sequence models of ``--sequence``: a file, an experiment's best.pt, or a cross-validation's.
 
     Raises UsageError for another kind of model, and for one that was trained on other features than those of the

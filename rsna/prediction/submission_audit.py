@@ -16,7 +16,7 @@ from common.files import check_output, write_csv
 from common.spreadsheets import table_form
 from config import TrainConfig
 from rsna.forms import check_submission, read_submission_texts
-from rsna.prediction.options import PredictConfig
+from rsna.prediction.options import AuditConfig
 from rsna_dataset import LABELS, PUBLISHED, SAMPLE_FILE, dataset_folder, read_dataset_info, read_metadata
 
 SUSPECT_RATIO = 2.0  # of a label's mean and its prevalence, either way
@@ -51,7 +51,7 @@ class Audit:
     table: pd.DataFrame
 
 
-def audit_submission(config: PredictConfig) -> Path:
+def audit_submission(config: AuditConfig) -> Path:
     """Print the audit of ``--audit``, fill it where that is asked for, and return the valid file.
 
     Raises WorkError where it is not valid and can't be made so by filling in missing rows.
@@ -79,7 +79,7 @@ def audit_submission(config: PredictConfig) -> Path:
     return target
 
 
-def expectations(config: PredictConfig) -> Expected:
+def expectations(config: AuditConfig) -> Expected:
     """Return the rows and prevalences to expect: of --audit_sample, of the dataset, or none and the published ones."""
     folder = dataset_folder(
         config.data_input_folder or TrainConfig.data_input_folder, config.data_dataset or TrainConfig.data_dataset

@@ -39,7 +39,14 @@ from config import TrainConfig
 from rsna.forms import check_submission, read_submission, write_submission
 from rsna.kinds.kind import Probabilities, TrainedNetwork, dataset_folder_of, kind_of
 from rsna.kinds.pictures import overfit_rows, picture_dataset, pipeline_windows, place_transform, seen_by, seen_pictures
-from rsna.prediction.options import TRAINING, PredictConfig, TrainedOptions, TTAOptions
+from rsna.prediction.options import (
+    TRAINING,
+    ProbabilityOptions,
+    SplitConfig,
+    TrainedOptions,
+    TTAOptions,
+    WeightsOptions,
+)
 from rsna.training.outcome import HOLDOUT_FILE
 from rsna_dataset import LABELS, SAMPLE_FILE, dataset_folder, read_fold, read_holdout, read_metadata, select_rows
 from rsna_model import computed_by, quickest_way
@@ -178,7 +185,7 @@ def load_asked(config: TrainedOptions, weight_file: Path, compute: str = TRAININ
     )
 
 
-def place_of(config: TrainedOptions) -> dict[str, Any]:
+def place_of(config: WeightsOptions) -> dict[str, Any]:
     """Return the options of a command that say where and how :func:`load_network`'s network predicts."""
     names = ("n_jobs", "data_input_folder", "data_dataset", "batch_size")
     return {name: getattr(config, name) for name in names if name in config.__dataclass_fields__}
@@ -301,7 +308,7 @@ def _temperatures(values: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def asked_calibration(config: PredictConfig, weight_file: Path, trained: TrainedNetwork) -> Calibration | None:
+def asked_calibration(config: ProbabilityOptions, weight_file: Path, trained: TrainedNetwork) -> Calibration | None:
     """Return the calibration of a network where --calibrate asks for it; errors as :func:`load_calibration`."""
     if not config.calibrate:
         return None
@@ -372,7 +379,7 @@ def sample_submission(trained: TrainedNetwork, split: str) -> Path | None:
     return path if split == "test" and path.is_file() else None
 
 
-def output_path(config: PredictConfig, trained: TrainedNetwork, folder: Path) -> Path:
+def output_path(config: SplitConfig, trained: TrainedNetwork, folder: Path) -> Path:
     """Return the file to write: --output_file, or in ``folder`` submission.csv or ``predictions_<split>.csv``.
 
     submission.csv and predictions_valid.csv are taken as the experiment's by other commands, so that predictions of
@@ -428,7 +435,7 @@ def logged_value(trained: TrainedNetwork) -> float:
     return trained.metrics[metric_key(MONITOR, trained.weights)]
 
 
-def says_how_it_flatters(config: PredictConfig, trained: TrainedNetwork, path: Path) -> bool:
+def says_how_it_flatters(config: SplitConfig, trained: TrainedNetwork, path: Path) -> bool:
     """Whether predictions in ``path`` are of images in no fold, as the validation's are of the fold that chose."""
     as_validated = config.tta is None and not config.calibrate and trained.config.data_fold != HOLDOUT
     return as_validated and config.split == HOLDOUT and path == config.net_weight_file.parent / HOLDOUT_FILE

@@ -32,7 +32,7 @@ from rsna.prediction.alignment import (
 )
 from rsna.prediction.embeddings import Key, embeddings, mean_blocks, table
 from rsna.prediction.fold_models import check_made_by, load_fold_models, load_refit, weight_file
-from rsna.prediction.options import PredictConfig
+from rsna.prediction.options import FeaturesConfig
 from rsna.training.folds import Fold, read_folds
 from rsna.training.lineage import weights_lineage
 from rsna.training.outcome import finished_folds, is_cross_validation
@@ -41,7 +41,7 @@ from rsna_dataset import dataset_folder, known_groups, new_images, read_dataset_
 ANCHORS = 8192  # images that a map is fitted to, at most
 
 
-def write_all_features(config: PredictConfig) -> Path:
+def write_all_features(config: FeaturesConfig) -> Path:
     """Write features/train (out of fold), and features/test for images that are in no fold. Return features/.
 
     With --feature_refit, write features/test only, by that network. Raises WorkError where a fold's images or labels
@@ -76,7 +76,7 @@ def write_all_features(config: PredictConfig) -> Path:
     return parent / "features"
 
 
-def features_data(config: PredictConfig) -> tuple[Path, dict[int, Fold]]:
+def features_data(config: FeaturesConfig) -> tuple[Path, dict[int, Fold]]:
     """Return the dataset's folder and the folds of the cross-validation ``--net_weight_file``."""
     parent = config.net_weight_file
     options = from_dict(TrainConfig, read_options(parent), f"{parent} (its configuration)")
@@ -104,7 +104,7 @@ def write_test_features(
         write_features(parent / FOLDERS[TEST], blocks, len(new), width, {"kind": TEST, **document}, lineages)
 
 
-def write_refit_features(config: PredictConfig) -> Path:
+def write_refit_features(config: FeaturesConfig) -> Path:
     """Write features/test and the map of one network that was trained on all folds. Return features/.
 
     Its map into the first fold's space is fitted to images that both that fold's network and this one were trained on.
@@ -140,7 +140,7 @@ def write_refit_features(config: PredictConfig) -> Path:
     return parent / "features"
 
 
-def check_refit(config: PredictConfig, refit: TrainedNetwork, dataset: Path, folds: Mapping[int, Fold]) -> None:
+def check_refit(config: FeaturesConfig, refit: TrainedNetwork, dataset: Path, folds: Mapping[int, Fold]) -> None:
     """Raise UsageError where the network was trained on other images or labels than ``folds`` have now."""
     rows = read_fold(dataset, dataset.name, HOLDOUT)
     train, valid = (select_rows(rows, kind, refit.config.dev_enabled) for kind in ("train", "valid"))

@@ -19,21 +19,21 @@ from common.sweeps.plan import NAME, Planned, flags_of, planned, read_grid, read
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.sweeps.search import BEST_FILE, Search, read_space
 from config import TrainConfig
-from rsna.training.options import SweepConfig
+from rsna.training.options import ListConfig, SearchConfig, SweepOptions
 from rsna_dataset import METRIC
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IDLE = ("-h", "--help", "--list")  # flags of train.py that end it before a training
 
 
-def run_experiments(config: SweepConfig) -> Path:
+def run_experiments(config: ListConfig) -> Path:
     """Run the experiments of --lines or --grid; return the leaderboard's path.
 
     Every line is checked before the first one runs. Raises WorkError, after all have had their turn, where one failed.
     """
     lines = read_lines(config.lines) if config.lines is not None else read_grid(config.grid)
     if not lines:
-        raise UsageError(f"{config.lines or config.grid}: names no experiment")
+        raise UsageError(f"{config.reads}: names no experiment")
     experiments = plan(lines, config)
     if config.dry_run:
         for experiment in experiments:
@@ -51,7 +51,7 @@ def run_experiments(config: SweepConfig) -> Path:
     return path
 
 
-def run_search(config: SweepConfig) -> Path:
+def run_search(config: SearchConfig) -> Path:
     """Search the options of --space; return the page that shows the search. Ctrl-C saves the running trial."""
     space = read_space(config.space)
     flags = verbosity_flags(config) + ([] if "data_dataset" in space.base else data_flags(config))
@@ -95,7 +95,7 @@ def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) ->
     return "\n".join(f"{name:24}  {value}" for name, value in rows.items())
 
 
-def plan(lines: Sequence[Sequence[str]], config: SweepConfig) -> list[Planned]:
+def plan(lines: Sequence[Sequence[str]], config: ListConfig) -> list[Planned]:
     """Return what is to run, each line checked as train.py would; UsageError, naming the line, for what it refuses."""
     place = f"--output_dir={config.output_dir}"
     try:
@@ -130,12 +130,12 @@ def has(flags: Sequence[str], option: str) -> bool:
     return any(flag.split("=")[0] == f"--{option}" for flag in flags)
 
 
-def data_flags(config: SweepConfig) -> list[str]:
+def data_flags(config: SweepOptions) -> list[str]:
     """Return the flag of the dataset for lines that name none."""
     return [] if config.data_dataset is None else [f"--data_dataset={config.data_dataset}"]
 
 
-def steps(folder: Path, config: SweepConfig) -> list[list[str]]:
+def steps(folder: Path, config: ListConfig) -> list[list[str]]:
     """Return what is still to follow a training: evaluation, and a prediction of the test images."""
     if not config.evaluate:
         return []
@@ -159,9 +159,9 @@ def is_done(path: Path) -> bool:
     return path.is_file() and not (ended.is_file() and path.stat().st_mtime_ns < ended.stat().st_mtime_ns)
 
 
-def verbosity_flags(config: SweepConfig) -> list[str]:
+def verbosity_flags(config: SweepOptions) -> list[str]:
     """Return the flag that makes an experiment's commands as quiet or talkative as this one; none for the default."""
-    return [] if config.verbosity == SweepConfig.verbosity else [f"--verbosity={config.verbosity}"]
+    return [] if config.verbosity == SweepOptions.verbosity else [f"--verbosity={config.verbosity}"]
 
 
 def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:

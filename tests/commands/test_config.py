@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cli.arguments import from_dict, parse_args, to_dict
+from common.cli.arguments import from_dict, parse_args, parse_mode, to_dict
 from common.cli.choices import Row, load
 from common.cli.values import format_windows, parse_windows
 from common.datasets.sampling import SAMPLERS
@@ -75,6 +75,7 @@ def test_a_validation_interval_between_optimizer_steps_is_refused_with_both_numb
     assert "--tr_accumulation_step=4" in str(caught.value)
 
 
+SPLIT = ["--net_weight_file=a.pt"]
 AUDIT = ["--audit=a.csv"]
 SOURCE = ["--net_weight_file=a.pt", "--source=s", "--predict_output=o"]
 FEATURES = ["--net_weight_file=cv", "--features=1"]
@@ -89,11 +90,15 @@ SPACE = ["--space=s.yaml"]
         *((PredictConfig, AUDIT, flag) for flag in ("--calibrate=1", "--split=train", "--n_jobs=2", "--tta=a.json")),
         *((PredictConfig, AUDIT, flag) for flag in ("--net_weight_file=a.pt", "--source=s", "--net_weights=raw")),
         *((PredictConfig, SOURCE, flag) for flag in ("--split=valid", "--output_file=a.csv")),
-        (PredictConfig, ["--net_weight_file=a.pt"], "--output_file=./a.pt"),
+        (PredictConfig, SOURCE, "--data_dataset=rsna"),
+        *((PredictConfig, SPLIT, flag) for flag in ("--feature_refit=b.pt", "--pseudonym_key=k", "--audit_fill=half")),
+        *((PredictConfig, SPLIT, flag) for flag in ("--sequence=b.pt", "--predict_output=o", "--output_file=./a.pt")),
         (ExportConfig, ["--net_weight_file=a.pt"], "--export_file=./a.pt"),
         (PredictConfig, [*SOURCE, "--sequence=s.pt"], "--seq_features=1"),
         *((PredictConfig, FEATURES, flag) for flag in ("--split=valid", "--seq_features=1")),
-        (PredictConfig, ["--net_weight_file=a.pt"], "--tta_views=8"),
+        *((PredictConfig, FEATURES, flag) for flag in ("--net_compute=auto", "--data_dataset=rsna", "--calibrate=1")),
+        *((PredictConfig, FEATURES, flag) for flag in ("--tta=a.json", "--output_file=a.csv", "--sequence=s.pt")),
+        (PredictConfig, SPLIT, "--tta_views=8"),
         (EvaluateConfig, ["--experiment_id=1"], "--tta_mean=logit"),
         *((EvaluateConfig, FILE, flag) for flag in ("--tta=a.json", "--net_weights=raw", "--seq_features=1")),
         *((SweepConfig, ["--lines=a.txt"], flag) for flag in ("--trials=5", "--seed=1")),
@@ -101,9 +106,10 @@ SPACE = ["--space=s.yaml"]
     ],
 )
 def test_an_option_that_has_no_effect_with_the_others_is_refused_by_its_name(config, mode, flag) -> None:
-    parse_args(config, mode)
+    parse = parse_mode if hasattr(config, "modes") else parse_args
+    parse(config, mode)
     with pytest.raises(UsageError) as caught:
-        parse_args(config, [*mode, flag])
+        parse(config, [*mode, flag])
     assert str(caught.value).startswith(flag.partition("=")[0])
 
 
@@ -164,7 +170,8 @@ def test_an_unknown_flag_is_one_line_and_exit_code_2_and_leaves_nothing_behind(s
 def test_an_experiments_folder_as_weight_file_means_its_best_weights(tmp_path, config) -> None:
     (tmp_path / "1").mkdir()
     given = [f"--net_weight_file={tmp_path / '1'}"]
-    assert parse_args(config, given).net_weight_file == tmp_path / "1"  # as a cross-validation's
+    parse = parse_mode if hasattr(config, "modes") else parse_args
+    assert parse(config, given).net_weight_file == tmp_path / "1"  # as a cross-validation's
     (tmp_path / "1" / "best.pt").write_bytes(b"")
-    assert parse_args(config, given).net_weight_file == tmp_path / "1" / "best.pt"
-    assert parse_args(config, [f"{given[0]}/best.pt"]).net_weight_file == tmp_path / "1" / "best.pt"
+    assert parse(config, given).net_weight_file == tmp_path / "1" / "best.pt"
+    assert parse(config, [f"{given[0]}/best.pt"]).net_weight_file == tmp_path / "1" / "best.pt"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cli.arguments import REQUIRED, from_dict, option, parse_args, to_dict
+from common.cli.arguments import REQUIRED, from_dict, option, parse_args, parse_mode, to_dict
 from common.errors import UsageError
 
 
@@ -169,3 +169,61 @@ def test_a_yaml_file_may_leave_positional_values_to_the_command_line_or_give_the
     assert parse_args(NeedsFile, ["a.csv", f"--config={file}"]).files == (Path("a.csv"),)
     file.write_text("files: [a.csv, b.csv]\nweights: w.pt\n")
     assert parse_args(NeedsFile, [f"--config={file}"]).files == (Path("a.csv"), Path("b.csv"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Shared."""
+
+    jobs: int = option(1, "processes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plain(Shared):
+    """Copying."""
+
+    chosen_by = ""
+
+    target: str = option(REQUIRED, "where to")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checking(Shared):
+    """Checking (--check)."""
+
+    chosen_by = "check"
+
+    check: bool = option(False, "1: look only")
+    depth: int = option(3, "how far to look")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Both(Checking, Plain):
+    """Copy, or check."""
+
+    modes = (Checking, Plain)
+
+
+def test_the_options_given_choose_a_commands_mode_which_has_its_own_options_alone() -> None:
+    assert parse_mode(Both, ["--target=a", "--jobs=2"]) == Plain(target="a", jobs=2)
+    assert parse_mode(Both, ["--check=1", "--depth=4"]) == Checking(check=True, depth=4)
+    assert parse_mode(Both, ["--check=0", "--target=a"]) == Plain(target="a")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--check=1", "--target=a"], "--target doesn't go with --check, leave it out; it belongs to 'Copying'"),
+        (["--target=a", "--depth=4"], "--depth needs --check"),
+        ([], "--target is missing: where to"),
+        (["--check=1", "--depht=4"], "unknown option --depht; did you mean '--depth'?"),
+    ],
+)
+def test_an_option_of_another_mode_is_refused_by_its_name_and_home(flags: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_mode(Both, flags)
+    assert str(caught.value) == message
+
+
+def test_an_option_of_another_mode_that_has_its_default_is_no_mistake() -> None:
+    assert parse_mode(Both, ["--target=a", "--depth=3"]) == Plain(target="a")

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import sweep
-from common.cli.arguments import parse_args
+from common.cli.arguments import parse_args, parse_mode
 from common.errors import UsageError
 from common.experiments.folder import lock_experiment
 from common.reports.record import read_record, write_status
@@ -162,7 +162,7 @@ def test_a_finished_experiment_gets_what_is_still_to_follow_it(fake: Path) -> No
 
 
 def test_only_what_is_missing_or_older_than_the_run_follows_it(tmp_path: Path) -> None:
-    config = parse_args(SweepConfig, ["--lines=x"])
+    config = parse_mode(SweepConfig, ["--lines=x"])
 
     def scripts() -> list[str]:
         return [command[0] for command in steps(tmp_path, config)]
@@ -411,7 +411,7 @@ def test_a_sweep_is_planned_and_ended_without_the_packages_that_its_runs_import(
 
 def test_what_was_learnt_by_heart_is_predicted_and_not_evaluated(tmp_path: Path) -> None:
     """Evaluating it would be refused, since it was trained on the very images that validate it."""
-    config = parse_args(SweepConfig, [f"--lines={tmp_path / 'lines'}"])
+    config = parse_mode(SweepConfig, [f"--lines={tmp_path / 'lines'}"])
     for learnt, due in (("0", ["evaluate.py", "predict.py"]), ("1", ["predict.py"])):
         folder = tmp_path / learnt
         folder.mkdir()

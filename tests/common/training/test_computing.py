@@ -16,7 +16,6 @@ from common.experiments.resume import read_options
 from common.training.computing import keep_ends_exact, measure, measure_ways, quickest
 from common.training.ways import WAYS
 from config import TrainConfig
-from rsna.prediction.options import PredictConfig
 
 
 def test_the_quickest_way_is_taken_and_a_plainer_one_where_the_difference_is_nothing() -> None:
@@ -119,7 +118,6 @@ def test_what_a_measurement_would_overrule_is_refused_before_there_is_a_folder(s
     [
         (TrainConfig, "--tr_compute=auto", "--data_fold=all"),
         (TrainConfig, "--tr_compute=auto", "--net_kind=sequence", "--seq_features=cv"),
-        (PredictConfig, "--net_compute=auto", "--net_weight_file=cv", "--features=1"),
     ],
 )
 def test_options_with_which_a_way_to_compute_means_nothing_are_refused(flags) -> None:

@@ -18,7 +18,7 @@ import export
 import predict
 import train
 from common.checkpoint import load_checkpoint
-from common.cli.arguments import parse_args
+from common.cli.arguments import parse_args, parse_mode
 from common.datasets.sequences import SeriesKey, collate_pictures
 from common.models.backbone import create_model
 from common.models.exporting import FORMATS
@@ -168,7 +168,7 @@ def test_views_are_predicted_one_by_one_and_their_mean_is_taken_of_slices_and_of
     asked = [f"--net_weight_file={trained / 'best.pt'}", "--tta=train_intermediate_128.json", "--tta_views=2"]
     seen = {}
     for method in ("mean", "logit"):
-        views = load_views(network, parse_args(PredictConfig, [*asked, f"--tta_mean={method}"]))
+        views = load_views(network, parse_mode(PredictConfig, [*asked, f"--tta_mean={method}"]))
         seen[method] = predict_with_studies(network, rows, views, workers=0)
     alone = [predict_with_studies(network, rows, Views([view], "mean"), workers=0) for view in views.pipelines]
     for table in (0, 1):

@@ -241,7 +241,7 @@ def test_what_can_not_be_predicted_is_one_line(small_dataset, weights, tmp_path,
     [
         ([], "--net_weight_file is missing"),
         (["--net_weight_file=x.pt", "--source=x"], "belong together"),
-        (["--net_weight_file=x.pt", "--predict_output=x"], "belong together"),
+        (["--net_weight_file=x.pt", "--predict_output=x"], "--predict_output needs --source"),
         (["--net_weight_file=x.pt", "--calibrate=1", "--tta=train_demo.json"], "doesn't go with --tta"),
         (["--net_weight_file=x.pt", "--source=x", "--predict_output=x", "--data_dataset=x"], "--data_dataset doesn't"),
     ],

@@ -198,11 +198,11 @@ def test_values_of_any_kind_never_end_in_a_traceback(tmp_path, values):
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (["--audit=x.csv", "--net_weight_file=y.pt"], "predicts nothing"),
-        (["--audit=x.csv", "--source=y", "--predict_output=z"], "predicts nothing"),
+        (["--audit=x.csv", "--net_weight_file=y.pt"], "doesn't go with --audit"),
+        (["--audit=x.csv", "--source=y", "--predict_output=z"], "doesn't go with --audit"),
         (["--audit=x.csv", "--output_file=y.csv"], "needs --audit_fill"),
         (["--audit=x.csv", "--output_file=x.csv", "--audit_fill=half"], "is the file to audit"),
-        (["--audit_fill=half", "--net_weight_file=y.pt"], "need --audit"),
+        (["--audit_fill=half", "--net_weight_file=y.pt"], "--audit_fill needs --audit"),
         (["--audit=nowhere.csv"], "no such file"),
     ],
 )
