@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from common.cli.arguments import parse_args
+from common.cli.arguments import parse_mode
+from common.cli.choices import load
 from common.cli.command import command
 from common.cli.console import set_verbosity
 from common.training.memory import PREDICTION_ADVICE, out_of_memory_advice
@@ -18,13 +19,10 @@ if TYPE_CHECKING:
 @command
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Print the metrics with their intervals, write ``evaluation…`` as CSV and JSON, and return the table by label."""
-    config = parse_args(EvaluateConfig, argv)
-    set_verbosity(config.verbosity, config.eval_file or config.experiment_id or config.output_dir)
-
-    from rsna.judging.evaluate import evaluate  # here, so that --help and a wrong flag answer at once
-
+    config = parse_mode(EvaluateConfig, argv)
+    set_verbosity(config.verbosity, config.reads)
     with out_of_memory_advice(PREDICTION_ADVICE):
-        return evaluate(config)
+        return load(config.runs)(config)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from common.checkpoint import BEST
+from common.cli.arguments import refuse_given
 from common.errors import UsageError
 from common.evaluation.statistics import SHORT
 from common.evaluation.texts import format_table
@@ -28,7 +29,7 @@ from rsna.judging.evaluation import (
 )
 from rsna.judging.evaluation_text import compare_views, describe, describe_comparison
 from rsna.judging.held_out import matching_predictions
-from rsna.judging.options import EvaluateConfig
+from rsna.judging.options import EvaluationOptions, ExperimentConfig, FileConfig
 from rsna.judging.strata import described_images
 from rsna.kinds.kind import dataset_folder_of
 from rsna.prediction.fold_models import load_fold_models
@@ -65,13 +66,11 @@ class Judges:
     theirs: pd.DataFrame | None
 
 
-def evaluate(config: EvaluateConfig) -> pd.DataFrame:
-    """Print the metrics with their intervals, write ``evaluation…`` as CSV and JSON, and return the table by label.
+def evaluate_experiment(config: ExperimentConfig) -> pd.DataFrame:
+    """Evaluate an experiment as :func:`report` does; return the table by label.
 
     With --tta the table is that of the views.
     """
-    if config.eval_file is not None:
-        return evaluate_file(config)
     folder = experiment_folder(config.output_dir, config.experiment_id)
     if (folder / BEST).is_file():
         return evaluate_network(config, folder)
@@ -88,7 +87,7 @@ def evaluate(config: EvaluateConfig) -> pd.DataFrame:
     return evaluate_network(config, folder)
 
 
-def evaluate_network(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
+def evaluate_network(config: ExperimentConfig, folder: Path) -> pd.DataFrame:
     """Predict by the experiment's best weights and evaluate that, with --tta once more with augmented views."""
     weight_file = folder / BEST
     trained = load_asked(config, weight_file)
@@ -115,7 +114,7 @@ def evaluate_network(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
     return evaluation.table
 
 
-def evaluate_folds(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
+def evaluate_folds(config: ExperimentConfig, folder: Path) -> pd.DataFrame:
     """Evaluate the mean of a cross-validation's models on --data_dataset; return the table by label."""
     if config.tta is not None:
         raise UsageError("--tta needs one model's experiment; predict.py --tta takes a cross-validation's folder")
@@ -130,19 +129,22 @@ def evaluate_folds(config: EvaluateConfig, folder: Path) -> pd.DataFrame:
     return report(config, frame, judges, folder, f"evaluation_{config.data_dataset}", judged).table
 
 
-def written_predictions(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
+def written_predictions(config: ExperimentConfig, folder: Path) -> FileConfig:
     """Return the options for an experiment that has no weights of its own: an ensemble, or all folds together."""
-    config.refuse_network_options(f"means nothing here: {folder} has no weights, its written predictions are judged")
+    shared = {name: getattr(config, name) for name in EvaluationOptions.__dataclass_fields__}
+    of_networks = [name for name in config.__dataclass_fields__ if name not in {*shared, "experiment_id", "n_jobs"}]
+    why = f"means nothing here: {folder} has no weights, its written predictions are judged"
+    refuse_given(config, of_networks, why)
     options = experiment_options(folder)
     dataset = config.data_dataset or options.get("data_dataset")
     if dataset is None:
         raise UsageError(f"{folder}: names no dataset; name the one that has the labels by --data_dataset")
     place = config.data_input_folder or Path(options.get("data_input_folder", TrainConfig.data_input_folder))
     file = experiment_predictions(folder)
-    return replace(config, experiment_id=None, eval_file=file, data_dataset=dataset, data_input_folder=place)
+    return FileConfig(**shared | {"eval_file": file, "data_dataset": dataset, "data_input_folder": place})
 
 
-def evaluate_file(config: EvaluateConfig, name: str | None = None, *, external: bool = True) -> pd.DataFrame:
+def evaluate_file(config: FileConfig, name: str | None = None, *, external: bool = True) -> pd.DataFrame:
     """Evaluate the predictions of a file; the constant predictor knows the dataset's other labelled images, or all.
 
     Not ``external``: they are an experiment's, of the dataset that it was trained on.
@@ -164,7 +166,7 @@ def evaluate_file(config: EvaluateConfig, name: str | None = None, *, external: 
 
 
 def judges_of(
-    config: EvaluateConfig,
+    config: EvaluationOptions,
     rows: pd.DataFrame,
     dataset: Path,
     prevalences: np.ndarray,
@@ -190,7 +192,7 @@ def judges_of(
 
 
 def report(
-    config: EvaluateConfig,
+    config: ExperimentConfig | FileConfig,
     frame: pd.DataFrame,
     judges: Judges,
     folder: Path,
@@ -212,14 +214,14 @@ def report(
     if judges.theirs is not None:
         differences, areas = compare(evaluation, *reader_studies(judges.theirs, rows, config.eval_draws))
         write_csv(folder / f"{name}_compared.csv", differences)
-        ours = str(config.eval_file or config.experiment_id)
+        ours = str(config.reads)
         print(describe_comparison(differences, areas, ours, config.eval_compare))
         print(folder / f"{name}_compared.csv")
     print(path)
     return evaluation
 
 
-def compared_with(config: EvaluateConfig, ids: pd.Index, dataset: Path) -> pd.DataFrame | None:
+def compared_with(config: EvaluationOptions, ids: pd.Index, dataset: Path) -> pd.DataFrame | None:
     """Return --eval_compare's predictions of ``ids``: of a file, or an experiment's of images it wasn't trained on.
 
     Asked for first of all: what is wrong with them should be said before anything is predicted or written. UsageError

@@ -5,28 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli.arguments import REQUIRED, option, refuse_given
+from common.cli.arguments import REQUIRED, option
 from common.cli.values import format_numbers, parse_names, parse_weights
 from common.errors import UsageError
 from config import ResultsLocation
-from rsna.prediction.options import BatchOptions, TrainedOptions, TTAOptions
+from rsna.prediction.options import BatchOptions, InputFolderOptions, TrainedOptions, TTAOptions
 
 DRAWS = 1000  # bootstrap draws of patients, for console, evaluation and report alike
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(TTAOptions, BatchOptions, ResultsLocation, TrainedOptions):
-    """Evaluate an experiment on its validation fold, or any predictions, beside the constant predictor.
+class EvaluationOptions(ResultsLocation, InputFolderOptions):
+    """Evaluation."""
 
-    Every metric has a 95 % interval over patients. With --tta also with test-time augmentation, and what it changes.
-    """
-
-    experiment_id: str | None = option(None, "experiment to evaluate: its number or name")
-    eval_file: Path | None = option(
-        None,
-        "CSV of predictions to evaluate instead of an experiment (a submission's form, or id and a column for each "
-        "label), by the labels of --data_dataset",
-    )
     data_dataset: str | None = option(
         None,
         "dataset: all its labelled images of patients that the model was not trained on are evaluated instead of the "
@@ -43,18 +34,58 @@ class EvaluateConfig(TTAOptions, BatchOptions, ResultsLocation, TrainedOptions):
     )
     eval_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
 
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(TTAOptions, BatchOptions, EvaluationOptions, TrainedOptions):
+    """An experiment (--experiment_id)."""
+
+    chosen_by = ""
+    runs = "rsna.judging.evaluate.evaluate_experiment"
+
+    experiment_id: str | None = option(None, "experiment to evaluate: its number or name")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.experiment_id is None) == (self.eval_file is None):
+        if self.experiment_id is None:
             raise UsageError("give either --experiment_id or --eval_file")
-        if self.eval_file is not None and self.data_dataset is None:
-            raise UsageError("--eval_file needs --data_dataset, whose metadata.csv has the labels")
-        if self.eval_file is not None:
-            self.refuse_network_options("needs --experiment_id: predictions in a file come from no network here")
 
-    def refuse_network_options(self, why: str) -> None:
-        """Raise UsageError for an option of a network, where none predicts."""
-        refuse_given(self, ("tta", "batch_size", "net_weights", "seq_features"), why)
+    @property
+    def reads(self) -> str:
+        """What is read first."""
+        return self.experiment_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileConfig(EvaluationOptions):
+    """Predictions in a file, of any origin (--eval_file)."""
+
+    chosen_by = "eval_file"
+    runs = "rsna.judging.evaluate.evaluate_file"
+
+    eval_file: Path | None = option(
+        None,
+        "CSV of predictions to evaluate instead of an experiment (a submission's form, or id and a column for each "
+        "label), by the labels of --data_dataset",
+    )
+
+    def __post_init__(self) -> None:
+        if self.data_dataset is None:
+            raise UsageError("--eval_file needs --data_dataset, whose metadata.csv has the labels")
+
+    @property
+    def reads(self) -> Path:
+        """What is read first."""
+        return self.eval_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(FileConfig, ExperimentConfig):
+    """Evaluate an experiment on its validation fold, or any predictions, beside the constant predictor.
+
+    Every metric has a 95 % interval over patients. With --tta also with test-time augmentation, and what it changes.
+    """
+
+    modes = (FileConfig, ExperimentConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,10 +202,10 @@ def test_predictions_of_other_images_are_not_compared(small_dataset, labelled, t
     ("flags", "part"),
     [
         ((), "either --experiment_id or --eval_file"),
-        (("--experiment_id=1", "--eval_file=x.csv"), "either --experiment_id or --eval_file"),
+        (("--experiment_id=1", "--eval_file=x.csv"), "--experiment_id doesn't go with --eval_file"),
         (("--eval_file=x.csv",), "--eval_file needs --data_dataset"),
-        (("--eval_file=x.csv", "--data_dataset=y", "--tta=train_demo.json"), "--tta needs --experiment_id"),
-        (("--eval_file=x.csv", "--data_dataset=y", "--net_weights=ema"), "--net_weights needs --experiment_id"),
+        (("--eval_file=x.csv", "--data_dataset=y", "--tta=train_demo.json"), "--tta doesn't go with --eval_file"),
+        (("--eval_file=x.csv", "--data_dataset=y", "--net_weights=ema"), "--net_weights doesn't go with --eval_file"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(capsys, flags: tuple[str, ...], part: str) -> None:
