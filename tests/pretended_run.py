@@ -32,7 +32,7 @@ class Request:
     """A command of the project, what goes wrong in it, and the capability of the GPU that it sees.
 
     ``fits``: the largest batch that the GPU's memory holds; 0: any. ``rates``: how many the finder of learning rates
-    tries, 0: as many as a user's.
+    tries, and ``heard``: of how many batches the losses are sent to the host at once; 0: as many as a user's.
     """
 
     script: str
@@ -42,6 +42,7 @@ class Request:
     capability: tuple[int, int] = (9, 0)
     fits: int = 0
     rates: int = 0
+    heard: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,26 @@ def break_haste() -> Callable[[], None]:
     return changed_step(look)
 
 
+def break_patience() -> Callable[[], None]:
+    """Ask of each step at once whether it landed."""
+    from common.networks.guard import StepGuard
+
+    attempt = StepGuard.attempt
+
+    def ask(guard: Any, evidence: Any) -> None:
+        attempt(guard, evidence)
+        guard.settle()
+
+    return swapped(StepGuard, "attempt", ask)
+
+
 BROKEN: dict[str, Callable[[], Callable[[], None]]] = {
     "wait_stream": break_wait_stream,
     "record_stream": break_record_stream,
     "arrival": break_arrival,
     "devices": break_devices,
     "haste": break_haste,
+    "patience": break_patience,
 }
 
 
@@ -212,6 +227,13 @@ def fewer_rates(steps: int) -> Callable[[], None]:
     return swapped(find_learning_rate, "__defaults__", (lowest, highest, steps))
 
 
+def fewer_heard(batches: int) -> Callable[[], None]:
+    """Let the sampler of hard examples send the losses of fewer batches at once; return what undoes it."""
+    from common.datasets import samplers
+
+    return swapped(samplers, "HEARD_AT_MOST", batches)
+
+
 @contextmanager
 def captured(file: Any) -> Iterator[None]:
     """Within this context ``file`` gets what this process and its children print."""
@@ -236,6 +258,7 @@ def run(request: Request) -> dict[str, Any]:
     undo += [changed_step(spoiled(request.nan_at))] if request.nan_at else []
     undo += [changed_step(limited(request.fits))] if request.fits else []
     undo += [fewer_rates(request.rates)] if request.rates else []
+    undo += [fewer_heard(request.heard)] if request.heard else []
     code = 0
     with tempfile.TemporaryFile() as file:
         with captured(file):

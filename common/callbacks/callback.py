@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from common.errors import UsageError
 
 if TYPE_CHECKING:
     from common.networks.network import AbstractNetwork, StepOutput
@@ -14,7 +16,16 @@ class Callback:
 
     Callbacks observe: they never change the loss, the batch or the weights. To end a run early set
     ``network.should_stop = True``. They are called in the order of the list that the network was given.
+
+    A checkpoint keeps the state of each under its ``name``, by default that of its class. Of two of one class one needs
+    a name of its own: ``self.name = "Second"`` in its constructor.
     """
+
+    name = "Callback"
+
+    def __init_subclass__(cls) -> None:
+        """Name a subclass by itself, where its body doesn't."""
+        cls.name = cls.__dict__.get("name", cls.__name__)
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
         """Before the first iteration of this ``fit``."""
@@ -46,3 +57,13 @@ class Callback:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
+
+
+def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Return the callbacks by their names; UsageError where two have the same: one's state would be lost."""
+    named = {callback.name: callback for callback in callbacks}
+    if len(named) < len(callbacks):
+        names = [callback.name for callback in callbacks]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two callbacks are called {twice}: set another name in the constructor of one")
+    return named

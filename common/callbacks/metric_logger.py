@@ -1,27 +1,48 @@
-"""Training loss and validation metrics to a tracker, with one synchronization of the device per logged line."""
+"""Training loss and validation metrics to a tracker; the host never waits for the newest values of the device."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from common.callbacks.callback import Callback
 from common.callbacks.telemetry import Telemetry
 from common.trackers.tracker import Tracker
 from common.training import distributed
+from common.training.arrival import HostCopy
 
 if TYPE_CHECKING:
+    from common.networks.guard import Attempt
     from common.networks.network import AbstractNetwork, StepOutput
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that is due after ``iteration``: what the host knew then, and what is on its way from the device.
+
+    ``names`` are those of the ``copies``, which come after the loss's sum and count. ``attempt`` is the update of which
+    the host did not know yet whether it landed.
+    """
+
+    network: AbstractNetwork
+    iteration: int
+    attempt: Attempt | None
+    values: Mapping[str, float]
+    names: tuple[str, ...]
+    copies: HostCopy
 
 
 class MetricLogger(Callback):
     """Logs ``train/loss`` (mean since the last line), ``train/learning_rate`` and every validation's metrics.
 
     The mean is over the micro-batches whose loss is finite, so that a skipped one doesn't hide the others. The rate is
-    that of the last optimizer step, the highest of all parameter groups. ``latest`` holds the last values logged, for
+    that of the last optimizer step, the highest of all parameter groups. On a GPU a line is written an iteration late,
+    when its values are there, but before anything else is logged or saved. ``latest`` holds the last values logged, for
     whoever shows them.
     """
 
@@ -33,22 +54,41 @@ class MetricLogger(Callback):
         self.latest: dict[str, float] = {}
         self.loss_sum: Any = 0.0
         self.loss_count: Any = 0.0
+        self.line: Line | None = None
+
+    def on_step_end(self, network: AbstractNetwork) -> None:
+        """Write the line that was due before this step: the device has the step's work, so that it never idles."""
+        self._write()
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
-        """Add the loss on the device; read it when a line is due."""
+        """Add the loss on the device; send it to the host when a line is due."""
+        self._write()
         loss = output.loss.detach().double()
         finite = torch.isfinite(loss)
         self.loss_sum = self.loss_sum + torch.where(finite, loss, 0.0)
         self.loss_count = self.loss_count + finite.double()
         if network.iteration % self.interval == 0 or network.iteration == network.training.iteration_num:
-            self._log_training(network)
+            self._send(network)
+            if not network.guard.late:
+                self._write()
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
         """Log all metrics of the validation."""
-        self._log(network, dict(metrics))
+        self._write()
+        network.settle()
+        self._log(dict(metrics), network.iteration, network.step)
+
+    def on_train_end(self, network: AbstractNetwork) -> None:
+        """Write the last line."""
+        self._write()
+
+    def on_interrupt(self, network: AbstractNetwork) -> None:
+        """Write the last line."""
+        self._write()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loss that is summed but not logged yet, the mean over the processes."""
+        """Return the loss that is summed but not logged yet, the mean over the processes; write what is due before."""
+        self._write()
         return {
             "loss_sum": distributed.mean(float(self.loss_sum)),
             "loss_count": distributed.mean(float(self.loss_count)),
@@ -59,15 +99,36 @@ class MetricLogger(Callback):
         self.loss_sum = state["loss_sum"]
         self.loss_count = state["loss_count"]
 
-    def _log_training(self, network: AbstractNetwork) -> None:
-        network.settle()
-        count = distributed.mean(float(self.loss_count))
-        loss = distributed.mean(float(self.loss_sum)) / count if count else math.nan
-        self.loss_sum, self.loss_count = 0.0, 0.0
+    def _send(self, network: AbstractNetwork) -> None:
+        """Send the values of a line to the host."""
         measured = self.telemetry.values(network) if self.telemetry else {}
-        self._log(network, {"train/loss": loss, "train/learning_rate": network.training.schedule.lr, **measured})
+        there = {name: value for name, value in measured.items() if isinstance(value, Tensor)}
+        known = {name: value for name, value in measured.items() if name not in there}
+        self.line = Line(
+            network,
+            network.iteration,
+            network.guard.pending,
+            {"train/learning_rate": network.training.schedule.lr, **known},
+            tuple(there),
+            HostCopy([self.loss_sum, self.loss_count, *there.values()]),
+        )
+        self.loss_sum, self.loss_count = 0.0, 0.0
 
-    def _log(self, network: AbstractNetwork, metrics: dict[str, float]) -> None:
-        network.settle()
+    def _write(self) -> None:
+        """Write the line that is due, if there is one. All processes come here at the same places of the loop."""
+        line, self.line = self.line, None
+        if line is None:
+            return
+        network = line.network
+        if network.guard.pending is line.attempt:
+            network.settle()
+        total, count, *values = (float(value) for value in line.copies.wait())
+        count = distributed.mean(count)
+        loss = distributed.mean(total) / count if count else math.nan
+        skips = self.telemetry.skips(network) if self.telemetry else {}
+        metrics = {"train/loss": loss, **line.values, **dict(zip(line.names, values, strict=True)), **skips}
+        self._log(metrics, line.iteration, network.settled_step)
+
+    def _log(self, metrics: dict[str, float], iteration: int, step: int) -> None:
         self.latest.update(metrics)
-        self.tracker.log(metrics, network.iteration, network.step)
+        self.tracker.log(metrics, iteration, step)

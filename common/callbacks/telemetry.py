@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from torch import Tensor
 
 from common.callbacks.callback import Callback
 
@@ -16,13 +18,14 @@ if TYPE_CHECKING:
 
 # Before the first validation its time is guessed: a forward pass is about a third of forward and backward.
 FORWARD_SHARE = 1 / 3
+LISTED_S = 10.0  # how old the list of this run's processes may be: to make it, all of the machine's are looked at
 
 
 class Telemetry(Callback):
     """Measures between two readings of :meth:`values`, which MetricLogger takes into each of its lines.
 
-    Nothing in here waits for the device; a value that lies on it is read only when a line is due. Validations are
-    measured apart, so that the speed is that of training, and the time left counts the validations that are to come.
+    Nothing in here waits for the device. Validations are measured apart, so that the speed is that of training, and the
+    time left counts the validations that are to come.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -35,6 +38,8 @@ class Telemetry(Callback):
         self.iteration_seconds = 0.0  # of all iterations of this fit but the first interval's
         self.iterations_timed = 0
         self.validation_seconds: float | None = None
+        self.processes: list[psutil.Process] = []
+        self.listed_at = -math.inf
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
         """Begin to measure."""
@@ -50,25 +55,35 @@ class Telemetry(Callback):
         self.validation_seconds = network.validation_seconds
         self.started += network.validation_seconds
 
-    def values(self, network: AbstractNetwork) -> dict[str, float]:
-        """Return the measured values since the last call, by the names that metrics.jsonl has; begin anew."""
+    def values(self, network: AbstractNetwork) -> dict[str, float | Tensor]:
+        """Return the measured values since the last call, by the names that metrics.jsonl has; begin anew.
+
+        What lies on the device is a tensor (scalar) that was not waited for.
+        """
         seconds = max(self.clock() - self.started, 1e-9)
         values = {
             "perf/images_per_second": self.images / seconds,
             "perf/data_wait_share": min((network.wait_seconds - self.waited) / seconds, 1.0),
-            "perf/host_memory_gb": host_memory_gb(),
+            "perf/host_memory_gb": self._host_memory_gb(),
             "perf/eta_seconds": self.seconds_left(network),
         }
         if network.device.type == "cuda":
             values["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(network.device) / 1e9
         if network.guard is not None and network.guard.gradient_norm is not None:
-            values["train/gradient_norm"] = float(network.guard.gradient_norm)
-        if network.scaler.is_enabled():
-            values["train/loss_scale"] = network.scaler.get_scale()
-            values["train/scaler_skips"] = network.guard.scaler_skips
-        if network.guard is not None and network.guard.mode == "skip":
-            values["train/nonfinite_skips"] = network.guard.nonfinite_skips
+            values["train/gradient_norm"] = network.guard.gradient_norm
+        if network.scaler.is_enabled():  # its own get_scale waits
+            values["train/loss_scale"] = network.scaler.scale(torch.ones((), device=network.device))
         self._begin(network)
+        return values
+
+    @staticmethod
+    def skips(network: AbstractNetwork) -> dict[str, float]:
+        """Return how many updates did not land, as far as the host knows."""
+        values = {}
+        if network.scaler.is_enabled():
+            values["train/scaler_skips"] = network.guard.scaler_skips
+        if network.guard.mode == "skip":
+            values["train/nonfinite_skips"] = network.guard.nonfinite_skips
         return values
 
     def seconds_left(self, network: AbstractNetwork) -> float:
@@ -94,14 +109,16 @@ class Telemetry(Callback):
         self.started = self.clock()
         self.waited = network.wait_seconds
 
-
-def host_memory_gb() -> float:
-    """Return the memory of this process and those it started, in GB; pages that they share count once for each."""
-    process = psutil.Process()
-    total = process.memory_info().rss
-    for child in process.children(recursive=True):
-        try:
-            total += child.memory_info().rss
-        except psutil.Error:  # it ended meanwhile
-            continue
-    return total / 1e9
+    def _host_memory_gb(self) -> float:
+        """Return the memory of this process and those it started, in GB; pages that they share count once for each."""
+        if self.clock() - self.listed_at >= LISTED_S:
+            own = psutil.Process()
+            self.processes = [own, *own.children(recursive=True)]
+            self.listed_at = self.clock()
+        total = 0
+        for process in self.processes:
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:  # it ended meanwhile
+                continue
+        return total / 1e9

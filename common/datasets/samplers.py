@@ -16,7 +16,7 @@ from common.datasets.images import SampleKey
 from common.errors import UsageError, nearest
 from common.hashing import stable_hash
 
-HEARD_AT_MOST = 1000  # batches whose losses wait on the device before they are read
+HEARD_AT_MOST = 1000  # batches whose losses wait on the device before they are sent to the host
 
 
 class EpochSampler:
@@ -184,6 +184,7 @@ class HardExampleSampler(EpochSampler):
         self.epoch_losses = self.losses.copy()
         self.losses_epoch = 0  # the epoch that epoch_losses were taken for
         self.heard: list[tuple[Sequence[str], Any]] = []
+        self.sent: tuple[Sequence[Sequence[str]], Any] | None = None  # names of batches, a HostCopy
         self.batches = 0
 
     def seek(self, epoch: int, offset: int) -> None:
@@ -214,11 +215,12 @@ class HardExampleSampler(EpochSampler):
         """Keep the losses (N,), a tensor on any device, without waiting for them."""
         self.heard.append((image_ids, losses.detach()))
         if len(self.heard) == HEARD_AT_MOST:
-            self._take_in()
+            self._receive()  # of as many batches before
+            self._send()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last losses and those that the current epoch was drawn by."""
-        import torch  # here: samplers that keep no losses need no torch, and --list none at all
+        import torch  # here and below: samplers that keep no losses need no torch, and --list none at all
 
         self._share()
         return {
@@ -237,7 +239,7 @@ class HardExampleSampler(EpochSampler):
         self.losses = state["losses"].numpy().copy()
         self.epoch_losses = state["epoch_losses"].numpy().copy()
         self.losses_epoch = state["losses_epoch"]
-        self.heard, self.batches = [], 0
+        self.heard, self.sent, self.batches = [], None, 0
         self.heard_at[:] = -1
 
     def _share(self) -> None:
@@ -252,13 +254,33 @@ class HardExampleSampler(EpochSampler):
         self.batches = 0
 
     def _take_in(self) -> None:
-        """Read the losses that were heard."""
-        for image_ids, losses in self.heard:
+        """Take in all losses that were heard."""
+        self._receive()
+        self._send()
+        self._receive()
+
+    def _send(self) -> None:
+        """Send the losses that were heard to the host."""
+        import torch
+
+        from common.training.arrival import HostCopy
+
+        if self.heard:
+            names, losses = zip(*self.heard, strict=True)
+            self.sent = (names, HostCopy([torch.cat(losses).float()]))
+        self.heard = []
+
+    def _receive(self) -> None:
+        """Take in the losses that were sent before."""
+        if self.sent is None:
+            return
+        (names, copy), self.sent = self.sent, None
+        ends = np.cumsum([len(image_ids) for image_ids in names])
+        for image_ids, losses in zip(names, np.split(copy.wait()[0].numpy(), ends[:-1]), strict=True):
             places = self.by_id[np.searchsorted(self.sorted_ids, np.asarray(image_ids, dtype=np.str_))]
-            self.losses[places] = losses.float().cpu().numpy()
+            self.losses[places] = losses
             self.heard_at[places] = self.batches
             self.batches += 1
-        self.heard = []
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch
 
 from common.errors import WorkError
 from common.models.freezing import train_mode
-from common.networks.arrival import AHEAD
 from common.networks.guard import Evidence
 from common.networks.network import evaluation_mode
 from common.training import distributed
+from common.training.arrival import AHEAD
 from common.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def train_once(network: AbstractNetwork, batch: Batch) -> float:
     loss = output.loss.detach()
     network.scaler.scale(output.loss).backward()
     network.guard.attempt([Evidence(network.iteration, output.image_ids, loss, output.logits.detach())])
-    network.guard.pending = None  # a trial, which nobody counts
+    network.guard.read_flags()  # of a trial, which nobody counts
     return distributed.mean(float(loss))
 
 

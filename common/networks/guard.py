@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.errors import WorkError
-from common.networks.arrival import HostCopy
 from common.training import distributed
+from common.training.arrival import HostCopy
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An update that was asked for. ``flags`` (2,), on their way to the host: gradient and loss were not finite."""
+    """An update that was asked for. ``flags`` (2,), on their way to the host: gradient and loss were not finite.
+
+    ``first``: the optimizer had no state before it.
+    """
 
     flags: HostCopy
     evidence: Sequence[Evidence]
+    first: bool
 
 
 class Statistics:
@@ -99,7 +103,6 @@ class StepGuard:
         self.gradient_norm: Tensor | None = None
         self.landed: Tensor | None = None
         self.pending: Attempt | None = None
-        self.stepped = False  # the optimizer made its state
 
     @property
     def skips(self) -> int:
@@ -117,17 +120,17 @@ class StepGuard:
         loss = torch.stack([item.loss for item in evidence]).sum()
         flags = distributed.maximum_(~torch.isfinite(torch.stack([norm.float(), loss.float()])))
         self.landed = ~flags.any()
+        first = not self.optimizer.state
         self._step()
         self.statistics.settle(self.landed)
-        self.pending = Attempt(HostCopy([flags]), evidence)
+        self.pending = Attempt(HostCopy([flags]), evidence, first)
 
     def settle(self) -> bool:
         """Return whether the last attempt landed (True where none is open); WorkError where the run must end."""
-        attempt, self.pending = self.pending, None
+        attempt = self.pending
         if attempt is None:
             return True
-        (flags,) = attempt.flags.wait()
-        gradient_bad, loss_bad = flags.tolist()
+        gradient_bad, loss_bad = self.read_flags()
         if self.scaler.is_enabled() and gradient_bad and not loss_bad:
             self.scaler_skips += 1
             self.scaler_skips_in_a_row += 1
@@ -142,6 +145,16 @@ class StepGuard:
             return True
         self._refuse(attempt.evidence, "loss" if loss_bad else "gradient")
         return False
+
+    def read_flags(self) -> tuple[bool, bool]:
+        """Close the open attempt without counting it; return whether its gradient and its loss were not finite."""
+        attempt, self.pending = self.pending, None
+        (flags,) = attempt.flags.wait()
+        gradient_bad, loss_bad = flags.tolist()
+        if attempt.first and (gradient_bad or loss_bad):
+            # Fused SGD made momentum that it left unset. The next step makes it anew, as the first step that lands.
+            self.optimizer.state.clear()
+        return gradient_bad, loss_bad
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts of skipped updates and the last norm."""
@@ -158,20 +171,17 @@ class StepGuard:
         self.scaler_skips = state["scaler_skips"]
         self.scaler_skips_in_a_row = state["scaler_skips_in_a_row"]
         self.gradient_norm = state["gradient_norm"]
-        self.stepped = False  # the optimizer's state is another
         self.statistics.keep()
 
     def _step(self) -> None:
         """Step the optimizer if the attempt lands: as the scaler's own ``step``, but the loss counts too."""
-        # Until a step has landed the host decides: fused SGD leaves its buffers unset where its first step is skipped.
-        if self.late and self.stepped and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+        if self.late and getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self.optimizer.grad_scale = None
             self.optimizer.found_inf = (~self.landed).float()
             self.optimizer.step()
             del self.optimizer.grad_scale, self.optimizer.found_inf
         elif bool(self.landed):
             self.optimizer.step()
-            self.stepped = True
         self.scaler.update()
 
     def _refuse(self, evidence: Sequence[Evidence], what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
-from common.callbacks.callback import Callback
+from common.callbacks.callback import Callback, by_name
 from common.checkpoint import RAW, metric_key
 from common.datasets.batch import Batch, LoadingFailed
 from common.errors import UsageError, WorkError
 from common.models.freezing import train_mode
-from common.networks.arrival import arrived
 from common.networks.guard import Evidence, StepGuard, batch_statistics
 from common.training import distributed
+from common.training.arrival import arrived
 from common.training.reproducibility import rng_state, set_rng_state
 
 if TYPE_CHECKING:
@@ -189,6 +189,11 @@ class AbstractNetwork(ABC):
         return not self.group
 
     @property
+    def settled_step(self) -> int:
+        """Optimizer updates that are known to have landed: on a GPU the last one is not known yet."""
+        return self.step - (self.guard.pending is not None)
+
+    @property
     def interrupted(self) -> bool:
         """Whether the run stops here, where it can be gone on with, because :meth:`interrupt` asked for it."""
         return self.interrupt_requested and self.at_step_boundary
@@ -257,14 +262,15 @@ class AbstractNetwork(ABC):
         group_start = max(self.iteration - self.iteration % accumulation, self.resumed_at)
         group_end = min(self.iteration - self.iteration % accumulation + accumulation, self.training.iteration_num)
         with distributed.gradients_exchanged(self.training_model, self.iteration + 1 == group_end):
-            with record_function("phase: forward"), self.autocast():
+            with phase("forward"), self.autocast():
                 output = self.training_step(self.training_model, batch)
-            with record_function("phase: backward"):
-                self.scaler.scale(output.loss / (group_end - group_start)).backward()
+            with phase("backward"):
+                size = group_end - group_start
+                self.scaler.scale(output.loss / size if size > 1 else output.loss).backward()
         self.iteration += 1
         self.group.append(Evidence(self.iteration, output.image_ids, output.loss.detach(), output.logits.detach()))
         if self.iteration == group_end:
-            with record_function("phase: step"):
+            with phase("step"):
                 self._optimizer_step()
         return output
 
@@ -376,9 +382,9 @@ class AbstractNetwork(ABC):
         is loaded, and only what is computed with it waits for it.
         """
         if self.copies is None:
-            with record_function("phase: copy"):
+            with phase("copy"):
                 return batch.to(self.device).finished()
-        with record_function("phase: copy"), torch.cuda.stream(self.copies):
+        with phase("copy"), torch.cuda.stream(self.copies):
             ready = batch.to(self.device, non_blocking=True).finished()
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self.copies)
@@ -404,7 +410,7 @@ class AbstractNetwork(ABC):
             state["sampler"] = self.training.train_loader.sampler.state_dict()
             state["averages"] = {name: average.state_dict() for name, average in self.training.averages.items()}
             state["callbacks"] = {
-                type(callback).__name__: callback.state_dict() for callback in self.training.callbacks
+                name: callback.state_dict() for name, callback in by_name(self.training.callbacks).items()
             }
             state["rng"] = distributed.gather(rng_state())
         return state
@@ -431,7 +437,7 @@ class AbstractNetwork(ABC):
             if state["scaler"]:  # of a run in another precision it is empty, which an enabled scaler refuses
                 self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
-            parts = {type(callback).__name__: callback for callback in self.training.callbacks}
+            parts = by_name(self.training.callbacks)
             for items, states in ((self.training.averages, state["averages"]), (parts, state["callbacks"])):
                 for name, item in items.items():
                     if name in states or not keep_options:
@@ -453,6 +459,7 @@ class AbstractNetwork(ABC):
     def _check_training(self) -> None:
         if self.training is None:
             raise ValueError("fit needs the network to be built with a Training")
+        by_name(self.training.callbacks)
         if self.training.iterations_per_epoch == 0:
             raise UsageError(
                 f"--tr_batch_size={self.training.train_loader.batch_size}, in {distributed.world_size()} process(es), "
@@ -469,6 +476,11 @@ class AbstractNetwork(ABC):
     def autocast(self) -> AbstractContextManager:
         """Return the context in which a step computes: mixed precision where it is on."""
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+
+def phase(name: str) -> AbstractContextManager:
+    """Return the context of a phase of the loop, which a profiler sees; where there is none it costs nothing."""
+    return record_function(f"phase: {name}") if torch.autograd._profiler_enabled() else nullcontext()
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from torch import Tensor
 from common.cli.console import progress
 from common.datasets.batch import Batch
 from common.models.embedding import head_input
-from common.networks.arrival import arrived
 from common.networks.network import evaluation_mode
+from common.training.arrival import arrived
 from common.training.hardware import loader_workers
 from rsna.kinds.features import NO_FOLD, Block
 from rsna.kinds.kind import TrainedNetwork, dataset_folder_of

@@ -38,7 +38,7 @@ def test_series_of_pictures_that_processes_load_and_series_of_features_are_never
     """The processes draw what each picture gets, and the device does it."""
     loaded = Request("train", [*pictures, LOADED])
     (results,) = run_pretended([loaded, of_features(small_dataset, with_features, tmp_path)])
-    assert not [fault for result in results for fault in faults(result, allowed(2))]
+    assert not [fault for result in results for fault in faults(result, allowed(1))]
     assert "computed on the CPU" not in results[0].output
 
 
@@ -55,7 +55,7 @@ def test_predictions_views_features_and_evaluation_are_read_two_batches_late(pic
     """What is waited for is an event and never the newest batch."""
     shutil.copytree(finished, tmp_path / "cv")
     ((trained,),) = run_pretended([Request("train", [*pictures, ALONE, "--experiment_id=judged"])])
-    assert not faults(trained, allowed(2))
+    assert not faults(trained, allowed(1))
     folder = Path(trained.last_line)
     weights, views = f"--net_weight_file={folder / 'best.pt'}", ["--tta=train_intermediate_128.json", "--tta_views=2"]
     requests = [
@@ -74,7 +74,7 @@ def test_predictions_views_features_and_evaluation_are_read_two_batches_late(pic
     for result in results:
         assert not faults(result)
         assert not [wait for wait in result.waits if "to host" in wait.text and wait.place.startswith(readers)]
-        assert any(wait.place.startswith("common/networks/arrival.py") for wait in result.waits)
+        assert any(wait.place.startswith("common/training/arrival.py") for wait in result.waits)
 
 
 @pytest.mark.slow

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from common.callbacks.callback import Callback
 from common.callbacks.early_stopping import EarlyStopping
@@ -21,9 +25,11 @@ from common.checkpoint import load_checkpoint, metric_key
 from common.datasets.batch import LoadingFailed
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import RandomSampler
+from common.errors import UsageError
 from common.networks.network import Predictions
 from common.trackers.jsonl import JsonlTracker, read_metrics
-from tests.common.networks.test_network import Pictures, build
+from tests.common.networks.test_guard import Poison
+from tests.common.networks.test_network import Pictures, build, linear_model
 
 KEY = "valid/weighted_log_loss"
 DESCRIPTION = {"config": {}, "transforms": {}, "class_names": ["a", "b", "any"], "prevalences": [0.1, 0.2, 0.3]}
@@ -231,6 +237,41 @@ def test_early_stopping_of_a_continued_run_counts_on() -> None:
     assert validations(second, [{"raw": 0.5}]).should_stop
 
 
+class Counting(Callback):
+    """Counts iterations from a start."""
+
+    def __init__(self, start: int, name: str = "") -> None:
+        self.count = start
+        self.name = name or self.name
+
+    def on_iteration_end(self, network, output) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict:
+        return {"count": self.count}
+
+    def load_state_dict(self, state) -> None:
+        self.count = state["count"]
+
+
+def test_two_callbacks_of_a_class_keep_a_state_each_and_one_without_a_name_has_its_classes() -> None:
+    first, second = Counting(0), Counting(100, name="Late")
+    network = build(iteration_num=3, callbacks=[first, second])
+    network.fit()
+    state = network.state_dict()
+    assert state["callbacks"] == {"Counting": {"count": 3}, "Late": {"count": 103}}
+    again = [Counting(0, name="Late"), Counting(0)]
+    build(callbacks=again).load_state_dict(state)
+    assert [callback.count for callback in again] == [103, 3]
+
+
+def test_two_callbacks_of_one_name_are_refused_before_the_first_iteration() -> None:
+    network = build(callbacks=[Counting(0), Counting(100)])
+    with pytest.raises(UsageError, match="two callbacks are called Counting: set another name"):
+        network.fit()
+    assert network.iteration == 0
+
+
 def test_early_stopping_ends_a_fit() -> None:
     network = build(lr=0.0, iteration_num=50, iteration_valid=2, callbacks=[EarlyStopping(KEY, 2)])
     network.fit()
@@ -277,6 +318,42 @@ def test_telemetry_knows_speed_waiting_and_a_time_left_that_counts_validations()
     assert values["perf/eta_seconds"] == pytest.approx(79 * 0.5 + 4 * 7.0)
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("interrupted_at", [0, 3, 6])
+def test_lines_that_are_written_late_are_those_that_are_written_at_once(tmp_path, interrupted_at, accumulation) -> None:
+    """As on a GPU, where the host learns an iteration later what it logs; interrupted and gone on with, too."""
+
+    class Interrupt(Callback):
+        def on_iteration_end(self, network, output) -> None:
+            if network.iteration == interrupted_at:
+                network.interrupt()
+
+    def run(folder: Path, *, late: bool) -> list[dict]:
+        folder.mkdir()
+        tracker = JsonlTracker()
+        tracker.start("1", folder, {})
+        state = None
+        for _ in range(2 if interrupted_at else 1):
+            logger = MetricLogger(tracker, 1, Telemetry())
+            network = build(
+                model=nn.Sequential(linear_model(), Poison({2, 5})), fused=True, iteration_num=12, iteration_valid=6,
+                accumulation_step=accumulation, nonfinite="skip", callbacks=[Interrupt(), logger, checkpoint(folder)],
+            )  # fmt: skip
+            network.guard.late = late
+            if state is not None:
+                network.load_state_dict(state)
+                network.model[1].count = interrupted_at
+            network.fit()
+            state = load_checkpoint(folder / "last.pt")
+        points = read_metrics(folder / "metrics.jsonl")
+        return [{k: v for k, v in point.items() if not k.startswith(("time", "perf/"))} for point in points]
+
+    at_once, late = run(tmp_path / "at_once", late=False), run(tmp_path / "late", late=True)
+    assert late == at_once
+    assert [line["iteration"] for line in late if "train/loss" in line] == list(range(1, 13))
+    assert [line["train/nonfinite_skips"] for line in late if "train/loss" in line][-1] == 2
+
+
 def test_every_logged_line_of_a_run_has_the_telemetry(tracker, tmp_path: Path) -> None:
     telemetry = Telemetry()
     network = build(iteration_num=6, callbacks=[telemetry, MetricLogger(tracker, 3, telemetry)])
@@ -287,6 +364,22 @@ def test_every_logged_line_of_a_run_has_the_telemetry(tracker, tmp_path: Path) -
     assert all(0 <= value <= 1 for _, value in lines(tmp_path, "perf/data_wait_share"))
     assert lines(tmp_path, "perf/eta_seconds")[-1][1] > 0  # the last validation
     assert all(0.01 < value < 100 for _, value in lines(tmp_path, "perf/host_memory_gb"))
+
+
+def test_the_memory_of_processes_that_a_run_started_counts_and_they_are_looked_for_every_ten_seconds() -> None:
+    clock = Clock()
+    telemetry = Telemetry(clock)
+    network = build()
+    alone = telemetry.values(network)["perf/host_memory_gb"]
+    code = "held = bytearray(300_000_000); print(len(held), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE) as child:
+        child.stdout.readline()
+        clock.now += 5
+        assert telemetry.values(network)["perf/host_memory_gb"] - alone < 0.15
+        clock.now += 5
+        assert telemetry.values(network)["perf/host_memory_gb"] - alone > 0.25
+        child.communicate(b"\n")
+    assert telemetry.values(network)["perf/host_memory_gb"] - alone < 0.15
 
 
 def test_the_logged_gradient_norm_is_that_of_the_last_step(tracker, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Tests of common/networks/arrival.py: results come in order, and without a GPU at once."""
+"""Tests of common/training/arrival.py: results come in order, and without a GPU at once."""
 
 from __future__ import annotations
 
 import torch
 
-from common.networks.arrival import arrived
+from common.training.arrival import arrived
 
 
 def test_without_a_gpu_each_part_comes_as_it_is_before_the_next_is_computed() -> None:
