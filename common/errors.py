@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 EXIT_WORK = 1
 EXIT_USAGE = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: start again
+LONGEST_LINE = 4000
+LONG_WORD = re.compile(r"\S{501,}")
+
+
+def shortened(message: str) -> str:
+    """Return a message in which the middle of a long value is left out, and how long it is stands behind it.
+
+    A file may hold a number of 100,000 digits where a learning rate is expected.
+    """
+    message = LONG_WORD.sub(lambda word: f"{word[0][:100]}...{word[0][-50:]} ({len(word[0]):,} characters)", message)
+    if len(message) > LONGEST_LINE:
+        half = LONGEST_LINE // 2
+        message = f"{message[:half]} ... ({len(message) - 2 * half:,} characters more) ... {message[-half:]}"
+    return message
 
 
 class UserError(Exception):
@@ -21,7 +36,7 @@ class UserError(Exception):
         # A DataLoader worker hands an error over as text with its traceback; the last line is ours.
         if message.startswith("Caught ") and "Original Traceback" in message:
             message = message.rstrip().rsplit("\n", 1)[-1].partition(": ")[2]
-        super().__init__(message)
+        super().__init__(shortened(message))
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows of it: the line alone (IPython asks for this name)."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from common.cli import console
-from common.errors import EXIT_USAGE, EXIT_WORK, UserError
+from common.errors import EXIT_USAGE, EXIT_WORK, UserError, shortened
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +43,7 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            print(f"error: {error.filename}: no file can have so long a name", file=sys.stderr)
+            print(shortened(f"error: {error.filename}: no file can have so long a name"), file=sys.stderr)
             raise SystemExit(EXIT_USAGE) from None
         except (MemoryError, ImportError) as error:
             if isinstance(error, ImportError) and NO_SPACE not in str(error):

@@ -37,7 +37,7 @@ SHARED_MEMORY = Path("/dev/shm")  # torch's processes hand tensors over there
 SHARED_MEMORY_FULL = errno.ENOSPC  # how a worker ends that found no space
 IN_HAND = 3  # batches that the trainer holds: trained on, copied, pinned
 DYING_S = 1.0  # from a broken connection to the end of the process that broke it
-PRELOADED = ["torch", "cv2", "albumentations"]
+PRELOADED = ["common.datasets.forkserver", "torch", "cv2", "albumentations"]
 
 
 def make_loader(
@@ -134,7 +134,8 @@ class Loader(DataLoader):
             iterator = super().__iter__()
         except (OSError, EOFError, RuntimeError) as error:  # no process or thread left, here or in the fork server
             _kill(set(multiprocessing.active_children()).difference(before))
-            words = "their own words stand above" if isinstance(error, EOFError) else str(error)
+            ended = "the process that starts them ended, and what it said stands above"
+            words = ended if isinstance(error, EOFError) else str(error)
             raise start_failed(f"{self.num_workers} processes that load images", words) from error
         finally:
             self.collate_fn = own

@@ -265,7 +265,9 @@ def _command(record: Record, together: Together | None) -> str:
     lines.append(_train({"config": record.folder / "config.yaml", "experiment_id": name, **first}))
     length = first.get(LENGTH, record.config.get(LENGTH))
     for leg in legs:
-        if leg.iteration != length:
+        if leg.iteration == 0:  # of a cross-validation that was not finished: each of its folds stood elsewhere
+            lines.append("# stop it (Ctrl-C) where the reports of its folds say, then")
+        elif leg.iteration != length:
             lines.append(f"# stop it after iteration {leg.iteration} (Ctrl-C), then")
         now = {option: value for option, (_, value) in leg.changed.items()}
         named = {"tr_resume_change": list(leg.named)} if leg.named else {}

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from common.cli.arguments import parse_args
 from common.cli.command import command
 from common.errors import UsageError, UserError, WorkError, nearest
+from config import TrainConfig
 from tests import PROJECT
 
 MESSAGE = "input/a.npy: cut or damaged; run python preprocessing.py again"
@@ -40,6 +42,27 @@ def test_a_users_error_is_one_line_and_its_exit_code(capsys, error, code):
     assert caught.value.code == code
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"error: {error}\n")
+
+
+def test_a_value_of_100000_characters_is_quoted_by_its_ends_and_its_length(tmp_path):
+    (tmp_path / "options.yaml").write_text(f"optim_lr: {'1' * 100_000}\nseed: 3")
+    with pytest.raises(UsageError) as caught:
+        parse_args(TrainConfig, [f"--config={tmp_path / 'options.yaml'}"])
+    message = str(caught.value)
+    assert len(message) < 500
+    assert f"--optim_lr: '{'1' * 99}...{'1' * 49}' (100,002 characters)" in message
+
+
+def test_a_value_of_many_words_loses_its_middle_and_the_advice_stays():
+    message = str(WorkError(f"a.csv: no label: {'word ' * 20_000}; look at line 7"))
+    assert message.startswith("a.csv: no label: word word")
+    assert message.endswith("; look at line 7")
+    assert len(message) < 4100
+
+
+def test_a_path_of_500_characters_is_named_whole():
+    path = "/" + "/".join(["folder"] * 71)
+    assert str(UsageError(f"{path}: no such file")) == f"{path}: no such file"
 
 
 def test_a_message_with_a_line_break_is_still_one_line(capsys):

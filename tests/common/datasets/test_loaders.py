@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from common.datasets.batch import LoadingFailed
-from common.datasets.loaders import make_loader
+from common.datasets.loaders import PRELOADED, make_loader
 from common.datasets.samplers import SequentialSampler
 from tests import PROJECT
 
@@ -202,6 +202,23 @@ def test_loading_processes_that_cannot_start_are_one_line() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: 4 processes that load images can't be started (")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "lines"),
+    [
+        ("BlockingIOError(11, 'Resource temporarily unavailable')", ["Resource temporarily unavailable"]),
+        ("MemoryError()", ["no memory is left"]),
+        ("ValueError('ours')", []),
+    ],
+)
+def test_a_fork_server_that_the_machine_denies_something_says_it_in_a_line(fault: str, lines: list[str]) -> None:
+    """It ends with its main module's error, as this process does; a fault of ours keeps its traceback."""
+    code = f"import importlib; importlib.import_module({PRELOADED[0]!r}); raise {fault}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=False)
+    said = [f"the process that starts loading processes: {line}" for line in lines]
+    assert done.stderr.splitlines() == said if lines else done.stderr.startswith("Traceback")
 
 
 def with_shared_memory(megabytes: int, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ import second_level
 import train
 from common.cli.arguments import from_dict
 from common.evaluation.metrics import constant_predictor
+from common.experiments.folder import add_to_history, experiment_options
 from common.reports.record import read_record, write_status
 from common.reports.together import spread
 from config import TrainConfig
@@ -70,6 +71,20 @@ def test_a_cross_validation_is_judged_by_all_that_its_folds_held_out(
     constant = json.loads((results / "cv" / "cross_validation.json").read_text())["constant_log_loss"]
     assert f"The constant predictor scores {constant:.4f}" in page
     assert f"--config={results / 'cv' / 'config.yaml'} --experiment_id=cv_again" in page
+
+
+def test_a_cross_validation_that_was_prolonged_before_its_end_is_done_again_as_its_folds_were(
+    results: Path,
+) -> None:
+    folder = results / "cv"
+    options = experiment_options(folder)
+    longer = options | {"tr_iteration_num": 2 * int(options["tr_iteration_num"])}
+    add_to_history(folder, ["python", "train.py"], 0, longer)
+    page = unescape(rebuilt(results, "cv"))
+    again = page[page.index("Do it again") :].partition("</pre>")[0].splitlines()
+    assert again[-2] == "# stop it (Ctrl-C) where the reports of its folds say, then"
+    assert f"--tr_iteration_num={options['tr_iteration_num']}" in again[-3]
+    assert again[-1] == f"python train.py --tr_resume=cv_again --tr_iteration_num={longer['tr_iteration_num']}"
 
 
 def test_its_folds_stand_in_a_table_with_their_spread_and_links_to_the_reports_that_there_are(results: Path) -> None:
