@@ -109,7 +109,8 @@ def dataset_loader(options: argparse.Namespace, device: object) -> object:
     """Return the loader of a real run: int16 pictures from disk, on a GPU with the transform computed there."""
     from common.datasets.loaders import make_loader
     from common.datasets.samplers import RandomSampler
-    from common.transforms import find_transform, load_pipeline
+    from common.transforms.documents import find_transform
+    from common.transforms.pipeline import load_pipeline
     from config import TrainConfig
     from rsna.kinds.pictures import place_transform
     from rsna_dataset import RSNADataset, read_fold

@@ -39,8 +39,9 @@ def main() -> None:
     import torch
 
     from common.datasets.batch import collate
-    from common.transforms import find_transform, load_pipeline
     from common.transforms.device import DevicePart
+    from common.transforms.documents import find_transform
+    from common.transforms.pipeline import load_pipeline
     from config import TrainConfig
     from rsna_dataset import RSNADataset, read_metadata
 

@@ -29,7 +29,9 @@ BATCHES = 6
 
 def main() -> None:
     """Measure each recipe on each side, picture by picture in turn, then in batches."""
-    from common.transforms import find_transform, load_pipeline  # first: keeps albumentations from looking for updates
+    # First, since common/ keeps albumentations from looking for updates.
+    from common.transforms.documents import find_transform
+    from common.transforms.pipeline import load_pipeline
 
     import cv2  # isort: skip
     import numpy as np  # isort: skip

@@ -54,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from common.transforms import find_transform, load_pipeline
     from common.transforms.describe import describe
+    from common.transforms.documents import find_transform
+    from common.transforms.pipeline import load_pipeline
 
     path = find_transform(arguments.file)
     print(f"{path}\n{describe(load_pipeline(path))}")
@@ -65,7 +66,7 @@ def _preview(arguments: argparse.Namespace) -> None:
     import cv2
 
     from common.files import atomic_path
-    from common.transforms import find_transform
+    from common.transforms.documents import find_transform
     from common.transforms.preview import contact_sheet
 
     if arguments.output.suffix.lower() != ".png":
@@ -84,8 +85,8 @@ def _preview(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     from common.files import write_json
-    from common.transforms import find_transform, pipeline_from_dict
-    from common.transforms.documents import read_document
+    from common.transforms.documents import find_transform, read_document
+    from common.transforms.pipeline import pipeline_from_dict
 
     path = find_transform(arguments.old)
     if not arguments.new.absolute().parent.is_dir():

@@ -30,7 +30,7 @@ from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, rows_hash
 from rsna_network import RSNANetwork
 
 if TYPE_CHECKING:
-    from common.transforms import Pipeline
+    from common.transforms.pipeline import Pipeline
 
 Probabilities = tuple[pd.DataFrame, pd.DataFrame | None]  # probabilities of slices (index id), of studies (study_id)
 Loss = Callable[[Tensor, Tensor], Tensor]

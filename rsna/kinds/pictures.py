@@ -19,8 +19,9 @@ from common.datasets.images import Transform
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
 from common.errors import UsageError, WorkError
-from common.transforms import Pipeline, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
 from common.transforms.device import DevicePart, device_refusal
+from common.transforms.documents import find_transform
+from common.transforms.pipeline import Pipeline, check_same_scale, load_pipeline, pipeline_from_dict
 from config import TrainConfig
 from rsna_dataset import (
     DATASET_INFO,

@@ -16,7 +16,7 @@ from common.datasets.images import Transform
 from common.datasets.sequences import SequenceDataset, SequenceSample, collate_sequences
 from common.errors import UsageError, WorkError, list_some
 from common.models.sequence_layers import ForExport
-from common.transforms import Pipeline
+from common.transforms.pipeline import Pipeline
 from config import TrainConfig
 from rsna.kinds.features import (
     HOW,

@@ -22,7 +22,7 @@ from common.errors import UsageError, WorkError
 from common.models.facts import normalizes_single_values
 from common.training import distributed
 from common.training.hardware import training_loader_workers
-from common.transforms import Pipeline
+from common.transforms.pipeline import Pipeline
 from config import TrainConfig
 from rsna.kinds.kind import ExportForm, Kind, Probabilities, TrainedNetwork, TrainingData, dataset_folder_of
 from rsna.kinds.pictures import (

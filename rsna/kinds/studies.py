@@ -18,7 +18,7 @@ from common.errors import UsageError
 from common.models.sequence_layers import in_series
 from common.models.study_layers import StudyForExport, StudyNetwork
 from common.training.hardware import training_loader_workers
-from common.transforms import Pipeline
+from common.transforms.pipeline import Pipeline
 from config import TrainConfig
 from rsna.kinds.kind import ExportForm, Probabilities, TrainedNetwork, TrainingData, by, dataset_folder_of
 from rsna.kinds.pictures import (

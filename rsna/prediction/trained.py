@@ -34,7 +34,8 @@ from common.training.hardware import (
     this_device,
 )
 from common.training.ways import AUTO
-from common.transforms import FixedView, Pipeline, check_same_scale, find_transform, load_pipeline
+from common.transforms.documents import find_transform
+from common.transforms.pipeline import FixedView, Pipeline, check_same_scale, load_pipeline
 from config import TrainConfig
 from rsna.forms import check_submission, read_submission, write_submission
 from rsna.kinds.kind import Probabilities, TrainedNetwork, dataset_folder_of, kind_of

@@ -25,9 +25,9 @@ from common.errors import UsageError
 from common.experiments.resume import Run
 from common.models.backbone import create_model
 from common.trackers.jsonl import read_metrics
-from common.transforms import Pipeline
 from common.transforms.device import DevicePart
 from common.transforms.joining import Joiner
+from common.transforms.pipeline import Pipeline
 from config import TrainConfig
 from rsna.forms import read_submission
 from rsna.kinds.slices import SliceKind

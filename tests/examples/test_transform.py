@@ -15,13 +15,13 @@ import torch
 
 from common.datasets.finish import KERNELS, collect, execute
 from common.errors import UsageError
-from common.transforms import pipeline_from_dict
 from common.transforms.describe import describe
 from common.transforms.device import DevicePart, device_refusal
 from common.transforms.documents import find_class
 from common.transforms.drawing import DRAWS, Row, add_transform
 from common.transforms.joining import Change
 from common.transforms.pictures import FORMS
+from common.transforms.pipeline import pipeline_from_dict
 
 WINDOWS = ((40.0, 80.0), (80.0, 200.0))
 HU = np.random.default_rng(0).integers(-100, 200, (24, 20)).astype(np.int16)

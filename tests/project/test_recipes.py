@@ -10,7 +10,7 @@ import pytest
 import train
 from common.cli.arguments import parse_args
 from common.cli.choices import load
-from common.transforms import find_transform
+from common.transforms.documents import find_transform
 from config import COMMANDS, TrainConfig
 from tests import PROJECT
 

@@ -23,8 +23,9 @@ from common.datasets.batch import collate
 from common.datasets.context import describe_lacks, find_neighbours, slice_places
 from common.errors import UsageError, WorkError
 from common.models.backbone import create_model
-from common.transforms import find_transform, load_pipeline, pipeline_from_dict
 from common.transforms.device import DevicePart
+from common.transforms.documents import find_transform
+from common.transforms.pipeline import load_pipeline, pipeline_from_dict
 from rsna_dataset import LABELS, RSNADataset, read_fold, read_metadata
 from tests.runs import failure
 

@@ -18,9 +18,9 @@ from common.datasets.images import ImageDataset, SampleKey
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
 from common.errors import WorkError
-from common.transforms import FixedView, find_transform, load_pipeline
 from common.transforms.device import DevicePart, device_refusal
-from common.transforms.pipeline import Pipeline
+from common.transforms.documents import find_transform
+from common.transforms.pipeline import FixedView, Pipeline, load_pipeline
 
 MEAN, STD = (0.27176, 0.26492, 0.46473), (0.35144, 0.29973, 0.23607)
 DRAWN = DicomWindowShift((70, 150, 350), (90, 250, 400), (30, 60, 35), (50, 100, 45))

@@ -19,7 +19,8 @@ from common.datasets.image_files import SUFFIXES, encode_image, load_image
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import RandomSampler
 from common.errors import WorkError
-from common.transforms import find_transform, load_pipeline
+from common.transforms.documents import find_transform
+from common.transforms.pipeline import load_pipeline
 from rsna_dataset import RSNADataset, read_dataset_info, read_fold
 
 WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))

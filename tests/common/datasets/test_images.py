@@ -13,7 +13,8 @@ from common.datasets.images import ImageDataset, SampleKey
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import RandomSampler
 from common.errors import WorkError
-from common.transforms import find_transform, load_pipeline
+from common.transforms.documents import find_transform
+from common.transforms.pipeline import load_pipeline
 
 WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))
 COUNT = 11

@@ -20,7 +20,7 @@ from common.albumentations import (
     SliceThickness,
 )
 from common.errors import UsageError
-from common.transforms import pipeline_from_dict
+from common.transforms.pipeline import pipeline_from_dict
 
 CT_CLASSES = (
     HounsfieldNoise,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from common.errors import UsageError
-from common.transforms import Pipeline, load_pipeline, pipeline_from_dict
 from common.transforms.legacy import REFUSED, ROWS
+from common.transforms.pipeline import Pipeline, load_pipeline, pipeline_from_dict
 from tests import PROJECT
 
 FILES = PROJECT / "tests" / "albumentations_files"

@@ -16,8 +16,8 @@ import pytest
 from albumentations.core.composition import BaseCompose
 
 from common.errors import UsageError
-from common.transforms import pipeline_from_dict
 from common.transforms.library import READ, REFUSED, TOLD
+from common.transforms.pipeline import pipeline_from_dict
 
 PICTURE = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
 SIZE = {"height": 32, "width": 32}

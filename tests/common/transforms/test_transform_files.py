@@ -9,7 +9,7 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from common.transforms import load_pipeline
+from common.transforms.pipeline import load_pipeline
 from tests import PROJECT
 
 FOLDER = PROJECT / "transforms"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from common.albumentations import DicomWindowShift, RandomResizedCrop, ShiftScaleRotate
-from common.transforms import find_transform, load_pipeline
+from common.transforms.documents import find_transform
 from common.transforms.drawing import Chance, draw_steps, row_of
 from common.transforms.joining import Flip, Grid, Joiner, Move
 from common.transforms.pictures import Picture
-from common.transforms.pipeline import Pipeline
+from common.transforms.pipeline import Pipeline, load_pipeline
 
 PICTURE = np.random.default_rng(0).random((70, 64, 3)).astype(np.float32)
 SMOOTH = cv2.GaussianBlur(PICTURE, (0, 0), 2)

@@ -13,7 +13,8 @@ import pytest
 
 from common.albumentations import DicomWindowShift, HounsfieldContrast, SliceThickness
 from common.errors import UsageError
-from common.transforms import FixedView, check_same_scale, find_transform, load_pipeline, pipeline_from_dict
+from common.transforms.documents import find_transform
+from common.transforms.pipeline import FixedView, check_same_scale, load_pipeline, pipeline_from_dict
 
 WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))
 NORMALIZE = {"mean": (0.2, 0.3, 0.4), "std": (0.5, 0.6, 0.7), "max_pixel_value": 1.0}

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from common.datasets.image_files import encode_image
-from common.transforms import load_pipeline
 from common.transforms.__main__ import main
+from common.transforms.pipeline import load_pipeline
 from tests import PROJECT
 from tests.runs import failure
 
