@@ -65,10 +65,7 @@ def test_the_top_level_holds_what_the_user_fixed_and_the_commands() -> None:
     assert {path.stem for path in PROJECT.glob("*.py")} == TOP
 
 
-LONG = {"predict"}  # to be cut
-
-
-@pytest.mark.parametrize("command", sorted(ORDER[-1] - LONG))
+@pytest.mark.parametrize("command", sorted(ORDER[-1]))
 def test_a_command_parses_its_options_and_calls_what_does_the_work(command: str) -> None:
     assert len(MODULES[command].read_text(encoding="utf-8").splitlines()) < 60
 
