@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from common.cli.arguments import parse_args
+from common.cli.arguments import parse_args, parse_mode
 from common.cli.choices import load
 from common.transforms.__main__ import _parser as transforms_parser
 from config import COMMANDS, TrainConfig
@@ -116,7 +116,8 @@ def test_every_command_that_is_shown_parses(page: Path, monkeypatch: pytest.Monk
             if "/" in script:
                 assert (PROJECT / f"{script}.py").is_file(), line
             elif "--help" not in typed and "=FILE" not in typed and typed.strip() not in ("…", "`"):
-                parse_args(OPTIONS[script], words(typed, values))
+                parse = parse_mode if hasattr(OPTIONS[script], "modes") else parse_args
+                parse(OPTIONS[script], words(typed, values))
         if found := re.match(r"python -m common\.transforms (\w+ [^|]*)$", line):
             transforms_parser().parse_args(words(found[1], values))
         if found := re.match(r"bash train\.sh\b(?: sweep\b ?(\S*))?(.*)", line):
