@@ -45,6 +45,14 @@ def auroc(positives: Array, negatives: Array) -> Array:
         return (positives * (below + negatives / 2)).sum(axis=1) / pairs
 
 
+def auroc_slopes(positives: Array, negatives: Array) -> tuple[Array, Array]:
+    """Return by how much :func:`auroc` of a histogram (B,) grows with one more score in each bin, of either side."""
+    area = auroc(positives[None], negatives[None])
+    below = (np.cumsum(negatives) - negatives / 2) / negatives.sum()
+    above = 1 - (np.cumsum(positives) - positives / 2) / positives.sum()
+    return (below - area) / positives.sum(), (above - area) / negatives.sum()
+
+
 def average_precision(positives: Array, negatives: Array) -> Array:
     """Return Σ (R_k − R_{k−1}) P_k over falling thresholds, as scikit-learn's; NaN where there is no positive."""
     found = np.cumsum(positives[:, ::-1], axis=1)
@@ -52,6 +60,16 @@ def average_precision(positives: Array, negatives: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(flagged > 0, found / flagged, 0.0)
         return (positives[:, ::-1] * precision).sum(axis=1) / positives.sum(axis=1)
+
+
+def average_precision_slopes(positives: Array, negatives: Array) -> tuple[Array, Array]:
+    """Return the same of :func:`average_precision`: a score takes part in the precision of each threshold below it."""
+    value, total = average_precision(positives[None], negatives[None]), positives.sum()
+    found = np.cumsum(positives[::-1])[::-1]
+    flagged = np.maximum(found + np.cumsum(negatives[::-1])[::-1], 1)
+    precision, weight = found / flagged, positives / flagged / total
+    lost = np.cumsum(weight * precision)
+    return (precision - value) / total + np.cumsum(weight) - lost, -lost
 
 
 def sensitivity_at(positives: Array, negatives: Array, specificity: float) -> Array:

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
-from scipy.stats import t
+from scipy.special import expit, stdtrit
 
 from common.evaluation.resampling import Evidence, student_interval
 
@@ -48,7 +47,7 @@ def calibration_error_interval(deviations: Array, draws: Array, freedom: float) 
     seen = np.abs(deviations).sum()
     if seen == 0:
         return 0.0, float(np.quantile(np.abs(draws).sum(axis=1), 0.975))
-    times, sums = t.ppf(0.975, freedom), np.abs(draws).sum(axis=1)
+    times, sums = stdtrit(freedom, 0.975), np.abs(draws).sum(axis=1)
     chance = draws - deviations
     low, high = np.zeros(len(draws)), (seen + np.abs(chance).sum(axis=1)) / seen
     for _ in range(HALVINGS):  # the sum is convex in c, and above what was seen at the upper end

@@ -1,6 +1,6 @@
-"""How a metric gets its bootstrap draws over patients, and from these its interval: a class for each kind of metric.
+"""How a metric gets what each patient adds to it, and from that its interval: a class for each kind of metric.
 
-A rule's ``samples`` is given all metrics of its class at once, because their draws are made together.
+A rule's ``samples`` is given all metrics of its class at once, because their bootstrap draws are made together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from common.evaluation import calibration
 from common.evaluation.metrics import WEIGHTED
-from common.evaluation.resampling import Array, Evidence, interval
+from common.evaluation.resampling import Array, Evidence, error_of
 
 if TYPE_CHECKING:
     from common.evaluation.metric_table import Metric
@@ -22,21 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Samples:
-    """A metric of one label: its ``value``, its ``draws`` (D,) and the ``evidence``, who is behind it.
+    """A metric of one label: its ``value``, the ``evidence``, who is behind it, and what they add to it.
 
-    ``scale``, ``freedom`` and ``widened`` are those of :func:`common.evaluation.resampling.interval`. ``error``: what
-    binning the scores did to the value. ``parts``: of a mean, what each patient adds to it, centred on 0 (P,).
-    ``own_ends``: the interval of a metric that has no scale for one.
+    ``parts`` (P,): how far the value moves with each patient's weight, centred on 0. ``rest`` (D,): what each bootstrap
+    draw has beyond the value and its patients' parts; None of a mean, which has no more. Without ``parts`` it is all.
+    ``scale``: of a mean's interval, see :func:`common.evaluation.resampling.student_interval`. ``error``: what binning
+    the scores did to the value. ``own_ends``: the interval of a metric that makes its own.
     """
 
     value: float
-    draws: Array
     evidence: Evidence
-    scale: str = "plain"
-    freedom: float | None = None
-    widened: float = 1.0
+    parts: Array | None
+    rest: Array | None = None
+    scale: str = "share"
     error: float = 0.0
-    parts: Array | None = None
     own_ends: tuple[float, float] | None = None
 
     @property
@@ -44,14 +43,28 @@ class Samples:
         """The 95 % interval; NaN where the evidence has a reason for none."""
         if self.own_ends is not None:
             return self.own_ends
-        return interval(self.value, self.draws, self.evidence, self.scale, self.freedom, self.widened)
+        if self.parts is None:
+            return self.evidence.interval(self.value, error_of(self.rest), self.evidence.freedom, self.scale)
+        if self.rest is None:
+            return self.evidence.mean_interval(self.value, self.parts, self.scale)
+        return self.evidence.rank_interval(self.value, self.parts)
+
+    def change_ends(self, other: Samples) -> tuple[float, float]:
+        """Return the 95 % interval of this value minus that of ``other``, of the same draws of the same patients."""
+        change, evidence = self.value - other.value, self.evidence
+        if self.parts is None or other.parts is None:
+            return evidence.interval(change, error_of(self.rest - other.rest), evidence.freedom)
+        parts = self.parts - other.parts
+        if self.rest is None or other.rest is None:
+            return evidence.mean_interval(change, parts)
+        return evidence.change_interval(change, parts, self.rest - other.rest)
 
 
 SamplesByLabel = dict[str, Samples]  # the labels, then ``weighted``
 
 
 class IntervalRule(Protocol):
-    """Gives value and draws of each label, and of ``weighted``, their weighted mean."""
+    """Gives the samples of each label, and of ``weighted``, their weighted mean."""
 
     @staticmethod
     def samples(metrics: Sequence[Metric], study: ReaderStudy) -> dict[str, SamplesByLabel]:
@@ -62,7 +75,7 @@ class IntervalRule(Protocol):
 class MeanRule:
     """Of a mean over images: the metric's function gives each element's part of it, shape as given.
 
-    ``scale``: on which the interval is Student's; plain, log (above 0) or logit (0 to 1).
+    ``scale``: on which the interval is Student's; plain, log (above 0) or share (0 to 1).
     """
 
     scale: str
@@ -72,9 +85,7 @@ class MeanRule:
         """See :class:`IntervalRule`."""
         elements = [metric.function(study.predictions, study.targets) for metric in metrics]
         columns = [np.ones(len(study.targets)), *(part for each in elements for part in (each, each @ study.scale))]
-        sums = study.bootstrap.by_patient(np.column_stack(columns))
-        totals = study.bootstrap.totals(sums)
-        draws = iter((totals[:, 1:] / totals[:, :1]).T)
+        sums = study.bootstrap.by_patient(np.column_stack(columns)) / len(study.targets)
         added = iter(sums.T[1:])
         found: dict[str, SamplesByLabel] = {}
         for metric, each in zip(metrics, elements, strict=True):
@@ -82,8 +93,7 @@ class MeanRule:
             found[metric.name] = {}
             for key, mean in zip(study.evidence, (*means, study.scale @ means), strict=True):
                 parts = next(added) - sums[:, 0] * mean
-                evidence, freedom = study.evidence[key], study.freedom(key, parts)
-                item = Samples(float(mean), next(draws), evidence, metric.interval.scale, freedom, parts=parts)
+                item = Samples(float(mean), study.evidence[key], parts, scale=metric.interval.scale)
                 found[metric.name][key] = item
         return found
 
@@ -92,33 +102,48 @@ class MeanRule:
 class RankingRule:
     """Of the scores' order, between 0 and 1: the metric's function gives one label's value, NaN for a single class.
 
-    ``binned``: the same of histograms (D, B) of positive and of other scores, for the draws (``binned.py``).
-    ``widened``: what the draws' error is multiplied by, from the evidence's effective number of patients.
+    ``binned``: the same of histograms (D, B) of positive and of other scores, for the draws. ``slopes``: by how much
+    that of two histograms (B,) grows with one more score in each bin; both are in ``binned.py``. Without slopes, of a
+    metric that moves by jumps, the error is the draws' deviation.
     """
 
     binned: Callable[[Array, Array], Array]
-    widened: Callable[[float], Array | float] = lambda effective: 1.0
+    slopes: Callable[[Array, Array], tuple[Array, Array]] | None = None
 
     @staticmethod
     def samples(metrics: Sequence[Metric], study: ReaderStudy) -> dict[str, SamplesByLabel]:
         """See :class:`IntervalRule`."""
         found: dict[str, SamplesByLabel] = {metric.name: {} for metric in metrics}
-        for name, scores, truth, whole, drawn in study.histograms():
+        for name, scores, truth, sides, drawn in study.histograms():
+            whole = [side.sum(axis=0) for side in sides]
+            both = 0 < truth.sum() < len(truth)
             for metric in metrics:
-                value = float(metric.function(scores, truth)) if 0 < truth.sum() < len(truth) else float("nan")
-                binned = metric.interval.binned
-                item = Samples(value, binned(*drawn), study.evidence[name], "logit", study.evidence[name].freedom)
-                item.error = abs(float(binned(*whole)[0]) - value)
+                value = float(metric.function(scores, truth)) if both else float("nan")
+                near = float(metric.interval.binned(*(side[None] for side in whole))[0])
+                item = Samples(value, study.evidence[name], None, metric.interval.binned(*drawn) - near)
+                item.error = abs(near - value)
+                if metric.interval.slopes is not None:
+                    slopes = metric.interval.slopes(*whole) if both else [np.full(len(side), np.nan) for side in whole]
+                    item.parts, linear = (_added(of, slopes) for of in (sides, drawn))
+                    item.rest -= linear
                 found[metric.name][name] = item
         for metric in metrics:
-            labels = found[metric.name]
-            draws = np.stack([item.draws for item in labels.values()], axis=1) @ study.scale
-            value = float(study.scale @ [item.value for item in labels.values()])
-            labels[WEIGHTED] = Samples(value, draws, study.fewest, "logit", min(i.freedom for i in labels.values()))
-            labels[WEIGHTED].error = max(item.error for item in labels.values())
-            for item in labels.values():
-                item.widened = float(metric.interval.widened(item.evidence.effective))
+            labels = list(found[metric.name].values())
+            value = float(study.scale @ [item.value for item in labels])
+            parts = None if metric.interval.slopes is None else _weighted([item.parts for item in labels], study.scale)
+            rest = _weighted([item.rest for item in labels], study.scale)
+            error = max(item.error for item in labels)
+            found[metric.name][WEIGHTED] = Samples(value, study.fewest, parts, rest, error=error)
         return found
+
+
+def _added(sides: Sequence[Array], slopes: Sequence[Array]) -> Array:
+    """Return what histograms of both sides (R, B) add to a metric (R,)."""
+    return sides[0] @ slopes[0] + sides[1] @ slopes[1]
+
+
+def _weighted(arrays: Sequence[Array], scale: Array) -> Array:
+    return np.stack(arrays, axis=1) @ scale
 
 
 @dataclass(frozen=True)
@@ -141,24 +166,32 @@ class CalibrationRule:
         return found
 
 
-def _deviations(study: ReaderStudy, column: int) -> tuple[Array, Array]:
-    """Return each bin's share of predictions minus targets: of the whole set (B,), of the draws (D, B)."""
+def _deviations(study: ReaderStudy, column: int) -> tuple[Array, ...]:
+    """Return each bin's share of predictions minus targets: of the whole set (B,), of the draws (D, B).
+
+    Third and fourth, what each patient adds to the share (P, B), and the sum of that over each draw's patients (D, B).
+    """
     scores, truth = study.predictions[:, column], study.targets[:, column]
     place = calibration.bin_of(scores)
     columns = (np.ones(len(truth)), scores - truth)
-    sums = [study.bootstrap.histograms(place, column, calibration.BINS) for column in columns]
-    counts, deviations = study.drawn(sums)
-    return sums[1].sum(axis=0) / len(truth), deviations / counts.sum(axis=1, keepdims=True)
+    counts, sums = (study.bootstrap.histograms(place, column, calibration.BINS) / len(truth) for column in columns)
+    whole = sums.sum(axis=0)
+    parts = sums - counts.sum(axis=1, keepdims=True) * whole
+    images, drawn, linear = study.drawn((counts, sums, parts))
+    return whole, drawn / images.sum(axis=1, keepdims=True), parts, linear
 
 
 def _calibration(
-    deviations: Sequence[tuple[Array, Array]], scale: Sequence[float] | Array, value: float, evidence: Evidence
+    deviations: Sequence[tuple[Array, ...]], scale: Sequence[float] | Array, value: float, evidence: Evidence
 ) -> Samples:
     """Return the calibration error of labels that are weighted by ``scale``, from their bins' deviations."""
-    whole = np.concatenate([weight * part for weight, (part, _) in zip(scale, deviations, strict=True)])
-    drawn = np.hstack([weight * part for weight, (_, part) in zip(scale, deviations, strict=True)])
-    item = Samples(value, np.abs(drawn).sum(axis=1), evidence, freedom=evidence.freedom)
+    whole, drawn, parts, linear = (
+        np.concatenate([weight * part for weight, part in zip(scale, of, strict=True)], axis=-1)
+        for of in zip(*deviations, strict=True)
+    )
+    sign = np.sign(whole)
+    item = Samples(value, evidence, parts @ sign, np.abs(drawn).sum(axis=1) - value - linear @ sign)
     if not evidence.reason:
-        low, high = calibration.calibration_error_interval(whole, drawn, evidence.freedom)
+        low, high = calibration.calibration_error_interval(whole, drawn, evidence.freedom_of(parts @ sign))
         item.own_ends = (min(low, value), max(high, value))  # they are of the same sum, rounded otherwise
     return item

@@ -5,7 +5,7 @@ A new metric is one more row. Here the mean distance between a probability and t
     def distances(predictions, targets):
         return np.abs(predictions - targets)
 
-    METRICS["distance"] = Metric("distance", "distance", 4, True, distances, MeanRule("logit"))
+    METRICS["distance"] = Metric("distance", "distance", 4, True, distances, MeanRule("share"))
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.evaluation import binned
 from common.evaluation.calibration import calibration_error
 from common.evaluation.interval_rules import CalibrationRule, IntervalRule, MeanRule, RankingRule
 from common.evaluation.metrics import WEIGHTED, binary_log_losses
-from common.evaluation.resampling import Array, few_cases
+from common.evaluation.resampling import Array
 from common.evaluation.texts import interval_text
 
 
@@ -32,7 +32,7 @@ class Metric:
 
     ``name``: its column in CSV and JSON. ``title``: what people read. ``digits``: decimals on a page.
     ``function``: (predictions, targets) → one label's value, or for a :class:`MeanRule` each element's part of it.
-    ``interval``: how its draws and interval are made, see ``interval_rules.py``. Every table's row ``weighted`` is the
+    ``interval``: how its interval is made, see ``interval_rules.py``. Every table's row ``weighted`` is the
     labels' weighted mean.
     """
 
@@ -89,10 +89,15 @@ def average_precision(predictions: npt.ArrayLike, targets: npt.ArrayLike) -> flo
 METRICS: dict[str, Metric] = table(
     (
         Metric("log_loss", "log loss", 4, True, binary_log_losses, MeanRule("log")),
-        Metric("brier", "Brier", 4, True, squared_errors, MeanRule("logit")),
-        Metric("auroc", "AUROC", 3, False, auroc, RankingRule(binned.auroc, few_cases)),
+        Metric("brier", "Brier", 4, True, squared_errors, MeanRule("share")),
+        Metric("auroc", "AUROC", 3, False, auroc, RankingRule(binned.auroc, binned.auroc_slopes)),
         Metric(
-            "average_precision", "average precision", 3, False, average_precision, RankingRule(binned.average_precision)
+            "average_precision",
+            "average precision",
+            3,
+            False,
+            average_precision,
+            RankingRule(binned.average_precision, binned.average_precision_slopes),
         ),
         Metric("calibration_error", "calibration error", 3, True, calibration_error, CalibrationRule()),
     )

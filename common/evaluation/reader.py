@@ -23,8 +23,7 @@ from common.evaluation.resampling import (
     Array,
     Evidence,
     PatientBootstrap,
-    freedom_of_sums,
-    interval,
+    error_of,
     mean_interval,
     verdict,
 )
@@ -58,7 +57,6 @@ class ReaderStudy:
         self.fewest = min(
             (self.evidence[name] for name in self.names), key=lambda item: (not item.reason, item.effective)
         )
-        self.with_positive = dict(zip(keys, (self.bootstrap.by_patient(truth) > 0).T, strict=True))
         self.point_draws: dict[tuple[str, str, float], Array] = {}
         by_rule: dict[type[IntervalRule], list[Metric]] = {}
         for metric in METRICS.values():
@@ -70,14 +68,10 @@ class ReaderStudy:
         }
         self.samples = {name: found[name] for name in METRICS}
 
-    def freedom(self, key: str, parts: Array) -> float:
-        """Return the degrees of freedom of a mean of a label, see :func:`freedom_of_sums`."""
-        return float(freedom_of_sums(parts[:, None], self.with_positive[key], self.evidence[key].effective)[0])
-
-    def histograms(self) -> Iterator[tuple[str, Array, Array, tuple[Array, ...], tuple[Array, ...]]]:
+    def histograms(self) -> Iterator[tuple[str, Array, Array, list[Array], tuple[Array, ...]]]:
         """Yield each label's name, scores and targets (N,), and histograms of positive and of other scores.
 
-        These are of the whole set (1, B), and of the draws (D, B). Drawing takes longest of all, so that what the
+        These are of each patient (P, B), and of the draws (D, B). Drawing takes longest of all, so that what the
         operating points need of the draws is noted on the way.
         """
         for column, name in enumerate(self.names):
@@ -87,7 +81,7 @@ class ReaderStudy:
             drawn = self.drawn(sides)
             for fixed, function in FIXED.items():
                 self.point_draws |= {(name, fixed, share): function(*drawn, share) for share in SHARES}
-            yield name, scores, truth, tuple(side.sum(axis=0, keepdims=True) for side in sides), drawn
+            yield name, scores, truth, sides, drawn
 
     def drawn(self, sums: Sequence[Array]) -> tuple[Array, ...]:
         """Return the draws' totals of several sums over patients (patients, B), drawn once for all."""
@@ -126,7 +120,8 @@ class ReaderStudy:
             for fixed in FIXED:
                 for share in SHARES:
                     threshold, value = _operating_point(scores, truth, fixed, share)
-                    low, high = interval(value, self.point_draws[name, fixed, share], self.evidence[name], "logit")
+                    error, evidence = error_of(self.point_draws[name, fixed, share]), self.evidence[name]
+                    low, high = evidence.interval(value, error, evidence.freedom, "share")
                     rows.append((name, fixed, share, threshold, value, low, high))
         return pd.DataFrame(rows, columns=["label", "fixed", "at", "threshold", "value", "low", "high"])
 
@@ -145,15 +140,13 @@ class ReaderStudy:
                 benefits += [acting * (self.predictions[:, column] >= threshold), acting]
         columns = np.column_stack(benefits)
         means, sums = columns.mean(axis=0), self.bootstrap.by_patient(columns)
-        totals = self.bootstrap.totals(sums)
-        draws, parts = totals / totals[:, :1], sums - sums[:, :1] * means
+        parts = (sums - sums[:, :1] * means) / len(columns)
         rows = []
         for place, (name, threshold) in enumerate(named):
             found: list[float] = []
             for column in (2 * place + 1, 2 * place + 2):
-                freedom = self.freedom(name, parts[:, column])
-                ends = interval(float(means[column]), draws[:, column], self.evidence[name], "plain", freedom)
-                found += [float(means[column]), *ends]
+                value = float(means[column])
+                found += [value, *self.evidence[name].mean_interval(value, parts[:, column])]
             rows.append((name, threshold, found[0], found[3], *found[1:3], *found[4:]))
         ends = ["model_low", "model_high", "everyone_low", "everyone_high"]
         return pd.DataFrame(rows, columns=["label", "threshold", "model", "everyone", *ends])
@@ -204,14 +197,11 @@ def comparison(first: ReaderStudy, second: ReaderStudy) -> pd.DataFrame:
     for metric in METRICS.values():
         for name in (*first.names, WEIGHTED):
             one, other = first.samples[metric.name][name], second.samples[metric.name][name]
-            behind, freedom = one.evidence, min(one.freedom, other.freedom)
-            if one.parts is not None:
-                freedom = first.freedom(name, one.parts - other.parts)
-            low, high = interval(one.value - other.value, one.draws - other.draws, behind, "plain", freedom)
-            reason = behind.reason or ("too few draws have a value" if np.isnan(low) else "")
+            low, high = one.change_ends(other)
+            reason = one.evidence.reason or ("too few draws have a value" if np.isnan(low) else "")
             said = verdict(low, high, smaller_is_better=metric.smaller_is_better)
             found = (name, metric.name, one.value, other.value, one.value - other.value, low, high, said)
-            rows.append((*found, behind.patients, behind.positive, reason))
+            rows.append((*found, one.evidence.patients, one.evidence.positive, reason))
     columns = ["label", "metric", "first", "second", "difference", "low", "high", "verdict"]
     return pd.DataFrame(rows, columns=[*columns, "patients", "positive_patients", "no_interval"])
 
@@ -273,13 +263,12 @@ def strata_table(study: ReaderStudy, strata: Mapping[str, npt.ArrayLike]) -> pd.
     """
     scale = normalized_weights(study.weights, len(study.names))
     losses = binary_log_losses(study.predictions, study.targets) @ scale
-    whole = study.bootstrap
     rows = []
     for name, parts in strata.items():
         labels = np.asarray(parts, dtype=str)
         for part in np.unique(labels):
             inside = labels == part
-            bootstrap = PatientBootstrap(whole.place[inside], whole.draws, whole.seed)
+            bootstrap = PatientBootstrap(study.bootstrap.place[inside])
             positive = (study.targets[inside] == 1).any(axis=1)
             low, high, evidence = mean_interval(bootstrap, losses[inside], positive, "log")
             counts = (int(inside.sum()), int(positive.sum()), evidence.patients)

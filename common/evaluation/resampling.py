@@ -1,20 +1,19 @@
-"""Bootstrap over patients: sums over random samples of whole patients, and the intervals that follow from them.
+"""How sure a number is that comes of patients: what each adds to it, draws of whole patients, and intervals.
 
-An interval is Student's on a scale where the metric has no ends: value ± t · error, the error being the draws' standard
-deviation. Percentiles of the draws cover too seldom where patients are few, the more so the rarer the label is: what a
-handful of positive patients share by chance is in every draw. The degrees of freedom are those of the positive
-patients. `benchmarks/coverage.py` shows what that covers, and from how many patients on.
+An error is that of the patients' parts: how far the number moves with each patient's weight (infinitesimal jackknife,
+Efron 1982; of a mean the sandwich of Liang and Zeger 1986). Its small-sample factor and the degrees of freedom of
+Student's quantile are those of the positive patients, where these decide. `benchmarks/coverage.py` shows what that
+covers, from how many patients on, and what was tried instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.special import stdtrit
 
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -25,6 +24,8 @@ MIN_SHARE = 0.9  # of the draws that must have a value
 LARGEST_LOG = 700.0  # whose exponential is a number
 FEWEST_PATIENTS = 20  # below these benchmarks/coverage.py finds no interval that holds its level and says something
 FEWEST_OF_A_SIDE = 5
+MOST_TAKEN = 0.5  # of a variance, for what two patients do together; less where few show it: half of it at 15
+FULLY_TAKEN = 30.0
 
 
 def effective_number(counts: npt.ArrayLike) -> float:
@@ -41,18 +42,26 @@ def effective_number(counts: npt.ArrayLike) -> float:
 class Evidence:
     """Who is behind a number: ``patients``, those with a ``positive`` and those with a ``negative`` image.
 
-    ``effective`` is the rarer side's effective number. None for a side: it is not asked for, see :meth:`of_one_side`.
+    ``effective`` is the rarer side's effective number; ``with_positive`` (P,) says who has a positive image. None for a
+    side: it is not asked for, see :meth:`of_one_side`.
     """
 
     patients: int
     positive: int | None
     negative: int | None
     effective: float
+    with_positive: Bools = field(repr=False, compare=False)
 
     @classmethod
     def of_one_side(cls, counts: npt.ArrayLike) -> Evidence:
         """Return the evidence of a number that is of positive images only, or of negative ones; ``counts`` (P,)."""
-        return cls(int(np.count_nonzero(counts)), None, None, effective_number(counts))
+        return cls(int(np.count_nonzero(counts)), None, None, effective_number(counts), np.ones(np.shape(counts), bool))
+
+    @classmethod
+    def of_sides(cls, positive: Array, negative: Array) -> Evidence:
+        """Return the evidence of patients with so many ``positive`` and ``negative`` images (P,)."""
+        present = [int(np.count_nonzero(side)) for side in (positive + negative, positive, negative)]
+        return cls(*present, min(effective_number(positive), effective_number(negative)), positive > 0)
 
     @property
     def reason(self) -> str:
@@ -74,6 +83,50 @@ class Evidence:
         """The number of patients, and of positive ones where that is known."""
         positive = "" if self.positive is None else f", {self.positive} positive"
         return f"{_counted(self.patients, 'patient')}{positive}"
+
+    def freedom_of(self, parts: Array) -> float:
+        """Return the degrees of freedom of the variance of a sum of patients' ``parts`` (P,).
+
+        Satterthwaite's (1946), given how many patients are positive: these differ among themselves, and so do the
+        others. What the two sides differ by is no doubt about the variance. At least :attr:`freedom`.
+        """
+        sides = [parts[self.with_positive], parts[~self.with_positive]]
+        if min(map(len, sides)) < 2:
+            return self.freedom
+        own, others = (float(((side - side.mean()) ** 2).sum()) for side in sides)
+        doubt = own**2 / self.freedom + others**2 / (len(sides[1]) - 1)
+        return max(float(parts @ parts) ** 2 / doubt, self.freedom) if doubt > 0 else self.freedom
+
+    def interval(self, value: float, error: float, freedom: float, scale: str = "plain") -> tuple[float, float]:
+        """Return the ends of :func:`student_interval`; NaN where there is a :attr:`reason` for none."""
+        if self.reason:
+            return float("nan"), float("nan")
+        low, high = student_interval(value, error, freedom, scale)
+        return float(low), float(high)
+
+    def mean_interval(self, value: float, parts: Array, scale: str = "plain") -> tuple[float, float]:
+        """Return the interval of a mean over images, or a change of one; ``parts`` (P,) are centred on 0."""
+        error = float(np.sqrt(parts @ parts * len(parts) / max(len(parts) - 1, 1)))
+        return self.interval(value, error, self.freedom_of(parts), scale)
+
+    def rank_interval(self, value: float, parts: Array) -> tuple[float, float]:
+        """Return the interval of an AUROC or average precision, which the rarer side's patients decide."""
+        return self.interval(value, float(np.sqrt(self._first_order(parts))), self.freedom, "share")
+
+    def change_interval(self, change: float, parts: Array, rest: Array) -> tuple[float, float]:
+        """Return the interval of a difference of two metrics that are no means; ``rest`` (D,): see :data:`MOST_TAKEN`.
+
+        ``parts`` count twice what two patients do together, which is much of how two models differ: its variance, seen
+        in what the draws have beyond the sum of the parts, is taken off once (Efron and Stein 1981).
+        """
+        first = self._first_order(parts)
+        kept = max(1 - MOST_TAKEN, 1 - self.effective / FULLY_TAKEN)
+        variance = max(first - error_of(rest) ** 2, kept * first)
+        return self.interval(change, float(np.sqrt(variance)), self.freedom_of(parts))
+
+    def _first_order(self, parts: Array) -> float:
+        """Return the variance that ``parts`` (P,) show, of which the rarer side's patients are a sample."""
+        return float(parts @ parts) * (self.freedom + 1) / self.freedom
 
 
 def _counted(number: int, what: str) -> str:
@@ -109,13 +162,7 @@ class PatientBootstrap:
     def evidence(self, positive: npt.ArrayLike) -> Evidence:
         """Return who is behind a number of these images, of which ``positive`` (N,) are."""
         truth = np.asarray(positive, dtype=bool)
-        with_positive, with_negative = (np.bincount(self.place, side, self.count) for side in (truth, ~truth))
-        return Evidence(
-            self.count,
-            int(np.count_nonzero(with_positive)),
-            int(np.count_nonzero(with_negative)),
-            min(effective_number(with_positive), effective_number(with_negative)),
-        )
+        return Evidence.of_sides(*(np.bincount(self.place, side, self.count) for side in (truth, ~truth)))
 
     def totals(self, sums: Array) -> Array:
         """Return for each draw the sum of ``sums`` (patients, K) over its patients, repeats counted: (draws, K)."""
@@ -145,81 +192,26 @@ def error_of(draws: npt.ArrayLike) -> float:
     return float(known.std(ddof=1)) if len(known) >= max(2, MIN_SHARE * len(values)) else float("nan")
 
 
-def few_cases(effective: npt.ArrayLike) -> Array:
-    """Return by what the draws' standard deviation of an AUROC is too small: draws of n patients vary by n − 1 of n."""
-    number = np.maximum(np.asarray(effective, dtype=np.float64), 2.0)
-    return np.sqrt(number / (number - 1))
-
-
 def student_interval(
     value: npt.ArrayLike, error: npt.ArrayLike, freedom: npt.ArrayLike, scale: str = "plain", level: float = LEVEL
 ) -> tuple[Array, Array]:
-    """Return low and high of Student's interval of ``value`` on a ``scale``: plain, log (above 0) or logit (0 to 1).
+    """Return low and high of Student's interval of ``value`` on a ``scale``: plain, log (above 0) or share (0 to 1).
 
-    ``error`` and ``freedom`` broadcast with ``value``. At an end of the scale, where an AUROC of 1 has no error to be
-    seen, it is Wilson's interval (1927) of as many independent cases as there are degrees of freedom, and one.
+    ``error`` and ``freedom`` broadcast with ``value``. That of a share is Wilson's (1927), of as many independent cases
+    as would have this error. At 0 and 1, where there is no error to be seen, these are the degrees of freedom, and one.
     """
     middle, spread = np.asarray(value, dtype=np.float64), np.asarray(error, dtype=np.float64)
-    times = t.ppf((1 + level) / 2, freedom)
+    times = stdtrit(freedom, (1 + level) / 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         if scale == "plain":
             return middle - times * spread, middle + times * spread
         if scale == "log":
             factor = np.exp(np.minimum(times * spread / middle, LARGEST_LOG))
             return middle / factor, middle * factor
-        half = times * spread / (middle * (1 - middle))
-        low, high = expit(logit(middle) - half), expit(logit(middle) + half)
-    cases = np.asarray(freedom) + 1
-    low = np.where(middle >= 1, cases / (cases + times**2), np.where(middle <= 0, 0.0, low))
-    high = np.where(middle <= 0, times**2 / (cases + times**2), np.where(middle >= 1, 1.0, high))
-    known = ~np.isnan(middle + spread)
-    return np.where(known, low, np.nan), np.where(known, high, np.nan)
-
-
-def interval(
-    value: float,
-    draws: npt.ArrayLike,
-    evidence: Evidence,
-    scale: str = "plain",
-    freedom: float | None = None,
-    widened: float = 1.0,
-) -> tuple[float, float]:
-    """Return the 95 % interval of ``value``, whose bootstrap gave ``draws`` (D,); NaN where the evidence has a reason.
-
-    ``freedom`` None: the evidence's; ``widened``: what the draws' error is multiplied by. For ``scale`` see
-    :func:`student_interval`. NaN too where too many draws have no value (:func:`error_of`).
-    """
-    if evidence.reason:
-        return float("nan"), float("nan")
-    error = widened * error_of(draws)
-    low, high = student_interval(value, error, evidence.freedom if freedom is None else freedom, scale)
-    return float(low), float(high)
-
-
-def freedom_of_sums(parts: Array, positive: Bools, effective: float) -> Array:
-    """Return the degrees of freedom (K,) of the variance of sums of patients' ``parts`` (P, K), centred on 0.
-
-    Satterthwaite's (1946): positive patients differ among themselves, with one degree less than their ``effective``
-    number; so do the others; and the number of positive ones is itself drawn, which moves a mean loss as much. At least
-    ``effective`` - 1, where the positive patients decide all.
-    """
-    least = max(effective - 1, 1.0)
-    number = int(positive.sum())
-    if not 1 < number < len(positive) - 1:
-        return np.full(parts.shape[1], least)
-    inside = [parts[side] - parts[side].mean(axis=0) for side in (positive, ~positive)]
-    own, others = ((side**2).sum(axis=0) for side in inside)
-    between = (parts**2).sum(axis=0) - own - others
-    rest = len(positive) - number
-    doubt = own**2 / least + others**2 / (rest - 1)
-    pairs = number * rest / len(positive)  # between = pairs · (difference of the sides' means)²
-    doubt += (
-        between**2 * (rest - number) ** 2 / (2 * pairs * len(positive) ** 2)
-    )  # as the number of positive ones varies
-    doubt += 2 * between * pairs * (own / number**2 + others / rest**2)  # as the difference of the means does
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = (own + others + between) ** 2 / doubt
-    return np.maximum(np.nan_to_num(found, nan=least, posinf=least), least)
+        single = middle * (1 - middle)  # the variance of one case
+        doubt = np.where(single > 0, (times * spread) ** 2 / single, times**2 / (np.asarray(freedom) + 1) + 0 * spread)
+    centre, half = (middle + doubt / 2) / (1 + doubt), np.sqrt(doubt * single + doubt**2 / 4) / (1 + doubt)
+    return np.minimum(centre - half, middle), np.maximum(centre + half, middle)
 
 
 def mean_interval(
@@ -230,14 +222,11 @@ def mean_interval(
     Where all images are of one class the patients alone are asked for.
     """
     numbers, truth = np.asarray(values, dtype=np.float64), np.asarray(positive, dtype=bool)
-    sums = bootstrap.by_patient(np.column_stack([numbers, np.ones(len(numbers))]))
+    sums, counts = bootstrap.by_patient(np.column_stack([numbers, np.ones(len(numbers))])).T
     one_class = truth.all() or not truth.any()
-    evidence = Evidence.of_one_side(sums[:, 1]) if one_class else bootstrap.evidence(truth)
-    totals = bootstrap.totals(sums)
+    evidence = Evidence.of_one_side(counts) if one_class else bootstrap.evidence(truth)
     mean = float(numbers.mean())
-    with_positive = bootstrap.by_patient(truth[:, None])[:, 0] > 0
-    freedom = freedom_of_sums(sums[:, :1] - mean * sums[:, 1:], with_positive, evidence.effective)
-    return *interval(mean, totals[:, 0] / totals[:, 1], evidence, scale, float(freedom[0])), evidence
+    return *evidence.mean_interval(mean, (sums - mean * counts) / len(numbers), scale), evidence
 
 
 def verdict(low: float, high: float, *, smaller_is_better: bool) -> str:

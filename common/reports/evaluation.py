@@ -41,8 +41,7 @@ def evaluation_sections(
     ``document``: what evaluate.py writes as JSON; ``predictions``, ``targets`` (N, C) are the slices' it was made of.
     """
     note = document["no_interval"] or (
-        f"95 % intervals over {document['patients']} patients, {document['positive_patients']} positive, "
-        f"{document['draws']} draws"
+        f"95 % intervals over {document['patients']} patients, {document['positive_patients']} positive"
     )
     note = f"No interval: {note}." if document["no_interval"] else f"{note}; none where too few patients are positive."
     levels = (

@@ -145,7 +145,7 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
         maps,
         member_table(scored, targets, LABELS, LABEL_WEIGHTS, prevalences),
         contributions,
-        () if patients is None else _comparisons(scored, names, targets, patients, config.ens_draws),
+        () if patients is None else _comparisons(scored, names, targets, patients),
         None if patients is None else evaluate_predictions(
             _frame(predictions, first.loc[known]), _labelled(rows), prevalences, config.ens_draws, members.described
         ),
@@ -164,7 +164,7 @@ def held_ensemble(config: EnsembleConfig, members: Members, link: Link, weights:
         held = outer_folds(patients, "ens_calibrate")
         by_fold = itertools.repeat(mixed, held.max() + 1)
         scored[CALIBRATED_ROW] = calibrated_by_fold(config.ens_calibrate, by_fold, held, targets)
-        comparison = _change(scored[CALIBRATED_ROW], mixed, targets, patients, config.ens_draws)
+        comparison = loss_change(scored[CALIBRATED_ROW], mixed, targets, patients).text
     prevalences = constant_prevalences(members.labels, rows.index.intersection(members.labels.index))
     table = member_table(scored, targets, LABELS, LABEL_WEIGHTS, prevalences)
     return HeldEnsemble(_frame(list(scored.values())[-1], first), table, comparison)
@@ -221,7 +221,7 @@ def _contributions(
 
 
 def _comparisons(
-    scored: Mapping[str, np.ndarray], names: Sequence[str], targets: np.ndarray, patients: np.ndarray, draws: int
+    scored: Mapping[str, np.ndarray], names: Sequence[str], targets: np.ndarray, patients: np.ndarray
 ) -> tuple[str, ...]:
     """Say what the ensemble gains over the best member, equal weights and itself uncalibrated, with intervals."""
     best = min(names, key=lambda name: weighted_loss(scored[name], targets, SCALE))
@@ -229,14 +229,9 @@ def _comparisons(
     what = {best: f"the best member ({best})", ENSEMBLE_ROW: "the ensemble uncalibrated"}
     others = [best, *(row for row in (EQUAL_ROW, ENSEMBLE_ROW) if row in scored and row != last)]
     return tuple(
-        f"against {what.get(other, other)}: {_change(scored[last], scored[other], targets, patients, draws)}"
+        f"against {what.get(other, other)}: {loss_change(scored[last], scored[other], targets, patients).text}"
         for other in others
     )
-
-
-def _change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients: np.ndarray, draws: int) -> str:
-    """Say by how much the weighted log loss of ``first`` (N, 6) is above that of ``second``, and how sure that is."""
-    return loss_change(first, second, targets, patients, draws).text
 
 
 def write_ensemble(

@@ -110,7 +110,7 @@ def evaluate_network(config: ExperimentConfig, folder: Path) -> pd.DataFrame:
     augmented = predict_rows(trained, judges.rows, views)
     print()
     evaluation = report(config, augmented, judges, folder, f"{name}_tta")
-    print(compare_views(judges.rows, frame, augmented, config.eval_draws))
+    print(compare_views(judges.rows, frame, augmented))
     return evaluation.table
 
 

@@ -190,8 +190,8 @@ def compare(evaluation: Evaluation, slices: ReaderStudy, studies: ReaderStudy) -
     return comparison(evaluation.study, slices), areas
 
 
-def loss_change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients: np.ndarray, draws: int) -> Change:
+def loss_change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> Change:
     """Return by how much the weighted log loss of probabilities ``first`` (N, 6) is above that of ``second``."""
     weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
     change = (binary_log_losses(first, targets) - binary_log_losses(second, targets)) @ weights
-    return change_of(change, (targets == 1).any(axis=1), PatientBootstrap(patients, draws, SEED))
+    return change_of(change, (targets == 1).any(axis=1), PatientBootstrap(patients))

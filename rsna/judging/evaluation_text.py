@@ -21,8 +21,7 @@ def describe(evaluation: Evaluation) -> str:
     document = evaluation.document
     evidence = evaluation.study.evidence[WEIGHTED]
     lines = [
-        f"95 % intervals over {evidence.text}, {document['draws']} draws" * (not evidence.reason)
-        or f"no interval: {evidence.reason}",
+        f"95 % intervals over {evidence.text}" * (not evidence.reason) or f"no interval: {evidence.reason}",
         format_table(interval_table(evaluation.table, "slices")),
         "",
         format_table(interval_table(evaluation.studies.intervals(), "studies (highest slice)")),
@@ -88,10 +87,10 @@ def difference_lines(differences: pd.DataFrame) -> list[str]:
     return lines
 
 
-def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFrame, draws: int) -> str:
-    """Say in one line what test-time augmentation gains or loses, and whether that is sure (patients are drawn)."""
+def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFrame) -> str:
+    """Say in one line what test-time augmentation gains or loses, and whether that is sure."""
     targets = rows[list(LABELS)].to_numpy(np.float64)
     values = [frame.loc[rows.index, list(LABELS)].to_numpy() for frame in (augmented, plain)]
     after, before = (pooled_metrics(frame.loc[rows.index], rows)["weighted_log_loss"] for frame in (augmented, plain))
-    change = loss_change(*values, targets, known_groups(rows), draws)
+    change = loss_change(*values, targets, known_groups(rows))
     return f"test-time augmentation changes the weighted log loss from {before:.5f} to {after:.5f}: {change.text}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import stats
 
 from common.evaluation import resampling
 from common.evaluation.resampling import (
@@ -14,14 +14,12 @@ from common.evaluation.resampling import (
     PatientBootstrap,
     effective_number,
     error_of,
-    freedom_of_sums,
-    interval,
     student_interval,
     verdict,
 )
 from common.evaluation.resampling import mean_interval as judged_mean
 
-MANY = Evidence(1000, 500, 500, 500.0)
+MANY = Evidence(1000, 500, 500, 500.0, np.arange(1000) < 500)
 
 
 def mean_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
@@ -73,10 +71,12 @@ def test_a_histogram_is_counted_for_each_patient() -> None:
 def test_an_interval_without_enough_draws_is_none() -> None:
     draws = np.arange(100.0)
     draws[:11] = np.nan
-    assert np.isnan(interval(50.0, draws, MANY)).all()
+    assert np.isnan(MANY.interval(50.0, error_of(draws), 9.0)).all()
+    assert np.isnan(MANY.interval(1.0, error_of(draws), 9.0, "share")).all()
+    assert np.isnan(MANY.change_interval(50.0, np.ones(1000), draws)).all()
     draws[0] = 5.0
     assert error_of(draws) == pytest.approx(np.std(draws[~np.isnan(draws)], ddof=1))
-    assert np.isfinite(interval(50.0, draws, MANY)).all()
+    assert np.isfinite(MANY.interval(50.0, error_of(draws), 9.0)).all()
 
 
 def test_the_effective_number_is_less_where_one_patient_has_nearly_all() -> None:
@@ -90,21 +90,28 @@ def test_on_the_plain_scale_it_is_scipys_interval_of_student() -> None:
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 7, 2.0, 0.3))
 
 
-@pytest.mark.parametrize("scale", ["log", "logit"])
+@pytest.mark.parametrize("scale", ["log", "share"])
 @given(value=st.floats(1e-4, 1 - 1e-4), error=st.floats(1e-5, 0.5), freedom=st.floats(1, 100))
 def test_on_a_scale_with_ends_the_interval_stays_within_and_holds_the_value(scale, value, error, freedom) -> None:
     low, high = student_interval(value, error, freedom, scale)
     assert 0 <= low <= value <= high
     assert scale == "log" or high <= 1
-    apart = np.log if scale == "log" else special.logit
-    if low > 1e-12 and high < 1 - 1e-12:
-        assert apart(value) - apart(low) == pytest.approx(apart(high) - apart(value), rel=1e-3, abs=1e-6)
+    if scale == "log" and low > 1e-12:
+        assert np.log(value) - np.log(low) == pytest.approx(np.log(high) - np.log(value), rel=1e-3, abs=1e-6)
+
+
+@given(found=st.integers(1, 59), number=st.integers(60, 200))
+def test_on_the_scale_of_shares_it_is_scipys_interval_of_wilson(found: int, number: int) -> None:
+    share = found / number
+    ends = student_interval(share, np.sqrt(share * (1 - share) / number), 1e9, "share")
+    wilson = stats.binomtest(found, number).proportion_ci(0.95, method="wilson")
+    assert ends == pytest.approx((wilson.low, wilson.high), abs=1e-6)
 
 
 @pytest.mark.parametrize(("value", "known"), [(1.0, 1), (0.0, 0)])
 def test_a_perfect_score_has_the_interval_of_a_proportion_that_never_failed(value: float, known: int) -> None:
-    """Where no draw differs there is no error to be seen: statistics books take Wilson's interval."""
-    low, high = student_interval(value, 0.0, 9.0, "logit")
+    """Where no patient moves it there is no error to be seen: statistics books take Wilson's interval."""
+    low, high = student_interval(value, 0.0, 9.0, "share")
     wilson = stats.binomtest(10 * known, 10).proportion_ci(0.95, method="wilson")
     inner, books = (low, wilson.low) if known else (high, wilson.high)
     assert (high, low)[1 - known] == value
@@ -128,23 +135,49 @@ def test_too_few_patients_give_no_interval_but_the_reason(patients: int, positiv
     truth = np.arange(patients).repeat(3) < positive
     evidence = bootstrap.evidence(truth)
     assert evidence.reason == said
-    assert np.isnan(interval(0.5, np.linspace(0.4, 0.6, 200), evidence)).all() == bool(said)
-    assert verdict(*interval(0.5, np.linspace(0.4, 0.6, 200), evidence), smaller_is_better=True) == (
-        "" if said else "worse"
-    )
+    ends = evidence.interval(0.5, 0.01, 9.0)
+    assert np.isnan(ends).all() == bool(said)
+    assert verdict(*ends, smaller_is_better=True) == ("" if said else "worse")
 
 
 def test_the_freedom_of_a_mean_is_that_of_simulated_variances() -> None:
-    """Twice the squared mean of a variance over its variance, of 4,000 sets of 40 patients, a quarter positive."""
-    random, found, variances = np.random.default_rng(0), [], []
-    for _ in range(4000):
-        positive = random.random(40) < 0.25
-        parts = np.where(positive, random.normal(3, 1, 40), random.normal(0, 0.5, 40))
-        parts -= parts.mean()
-        variances.append(parts @ parts)
-        if positive.sum() > 1:
-            found.append(freedom_of_sums(parts[:, None], positive, positive.sum())[0])
-    assert np.median(found) == pytest.approx(2 * np.mean(variances) ** 2 / np.var(variances), rel=0.25)
+    """Twice the squared mean of a variance over its variance, of 4,000 sets of 40 patients, 10 of them positive."""
+    random, positive = np.random.default_rng(0), np.arange(40) < 10
+    evidence = Evidence.of_sides(positive * 1.0, np.ones(40))
+    sets = np.where(positive, random.normal(0, 1, (4000, 40)), random.normal(0, 0.5, (4000, 40)))
+    sets -= sets.mean(axis=1, keepdims=True)
+    variances = (sets**2).sum(axis=1)
+    found = [evidence.freedom_of(parts) for parts in sets]
+    assert np.median(found) == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.15)
+
+
+def test_the_error_of_a_mean_is_the_sandwich_of_patients() -> None:
+    """Liang and Zeger 1986: the regression on a constant, by the formula written out."""
+    random = np.random.default_rng(0)
+    patients = random.integers(0, 60, 400)
+    values = random.normal(0, 1, 60)[patients] + random.normal(0, 1, 400)
+    low, high, evidence = judged_mean(PatientBootstrap(patients), values, patients % 2 == 0)
+    sums = np.array([(values - values.mean())[patients == name].sum() for name in np.unique(patients)])
+    error = np.sqrt((sums**2).sum() * 60 / 59) / 400
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, evidence.freedom_of(sums), values.mean(), error))
+
+
+def test_what_two_patients_do_together_is_taken_off_a_change_once() -> None:
+    """The product of two samples' means, both about 0: its variance 1 / (m n) is all pairs, and the parts' is twice."""
+    random, taken = np.random.default_rng(0), []
+    positive = np.arange(60) < 30
+    evidence = Evidence.of_sides(positive * 1.0, ~positive * 1.0)
+    counts = PatientBootstrap(np.arange(60), 400).totals(np.eye(60))
+    for _ in range(40):
+        a, b = random.normal(size=(2, 30))
+        parts = np.r_[(a - a.mean()) * b.mean(), (b - b.mean()) * a.mean()] / 30
+        drawn = (counts[:, :30] @ a) * (counts[:, 30:] @ b) / counts[:, :30].sum(axis=1) / counts[:, 30:].sum(axis=1)
+        low, high = evidence.change_interval(0.0, parts, drawn - a.mean() * b.mean() - counts @ parts)
+        variance = ((high - low) / 2 / stats.t.ppf(0.975, evidence.freedom_of(parts))) ** 2
+        taken.append((variance, parts @ parts))
+    found, first = np.mean(taken, axis=0)
+    assert first == pytest.approx(2 / 900, rel=0.5)
+    assert 0.5 * first < found < 0.8 * first
 
 
 @pytest.mark.parametrize(
