@@ -291,8 +291,11 @@ def test_what_preprocessing_writes_is_what_is_read(small_dataset) -> None:
 
 
 def test_formats_need_neither_torch_nor_albumentations(tmp_path) -> None:
-    """Preprocessing imports this module in many processes."""
-    code = "import sys, rsna_dataset; print([m for m in ('torch', 'albumentations', 'timm') if m in sys.modules])"
+    """Preprocessing imports these modules in many processes."""
+    code = (
+        "import sys, rsna_dataset, rsna.forms, rsna.prepare.job; "
+        "print([m for m in ('torch', 'albumentations', 'timm') if m in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True, env={"PYTHONPATH": "."}
     )
