@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 import pandas as pd
 
+from common.cli.console import tell
 from common.errors import WorkError
 from common.files import atomic_path, inert
 from common.preprocessing.growing import add_rows, adding_to, end_of_lines
@@ -77,7 +78,7 @@ class IdMap:
             add_rows(self.file, rows)
 
     def finish(self, rows: pd.DataFrame) -> None:
-        """Write the map anew with these rows alone (columns :data:`COLUMNS`), by file; without any there is none."""
+        """Write the map anew with these rows (columns :data:`COLUMNS`), by file, and say where. No rows: no map."""
         if rows.empty:
             self.path.unlink(missing_ok=True)
             return
@@ -85,6 +86,7 @@ class IdMap:
         with atomic_path(self.path) as temporary:
             temporary.chmod(OWNER_ONLY)
             order[list(COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
+        tell(f"{self.path}: which file and patient each id stands for; for you alone, as the key beside it")
 
     def _open(self) -> io.TextIOWrapper:
         """Open the file for adding, without the line that a kill has cut; made for the owner alone."""

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from common.checkpoint import load_checkpoint
-from common.cli.console import progress, say, tell
+from common.cli.console import progress, say
 from common.cli.values import format_windows, parse_windows
 from common.errors import UsageError, WorkError, nearest_file
 from common.files import remove_temporaries, write_csv, write_json
@@ -281,8 +281,6 @@ def write_map(
     rows = [row for row in map_rows(records, files["path"].get) if row[0]]
     rows = pd.concat([pd.DataFrame(rows, columns=list(COLUMNS)), file_rows(failed)], ignore_index=True)
     id_map.finish(rows)
-    if len(rows):
-        tell(f"{id_map.path}: which file and patient each id stands for; for you alone, as the key beside it")
 
 
 def find_files(path: Path) -> Source:

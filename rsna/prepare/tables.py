@@ -60,8 +60,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     write_csv(folder / label_report(job), unmatched)
     warn_about(job, images, failed, unmatched)
     say_geometry(table)
-    singles = describe_singles(table)
-    if singles:
+    if singles := describe_singles(table):
         logger.warning("%s", singles)
     train = images[(images["split"] == "train") & images.index.isin(job.labels.index)]
     if images.empty or (train.empty and is_labelled(job)):
@@ -99,8 +98,6 @@ def write_id_map(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> None:
     rows = rows[rows.index.isin(needed.index[needed])].reset_index()
     rows = pd.concat([rows, file_rows(failed)], ignore_index=True)
     job.id_map.finish(rows)
-    if len(rows):
-        tell(f"{job.id_map.path}: which file and patient each id stands for; for you alone, as the key beside it")
 
 
 def file_order(files: pd.DataFrame, images: pd.DataFrame) -> np.ndarray:

@@ -65,12 +65,7 @@ def test_predictions_views_features_and_evaluation_are_read_two_batches_late(pic
         Request("predict", [f"--net_weight_file={tmp_path / 'cv'}", "--features=1", ALONE]),
     ]
     (results,) = run_pretended(requests)
-    readers = (
-        "rsna/prediction/fold_models.py",
-        "rsna/prediction/embeddings.py",
-        "rsna/kinds/series.py:keep",
-        "common/networks/",
-    )
+    readers = ("rsna/prediction/embeddings.py", "rsna/kinds/series.py:keep", "common/networks/")
     for result in results:
         assert not faults(result)
         assert not [wait for wait in result.waits if "to host" in wait.text and wait.place.startswith(readers)]
