@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -47,6 +49,21 @@ def test_outputs_are_stripped_and_no_cell_names_a_path_of_a_machine(path: Path) 
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     text = "".join("".join(cell["source"]) for cell in book["cells"])
     assert not re.search(r"(?<![\w.])/(home|Users|root|work|tmp|mnt|data)/|[A-Z]:\\", text)
+
+
+IMPORT = re.compile(r"from ((?:common|rsna|config)[\w.]*) import (\([^)]*\)|[\w, ]+)")
+TEXTS = [
+    path for pattern in ("notebooks/*.ipynb", "*.sh", "docs/*.md", "tests/**/*.py") for path in PROJECT.glob(pattern)
+]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_what_a_text_imports_of_the_project_is_there(path: Path) -> None:
+    """Also in a notebook's cell, and in the text of a script that a test writes."""
+    for module, names in IMPORT.findall(path.read_text()):
+        found = importlib.import_module(module)
+        for name in re.findall(r"(\w+)(?: as \w+)?", names.replace("\\n", " ")):
+            assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module} has no {name}"
 
 
 FIRST_CELLS = """

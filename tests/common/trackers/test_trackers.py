@@ -383,7 +383,8 @@ import os, platform, socket, sys
 platform.node = socket.gethostname = lambda: "canaryhost"  # before anything can copy the names
 from pathlib import Path
 from typing import Any
-from common.experiments.folder import create_experiment, setup_logging
+from common.experiments.folder import create_experiment
+from common.experiments.logfile import setup_logging
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
 from common.trackers.table import build_trackers, check_trackers
@@ -591,7 +592,7 @@ DYING = """
 import sys, time
 from pathlib import Path
 from typing import Any
-from common.experiments.folder import setup_logging
+from common.experiments.logfile import setup_logging
 from common.trackers.jsonl import JsonlTracker
 from common.trackers.neptune import NeptuneTracker
 from common.trackers.tracker import TrackerGroup
