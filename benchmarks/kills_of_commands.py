@@ -6,7 +6,7 @@ half-written file, and tables with the bytes of an undisturbed run's. ``read_onl
 becomes read-only during a training, in a mount namespace; the training must end with one line, and go on afterwards.
 
 Prints a line for each run and a table of counts; exit code 1 where anything was wrong. benchmarks/kills.py kills the
-preprocessing, and RANDOM_KILLS=100 pytest tests/test_resume.py -k random the training.
+preprocessing, and RANDOM_KILLS=100 pytest tests/common/experiments/test_resume.py -k random the training.
 """
 
 from __future__ import annotations
