@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli.arguments import option, refuse_given
-from common.cli.choices import choose
+from common.cli.choices import choose, summaries
 from common.cli.listing import TABLES
 from common.cli.values import (
     Windows,
@@ -161,7 +161,7 @@ class NetworkOptions:
 
     net_kind: str = option(
         "slice",
-        "; ".join(f"{row.name}: {row.summary}" for row in KINDS.values()),
+        summaries(KINDS),
         choices=tuple(KINDS),
         own_rows=True,
     )

@@ -94,6 +94,11 @@ def describe(rows: Mapping[str, Row]) -> list[str]:
     ]
 
 
+def summaries(rows: Mapping[str, Row]) -> str:
+    """Return what the rows are, for the help of an option: ``mean: mean of the probabilities; logit: …``."""
+    return "; ".join(f"{name}: {row.summary}" for name, row in rows.items())
+
+
 def load(path: str) -> Any:
     """Return what a dotted path names, such as ``torch.optim.SGD``; the module is imported only now."""
     module, _, name = path.rpartition(".")

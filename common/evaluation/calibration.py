@@ -11,6 +11,8 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, stdtrit
 
+from common.cli.choices import load
+from common.evaluation.ensemble_choices import MAPS
 from common.evaluation.resampling import Evidence, student_interval
 
 Array = npt.NDArray[np.float64]
@@ -175,9 +177,6 @@ def isotonic_map(predictions: Array, targets: Array) -> Map:
     return lambda values: np.clip(fitted.predict(values), margin, 1 - margin)
 
 
-MAPS: dict[str, Callable[[Array, Array], Map]] = {"temperature": temperature_map, "isotonic": isotonic_map}
-
-
 def fit_temperatures(predictions: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:
     """Return the temperature of each column that has both classes (see :func:`fit_temperature`); 1 for the others."""
     both = targets.max() > targets.min()
@@ -212,5 +211,5 @@ def calibrated(
         return result
     for train, test in GroupKFold(parts).split(values, groups=groups):
         if truth[train].min() < truth[train].max():
-            result[test] = MAPS[method](values[train], truth[train])(values[test])
+            result[test] = load(MAPS[method].path)(values[train], truth[train])(values[test])
     return result

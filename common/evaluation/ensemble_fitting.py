@@ -14,7 +14,9 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from sklearn.model_selection import GroupKFold
 
+from common.cli.choices import choose, load
 from common.errors import WorkError
+from common.evaluation.ensemble_choices import FITS
 from common.evaluation.ensembling import Array, Link, clipped_logits, weighted_mean
 from common.evaluation.metrics import CLIP, binary_log_losses
 
@@ -81,9 +83,6 @@ def greedy_weights(linked: Array, targets: Array, link: Link, scale: Array) -> A
     return best / best.sum()
 
 
-FITS: dict[str, Fit] = {"weights": fit_weights, "greedy": greedy_weights}
-
-
 @dataclass(frozen=True)
 class FittedEnsemble:
     """Weights (M,) fitted to all images, those of each outer fold (folds, M), and what the latter predict.
@@ -120,14 +119,15 @@ def fit_nested(
     All that the fit chooses is chosen again in each outer fold without that fold's patients. Raises WorkError for
     fewer than two patients.
     """
+    fit: Fit = load(choose("ens_fit", method, FITS).path)
     held = outer_folds(patients, "ens_fit", folds)
     predictions, fold_weights = np.empty(targets.shape), []
     for number in range(held.max() + 1):
         own = held == number
-        weights = FITS[method](linked[:, ~own], targets[~own], link, scale)
+        weights = fit(linked[:, ~own], targets[~own], link, scale)
         predictions[own] = weighted_mean(linked[:, own], weights, link)
         fold_weights.append(weights)
-    return FittedEnsemble(FITS[method](linked, targets, link, scale), np.stack(fold_weights), held, predictions)
+    return FittedEnsemble(fit(linked, targets, link, scale), np.stack(fold_weights), held, predictions)
 
 
 def logit_correlations(stack: Array) -> Array:

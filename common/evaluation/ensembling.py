@@ -14,7 +14,9 @@ import pandas as pd
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 
-from common.errors import UsageError, WorkError, nearest
+from common.cli.choices import choose, load
+from common.errors import UsageError, WorkError
+from common.evaluation.ensemble_choices import METHODS
 
 Array = npt.NDArray[np.float64]
 
@@ -37,30 +39,23 @@ class Link:
     slope: Callable[[Array], Array]
 
 
-@dataclass(frozen=True)
-class EnsembleRow:
-    """A way to put predictions together; ``build`` makes its link from the power (used by the power mean alone)."""
-
-    name: str
-    summary: str
-    build: Callable[[float], Link]
-    has_power: bool = False
-
-
 def clipped_logits(values: npt.ArrayLike) -> Array:
     """Return the logits of probabilities, which are clipped to [1e-7, 1 − 1e-7]."""
     return logit(np.clip(np.asarray(values, dtype=np.float64), LOGIT_CLIP, 1.0 - LOGIT_CLIP))
 
 
-def _arithmetic(_: float) -> Link:
+def arithmetic(_: float) -> Link:
+    """The mean."""
     return Link(np.asarray, np.asarray, np.ones_like)
 
 
-def _logit(_: float) -> Link:
+def of_logits(_: float) -> Link:
+    """The mean of the logits, clipped."""
     return Link(clipped_logits, expit, lambda mean: expit(mean) * expit(-mean))
 
 
-def _power(power: float) -> Link:
+def of_powers(power: float) -> Link:
+    """The power mean."""
     # A mean of 0 stays 0; the slope there would be infinite for a power above 1.
     return Link(
         lambda values: values**power,
@@ -69,19 +64,9 @@ def _power(power: float) -> Link:
     )
 
 
-def _rank(_: float) -> Link:
+def of_ranks(_: float) -> Link:
+    """The mean of the ranks within a member and class."""
     return Link(lambda values: rankdata(values, axis=-2) / values.shape[-2], np.asarray, np.ones_like)
-
-
-METHODS: dict[str, EnsembleRow] = {
-    row.name: row
-    for row in (
-        EnsembleRow("mean", "mean of the probabilities", _arithmetic),
-        EnsembleRow("logit", "sigmoid of the mean of the logits", _logit),
-        EnsembleRow("power", "power mean of the probabilities", _power, has_power=True),
-        EnsembleRow("rank", "mean of the ranks within a label, no calibrated probabilities", _rank),
-    )
-}
 
 
 def build_link(method: str, power: float | None = None) -> Link:
@@ -91,13 +76,11 @@ def build_link(method: str, power: float | None = None) -> Link:
     Ranks are taken within each member and class and scaled to (0, 1], ties share their mean. They suit AUROC, and score
     badly in log loss until they are calibrated.
     """
-    if method not in METHODS:
-        raise UsageError(f"--ens_method={method}: choose from {', '.join(METHODS)}{nearest(method, METHODS)}")
-    row = METHODS[method]
+    row = choose("ens_method", method, METHODS)
     if row.has_power != (power is not None):
         what = "needs --ens_power, as in 0.5 or 3" if row.has_power else "has no --ens_power; only power has"
         raise UsageError(f"--ens_method={method} {what}")
-    return row.build(power or 1.0)
+    return load(row.path)(power or 1.0)
 
 
 def weighted_mean(linked: Array, weights: Array, link: Link) -> Array:

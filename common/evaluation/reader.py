@@ -16,6 +16,7 @@ import pandas as pd
 
 from common.evaluation import binned, calibration
 from common.evaluation.delong import delong_test
+from common.evaluation.ensemble_choices import MAPS
 from common.evaluation.interval_rules import IntervalRule, SamplesByLabel
 from common.evaluation.metric_table import METRICS, Metric
 from common.evaluation.metrics import WEIGHTED, binary_log_losses, normalized_weights
@@ -165,7 +166,7 @@ def calibration_table(
         f"_{method}": np.column_stack(
             [calibration.calibrated(predictions[:, c], targets[:, c], patients, method) for c in range(len(names))]
         )
-        for method in calibration.MAPS
+        for method in MAPS
     }
     columns: dict[str, Array] = {}
     for suffix, values in maps.items():

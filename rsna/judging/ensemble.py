@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from common.cli.arguments import to_dict
-from common.evaluation.calibration import MAPS, Map
+from common.cli.choices import load
+from common.evaluation.calibration import Map
+from common.evaluation.ensemble_choices import MAPS
 from common.evaluation.ensemble_fitting import (
     FittedEnsemble,
     fit_nested,
@@ -173,7 +175,7 @@ def held_ensemble(config: EnsembleConfig, members: Members, link: Link, weights:
 def calibration_maps(method: str, predictions: np.ndarray, targets: np.ndarray) -> dict[str, Map]:
     """Return the calibration of each label that has both classes, fitted to ``predictions`` and ``targets`` (N, 6)."""
     return {
-        label: MAPS[method](predictions[:, column], targets[:, column])
+        label: load(MAPS[method].path)(predictions[:, column], targets[:, column])
         for column, label in enumerate(LABELS)
         if targets[:, column].min() < targets[:, column].max()
     }

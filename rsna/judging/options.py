@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli.arguments import REQUIRED, option
+from common.cli.choices import summaries
 from common.cli.values import format_numbers, parse_names, parse_weights
 from common.errors import UsageError
+from common.evaluation.ensemble_choices import FITS, MAPS, METHODS
 from config import ResultsLocation
 from rsna.prediction.options import BatchOptions, InputFolderOptions, TrainedOptions, TTAOptions
 
@@ -110,10 +112,8 @@ class EnsembleConfig(ResultsLocation):
     )
     ens_method: str = option(
         "mean",
-        "mean of the probabilities; logit: mean of their logits (clipped to 1e-7 from 0 and 1); power: power mean by "
-        "--ens_power; rank: mean of the ranks within a label, scaled to (0, 1], which are not calibrated probabilities "
-        "and score badly in log loss",
-        choices=("mean", "logit", "power", "rank"),
+        summaries(METHODS),
+        choices=tuple(METHODS),
     )
     ens_power: float | None = option(
         None,
@@ -123,19 +123,18 @@ class EnsembleConfig(ResultsLocation):
     )
     ens_fit: str = option(
         "none",
-        "fit the weights to the labels: weights: those with the lowest loss; greedy: greedy selection with "
-        "replacement. The score told is that of other patients than those fitted to (5 outer folds over patients). "
-        "Members must be predictions of images that their models were not trained on",
-        choices=("none", "weights", "greedy"),
+        f"fit the weights to the labels: {summaries(FITS)}. The score told is that of other patients than those fitted "
+        "to (5 outer folds over patients). Members must be predictions of images that their models were not trained on",
+        choices=("none", *FITS),
     )
     ens_calibrate: str = option(
         "none",
-        "map the ensemble's probabilities of each label so that a 0.3 comes true three times in ten: temperature, or "
-        "isotonic, which needs many images. What is submitted is what it is fitted to: of members that are "
+        "map the ensemble's probabilities of each label so that a 0.3 comes true three times in ten: "
+        f"{summaries(MAPS)}. What is submitted is what it is fitted to: of members that are "
         "cross-validations the mean of their models, by the images that --pre_holdout kept out of all folds "
         "(predict.py --split=holdout). The score told is that of other patients than those fitted to. One member alone "
         "will do",
-        choices=("none", "temperature", "isotonic"),
+        choices=("none", *MAPS),
     )
     ens_labels: Path | None = option(
         None,

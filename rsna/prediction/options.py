@@ -14,6 +14,7 @@ from config import ConsoleOptions
 from rsna.prepare.options import PseudonymOptions
 
 TRAINING = "training"  # as --net_compute: as the network was trained
+FILLS = {"half": "0.5", "prevalence": "the label's prevalence"}  # of rows that an audited submission lacks
 CHECKPOINT = "checkpoint"  # as a form of export
 
 
@@ -231,9 +232,9 @@ class AuditConfig(TableOptions, InputFolderOptions):
     )
     audit_fill: str | None = option(
         None,
-        "write the audited submission, in the sample's order, with a value for rows that are missing: half: 0.5; "
-        "prevalence: the label's; none: no",
-        choices=("half", "prevalence"),
+        "write the audited submission, in the sample's order, with a value for rows that are missing: "
+        f"{'; '.join(f'{name}: {value}' for name, value in FILLS.items())}; none: no",
+        choices=tuple(FILLS),
     )
 
     def __post_init__(self) -> None:

@@ -16,11 +16,10 @@ from common.files import check_output, write_csv
 from common.spreadsheets import table_form
 from config import TrainConfig
 from rsna.forms import check_submission, read_submission_texts
-from rsna.prediction.options import AuditConfig
+from rsna.prediction.options import FILLS, AuditConfig
 from rsna_dataset import LABELS, PUBLISHED, SAMPLE_FILE, dataset_folder, read_dataset_info, read_metadata
 
 SUSPECT_RATIO = 2.0  # of a label's mean and its prevalence, either way
-FILLS = {"half": "0.5", "prevalence": "the label's prevalence"}
 
 
 @dataclass(frozen=True)

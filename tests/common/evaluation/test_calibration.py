@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 
 from common.evaluation import calibration
 from common.evaluation.calibration import calibrated, calibration_line, fit_temperature, reliability_table
+from common.evaluation.ensemble_choices import MAPS
 from common.evaluation.resampling import PatientBootstrap
 
 
@@ -93,7 +94,7 @@ def test_the_temperature_undoes_a_known_factor() -> None:
     assert fit_temperature(predictions, targets) == pytest.approx(2.0, rel=0.05)
 
 
-@pytest.mark.parametrize("method", calibration.MAPS)
+@pytest.mark.parametrize("method", MAPS)
 def test_a_map_mends_overconfidence(method: str) -> None:
     predictions, targets = overconfident()
     patients = np.arange(len(targets)) // 20
@@ -102,7 +103,7 @@ def test_a_map_mends_overconfidence(method: str) -> None:
     assert log_loss(targets, mapped) < best + 0.002 < log_loss(targets, predictions)
 
 
-@pytest.mark.parametrize("method", calibration.MAPS)
+@pytest.mark.parametrize("method", MAPS)
 def test_what_a_patient_is_mapped_to_does_not_depend_on_his_own_labels(method: str) -> None:
     predictions, targets = overconfident(600)
     patients = np.arange(600) // 20

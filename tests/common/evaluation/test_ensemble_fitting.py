@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import log_loss
 
 from common.errors import WorkError
+from common.evaluation.ensemble_choices import FITS
 from common.evaluation.ensemble_fitting import (
-    FITS,
     fit_nested,
     fit_weights,
     greedy_weights,

@@ -11,7 +11,8 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata
 
 from common.errors import UsageError, WorkError
-from common.evaluation.ensembling import METHODS, align, combine
+from common.evaluation.ensemble_choices import METHODS
+from common.evaluation.ensembling import align, combine
 
 
 def frame(values, ids=None, columns=("x", "y")):
