@@ -27,6 +27,15 @@ def test_an_own_callback_is_called_and_its_state_goes_on(small_dataset: SmallDat
     assert line["largest"] >= first[-1]["largest"] > 0
 
 
+def test_an_own_callback_may_come_and_go_when_a_run_goes_on(small_dataset: SmallDataset, tmp_path: Path) -> None:
+    folder = train.main([*small_dataset.flags, *TINY, "--tr_iteration_num=2", f"--output_dir={tmp_path}"])
+    last = f"--tr_resume={folder / 'last.pt'}"
+    train.main([last, "--tr_iteration_num=4", f"--tr_callbacks={NAME}"])
+    train.main([last, "--tr_iteration_num=6", "--tr_callbacks="])
+    (line,) = (folder / "weight_norms.jsonl").read_text().splitlines()
+    assert json.loads(line)["iteration"] == 4
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("examples.callback.NOTHING", "has no CallbackRow of the name NOTHING"), ("examples.none.ROW", "there is no ")],

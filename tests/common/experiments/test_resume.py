@@ -258,6 +258,7 @@ FREE = {
     "nml_project": "a/b",
     "nml_mode": "offline",
     "list": "optim",
+    "tr_callbacks": "examples.callback.WEIGHT_NORMS",  # they observe
     "tr_profile": "5",
     "tr_nonfinite": "skip",
     "tr_nonfinite_limit": "11",
