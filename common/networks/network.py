@@ -437,11 +437,12 @@ class AbstractNetwork(ABC):
             if state["scaler"]:  # of a run in another precision it is empty, which an enabled scaler refuses
                 self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
-            parts = by_name(self.training.callbacks)
-            for items, states in ((self.training.averages, state["averages"]), (parts, state["callbacks"])):
-                for name, item in items.items():
-                    if name in states or not keep_options:
-                        item.load_state_dict(states.get(name, {}))
+            for name, average in self.training.averages.items():
+                if name in state["averages"] or not keep_options:
+                    average.load_state_dict(state["averages"].get(name, {}))
+            for name, callback in by_name(self.training.callbacks).items():
+                if name in state["callbacks"]:  # one that only observes may come and go
+                    callback.load_state_dict(state["callbacks"][name])
             set_rng_state(state["rng"][distributed.rank()])
 
     def _load_optimizer(self, state: Mapping[str, Any], keep_options: bool) -> None:
