@@ -1,9 +1,10 @@
 """The options of train.py, and the groups that it shares with other commands.
 
-One field is an option's type, its only default, its help and its range. ``common.cli.arguments.parse_args`` builds a
-configuration. The classes it inherits from are the groups that ``--help`` shows. Groups stand beside what they
-configure: those of the optimizer in ``common/training/optimizers.py``, those of predict.py in
-``rsna/prediction/options.py``. Choices are the rows of a table.
+Each field of a dataclass is one option: its type, its only default, its help and its range.
+``common.cli.arguments.parse_args`` builds a configuration from the command line. ``--help`` shows each class that a
+configuration inherits from as a group of options. A group stands beside the code that it configures: the optimizer's in
+``common/training/optimizers.py``, those of predict.py in ``rsna/prediction/options.py``. Choices are the rows of a
+table.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class ConsoleOptions:
 
     verbosity: int = option(
         1,
-        "0: warnings, errors and the path of the result only; 1: what goes on; 2: all that is logged too",
+        "how much is printed. 0: warnings, errors and the path of the result. 1: progress too. 2: everything that "
+        "the log file gets",
         minimum=0,
         maximum=2,
         changeable=True,
@@ -67,7 +69,7 @@ class ConsoleOptions:
 class GeneralOptions(ConsoleOptions):
     """General."""
 
-    n_jobs: int = option(0, "CPU cores to use; 0: all there are", minimum=0, maximum=4096, changeable=True)
+    n_jobs: int = option(0, "number of CPU cores to use; 0: all", minimum=0, maximum=4096, changeable=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +77,18 @@ class DataLocation:
     """Data location."""
 
     data_input_folder: Path = option(
-        Path("./input"), "folder of the competition's files and of datasets/", changeable=True
+        Path("./input"), "folder with the competition's files and the datasets (in datasets/)", changeable=True
     )
-    data_dataset: str = option("rsna", "name of the dataset: a folder under <data_input_folder>/datasets")
+    data_dataset: str = option("rsna", "name of the dataset, a folder in <data_input_folder>/datasets")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsLocation(ConsoleOptions):
     """Results."""
 
-    output_dir: Path = option(Path("./output/results"), "folder that holds the experiments' folders", changeable=True)
+    output_dir: Path = option(
+        Path("./output/results"), "folder of all experiments; each gets a folder of its own in it", changeable=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +96,13 @@ class ExperimentOptions(ResultsLocation, GeneralOptions):
     """Experiment."""
 
     experiment_id: str | None = option(
-        None, "name of the experiment and its folder; none: the next free number", changeable=True
+        None, "name of the experiment and of its folder; none: the next free number", changeable=True
     )
-    seed: int = option(0, "seed of the weights, the order of images and the augmentation", minimum=0, maximum=2**31 - 1)
+    seed: int = option(
+        0, "seed of the initial weights, the order of images and the augmentation", minimum=0, maximum=2**31 - 1
+    )
     dev_enabled: bool = option(
-        False, "1: a rehearsal: no tracker messages, log on the console, a small part of the data"
+        False, "1: rehearse on a small part of the data; the log goes to the console, and nothing to trackers"
     )
 
 
@@ -106,50 +112,56 @@ class DataOptions(DataLocation):
 
     data_fold: int | str | tuple[int, ...] = option(
         0,
-        "fold that is held out for validation; all, or several as in 0,1,2: cross-validation, a run for each in one "
-        "experiment; holdout: the images of all folds train, and those that --pre_holdout kept out of them validate",
+        "fold to validate on; the others train. all, or several as in 0,1,2: cross-validation, one run for each "
+        "fold, all in one experiment. holdout: train on all folds and validate on the images that --pre_holdout "
+        "kept out of them",
         parse=parse_folds,
         form=format_folds,
         metavar="N|N,N|all|holdout",
     )
     cv_run: int | None = option(
         None,
-        "of a cross-validation train this fold only, in the experiment that --experiment_id names, which is made or "
-        "joined: for the jobs of a cluster; the last to finish puts the folds together. none: all here",
+        "train only this fold of a cross-validation, as one job on a cluster. --experiment_id names the experiment,"
+        " which the first job makes and the others join; the last job to finish combines the folds. none: train all"
+        " folds here",
         minimum=0,
         changeable=True,
     )
     data_train_transform: str = option(
-        "train_demo.json", "albumentations JSON for training images; a bare name is looked up in transforms/"
+        "train_demo.json", "albumentations JSON file for training images; a bare name is looked up in transforms/"
     )
     data_valid_transform: str = option(
-        "valid_demo.json", "albumentations JSON for validation and test images; a bare name is looked up in transforms/"
+        "valid_demo.json",
+        "albumentations JSON file for validation and test images; a bare name is looked up in transforms/",
     )
     data_transform_fuse: bool = option(
         False,
-        "1: all steps that move pixels become one warp: quicker and sharper, since a picture is interpolated once; "
-        "what lies beyond a border differs; holds for validation and --tta too",
+        "1: join all steps that move pixels to one warp. A picture is then interpolated only once: quicker and "
+        "sharper, but different beyond its border. Holds for validation and --tta too",
     )
     data_transform_device: str = option(
         "auto",
-        "where transforms are computed, with the same draws: cpu: picture by picture in the loading processes; cuda: "
-        "whole batches on the GPU; auto: there if there is one. A file with a step that has no form for batches stays "
-        "on the CPU and says so",
+        "where transforms run, with the same random draws. cpu: picture by picture, in the loading processes. cuda:"
+        " whole batches on the GPU. auto: cuda if there is a GPU. A file with a step that can't run on batches "
+        "stays on the CPU, and a message says so",
         choices=("auto", "cpu", "cuda"),
     )
     data_windows: Windows = option(
         parse_windows("40/80,80/200,40/380"),
-        "windows (centre/width in HU), a channel each, put before a transform file that has no DicomWindowShift",
+        "windows (centre/width in HU), one for each channel; used unless the transform file has a DicomWindowShift",
         parse=parse_windows,
         form=format_windows,
     )
     data_image_size: int = option(
-        96, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
+        96,
+        "longer side of the picture in pixels, resized by area and padded with air to a square; 0: as stored",
+        minimum=0,
+        maximum=4096,
     )
     data_context: int = option(
         0,
-        "neighbouring slices on each side, by position in the series, whose windows become channels too (2.5-D): 1 "
-        "with 3 windows gives 9 channels",
+        "number of neighbouring slices on each side, by position in the series, whose windows are added as channels"
+        " (2.5-D): 1 with 3 windows gives 9 channels",
         minimum=0,
         maximum=10,
     )
@@ -166,31 +178,36 @@ class NetworkOptions:
         own_rows=True,
     )
     net_model: str = option(
-        "resnet10t", "name of a timm model, or the path of your own; the default is small enough for a laptop"
+        "resnet10t",
+        "name of a timm model, or path of a model file of your own; the default is small enough for a laptop",
     )
-    net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (from the network or the hub's cache)")
+    net_pretrained: bool = option(False, "1: start from timm's ImageNet weights (downloaded, or from the hub's cache)")
     net_weight_file: Path | None = option(
         None,
-        "start from these weights: a best.pt of this project, a file of timm or torchvision, a state dict, "
-        "safetensors; an experiment's folder means its best.pt; of a cross-validation over the same folds its folder, "
-        "each fold from its own; beats --net_pretrained; none: no",
+        "weights to start from: a best.pt of this project, a file of timm or torchvision, a state dict, or "
+        "safetensors. The folder of an experiment stands for its best.pt; the folder of a cross-validation over the"
+        " same folds gives each fold its own weights. Overrides --net_pretrained. none: no file",
         parse=parse_weight_file,
         metavar="PATH",
     )
     net_weight_adapt: bool = option(
-        False, "1: weights of another number of classes or input channels are adapted, and what was done is printed"
+        False,
+        "1: adapt weights that were made for another number of classes or input channels, and print what was changed",
     )
     net_in_chans: int | None = option(
         None,
-        "input channels, a check of the windows: another number than the pictures have is refused; none: theirs",
+        "number of input channels that you expect; training is refused if the windows give another number. none: no"
+        " check",
         minimum=1,
         changeable=True,
     )
-    net_drop: float = option(0.0, "dropout before the head", minimum=0, maximum=0.99)
-    net_drop_path: float = option(0.0, "stochastic depth: rate of the last block", minimum=0, maximum=0.99)
-    net_pool: str | None = option(None, "global pooling; none: the model's own", choices=tuple(POOLS))
+    net_drop: float = option(0.0, "dropout rate before the head", minimum=0, maximum=0.99)
+    net_drop_path: float = option(0.0, "stochastic depth: drop rate of the last block", minimum=0, maximum=0.99)
+    net_pool: str | None = option(None, "global pooling; none: as in the model", choices=tuple(POOLS))
     net_freeze: str = option(
-        "none", "what is not trained: norms, backbone (all but the head), or how many layers from the stem on; none"
+        "none",
+        "what to keep from training: norms, backbone (all but the head), or a number of layers, counted from the "
+        "stem; none: nothing",
     )
 
 
@@ -198,29 +215,31 @@ class NetworkOptions:
 class WatchOptions:
     """Watching."""
 
-    tr_early_stop: int = option(0, "end the run after so many validations without a better value; 0: never", minimum=0)
+    tr_early_stop: int = option(
+        0, "stop after this many validations in a row without a better value; 0: never", minimum=0
+    )
     tr_early_stop_delta: float | None = option(
-        None, "how much lower than the best a value must be to count as better; none: 0", minimum=0
+        None, "how far a value must fall below the best to count as better; none: 0", minimum=0
     )
     list: str | None = option(
         None,
-        f"print what there is, and end: {', '.join(TABLES)}, transform, or model[:pattern] (a part of the name or a "
-        "pattern with *); none",
+        f"print the choices of a kind and exit: {', '.join(TABLES)}, transform, or model[:pattern] (part of a name, or "
+        "a pattern with *)",
         changeable=True,
     )
     tr_lr_find: bool = option(
         False,
-        "1: before the training try rising learning rates; picture (lr_find.svg), table and a suggestion, then train "
-        "with --optim_lr from the same weights. A resumed run doesn't look again",
+        "1: before training, try rising learning rates and write lr_find.svg, a table and a suggestion. Training "
+        "then starts from the same weights with --optim_lr. A resumed run doesn't search again",
     )
     tr_batch_find: bool = option(
         False,
-        "1: before the training tell the largest batch (a power of two) that fits on the GPU; a resumed run doesn't "
-        "look again",
+        "1: before training, find the largest batch size (a power of two) that fits on the GPU, and print it. A "
+        "resumed run doesn't search again",
     )
     tr_overfit: int = option(
         0,
-        "sanity check: train and validate on the images of so many batches, without augmentation; the loss must "
+        "sanity check: train and validate on the same few batches, this many, without augmentation; the loss must "
         "approach 0. 0: off",
         minimum=0,
     )
@@ -230,88 +249,99 @@ class WatchOptions:
 class TrainingOptions:
     """Training."""
 
-    tr_use_amp: bool = option(False, "1: automatic mixed precision")
+    tr_use_amp: bool = option(False, "1: train with automatic mixed precision")
     tr_amp_dtype: str = option(
         "auto",
-        "its type; auto: bfloat16 where the device has it, else float16; float16 needs a GPU",
+        "number type of mixed precision. auto: bfloat16 if the device has it, else float16. float16 needs a GPU",
         choices=("auto", "bfloat16", "float16"),
     )
-    tr_tf32: bool = option(False, "1: float32 products in TF32, on a GPU that has it: quicker, 10 bits of precision")
-    tr_deterministic: bool = option(
-        False, "1: only kernels that give the same result each time; an operation that has none is an error"
+    tr_tf32: bool = option(
+        False, "1: multiply float32 matrices in TF32 on a GPU that has it: quicker, with 10 bits of precision"
     )
-    tr_channels_last: bool = option(False, "1: pictures and kernels in memory channel by channel within a pixel")
+    tr_deterministic: bool = option(
+        False, "1: use only kernels that give the same result every time; an operation without one is an error"
+    )
+    tr_channels_last: bool = option(False, "1: store pictures and kernels in the channels_last memory format")
     tr_compute: str = option(
         "given",
-        "given: as --tr_use_amp, --tr_amp_dtype and --tr_channels_last say; auto: without a GPU a new run measures at "
-        "its start which of them are quickest, and config.yaml has what it found; a resumed run doesn't measure again",
+        "given: as --tr_use_amp, --tr_amp_dtype and --tr_channels_last say. auto (CPU only): a new run measures "
+        "which of them are quickest and records them in config.yaml; a resumed run doesn't measure again",
         choices=("given", AUTO),
     )
     tr_compile: str = option(
         "none",
-        "compile the model by torch.compile in this mode",
+        "mode of torch.compile; none: don't compile",
         choices=("none", "default", "reduce-overhead", "max-autotune"),
     )
-    tr_sync_bn: bool = option(False, "1: batch norms over the images of all processes (several GPUs)")
+    tr_sync_bn: bool = option(False, "1: compute batch norms over the images of all processes (several GPUs)")
     tr_grad_checkpoint: bool = option(
         False,
-        "1: compute activations again in the backward pass instead of keeping them: less memory, a third more time; "
-        "running statistics of batch norms are then updated twice",
+        "1: recompute activations in the backward pass instead of keeping them. Needs less memory and a third more "
+        "time, and updates the running statistics of batch norms twice",
     )
     tr_report: bool = option(
         True,
-        "1: write report.html into the experiment's folder and the leaderboard beside it when the run ends, however it "
-        "ends",
+        "1: when the run ends, even by an error, write report.html into the experiment's folder and update the "
+        "leaderboard beside it",
         changeable=True,
     )
     tr_profile: int = option(
         0,
-        "iterations to trace after 3 others: profile.json for a trace viewer and a table in the log; 0: none",
+        "number of iterations to profile, after 3 others: profile.json for a trace viewer, and a table in the log. "
+        "0: none",
         minimum=0,
         maximum=1000,
         changeable=True,
     )
     tr_clip_norm: float = option(
-        0.0, "largest norm of all gradients together; above it they are scaled down; 0: any", minimum=0
+        0.0, "largest norm of all gradients together; larger gradients are scaled down to it. 0: no limit", minimum=0
     )
     tr_nonfinite: str = option(
         "stop",
-        "at a loss or gradient that is not finite: stop: end the run and name iteration and images; skip: leave the "
-        "update out",
+        "what to do when a loss or gradient is not finite. stop: end the run and name the iteration and its images."
+        " skip: leave out this update",
         choices=("stop", "skip"),
         changeable=True,
     )
     tr_nonfinite_limit: int = option(
-        10, "skipped updates of --tr_nonfinite=skip after which the run ends", minimum=0, changeable=True
+        10, "with --tr_nonfinite=skip: number of skipped updates that ends the run", minimum=0, changeable=True
     )
-    tr_iteration_num: int = option(400, "iterations (batches) to train", minimum=1, changeable=True)
-    tr_batch_size: int = option(16, "images in a batch", minimum=1)
-    tr_accumulation_step: int = option(1, "iterations whose gradients make one optimizer step", minimum=1)
+    tr_iteration_num: int = option(400, "number of iterations (batches) to train", minimum=1, changeable=True)
+    tr_batch_size: int = option(16, "number of images in a batch", minimum=1)
+    tr_accumulation_step: int = option(
+        1, "number of iterations whose gradients are added up for one optimizer step", minimum=1
+    )
     tr_iteration_valid: int = option(
         200,
-        "iterations between validations, a multiple of --tr_accumulation_step; the last iteration always validates",
+        "number of iterations between validations, a multiple of --tr_accumulation_step; the last iteration always "
+        "validates",
         minimum=1,
     )
-    tr_iteration_log: int = option(10, "iterations between two logged training losses", minimum=1, changeable=True)
+    tr_iteration_log: int = option(
+        10, "number of iterations between logged training losses", minimum=1, changeable=True
+    )
     tr_checkpoint_minutes: float = option(
         10.0,
-        "minutes after which last.pt is written between validations too, at an optimizer step; 0: at validations only",
+        "minutes after which last.pt is saved between validations too, at an optimizer step; 0: only at validations",
         minimum=0,
         changeable=True,
     )
     tr_callbacks: tuple[str, ...] = option(
         (),
-        "callbacks of your own, several with commas: paths of their rows, as in examples.callback.WEIGHT_NORMS",
+        "callbacks of your own, separated by commas: the dotted paths of their rows, as in "
+        "examples.callback.WEIGHT_NORMS",
         parse=parse_names,
         form=",".join,
         changeable=True,
     )
     tr_resume: str | None = option(
-        None, "go on with an interrupted experiment, in its folder: its id, or the path of its last.pt", changeable=True
+        None,
+        "continue an interrupted experiment in its own folder: give its id or the path of its last.pt",
+        changeable=True,
     )
     tr_resume_change: tuple[str, ...] = option(
         (),
-        "options (names with commas) that may differ from the resumed run's although they change its result",
+        "names of options, separated by commas, that may differ from the resumed run's although they change its result",
         parse=parse_names,
         form=",".join,
         changeable=True,
@@ -324,19 +354,19 @@ class TrackerOptions:
 
     trackers: tuple[str, ...] = option(
         (),
-        f"where metrics go beside metrics.jsonl, several with commas: {', '.join(TRACKERS)}",
+        f"where to send metrics besides metrics.jsonl, separated by commas: {', '.join(TRACKERS)}",
         parse=parse_names,
         form=",".join,
         changeable=True,
     )
-    nml_enabled: bool = option(False, "1: neptune is among the trackers", changeable=True)
+    nml_enabled: bool = option(False, "1: add neptune to --trackers", changeable=True)
     nml_project: str | None = option(
-        None, "project on a Neptune server, as in workspace/name; none: NEPTUNE_PROJECT", changeable=True
+        None, "Neptune project, as in workspace/name; none: the environment variable NEPTUNE_PROJECT", changeable=True
     )
     nml_mode: str = option(
         "auto",
-        "offline: files in the experiment's folder; async: the server that NEPTUNE_API_TOKEN names, or files where it "
-        "doesn't answer; auto: async where there is such a token",
+        "offline: write files in the experiment's folder. async: send to the server that NEPTUNE_API_TOKEN names, "
+        "and write files if it doesn't answer. auto: async if NEPTUNE_API_TOKEN is set, else offline",
         choices=("auto", "offline", "async"),
         changeable=True,
     )
@@ -358,7 +388,7 @@ class TrainConfig(
     DataOptions,
     ExperimentOptions,
 ):
-    """Train one experiment: a model for the six labels of the RSNA 2019 task, into <output_dir>/<experiment_id>."""
+    """Train a model for the six labels of the RSNA 2019 task; results go to <output_dir>/<experiment_id>."""
 
     def __post_init__(self) -> None:
         if self.tr_iteration_valid % self.tr_accumulation_step:

@@ -60,14 +60,18 @@ class SamplerOptions:
 
     data_sampler: str = option(
         "random",
-        "order of the training images; --list=sampler tells of each with its --sampler_... options",
+        "order of the training images; --list=sampler describes each and its --sampler_... options",
         choices=tuple(SAMPLERS),
         own_rows=True,
     )
-    sampler_label: str | None = option(None, "balanced: the label to balance by")
-    sampler_share: float | None = option(None, "balanced: share of the images that are positive", minimum=0, maximum=1)
-    sampler_slices: int | None = option(None, "study: images of each study in an epoch", minimum=1, maximum=10_000)
-    sampler_power: float | None = option(None, "hard: power of the loss to which chances are proportional", minimum=0)
+    sampler_label: str | None = option(None, "balanced: label to balance by")
+    sampler_share: float | None = option(None, "balanced: share of positive images", minimum=0, maximum=1)
+    sampler_slices: int | None = option(
+        None, "study: number of images from each study in an epoch", minimum=1, maximum=10_000
+    )
+    sampler_power: float | None = option(
+        None, "hard: an image is drawn in proportion to its loss raised to this power", minimum=0
+    )
     sampler_floor: float | None = option(None, "hard: share of an epoch that is drawn evenly", minimum=0, maximum=1)
 
 

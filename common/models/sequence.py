@@ -87,33 +87,33 @@ class SequenceOptions:
 
     seq_features: str | None = option(
         None,
-        "experiment (id or folder) of a cross-validation, whose out-of-fold features the model is trained on",
+        "experiment (id or folder) of a cross-validation; the model learns from its out-of-fold features",
         changeable=True,
     )
     seq_model: str = option(
         "gru",
-        "kind of sequence model; --list=seq tells of each with the options that it knows",
+        "type of sequence model; --list=seq describes each and its options",
         choices=tuple(SEQUENCE_MODELS),
         own_rows=True,
     )
     seq_inputs: str | None = option(
         None,
-        "what it sees of a slice beside its place: features, logits or both",
+        "what the model sees of each slice besides its position: features, logits or both",
         choices=("both", "features", "logits"),
     )
-    seq_width: int | None = option(None, "width of its layers", minimum=1, maximum=8192)
-    seq_layers: int | None = option(None, "number of its layers", minimum=1, maximum=64)
-    seq_heads: int | None = option(None, "transformer: attention heads", minimum=1, maximum=64)
-    seq_kernel: int | None = option(None, "conv: slices that a convolution spans, odd", minimum=1, maximum=99)
-    seq_drop: float | None = option(None, "dropout", minimum=0, maximum=0.99)
-    seq_reverse: float | None = option(None, "chance that a training series comes reversed", minimum=0, maximum=1)
+    seq_width: int | None = option(None, "width of the layers", minimum=1, maximum=8192)
+    seq_layers: int | None = option(None, "number of layers", minimum=1, maximum=64)
+    seq_heads: int | None = option(None, "transformer: number of attention heads", minimum=1, maximum=64)
+    seq_kernel: int | None = option(None, "conv: kernel size in slices, odd", minimum=1, maximum=99)
+    seq_drop: float | None = option(None, "dropout rate", minimum=0, maximum=0.99)
+    seq_reverse: float | None = option(None, "probability of reversing a training series", minimum=0, maximum=1)
     seq_study: str | None = option(
         None,
-        "logit of the study: max of the slices'; noisy_or: that any slice is positive; learned: max plus a layer on "
-        "slices weighted by attention",
+        "logit of the study. max: highest of the slices. noisy_or: that at least one slice is positive. learned: "
+        "max plus a layer on slices weighted by attention",
         choices=("max", "noisy_or", "learned"),
     )
-    seq_study_weight: float | None = option(None, "weight of the studies' loss beside the slices'", minimum=0)
+    seq_study_weight: float | None = option(None, "weight of the studies' loss relative to the slices'", minimum=0)
 
 
 def sequence_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,11 +45,11 @@ AVERAGES: dict[str, AverageRow] = table(
 class AveragingOptions:
     """Averages of the weights, validated and saved beside them; best.pt says which were best."""
 
-    tr_ema: bool = option(False, "1: exponential moving average of the weights")
-    tr_ema_decay: float | None = option(None, "its decay, which warms up", minimum=0, maximum=0.999999)
-    tr_swa: bool = option(False, "1: equal average of the weights over the end of the run (SWA)")
+    tr_ema: bool = option(False, "1: keep an exponential moving average of the weights")
+    tr_ema_decay: float | None = option(None, "its decay, after a warm-up", minimum=0, maximum=0.999999)
+    tr_swa: bool = option(False, "1: average the weights equally over the end of the run (SWA)")
     tr_swa_start: float | None = option(
-        None, "share of the run after which that average begins", minimum=0, maximum=0.999
+        None, "share of the run after which this average begins", minimum=0, maximum=0.999
     )
 
 

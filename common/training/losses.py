@@ -97,28 +97,28 @@ class LossOptions:
 
     loss: str = option(
         "bce",
-        "training loss; --list=loss tells of each with the options that it knows",
+        "training loss; --list=loss describes each and its options",
         choices=tuple(LOSSES),
         own_rows=True,
     )
     loss_label_weights: tuple[float, ...] | None = option(
         None,
-        "a weight for each label, as in 1,1,1,1,1,2, divided by their sum; none: the metric's",
+        "one weight for each label, as in 1,1,1,1,1,2; scaled to a sum of 1. none: the metric's weights",
         parse=parse_numbers,
         form=format_numbers,
     )
     loss_positive_weights: tuple[float, ...] | None = option(
         None,
-        "bce: how much positives count, one number or one for each label",
+        "bce: weight of positives, one number or one for each label",
         parse=parse_numbers,
         form=format_numbers,
     )
     loss_smoothing: float | None = option(
         None, "label smoothing s: targets become y (1 - s) + s / 2", minimum=0, maximum=1
     )
-    loss_gamma: float | None = option(None, "focal: power that lowers the weight of easy labels", minimum=0)
+    loss_gamma: float | None = option(None, "focal: exponent that reduces the weight of easy labels", minimum=0)
     loss_alpha: float | None = option(
-        None, "focal: weight of positives, 1 minus it that of negatives; below 0: both 1", minimum=-1, maximum=1
+        None, "focal: weight of positives; negatives get 1 minus it. below 0: both weigh 1", minimum=-1, maximum=1
     )
 
 

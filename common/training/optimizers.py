@@ -141,33 +141,33 @@ class OptimizerOptions:
 
     optim: str = option(
         "adamw",
-        "optimizer, also as lookahead_<name>; --list=optim tells of each with the options that it knows",
+        "optimizer, also as lookahead_<name>; --list=optim describes each and its options",
         choices=tuple(OPTIMIZERS),
         own_rows=True,
         metavar="NAME",
     )
-    optim_lr: float = option(1e-3, "learning rate at its highest", minimum=0)
+    optim_lr: float = option(1e-3, "highest learning rate", minimum=0)
     optim_weight_decay: float = option(
-        1e-2, "weight decay of matrices and kernels; biases, norms and position embeddings don't decay", minimum=0
+        1e-2, "weight decay of matrices and kernels; biases, norms and position embeddings have none", minimum=0
     )
     optim_layer_decay: float | None = option(
         None,
-        "each layer's rate as a share of the next one's, counted from the head (1: all the same)",
+        "factor of the learning rate from each layer to the one before it, counted from the head (1: the same rate)",
         minimum=0,
         maximum=1,
     )
-    optim_head_factor: float | None = option(None, "the head's learning rate as a multiple of --optim_lr", minimum=0)
+    optim_head_factor: float | None = option(None, "learning rate of the head as a multiple of --optim_lr", minimum=0)
     optim_momentum: float | None = option(None, "momentum", minimum=0, maximum=0.9999)
-    optim_nesterov: bool | None = option(None, "1: Nesterov's momentum")
+    optim_nesterov: bool | None = option(None, "1: use Nesterov's momentum")
     optim_betas: tuple[float, ...] | None = option(
-        None, "decay of the running means, as in 0.9,0.999", parse=parse_numbers, form=format_numbers
+        None, "decay rates of the running means, as in 0.9,0.999", parse=parse_numbers, form=format_numbers
     )
-    optim_eps: float | None = option(None, "added to the denominator", minimum=0)
-    optim_alpha: float | None = option(None, "rmsprop: decay of the squared gradient", minimum=0, maximum=0.999999)
-    optim_rho: float | None = option(None, "adadelta: decay of the squared gradient", minimum=0, maximum=1)
-    optim_lookahead_k: int | None = option(None, "lookahead_...: steps between two slow updates", minimum=1)
+    optim_eps: float | None = option(None, "small number added to the denominator", minimum=0)
+    optim_alpha: float | None = option(None, "rmsprop: decay rate of the squared gradient", minimum=0, maximum=0.999999)
+    optim_rho: float | None = option(None, "adadelta: decay rate of the squared gradient", minimum=0, maximum=1)
+    optim_lookahead_k: int | None = option(None, "lookahead_...: steps between updates of the slow weights", minimum=1)
     optim_lookahead_alpha: float | None = option(
-        None, "lookahead_...: share of the way that the slow weights go", minimum=0, maximum=1
+        None, "lookahead_...: share of the way that the slow weights move", minimum=0, maximum=1
     )
 
 

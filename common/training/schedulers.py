@@ -293,40 +293,40 @@ class ScheduleOptions:
 
     sched: str = option(
         "cosine",
-        "schedule of the learning rate; --list=sched tells of each with the options that it knows",
+        "schedule of the learning rate; --list=sched describes each and its options",
         choices=tuple(SCHEDULES),
         own_rows=True,
     )
     sched_warmup: float | None = option(
-        None, "steps of linear warm-up; below 1: a share of the run", minimum=0, maximum=1e9
+        None, "number of linear warm-up steps; below 1: a share of the run", minimum=0, maximum=1e9
     )
-    sched_min: float | None = option(None, "lowest rate as a share of the highest", minimum=0, maximum=1)
-    sched_start: float | None = option(None, "onecycle: first rate as a share of the highest", minimum=0, maximum=1)
+    sched_min: float | None = option(None, "lowest rate, as a share of the highest", minimum=0, maximum=1)
+    sched_start: float | None = option(None, "onecycle: first rate, as a share of the highest", minimum=0, maximum=1)
     sched_gamma: float | None = option(
-        None, "step, multistep, plateau: what a drop multiplies the rate by", minimum=0, maximum=1
+        None, "step, multistep, plateau: factor of the rate at each drop", minimum=0, maximum=1
     )
     sched_step: float | None = option(
         None, "step: steps between drops; below 1: a share of the run", minimum=0, maximum=1e9
     )
     sched_milestones: tuple[float, ...] | None = option(
         None,
-        "multistep: steps of the drops, as in 0.5,0.75; below 1: shares of the run",
+        "multistep: steps at which the rate drops; below 1, as in 0.5,0.75: shares of the run",
         parse=parse_numbers,
         form=format_numbers,
     )
-    sched_cycles: int | None = option(None, "cosine: cycles in the run", minimum=1, maximum=1000)
+    sched_cycles: int | None = option(None, "cosine: number of cycles in the run", minimum=1, maximum=1000)
     sched_cycle_length: float | None = option(
-        None, "cosine: length of a cycle as a multiple of the one before", minimum=0.01, maximum=100
+        None, "cosine: length of each cycle as a multiple of the one before", minimum=0.01, maximum=100
     )
     sched_cycle_height: float | None = option(
-        None, "cosine: height of a cycle as a multiple of the one before", minimum=0, maximum=1
+        None, "cosine: height of each cycle as a multiple of the one before", minimum=0, maximum=1
     )
-    sched_power: float | None = option(None, "poly: power of the curve", minimum=0.01, maximum=100)
+    sched_power: float | None = option(None, "poly: exponent of the curve", minimum=0.01, maximum=100)
     sched_patience: int | None = option(
-        None, "plateau: validations without a better value that are borne before a drop", minimum=0
+        None, "plateau: number of validations without a better value before the rate drops", minimum=0
     )
     sched_threshold: float | None = option(
-        None, "plateau: how much better a value must be, as a share of it", minimum=0, maximum=1
+        None, "plateau: relative improvement that counts as better", minimum=0, maximum=1
     )
 
 

@@ -22,19 +22,20 @@ class EvaluationOptions(ResultsLocation, InputFolderOptions):
 
     data_dataset: str | None = option(
         None,
-        "dataset: all its labelled images of patients that the model was not trained on are evaluated instead of the "
-        "validation fold (external validation), or with --eval_file those that the file predicts; none: the validation "
-        "fold of the training",
+        "dataset for external validation: all its labelled images are evaluated, except those of patients that the "
+        "model was trained on. With --eval_file: the images that the file predicts. none: the validation fold of "
+        "the training",
     )
     eval_compare: str | None = option(
-        None, "experiment, or CSV of predictions, of the same images: paired differences from it, with intervals"
+        None,
+        "experiment, or CSV of predictions, of the same images to compare with: paired differences, with intervals",
     )
     eval_truth: Path | None = option(
         None,
-        "a phantom's phantom_truth.csv, for strata by blood volume, look-alikes and the file's form; none: the one in "
-        "<data_input_folder>/phantom, where the dataset was made from it",
+        "phantom_truth.csv of a phantom, for results by blood volume, by look-alikes and by file form; none: the "
+        "one in <data_input_folder>/phantom, if the dataset was made from it",
     )
-    eval_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
+    eval_draws: int = option(DRAWS, "number of bootstrap draws, by patient", minimum=100, maximum=100_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,8 @@ class FileConfig(EvaluationOptions):
 
     eval_file: Path | None = option(
         None,
-        "CSV of predictions to evaluate instead of an experiment (a submission's form, or id and a column for each "
-        "label), by the labels of --data_dataset",
+        "CSV of predictions to evaluate instead of an experiment, with the labels of --data_dataset. Its form is a "
+        "submission's, or id and a column for each label",
     )
 
     def __post_init__(self) -> None:
@@ -96,9 +97,9 @@ class EnsembleConfig(ResultsLocation):
 
     members: tuple[str, ...] = option(
         REQUIRED,
-        "experiments (number or name), of which predictions_oof.csv or else predictions_valid.csv is taken and "
-        "submission.csv where all have one; or CSV files of the same rows: submissions (ID,Label) or id and a column "
-        "for each label",
+        "experiments (number or name), or CSV files of the same rows. An experiment gives its predictions_oof.csv, or "
+        "else predictions_valid.csv, and submission.csv if all members have one. A CSV file is a submission (ID,Label) "
+        "or has id and a column for each label",
         positional=True,
     )
     experiment_id: str | None = option(
@@ -106,7 +107,7 @@ class EnsembleConfig(ResultsLocation):
     )
     weights: tuple[float, ...] | None = option(
         None,
-        "a weight for each member, as in 1,2; divided by their sum; none: all the same",
+        "one weight for each member, as in 1,2; scaled to a sum of 1. none: all the same",
         parse=parse_weights,
         form=format_numbers,
     )
@@ -117,35 +118,34 @@ class EnsembleConfig(ResultsLocation):
     )
     ens_power: float | None = option(
         None,
-        "exponent of --ens_method=power: 1 is the mean, a larger one leans to the highest",
+        "exponent of --ens_method=power: 1 is the mean, a larger one moves towards the highest",
         minimum=0.01,
         maximum=100,
     )
     ens_fit: str = option(
         "none",
-        f"fit the weights to the labels: {summaries(FITS)}. The score told is that of other patients than those fitted "
-        "to (5 outer folds over patients). Members must be predictions of images that their models were not trained on",
+        f"fit the weights to the labels: {summaries(FITS)}. The score is computed on other patients than the fit (5 "
+        "outer folds over patients). Members must be predictions of images that their models were not trained on",
         choices=("none", *FITS),
     )
     ens_calibrate: str = option(
         "none",
         "map the ensemble's probabilities of each label so that a 0.3 comes true three times in ten: "
-        f"{summaries(MAPS)}. What is submitted is what it is fitted to: of members that are "
-        "cross-validations the mean of their models, by the images that --pre_holdout kept out of all folds "
-        "(predict.py --split=holdout). The score told is that of other patients than those fitted to. One member alone "
-        "will do",
+        f"{summaries(MAPS)}. The map is fitted to the predictions that are submitted. For cross-validations these are "
+        "the mean of their models, so that the fit needs the images that --pre_holdout kept out of all folds "
+        "(predict.py --split=holdout). The score is computed on other patients than the fit. One member is enough",
         choices=("none", *MAPS),
     )
     ens_labels: Path | None = option(
         None,
-        "labels to score against: a dataset's fold CSV or metadata.csv, or the competition's train CSV (which names no "
-        "patients); none: of experiments those of the dataset, of files no",
+        "labels to score with: a dataset's fold CSV or metadata.csv, or the competition's train CSV (which has no "
+        "patients). none: the dataset's labels for experiments, none for files",
     )
-    ens_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
+    ens_draws: int = option(DRAWS, "number of bootstrap draws, by patient", minimum=100, maximum=100_000)
     ens_output: Path | None = option(
         None,
-        "write the predictions to this file alone (an older one is replaced) and make no experiment; a submission "
-        "where all members are submissions",
+        "write the predictions to this file only, replacing an older one, and make no experiment. The file is a "
+        "submission if all members are",
     )
 
     def __post_init__(self) -> None:
@@ -181,18 +181,18 @@ class SecondLevelConfig(ResultsLocation):
     )
     seed: int = option(0, "seed of the trees", minimum=0, maximum=2**31 - 1)
     level_neighbours: int = option(
-        2, "slices on each side along the series whose predictions count", minimum=0, maximum=100
+        2, "number of neighbouring slices on each side whose predictions are used", minimum=0, maximum=100
     )
     level_trees: int = option(
         100,
-        "most trees of each label's model; how many, or none, is chosen by cross-validation over the patients",
+        "largest number of trees for each label; cross-validation over the patients chooses how many, or none",
         minimum=1,
     )
-    level_rate: float = option(0.05, "learning rate: how much each tree counts", minimum=0.0001, maximum=1)
-    level_leaves: int = option(15, "most leaves of a tree", minimum=2)
-    level_leaf_images: int = option(20, "fewest images in a leaf", minimum=1)
-    level_l2: float = option(1.0, "L2 penalty of the leaves' values", minimum=0)
-    level_draws: int = option(DRAWS, "bootstrap draws of patients", minimum=100, maximum=100_000)
+    level_rate: float = option(0.05, "learning rate: weight of each tree", minimum=0.0001, maximum=1)
+    level_leaves: int = option(15, "largest number of leaves in a tree", minimum=2)
+    level_leaf_images: int = option(20, "smallest number of images in a leaf", minimum=1)
+    level_l2: float = option(1.0, "L2 penalty on the values of leaves", minimum=0)
+    level_draws: int = option(DRAWS, "number of bootstrap draws, by patient", minimum=100, maximum=100_000)
 
     def __post_init__(self) -> None:
         twice = [name for place, name in enumerate(self.members) if name in self.members[:place]]

@@ -50,13 +50,13 @@ KINDS: dict[str, KindRow] = table(
     (
         KindRow(
             "slice",
-            "a network for slices",
+            "a network for single slices",
             path="rsna.kinds.slices.SliceKind",
             meaningless=("seq_*", "study_*"),
         ),
         KindRow(
             "sequence",
-            "a model over the slices of a series, on features of slice networks",
+            "a model over all slices of a series, which learns from the features of slice networks",
             path="rsna.kinds.sequences.SequenceKind",
             meaningless=("data_*", *SAMPLER, "net_*", "study_*", *OF_SINGLE_SLICES),
             but=("net_kind", "data_input_folder", "data_dataset", "data_fold"),
@@ -65,7 +65,8 @@ KINDS: dict[str, KindRow] = table(
         ),
         KindRow(
             "study",
-            "both as one, from the pictures of whole series, starting from a slice network (--net_weight_file)",
+            "both as one network, which learns from the pictures of whole series and starts from a slice network "
+            "(--net_weight_file)",
             path="rsna.kinds.studies.StudyKind",
             meaningless=(*SAMPLER, "seq_features", *OF_SINGLE_SLICES),
             needs=("net_weight_file", "net_pretrained"),
@@ -80,5 +81,8 @@ class StudyOptions:
     """Networks over whole series of pictures (--net_kind=study)."""
 
     study_chunk: int = option(
-        16, "slices that go through the slice network at once; memory grows with it", minimum=1, changeable=True
+        16,
+        "number of slices that go through the slice network at once; more need more memory",
+        minimum=1,
+        changeable=True,
     )

@@ -24,7 +24,7 @@ class InputFolderOptions(ConsoleOptions):
 
     data_input_folder: Path | None = option(
         None,
-        "folder that holds datasets/; none: the one of the training, or input where no weight file is asked",
+        "folder that holds datasets/; none: as in the training, or input if no weight file is used",
     )
 
 
@@ -33,11 +33,11 @@ class WeightsOptions(InputFolderOptions):
     """Where to run, and which weights."""
 
     n_jobs: int | None = option(
-        None, "CPU cores to use; 0: all there are; none: as the training", minimum=0, maximum=4096
+        None, "number of CPU cores to use; 0: all; none: as in the training", minimum=0, maximum=4096
     )
     net_weights: str = option(
         "best",
-        "which of the file's weights: raw (as trained), ema or swa (their averages); best: which validated best",
+        "which weights of the file to use. raw: as trained. ema, swa: their averages. best: whichever validated best",
         choices=("best", "raw", *AVERAGES),
     )
 
@@ -47,7 +47,7 @@ class TrainedOptions(WeightsOptions):
     """Features of sequence models."""
 
     seq_features: str | None = option(
-        None, "sequence models: experiment (id or folder) that has the features; none: the one of the training"
+        None, "sequence models: experiment (id or folder) that has the features; none: as in the training"
     )
 
 
@@ -57,13 +57,14 @@ class TTAOptions:
 
     tta: str | None = option(
         None,
-        "transform file of which --tta_views views are averaged, the same for every image and model; a bare name is "
-        "looked up in transforms/; none: no",
+        "transform file for test-time augmentation: --tta_views views are averaged, the same for every image and "
+        "model. A bare name is looked up in transforms/. none: no augmentation",
     )
     tta_views: int = option(4, "number of views of --tta", minimum=1, maximum=1000)
     tta_mean: str = option(
         "mean",
-        "mean of the views' probabilities; logit: mean of their logits (probabilities clipped to 1e-7 from 0 and 1)",
+        "how to average the views. mean: their probabilities. logit: their logits (probabilities clipped to 1e-7 "
+        "from 0 and 1)",
         choices=("mean", "logit"),
     )
 
@@ -77,7 +78,9 @@ class BatchOptions:
     """How much is predicted at a time."""
 
     batch_size: int | None = option(
-        None, "images (or series) in a batch; lower it where memory runs out; none: as the training", minimum=1
+        None,
+        "number of images (or series) in a batch; lower it if memory runs out. none: as in the training",
+        minimum=1,
     )
 
 
@@ -87,8 +90,8 @@ class PredictingOptions(BatchOptions, WeightsOptions):
 
     net_weight_file: Path = option(
         REQUIRED,
-        "best.pt or last.pt of an experiment, its folder (best.pt), or the folder of a cross-validation (the mean of "
-        "its folds' models)",
+        "network to use: the best.pt or last.pt of an experiment, its folder (for best.pt), or the folder of a "
+        "cross-validation (for the mean of its folds' models)",
         parse=parse_weight_file,
         metavar="PATH",
     )
@@ -105,15 +108,15 @@ class ProbabilityOptions(TTAOptions):
 
     net_compute: str = option(
         TRAINING,
-        "without a GPU, how slice networks compute: training: as they were trained; float32; channels_last: float32 in "
-        "another layout of the memory; bfloat16: in this layout and 8 bits of precision, but for first and last layer; "
-        "auto: what measures quickest at the start",
+        "how slice networks compute without a GPU. training: as they were trained. float32. channels_last: float32 "
+        "in another memory layout. bfloat16: in this layout with 8 bits of precision, except in the first and last "
+        "layer. auto: whichever is quickest in a measurement at the start",
         choices=(TRAINING, *WAYS, AUTO),
     )
     calibrate: bool = option(
         False,
-        "1: probabilities by the temperatures of calibration.json, which evaluate.py fits, beside the weights (of "
-        "--sequence beside its weights)",
+        "1: apply the temperatures in calibration.json beside the weights (for --sequence, beside its weights); "
+        "evaluate.py fits them",
     )
 
     def __post_init__(self) -> None:
@@ -128,8 +131,8 @@ class RefitOptions:
 
     feature_refit: Path | None = option(
         None,
-        "one network (best.pt, or its experiment's folder) that was trained on the images of all folds "
-        "(--data_fold=holdout), which sees new images in place of the mean of the folds' models; none: the mean",
+        "one network (best.pt, or its experiment's folder) trained on all folds (--data_fold=holdout), which sees "
+        "new images instead of the folds' models. none: the mean of the folds' models",
     )
 
 
@@ -139,7 +142,7 @@ class TableOptions:
 
     data_dataset: str | None = option(
         None,
-        "dataset to predict; none: the one of the training. For --audit the one with the sample submission; none: rsna",
+        "dataset to predict; none: as in the training. For --audit, the dataset with the sample submission; none: rsna",
     )
     output_file: Path | None = option(None, "file to write; none: beside the weights, or beside the audited file")
 
@@ -153,9 +156,9 @@ class SplitConfig(ProbabilityOptions, TableOptions, PredictingOptions, TrainedOp
 
     split: str = option(
         "test",
-        "test: submission.csv (predictions_test.csv where the data is not the competition's); train, valid: "
-        "predictions_<split>.csv of the images of that part of the fold; holdout: of those that --pre_holdout kept out "
-        "of all folds",
+        "images to predict. test: the test images, to submission.csv (predictions_test.csv if the data is not the "
+        "competition's). The others go to predictions_<split>.csv. train, valid: that part of the fold. holdout: the "
+        "images that --pre_holdout kept out of all folds",
         choices=("train", "valid", "test", HOLDOUT),
     )
 
@@ -174,8 +177,9 @@ class FeaturesConfig(RefitOptions, PredictingOptions):
 
     features: bool = option(
         False,
-        "1: of a cross-validation's folder write what the models' heads see of each image: features/train, each image "
-        "by the model that did not see it, and features/test, the mean of all; for --net_kind=sequence",
+        "1: write the features that the models of a cross-validation's folder compute of each image, for "
+        "--net_kind=sequence: features/train by the model that did not see the image, features/test as the mean of "
+        "all models",
     )
 
 
@@ -188,16 +192,17 @@ class SourceConfig(ProbabilityOptions, RefitOptions, PredictingOptions, Pseudony
 
     source: Path | None = option(
         None,
-        "folder, archive or single file of DICOM files, of any origin, to predict instead of a dataset: tables "
-        "of slices and studies, JSON and a picture of each series, to --predict_output; names by --pseudonym_key, or "
-        "pseudonyms.key in the training's input folder; none: a dataset",
+        "DICOM files of any origin to predict instead of a dataset: a folder, an archive or a single file. Tables "
+        "of slices and studies, JSON and a picture of each series go to --predict_output. Names become pseudonyms "
+        "by --pseudonym_key, or by pseudonyms.key in the training's input folder. none: a dataset",
     )
-    predict_output: Path | None = option(None, "new folder for what --source gives")
+    predict_output: Path | None = option(None, "new folder for the results of --source")
     sequence: Path | None = option(
         None,
-        "sequence model on the features of the cross-validation that --net_weight_file names: its best.pt, its "
-        "experiment's folder, or a cross-validation's (the mean of its models); --net_weights then chooses its "
-        "weights. Of a dataset's split it is the --net_weight_file itself; none: no",
+        "sequence model to apply to the features of the cross-validation in --net_weight_file: its best.pt, its "
+        "experiment's folder, or a cross-validation's folder (for the mean of its models). --net_weights then "
+        "chooses its weights. To predict a dataset's split, give it as --net_weight_file itself. none: no sequence "
+        "model",
     )
 
     def __post_init__(self) -> None:
@@ -224,16 +229,16 @@ class AuditConfig(TableOptions, InputFolderOptions):
 
     audit: Path | None = option(
         None,
-        "submission to audit instead of predicting: rows, duplicates, range, consistency of labels, distribution; exit "
-        "code 1 where it is not valid",
+        "submission to check instead of predicting: rows, duplicates, range, consistency of labels, distribution. "
+        "The exit code is 1 if it is not valid",
     )
     audit_sample: Path | None = option(
-        None, "sample submission that says which rows --audit expects; none: the dataset's, where it has one"
+        None, "sample submission with the rows that --audit expects; none: the dataset's, if it has one"
     )
     audit_fill: str | None = option(
         None,
-        "write the audited submission, in the sample's order, with a value for rows that are missing: "
-        f"{'; '.join(f'{name}: {value}' for name, value in FILLS.items())}; none: no",
+        "write the audited submission in the sample's order, and fill in missing rows. "
+        f"{'; '.join(f'{name}: {value}' for name, value in FILLS.items())}; none: write nothing",
         choices=tuple(FILLS),
     )
 
@@ -276,8 +281,9 @@ class ExportConfig(TrainedOptions):
     )
     export_format: str = option(
         "onnx",
-        "onnx: for ONNX Runtime and others (pip install onnx onnxscript onnxruntime); torch_export: for "
-        "torch.export.load; checkpoint: for this program elsewhere, the weights without a run's state",
+        "onnx: for ONNX Runtime and others (pip install onnx onnxscript onnxruntime). torch_export: for "
+        "torch.export.load. checkpoint: for this program on another machine, the weights without the state of the "
+        "run",
         choices=("onnx", "torch_export", CHECKPOINT),
     )
     export_file: Path | None = option(
@@ -285,8 +291,9 @@ class ExportConfig(TrainedOptions):
     )
     lineage: bool = option(
         True,
-        "1: the file holds hashes of the pictures and pseudonyms that the network learnt from, so that nobody judges "
-        "it by these; whoever has it and a scan can tell whether the scan was trained on. 0: it doesn't",
+        "1: store hashes of the pictures and pseudonyms that the network was trained on, so that nobody evaluates "
+        "it on these. With the file and a scan, anyone can then tell whether the scan was trained on. 0: leave the "
+        "hashes out",
     )
     data_dataset: str | None = option(
         None, "dataset whose images the file is checked on; none: the one of the training"

@@ -17,8 +17,8 @@ class PseudonymOptions:
 
     pseudonym_key: Path | None = option(
         None,
-        "file of the key that turns names of patients, studies, series and images into pseudonyms; made where it is "
-        "missing, and id_map_….csv beside it says which file and patient each id stands for; none: pseudonyms.key in "
+        "key file that turns names of patients, studies, series and images into pseudonyms; created if it is "
+        "missing. id_map_….csv beside it lists the file and patient of each id. none: pseudonyms.key in "
         "--data_input_folder",
     )
 
@@ -29,84 +29,94 @@ class PreprocessingConfig(GeneralOptions, DataLocation, PseudonymOptions):
 
     pre_source: Path | None = option(
         None,
-        "DICOM files, in the competition's form or any other, also packed by gzip (.dcm.gz): a folder with the zip and "
-        "tar archives in it; such an archive, read in place; or a single file; none: the competition's, in "
-        "<data_input_folder>",
+        "DICOM files to convert, the competition's or any other, also gzipped (.dcm.gz): a folder, with any zip and"
+        " tar archives in it, or one archive, which is read in place, or one file. none: the competition's files in"
+        " <data_input_folder>",
     )
     pre_labels: Path | None = option(
         None,
-        "CSV of labels: a column path, SOPInstanceUID or StudyInstanceUID and one for each label, or ID,Label with "
-        "such a key in the ID; none: the competition's own, or unlabelled",
+        "CSV of labels with a column path, SOPInstanceUID or StudyInstanceUID and one for each label, or ID,Label "
+        "with one of these keys in the ID. none: the competition's labels, or no labels",
     )
     pre_max_failed: float = option(
         0.01,
-        "largest accepted share of failed files; above it everything is still written, with exit code 1. Files that "
-        "are no CT slices (reports, localizers, dose pages, maps, text files, ...) never count",
+        "largest accepted share of failed files. Above it everything is still written, but the exit code is 1. "
+        "Files that are no CT slices (reports, localizers, dose pages, maps, text files, ...) don't count",
         minimum=0,
         maximum=1,
     )
     pre_folds: int = option(
         5,
-        "folds for cross-validation; 1: no more than a split, which validates on --pre_holdout",
+        "number of folds for cross-validation; 1: a single split, which validates on --pre_holdout",
         minimum=1,
         maximum=1000,
     )
     pre_holdout: float = option(
-        0.0, "share of the labelled images, by whole patients, that are held out of all folds", minimum=0, maximum=0.9
+        0.0, "share of the labelled images to hold out of all folds, by whole patients", minimum=0, maximum=0.9
     )
     pre_group: str = option(
         "patient",
-        "what stays together in folds and intervals: patient: all studies of a PatientID; study: each study counts as "
-        "a patient, for archives that give all their patients the same PatientID. Either way images of one study, and "
-        "patients with a picture in common, stay together",
+        "what stays together in folds and intervals. patient: all studies of a PatientID. study: each study counts "
+        "as a patient, for archives in which all patients have the same PatientID. In both cases images of one "
+        "study, and patients with a picture in common, stay together",
         choices=("patient", "study"),
     )
     pre_size: int = option(
-        0, "pixels of the longer side (area rule, padded to a square with air); 0: as stored", minimum=0, maximum=4096
+        0,
+        "longer side of stored pictures in pixels, resized by area and padded with air to a square; 0: as in the "
+        "DICOM file",
+        minimum=0,
+        maximum=4096,
     )
     pre_window: Windows | None = option(
         None,
-        "store windows (centre/width in HU, as in 40/80,80/200), a channel each, and not Hounsfield units; none: HU",
+        "store windows (centre/width in HU, as in 40/80,80/200), one for each channel, instead of Hounsfield units;"
+        " none: HU",
         parse=parse_windows,
         form=format_windows,
     )
     pre_type: str = option(
         "auto",
-        "type of the stored pixels: float32 (0..1) or uint8 (0..255) for --pre_window; auto: float32, int16 for HU",
+        "type of stored pixels. float32 (0..1) or uint8 (0..255): for --pre_window. auto: float32 for windows, "
+        "int16 for HU",
         choices=("auto", "float32", "uint8"),
     )
     pre_crop: str = option(
         "none",
-        "head: keep the head's box only, with air in place of table and holder; the boxes stand in metadata.csv "
-        "and crop_sheet.png shows some",
+        "head: keep only the box around the head and replace table and holder by air; metadata.csv lists the boxes,"
+        " and crop_sheet.png shows some",
         choices=("none", "head"),
     )
     pre_format: str = option(
         "npy",
-        "image files: npy: plain numpy arrays; blosc2: losslessly compressed .b2nd arrays, about a third of the size",
+        "format of image files. npy: plain numpy arrays. blosc2: losslessly compressed .b2nd arrays, about a third "
+        "of the size",
         choices=("npy", "blosc2"),
     )
     check: bool = option(
         False,
-        "1: write nothing; read some hundred files and the labels, and tell in seconds what the source holds, what the "
-        "labels fit, which folds are possible, and what time and disk a dataset takes",
+        "1: write nothing. Read a few hundred files and the labels, and report in seconds what the source holds, "
+        "what the labels fit, which folds are possible, and how much time and disk space a dataset takes",
     )
     pre_verify: bool = option(
-        False, "1: convert nothing; read a finished dataset's images again: all there, right shape, right hash"
+        False,
+        "1: convert nothing. Read the images of a finished dataset again and check that all are there, with the "
+        "right shape and hash",
     )
     pre_audit: bool = option(
         False,
-        "1: also write audit.html beside the dataset: what is in it, and what to look at before training; a finished "
-        "dataset is left as it is unless a source or other options are given",
+        "1: also write audit.html beside the dataset: what is in it, and what to check before training. A finished "
+        "dataset is not converted again unless a source or other options are given",
     )
     pre_scheduler: str = option(
         "local",
-        "who converts: local: processes of this machine; dask: workers of a dask cluster (pip install distributed)",
+        "what runs the conversion. local: processes on this machine. dask: workers of a dask cluster (pip install "
+        "distributed)",
         choices=("local", "dask"),
     )
     pre_dask_address: str | None = option(
         None,
-        "scheduler of a running dask cluster that sees the same folders, as in tcp://10.0.0.1:8786; none: a cluster of "
+        "scheduler of a running dask cluster that sees the same folders, as in tcp://10.0.0.1:8786; none: start "
         "--n_jobs workers on this machine",
     )
     seed: int = option(0, "seed of the folds", minimum=0, maximum=2**31 - 1)

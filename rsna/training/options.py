@@ -14,7 +14,7 @@ from config import ResultsLocation
 class SweepOptions(ResultsLocation):
     """Data of experiments that name none."""
 
-    data_dataset: str | None = option(None, "dataset of experiments that name none; none: train.py's own default")
+    data_dataset: str | None = option(None, "dataset of experiments that name none; none: the default of train.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +24,24 @@ class ListConfig(SweepOptions):
     chosen_by = ""
     runs = "rsna.training.sweep.run_experiments"
 
-    lines: Path | None = option(None, "text file: an experiment on each line, flags of train.py; # begins a comment")
+    lines: Path | None = option(
+        None, "text file with one experiment on each line, as flags of train.py; # starts a comment"
+    )
     grid: Path | None = option(
-        None, "YAML file: every combination of {grid: {option: [values]}} with the options {base: {option: value}}"
+        None,
+        "YAML file {base: {option: value}, grid: {option: [values]}}: one experiment for every combination of the "
+        "grid's values, each with the options of base",
     )
     flags: str = option(
         "", "flags of train.py for every experiment of --lines or --grid, quoted as one: '--seed=1 ...'"
     )
-    parallel: int = option(0, "experiments at once; 0: one on each GPU, or one where there is none", minimum=0)
-    evaluate: bool = option(
-        True, "1: evaluate each experiment and predict the test images; 0: train only, as the trials of --space"
+    parallel: int = option(
+        0, "number of experiments at a time; 0: one on each GPU, or one if there is no GPU", minimum=0
     )
-    dry_run: bool = option(False, "1: say what would run, and run nothing")
+    evaluate: bool = option(
+        True, "1: evaluate each experiment and predict the test images. 0: only train, like the trials of --space"
+    )
+    dry_run: bool = option(False, "1: print what would run, and run nothing")
 
     def __post_init__(self) -> None:
         if (self.lines is None) == (self.grid is None):
@@ -56,11 +62,11 @@ class SearchConfig(SweepOptions):
 
     space: Path | None = option(
         None,
-        "YAML file: search {space: {option: [choices] or {low:, high:, log:, step:}}} with {base: {option: value}}, "
-        "which has the options of every trial, by Optuna; any number of processes started with the same file share "
+        "YAML file {base: {option: value}, space: {option: [choices] or {low:, high:, log:, step:}}}: Optuna "
+        "searches the space, and every trial has the options of base. Processes started with the same file share "
         "the search",
     )
-    trials: int = option(20, "trials of --space that end it, all processes together", minimum=1)
+    trials: int = option(20, "number of trials of --space, over all processes together", minimum=1)
     seed: int = option(0, "seed of the search", minimum=0, maximum=2**31 - 1)
 
     @property
