@@ -1,4 +1,4 @@
-"""The end of an experiment: its report, its status, the leaderboard of all."""
+"""Conclude an experiment: write its report and its status, then update the leaderboard."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 def conclude(folder: Path, status: str | None, *, report: bool = True, tracker: Tracker | None = None) -> None:
-    """End an experiment: write its report, then its status, then the leaderboard, and tell where all is.
+    """Write an experiment's report, then its status, then the leaderboard, and print where everything lies.
 
-    The status comes after the report. So a run that is killed in between is not marked as finished, and the next start
-    concludes it. A failure here is a warning and doesn't change how the run ended. ``status`` is None for an experiment
-    that goes on elsewhere.
+    The status comes after the report: a run that is killed in between is not marked as finished, and the next start
+    concludes it. A failure here is only a warning and doesn't change how the run ended. ``status`` None: the experiment
+    goes on elsewhere.
     """
     with no_reason_to_fail(folder):
         write_report(folder, status, tracker) if report else note_lineage(folder)
@@ -38,7 +38,7 @@ def conclude(folder: Path, status: str | None, *, report: bool = True, tracker: 
 
 
 def whereabouts(folder: Path) -> list[str]:
-    """Return a line for each thing of a run that a person may look for, of those that are there."""
+    """Return a line with the path of each file of a run that people look for, if it exists."""
     places = {
         "report": folder / REPORT_FILE,
         "weights": folder / BEST,
@@ -51,7 +51,7 @@ def whereabouts(folder: Path) -> list[str]:
 
 @contextmanager
 def no_reason_to_fail(folder: Path) -> Iterator[None]:
-    """Make a warning of what prevents a report: it is no reason to lose a run, nor may it hide why one failed."""
+    """Turn an error into a warning. A missing report must not lose a run, nor hide why a run failed."""
     try:
         yield
     except Exception as error:

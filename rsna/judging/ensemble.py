@@ -1,4 +1,4 @@
-"""An ensemble from its members' predictions: weights, honest scores, what each member adds, its own experiment."""
+"""Build an ensemble from its members' predictions: fit weights, score honestly, write it as an experiment."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ SCALE = normalized_weights(LABEL_WEIGHTS, len(LABELS))
 
 @dataclass(frozen=True)
 class HeldEnsemble:
-    """What an ensemble says of the images in no fold: ``predictions`` of each by maps without its patient.
+    """An ensemble's ``predictions`` of the images in no fold, each calibrated by maps that never saw its patient.
 
-    ``scores``: log losses before and after calibration; ``comparison`` in words.
+    ``scores``: log losses before and after calibration. ``comparison``: their difference in words.
     """
 
     predictions: pd.DataFrame
@@ -67,12 +67,12 @@ class HeldEnsemble:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What :func:`build_ensemble` found; all but ``weights`` and ``predictions`` are None where no labels are known.
+    """What :func:`build_ensemble` found. Without labels only weights, predictions and correlations are known.
 
-    ``predictions``: of every row; those of images with labels are honest: by weights that never saw their patient,
-    where weights or calibration were fitted. ``fitted``: weights, and the outer folds'. ``maps``: each label's
-    calibration for images without labels. ``scores``: log losses by member and ensemble.
-    ``contributions``: by member the ensemble's loss without it. ``correlations`` of the members' logits.
+    ``predictions``: of every row. Those of labelled images are honest: if weights or calibration were fitted, then
+    without the image's patient. ``correlations``: of the members' logits. ``fitted``: the weights of all images and of
+    the outer folds. ``maps``: each label's calibration for images without labels. ``scores``: log losses of members and
+    ensemble. ``contributions``: for each member the ensemble's loss without it.
     """
 
     weights: np.ndarray
@@ -88,7 +88,7 @@ class Ensemble:
 
 
 def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
-    """Fit or take the weights, combine, and score what has labels."""
+    """Fit the weights or take the given ones, combine the members, and score the labelled images."""
     link = build_link(config.ens_method, config.ens_power)
     stack = stacked(members.predictions)
     first = next(iter(members.predictions.values()))
@@ -106,7 +106,7 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
     patients = known_groups(rows) if "patient_id" in rows else None
 
     def honest(chosen: Sequence[int]) -> tuple[np.ndarray, FittedEnsemble | None]:
-        """Return predictions (N, 6) of the labelled images by some of the members, fitted without their patients."""
+        """Return predictions (N, 6) of the labelled images by ``chosen`` members; no fit sees the image's patient."""
         if config.ens_fit == "none" or len(chosen) == 1:
             part = weights[chosen] if weights[chosen].sum() > 0 else np.ones(len(chosen))
             return weighted_mean(linked[chosen][:, place], part / part.sum(), link), None
@@ -132,7 +132,7 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
     elif config.ens_calibrate != "none":
         maps = calibration_maps(config.ens_calibrate, predictions, targets)
         whole = mapped(_frame(whole, first), maps).to_numpy()
-        # As the weights of an outer fold, its maps are fitted without its patients; given weights are all folds' own.
+        # The maps of an outer fold are fitted without its patients, like its weights. Given weights serve all folds.
         held = outer_folds(patients, "ens_calibrate") if fitted is None else fitted.held
         by_fold = itertools.repeat(weights, held.max() + 1) if fitted is None else fitted.fold_weights
         mixed = (weighted_mean(linked[:, place], own, link) for own in by_fold)
@@ -156,7 +156,7 @@ def build_ensemble(config: EnsembleConfig, members: Members) -> Ensemble:
 
 
 def held_ensemble(config: EnsembleConfig, members: Members, link: Link, weights: np.ndarray) -> HeldEnsemble:
-    """Return what the ensemble says of the images in no fold, each patient's calibrated by the others."""
+    """Predict and score the images in no fold; each patient's predictions are calibrated by the other patients."""
     rows, targets = members.held.rows, members.held.targets
     first = next(iter(members.held.predictions.values()))
     mixed = weighted_mean(link.forward(stacked(members.held.predictions)), weights, link)
@@ -173,7 +173,7 @@ def held_ensemble(config: EnsembleConfig, members: Members, link: Link, weights:
 
 
 def calibration_maps(method: str, predictions: np.ndarray, targets: np.ndarray) -> dict[str, Map]:
-    """Return the calibration of each label that has both classes, fitted to ``predictions`` and ``targets`` (N, 6)."""
+    """Fit a calibration to ``predictions`` and ``targets`` (N, 6), for each label that has both classes."""
     return {
         label: load(MAPS[method].path)(predictions[:, column], targets[:, column])
         for column, label in enumerate(LABELS)
@@ -182,9 +182,9 @@ def calibration_maps(method: str, predictions: np.ndarray, targets: np.ndarray) 
 
 
 def calibrated_by_fold(method: str, mixed: Iterable[np.ndarray], held: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return predictions (N, 6) of which each outer fold's are mapped by what the other images teach.
+    """Return predictions (N, 6) in which each outer fold is calibrated by maps fitted to the other folds.
 
-    ``mixed``: all images' predictions (N, 6) by the weights of each outer fold; ``held`` (N,): the one that each is in.
+    ``mixed``: for each outer fold, all images' predictions (N, 6) by its weights. ``held`` (N,): each image's fold.
     """
     result = np.empty_like(targets)
     for fold, predictions in enumerate(mixed):
@@ -195,7 +195,7 @@ def calibrated_by_fold(method: str, mixed: Iterable[np.ndarray], held: np.ndarra
 
 
 def mapped(frame: pd.DataFrame, maps: Mapping[str, Map] | None) -> pd.DataFrame:
-    """Return probabilities with the calibration of each label that has one."""
+    """Calibrate the probabilities of each label that has a map."""
     return frame.assign(**{label: change(frame[label].to_numpy()) for label, change in (maps or {}).items()})
 
 
@@ -204,7 +204,7 @@ def _frame(values: np.ndarray, like: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows with a study for each image: its patient, where the labels name none."""
+    """Return rows with a study_id; an empty one makes the patient the study."""
     return rows if "study_id" in rows else rows.assign(study_id="")
 
 
@@ -215,7 +215,7 @@ def _contributions(
     without: Sequence[np.ndarray],
     targets: np.ndarray,
 ) -> pd.DataFrame:
-    """Return by member: ``weight``, the ensemble's log loss ``without`` it, and what it ``adds`` (above 0: helps)."""
+    """Return for each member ``weight``, the ensemble's loss ``without`` it, and what it ``adds`` (> 0: it helps)."""
     whole = weighted_loss(predictions, targets, SCALE)
     losses = [weighted_loss(values, targets, SCALE) for values in without] or [np.nan]
     table = pd.DataFrame({"weight": weights, "without": losses}, index=pd.Index(names, name="member"))
@@ -225,7 +225,7 @@ def _contributions(
 def _comparisons(
     scored: Mapping[str, np.ndarray], names: Sequence[str], targets: np.ndarray, patients: np.ndarray
 ) -> tuple[str, ...]:
-    """Say what the ensemble gains over the best member, equal weights and itself uncalibrated, with intervals."""
+    """Compare the ensemble with its best member, with equal weights and with itself uncalibrated, in words."""
     best = min(names, key=lambda name: weighted_loss(scored[name], targets, SCALE))
     last = CALIBRATED_ROW if CALIBRATED_ROW in scored else ENSEMBLE_ROW
     what = {best: f"the best member ({best})", ENSEMBLE_ROW: "the ensemble uncalibrated"}
@@ -239,7 +239,7 @@ def _comparisons(
 def write_ensemble(
     config: EnsembleConfig, members: Members, ensemble: Ensemble, typed: Sequence[str], conclude: Conclude
 ) -> Path:
-    """Write the one file of --ens_output, or an experiment; return the file or the experiment's folder."""
+    """Write the file that --ens_output names, or else an experiment; return the file or the experiment's folder."""
     if config.ens_output is not None:
         write_one_file(members, ensemble, config.ens_output)
         return config.ens_output
@@ -275,7 +275,7 @@ def write_parts(config: EnsembleConfig, members: Members, ensemble: Ensemble, fo
 
 
 def experiment_config(config: EnsembleConfig, members: Members) -> dict[str, Any]:
-    """Return the options for config.yaml, with the labels' dataset by its options, so that evaluate.py finds it."""
+    """Return the options for config.yaml. They name the labels' dataset, so that evaluate.py finds it."""
     options = to_dict(config)
     folder = members.label_source.parent if members.label_source is not None else None
     if folder is not None and folder.parent.name == "datasets":
@@ -284,7 +284,7 @@ def experiment_config(config: EnsembleConfig, members: Members) -> dict[str, Any
 
 
 def write_one_file(members: Members, ensemble: Ensemble, path: Path) -> None:
-    """Write a submission with rows and order of the first file where all are submissions, else the wide form."""
+    """Write a submission in the first file's order if all members are submissions, else a CSV in wide form."""
     if members.all_submissions:
         first = next(iter(members.files.values()))
         write_submission(ensemble.predictions, first, path)
@@ -294,7 +294,7 @@ def write_one_file(members: Members, ensemble: Ensemble, path: Path) -> None:
 
 
 def ensemble_document(config: EnsembleConfig, members: Members, ensemble: Ensemble) -> dict[str, Any]:
-    """Return ensemble.json: how it was made, weights, scores, contributions, correlations; nothing unknown is there."""
+    """Return ensemble.json: options, weights, scores, contributions and correlations; what is unknown is left out."""
     names = list(members.predictions)
     document: dict[str, Any] = {
         "method": config.ens_method,
@@ -320,7 +320,7 @@ def ensemble_document(config: EnsembleConfig, members: Members, ensemble: Ensemb
 
 
 def describe_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemble) -> str:
-    """Return what was made as text for a console."""
+    """Return the ensemble's scores and weights as text for a console."""
     lines = []
     if ensemble.scores is not None:
         basis = len(constant_basis(members.labels, members.known))

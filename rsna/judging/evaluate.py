@@ -1,4 +1,4 @@
-"""What ``evaluate.py`` does: an experiment's, a cross-validation's or a file's predictions against the labels."""
+"""The work of ``evaluate.py``: judge the predictions of an experiment, a cross-validation or a file."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ from rsna_dataset import dataset_folder
 
 @dataclass(frozen=True)
 class Judges:
-    """The labelled images ``rows`` of ``dataset`` that judge, and what they judge beside.
+    """The labelled images ``rows`` of ``dataset`` that judge the predictions.
 
-    ``found``: what is known of the images that the networks learnt from. ``theirs``: --eval_compare's predictions.
-    ``prevalences`` (6,) are the constant predictor's.
+    ``prevalences`` (6,): the constant predictor's. ``found``: which of these images the networks learnt from, as far as
+    that is known. ``theirs``: the predictions of --eval_compare.
     """
 
     rows: pd.DataFrame
@@ -67,10 +67,7 @@ class Judges:
 
 
 def evaluate_experiment(config: ExperimentConfig) -> pd.DataFrame:
-    """Evaluate an experiment as :func:`report` does; return the table by label.
-
-    With --tta the table is that of the views.
-    """
+    """Evaluate an experiment and :func:`report` on it; return the table by label, with --tta that of the views."""
     folder = experiment_folder(config.output_dir, config.experiment_id)
     if (folder / BEST).is_file():
         return evaluate_network(config, folder)
@@ -88,7 +85,7 @@ def evaluate_experiment(config: ExperimentConfig) -> pd.DataFrame:
 
 
 def evaluate_network(config: ExperimentConfig, folder: Path) -> pd.DataFrame:
-    """Predict by the experiment's best weights and evaluate that, with --tta once more with augmented views."""
+    """Predict by the experiment's best weights and evaluate; with --tta do it once more with augmented views."""
     weight_file = folder / BEST
     trained = load_asked(config, weight_file)
     views = load_views(trained, config)
@@ -130,7 +127,7 @@ def evaluate_folds(config: ExperimentConfig, folder: Path) -> pd.DataFrame:
 
 
 def written_predictions(config: ExperimentConfig, folder: Path) -> FileConfig:
-    """Return the options for an experiment that has no weights of its own: an ensemble, or all folds together."""
+    """Return the options to evaluate an experiment without weights of its own: an ensemble or a cross-validation."""
     shared = {name: getattr(config, name) for name in EvaluationOptions.__dataclass_fields__}
     of_networks = [name for name in config.__dataclass_fields__ if name not in {*shared, "experiment_id", "n_jobs"}]
     why = f"means nothing here: {folder} has no weights, its written predictions are judged"
@@ -145,9 +142,10 @@ def written_predictions(config: ExperimentConfig, folder: Path) -> FileConfig:
 
 
 def evaluate_file(config: FileConfig, name: str | None = None, *, external: bool = True) -> pd.DataFrame:
-    """Evaluate the predictions of a file; the constant predictor knows the dataset's other labelled images, or all.
+    """Evaluate the predictions of a file; return the table by label.
 
-    Not ``external``: they are an experiment's, of the dataset that it was trained on.
+    The constant predictor's prevalences come from :func:`constant_prevalences`. ``external`` False: an experiment
+    made the predictions, for the dataset that it was trained on.
     """
     place = config.data_input_folder or TrainConfig.data_input_folder
     dataset = dataset_folder(place, config.data_dataset)
@@ -176,8 +174,8 @@ def judges_of(
 ) -> Judges:
     """Return the images of ``rows`` that may judge the networks behind ``provenance``.
 
-    Images that a network learnt from are left out where the question is ``external``, and refused where they should
-    be none; so is then a network that no longer tells what it learnt from.
+    ``external`` True: the images come from another dataset, and those that a network learnt from are left out.
+    ``external`` False: raise UsageError for such images, and for a network whose training images are no longer known.
     """
     found = overlap(provenance, dataset, rows.index)
     if external and found.seen.all():
@@ -199,9 +197,9 @@ def report(
     name: str,
     judged: pd.DataFrame | None = None,
 ) -> Evaluation:
-    """Evaluate, write files ``<name>…`` to ``folder``, print what was found and how it differs from --eval_compare's.
+    """Evaluate, write files ``<name>…`` to ``folder``, print the result and its comparison with --eval_compare.
 
-    ``judged``: what the model itself says of whole studies.
+    ``judged``: the model's own output for whole studies.
     """
     rows = judges.rows
     described = described_images(judges.dataset, config.eval_truth)
@@ -222,10 +220,10 @@ def report(
 
 
 def compared_with(config: EvaluationOptions, ids: pd.Index, dataset: Path) -> pd.DataFrame | None:
-    """Return --eval_compare's predictions of ``ids``: of a file, or an experiment's of images it wasn't trained on.
+    """Return --eval_compare's predictions of ``ids``: those in a file, or an experiment's of images it didn't see.
 
-    Asked for first of all: what is wrong with them should be said before anything is predicted or written. UsageError
-    where they are by networks that learnt from these images of ``dataset``.
+    This comes first, so that an error in them is reported before anything is predicted or written. Raises UsageError if
+    they come from networks that learnt from these images of ``dataset``.
     """
     if config.eval_compare is None:
         return None

@@ -1,4 +1,4 @@
-"""Evaluation of predictions as of a reader study: intervals over patients, calibration, operating points, studies."""
+"""Evaluate predictions: metrics with intervals over patients, calibration, operating points, whole studies."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ from rsna_dataset import IDENTITY_COLUMNS, LABEL_WEIGHTS, LABELS, known_groups, 
 
 SEED = 0
 WORST = 50
-SAME_STUDY = 1e-6  # apart at most: the model says of a study what its highest slices say
+SAME_STUDY = 1e-6  # the model's output for a study equals its highest slices when no value differs by more
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What :func:`evaluate_predictions` found.
 
-    ``table``: a row for each label and ``weighted``, the metrics with their intervals beside the constant predictor's.
-    ``document``: all of it in JSON's types. ``worst``: the images with the highest weighted log loss. ``judged``: what
-    the model itself says of the studies, where that is more than their highest slices.
+    ``study``: metrics of the slices. ``studies``: metrics of the studies, each predicted by its highest slice.
+    ``table``: a row for each label and ``weighted``, with the metrics, their intervals and the constant predictor's.
+    ``document``: everything in JSON's types. ``worst``: the images with the highest weighted log loss. ``judged``:
+    metrics of the model's own output for the studies, if it differs from the highest slices.
     """
 
     study: ReaderStudy
@@ -52,7 +53,7 @@ class Evaluation:
 
 
 def labelled_rows(folder: Path) -> pd.DataFrame:
-    """Return all images of a dataset that have labels, as :func:`rsna_dataset.read_fold` does; UsageError for none."""
+    """Return all labelled images of a dataset, in the form of :func:`rsna_dataset.read_fold`; UsageError for none."""
     metadata = read_metadata(folder)
     rows = metadata[metadata[list(LABELS)].notna().all(axis=1)]
     if rows.empty:
@@ -61,17 +62,17 @@ def labelled_rows(folder: Path) -> pd.DataFrame:
 
 
 def constant_basis(labelled: pd.DataFrame, known: pd.Index) -> pd.DataFrame:
-    """Return the labelled images whose prevalences the constant predictor knows: those other than ``known``.
+    """Return the labelled images from which the constant predictor takes its prevalences: all but ``known``.
 
-    Where these are fewer, such as the ones that --pre_holdout kept out, all: anything would beat the prevalences of a
-    few images.
+    If fewer are left than ``known`` has, return all labelled images: any model beats the prevalences of a few images.
+    Example: ``known`` are all images of the folds, and only those that --pre_holdout kept out are left.
     """
     others = labelled.drop(index=known)
     return others if len(others) >= len(known) else labelled
 
 
 def constant_prevalences(labelled: pd.DataFrame, known: pd.Index) -> np.ndarray:
-    """Return the prevalences (6,) that the constant predictor knows, by :func:`constant_basis`."""
+    """Return the constant predictor's prevalences (6,), those of :func:`constant_basis`."""
     return prevalences_of(constant_basis(labelled, known)[list(LABELS)])
 
 
@@ -83,10 +84,10 @@ def evaluate_predictions(
     described: pd.DataFrame | None = None,
     judged: pd.DataFrame | None = None,
 ) -> Evaluation:
-    """Evaluate probabilities ``frame`` of the labelled ``rows`` (the same ids in the same order), slices and studies.
+    """Evaluate the probabilities ``frame`` against the labels ``rows`` (same ids, same order), by slice and by study.
 
-    ``prevalences`` (C,) are the constant predictor's; ``described`` the dataset's metadata, for the strata; ``judged``
-    what the model itself says of whole studies (index ``study_id``).
+    ``prevalences`` (C,): the constant predictor's. ``described``: the dataset's metadata, for the strata. ``judged``:
+    the model's own output for whole studies (index ``study_id``).
     """
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
     study, studies = reader_studies(frame, rows, draws)
@@ -128,7 +129,7 @@ def evaluate_predictions(
 
 
 def reader_studies(frame: pd.DataFrame, rows: pd.DataFrame, draws: int) -> tuple[ReaderStudy, ReaderStudy]:
-    """Return every metric of predictions of labelled ``rows``: of the slices, and of the studies by highest slice."""
+    """Return the metrics of the slices, and those of the studies, each predicted by its highest slice."""
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
     bootstrap = PatientBootstrap(known_groups(rows), draws, SEED)
     study = ReaderStudy(predictions, targets, bootstrap, LABELS, LABEL_WEIGHTS)
@@ -138,13 +139,13 @@ def reader_studies(frame: pd.DataFrame, rows: pd.DataFrame, draws: int) -> tuple
 def study_level(
     predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame, draws: int, judged: pd.DataFrame | None = None
 ) -> ReaderStudy:
-    """Return the same for studies: of each label the highest probability and the highest target of the slices.
+    """Return the metrics of whole studies: a study has each label's highest probability and highest target.
 
-    With ``judged`` (index ``study_id``) the probabilities are these.
+    ``judged`` (index ``study_id``): probabilities to use instead of the highest.
     """
     patients = pd.Series(known_groups(rows), index=rows.index)
     studies = rows["study_id"].where(rows["study_id"] != "", patients).to_numpy(dtype=str)
-    first = pd.Series(patients.to_numpy()).groupby(studies).first()  # sorted, as by_group
+    first = pd.Series(patients.to_numpy()).groupby(studies).first()  # sorted like by_group's result
     bootstrap = PatientBootstrap(first.to_numpy(dtype=str), draws, SEED)
     highest = by_group(predictions, studies)
     values = highest if judged is None else judged.loc[np.unique(studies), list(LABELS)].to_numpy(np.float64)
@@ -163,9 +164,9 @@ def worst_images(predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFram
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table's rows in JSON's types, numbers with all their digits; no value, or one not finite, is null.
+    """Return a table's rows in JSON's types; missing and non-finite values become null.
 
-    A rounded threshold would leave out the very image that set it.
+    Numbers keep all digits: a rounded threshold would miss the image that set it.
     """
     known = table.replace([np.inf, -np.inf], np.nan)
     return known.astype(object).where(known.notna(), None).to_dict("records")
@@ -184,14 +185,14 @@ def write_evaluation(evaluation: Evaluation, folder: Path, name: str = "evaluati
 
 
 def compare(evaluation: Evaluation, slices: ReaderStudy, studies: ReaderStudy) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the paired differences ``evaluation`` minus other ``slices``, and DeLong's tests of its studies."""
+    """Return paired differences of the slices (``evaluation`` minus ``slices``), and DeLong's tests of the studies."""
     one = evaluation.studies
     areas = compare_areas(one.predictions, studies.predictions, one.targets, one.bootstrap.place, LABELS)
     return comparison(evaluation.study, slices), areas
 
 
 def loss_change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> Change:
-    """Return by how much the weighted log loss of probabilities ``first`` (N, 6) is above that of ``second``."""
+    """Return the weighted log loss of probabilities ``first`` (N, 6) minus that of ``second``, with its interval."""
     weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
     change = (binary_log_losses(first, targets) - binary_log_losses(second, targets)) @ weights
     return change_of(change, (targets == 1).any(axis=1), PatientBootstrap(patients))

@@ -41,7 +41,7 @@ def describe(evaluation: Evaluation) -> str:
         if point["label"] == "any":
             other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
             value = interval_text(point["value"], point["low"], point["high"], 3)
-            threshold = point["threshold"]  # none: no score is high enough
+            threshold = point["threshold"]  # None: no score is high enough
             where = "above all scores" if threshold is None else f"threshold {threshold:.4f}"
             lines.append(f"any, slices: {other} {value} at {point['fixed']} {point['at']:.2f} ({where})")
     line = next(row for row in document["calibration"] if row["label"] == "any")
@@ -57,13 +57,13 @@ def describe(evaluation: Evaluation) -> str:
 
 
 def interval_table(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return a table of texts ``value [low, high]`` called ``name``, a column for each metric."""
+    """Return a table of texts ``value [low, high]``, a column for each metric; ``name`` heads the index."""
     rows = [metric_texts(row, CONSOLE_DIGITS) for row in table.to_dict("records")]
     return pd.DataFrame(rows, table.index.rename(name))
 
 
 def describe_comparison(differences: pd.DataFrame, areas: pd.DataFrame, first: str, second: str) -> str:
-    """Return a comparison as text: a line for each metric of the weighted row, and DeLong's test of ``any``."""
+    """Return a comparison as text: a line for each weighted metric, then DeLong's test of ``any``."""
     lines = [f"{first} against {second}, paired over patients:", *difference_lines(differences)]
     for row in areas[areas["label"] == "any"].itertuples():
         lines.append(
@@ -74,7 +74,7 @@ def describe_comparison(differences: pd.DataFrame, areas: pd.DataFrame, first: s
 
 
 def difference_lines(differences: pd.DataFrame) -> list[str]:
-    """Return a line for each metric of the weighted row of a comparison, log loss first."""
+    """Return a line for each weighted metric of a comparison, log loss first."""
     lines, width = [], 1 + max(len(metric.title) for metric in METRICS.values())
     for row in differences[differences["label"] == WEIGHTED].itertuples():
         metric = METRICS[row.metric]
@@ -88,7 +88,7 @@ def difference_lines(differences: pd.DataFrame) -> list[str]:
 
 
 def compare_views(rows: pd.DataFrame, plain: pd.DataFrame, augmented: pd.DataFrame) -> str:
-    """Say in one line what test-time augmentation gains or loses, and whether that is sure."""
+    """Say in one line by how much test-time augmentation changes the log loss, with the interval."""
     targets = rows[list(LABELS)].to_numpy(np.float64)
     values = [frame.loc[rows.index, list(LABELS)].to_numpy() for frame in (augmented, plain)]
     after, before = (pooled_metrics(frame.loc[rows.index], rows)["weighted_log_loss"] for frame in (augmented, plain))

@@ -1,4 +1,4 @@
-"""Written predictions of the images that judge: those in no fold, and those that another experiment predicted too."""
+"""Read written predictions of the images in no fold, or of the images that another experiment predicted too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from rsna_dataset import LABELS, read_holdout
 class HeldOut:
     """Experiments' ``predictions`` of the images that --pre_holdout kept out of all folds, and their labels ``rows``.
 
-    They come from what predicts the test set, the mean of a cross-validation's models, and none of these saw them.
+    They come from the models that predict the test set, for a cross-validation the mean of its models. None of these
+    models saw the images.
     """
 
     predictions: dict[str, pd.DataFrame]
@@ -33,10 +34,10 @@ class HeldOut:
 
 
 def held_out_predictions(dataset: Path, experiments: Mapping[str, Path]) -> HeldOut:
-    """Read what experiments (folders by name) say of the images in no fold of ``dataset``.
+    """Read the predictions that ``experiments`` (folders by name) made of the images in no fold of ``dataset``.
 
-    Raises UsageError, with what to do, where there are no such images or an experiment was not asked about them;
-    WorkError where its predictions lack some.
+    Raises UsageError if there are no such images or an experiment has not predicted them yet, and says what to do.
+    Raises WorkError if an experiment's predictions lack some of them.
     """
     rows = read_holdout(dataset, dataset.name)
     files = {name: folder / HOLDOUT_FILE for name, folder in experiments.items()}
@@ -54,7 +55,7 @@ def held_out_predictions(dataset: Path, experiments: Mapping[str, Path]) -> Held
 
 
 def matching_predictions(frame: pd.DataFrame, ids: pd.Index, source: str) -> pd.DataFrame:
-    """Return the rows of ``frame`` for ``ids``, in their order; WorkError where some are missing."""
+    """Return the rows of ``frame`` for ``ids``, in this order; WorkError if some are missing."""
     missing = ids.difference(frame.index)
     if len(missing):
         raise WorkError(

@@ -1,4 +1,4 @@
-"""What an ensemble is made of: its members' predictions, the labels, and what the networks behind them learnt from."""
+"""Read an ensemble's members: their predictions, the labels, and which images their networks learnt from."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ NO_PATIENTS = "has no column patient_id, so that weights can't be judged on othe
 
 @dataclass(frozen=True)
 class Members:
-    """What an ensemble is made of, by member.
+    """What an ensemble is made of; all mappings go by the member's name.
 
-    ``predictions``: frames of the same rows, aligned; ``files``: where each was read. ``labels``: of some of these rows
-    and others, with patient_id, study_id and group_id where they are known, from ``label_source``; None where no labels
-    are known. ``described``: the dataset's metadata, for strata. ``submissions``: the members' files for the test set,
-    where all have one. ``provenance``: which networks made each row of the predictions; ``seen``: what is known of the
-    labelled images that these learnt from, None without a dataset.
-    ``held``: what all of them say of images in no fold, where they have been asked.
-    ``same_models``: the labelled images were predicted by the very models that predict the test set, which are the
-    mean of several where a member is a cross-validation.
+    ``predictions``: frames with the same rows in the same order. ``files``: the file that each was read from.
+    ``labels``: labels from ``label_source``, not always of all predicted rows, with patient_id, study_id and group_id
+    if known; None: no labels are known. ``described``: the dataset's metadata, for strata. ``submissions``: the
+    members' files for the test set; empty unless all have one. ``provenance``: which networks predicted each row.
+    ``seen``: which labelled images these networks learnt from, as far as that is known; None without a dataset.
+    ``held``: predictions of the images in no fold, if all members made some.
+    ``same_models``: whether the models that predict the test set also predicted the labelled images. False for a
+    cross-validation: its models predict the test set together, and each labelled image alone.
     """
 
     predictions: dict[str, pd.DataFrame]
@@ -81,7 +81,7 @@ class Members:
 
     @property
     def notes(self) -> list[str]:
-        """What the ensemble has to say of what its members' networks learnt from."""
+        """Lines on what is unknown, or was left out, of the images that the members' networks learnt from."""
         if self.seen is not None:
             return overlap_lines(self.seen)
         unknown = self.together.unknown
@@ -89,12 +89,12 @@ class Members:
 
     @property
     def all_submissions(self) -> bool:
-        """Whether all predictions stand in the competition's form."""
+        """Whether all files of predictions have the competition's form."""
         return all(is_submission(file) for file in self.files.values())
 
 
 def read_members(config: EnsembleConfig) -> Members:
-    """Read the members' predictions and the labels; UsageError and WorkError where they don't fit together."""
+    """Read the members' predictions and the labels; UsageError or WorkError if they don't fit together."""
     if config.ens_output is not None:
         check_output("ens_output", config.ens_output)
     folders = {
@@ -135,9 +135,9 @@ def member_provenance(file: Path, ids: pd.Index) -> Provenance:
 
 
 def check_lineage(members: Members) -> Overlap | None:
-    """Return what is known of the labelled images that the members' networks learnt from; None without a dataset.
+    """Return which labelled images the members' networks learnt from, as far as known; None without a dataset.
 
-    Raises UsageError where a member learnt from images that judge the ensemble.
+    Raises UsageError if a member learnt from images that judge the ensemble.
     """
     folder = None if members.label_source is None else members.label_source.parent
     if folder is None or not (folder / METADATA_FILE).is_file() or not (folder / DATASET_INFO).is_file():
@@ -151,10 +151,10 @@ def check_lineage(members: Members) -> Overlap | None:
 
 
 def judged_as_submitted(folder: Path) -> bool:
-    """Whether an experiment's labelled predictions come from the very models that its submission comes from.
+    """Whether the models that make an experiment's submission also made its labelled predictions.
 
-    Not so for a cross-validation, of which a single fold's model predicts each image and the mean of all the test set,
-    nor for what is made of one.
+    False for a cross-validation, and for what is made from one: one fold's model predicts each labelled image, but the
+    mean of all folds' models predicts the test set.
     """
     if experiment_predictions(folder).name != PREDICTION_FILES[0]:
         return True
@@ -165,10 +165,10 @@ def judged_as_submitted(folder: Path) -> bool:
 
 
 def read_held_out(config: EnsembleConfig, folders: Mapping[str, Path], members: Members) -> HeldOut | None:
-    """Return what all members say of the images in no fold; None where they have not been asked.
+    """Return all members' predictions of the images in no fold; None if a member made none.
 
-    Raises UsageError where --ens_calibrate needs it: a mean of several models is less sure than each of them, so that
-    maps fitted to single models' predictions would make it worse.
+    Raises UsageError if --ens_calibrate needs them. A mean of several models is less sure than each model: maps fitted
+    to single models' predictions would make it worse.
     """
     flag = f"--ens_calibrate={config.ens_calibrate}"
     try:
@@ -190,7 +190,7 @@ def read_held_out(config: EnsembleConfig, folders: Mapping[str, Path], members: 
 
 
 def dataset_of(folder: Path) -> Path:
-    """Return the folder of the dataset that an experiment was trained on; UsageError where it can't be found."""
+    """Return the folder of the dataset that an experiment was trained on; UsageError if it can't be found."""
     try:
         config = experiment_options(folder)
         dataset = dataset_folder(Path(config["data_input_folder"]), str(config["data_dataset"]))
@@ -201,7 +201,7 @@ def dataset_of(folder: Path) -> Path:
 
 
 def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
-    """Return the file, the labelled rows, and the whole metadata of the dataset that an experiment was trained on."""
+    """Return metadata.csv of the dataset that an experiment was trained on: its path, its labelled rows, all rows."""
     dataset = dataset_of(folder)
     described = described_images(dataset)
     labels = described[described[list(LABELS)].notna().all(axis=1)]
@@ -209,7 +209,7 @@ def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
 
 
 def check_labels(config: EnsembleConfig, members: Members) -> None:
-    """Raise UsageError where labels are needed or named and there are none that fit."""
+    """Raise UsageError if options need labels that are missing, or the named labels don't fit the predictions."""
     asked = [
         f"--{name}={value}"
         for name, value in (("ens_fit", config.ens_fit), ("ens_calibrate", config.ens_calibrate))
@@ -229,16 +229,16 @@ def check_labels(config: EnsembleConfig, members: Members) -> None:
 
 
 def is_submission(path: Path) -> bool:
-    """Whether a file that was read as predictions has the competition's long form, told by its header."""
+    """Whether the header of a file of predictions is that of the competition's long form."""
     return table_form(path).has(SUBMISSION_COLUMNS)
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Return the known labels of a fold CSV, a metadata.csv or the competition's train CSV: index id, 0 or 1 a label.
+    """Read the labels of a fold CSV, a metadata.csv or the competition's train CSV: index ``id``, each label 0 or 1.
 
-    The former two also have patient_id, study_id and group_id. Images without labels (the test images of a
-    metadata.csv) are left out. Raises UsageError where the file can't be read or has other columns, WorkError for a
-    label that is not 0 or 1, an image with some labels only, or twice.
+    The former two also give patient_id, study_id and group_id. Images without labels (the test images of a
+    metadata.csv) are left out. Raises UsageError if the file can't be read or has other columns. Raises WorkError for a
+    label that is not 0 or 1, for an image with some labels only, and for an image that stands there twice.
     """
     form = table_form(path)
     if form.has(SUBMISSION_COLUMNS):

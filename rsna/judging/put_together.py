@@ -1,4 +1,4 @@
-"""An experiment that is made of others: an ensemble, a second level."""
+"""The folder of an experiment that is made from others: an ensemble or a second level."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rsna.training.outcome import Conclude
 def put_together(
     output_dir: Path, experiment_id: str | None, options: Mapping[str, Any], typed: Sequence[str], conclude: Conclude
 ) -> Iterator[Path]:
-    """Yield the folder, under its lock, of a new experiment that is made of others, and conclude it.
+    """Create the folder of an experiment, yield it under its lock, then conclude the experiment.
 
-    One of this name with the same options that was killed while it was written is written again.
+    If an experiment of this name and these options was killed before it was finished, its folder is written again.
     """
     folder = None if experiment_id is None else output_dir / experiment_id
     if folder is None or not is_left(folder, options):
@@ -32,7 +32,7 @@ def put_together(
 
 
 def is_left(folder: Path, options: Mapping[str, Any]) -> bool:
-    """Whether an experiment with these options was begun in ``folder`` and ended before it was finished."""
+    """Whether ``folder`` holds an unfinished experiment with these options that no process writes any more."""
     if not (folder / CONFIG).is_file():
         return False
     record = read_record(folder)

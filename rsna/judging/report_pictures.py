@@ -1,4 +1,4 @@
-"""The pictures of a report: the slices worth a look, in two windows and with heat."""
+"""The pictures of a report: slices worth a look, in two windows and with a Grad-CAM heat map."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ PICTURES_EACH, TILE = 9, 180
 def pictures_of(
     config: TrainConfig, frame: pd.DataFrame, rows: pd.DataFrame, experiments: Sequence[Path]
 ) -> tuple[dict[str, Sequence[tuple[np.ndarray, str]]], str]:
-    """Return by title pictures of some of the images ``rows``, with the text below each, and what they show.
+    """Return pictures of some of the images ``rows`` by title, each with its caption, and a note on what they show.
 
-    ``frame``: the images' predictions, in the same order. ``experiments``: folders of those whose best.pt predicted
-    the images, each those in its predictions_valid.csv.
+    ``frame``: the images' predictions, in the same order. ``experiments``: folders whose best.pt predicted the images.
+    Each experiment predicted the images in its predictions_valid.csv.
     """
     data = dataset_folder(config.data_input_folder, config.data_dataset)
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
@@ -54,7 +54,7 @@ def pictures_of(
 
 
 def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:
-    """Return by title the places of slices, most interesting first: worst, best and least sure."""
+    """Return by title the positions of slices, most interesting first: worst, best and least sure."""
     losses = binary_log_losses(predictions, targets) @ normalized_weights(LABEL_WEIGHTS, len(LABELS))
     bleeding = np.flatnonzero(targets[:, -1] == 1)
     doubt = np.abs(predictions[:, -1] - 0.5)
@@ -68,9 +68,9 @@ def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:
 def heat_pictures(
     config: TrainConfig, rows: pd.DataFrame, experiments: Sequence[Path]
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Return pictures (TILE, TILE, 3) with Grad-CAM of ``any`` by image id, and what they show or why there are none.
+    """Return pictures (TILE, TILE, 3) with Grad-CAM of ``any`` by image id, and a note; no pictures: the reason.
 
-    Each image by the network that predicted it.
+    The heat of an image comes from the network that predicted it.
     """
     found: dict[str, np.ndarray] = {}
     cells = ""
@@ -103,7 +103,7 @@ def heat_pictures(
 
 
 def windowed(image: np.ndarray, windows: Windows) -> list[np.ndarray]:
-    """Return an image, HU (H, W) or windowed (H, W, C), in its first two windows, uint8 (TILE, TILE) each."""
+    """Return the first two windows of an image, HU (H, W) or windowed (H, W, C), each as uint8 (TILE, TILE)."""
     if image.ndim == 2:
         image = np.stack([window(image, center, width) for center, width in windows[:2]], axis=-1)
     elif image.dtype == np.uint8:
@@ -120,14 +120,14 @@ def windows_shown(windows: Windows, image_form: str) -> str:
 
 
 def beside(greys: Sequence[np.ndarray], coloured: np.ndarray | None) -> np.ndarray:
-    """Return square pictures side by side: grey (H, W), or BGR (H, W, 3) where there is a coloured one."""
+    """Return square pictures side by side: grey (H, W), or BGR (H, W, 3) if one is coloured."""
     if coloured is None:
         return np.hstack(list(greys))
     return np.hstack([*(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) for grey in greys), coloured])
 
 
 def described(image_id: str, predictions: Array, targets: Array) -> str:
-    """Say what an image shows and what was predicted."""
+    """Return an image's caption: its id, its labels and its likeliest predictions."""
     true = [name for name, value in zip(LABELS[:-1], targets, strict=False) if value == 1]
     likely = sorted(zip(predictions[:-1], LABELS, strict=False), reverse=True)[:2]
     said = ", ".join(f"{name} {value:.2f}" for value, name in likely)

@@ -1,4 +1,4 @@
-"""The report of an experiment, from what its folder holds."""
+"""Write an experiment's report from the files in its folder."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC, dataset_folder, read_fol
 
 
 def write_report(folder: Path, status: str | None = None, tracker: Tracker | None = None) -> Path:
-    """Write ``report.html`` into an experiment's folder, of what there is, and return its path.
+    """Write ``report.html`` into an experiment's folder from the files it has so far; return its path.
 
-    ``tracker`` gets a run's evaluation as a figure, but not the report, which shows slices of patients.
+    ``tracker`` gets the evaluation of a run as a figure. It doesn't get the report, which shows slices of patients.
     """
     note_lineage(folder)
     record = read_record(folder, status)
@@ -53,7 +53,7 @@ def write_report(folder: Path, status: str | None = None, tracker: Tracker | Non
 
 
 def note_lineage(folder: Path) -> None:
-    """Note in an experiment's folder on what of unknown lineage its predictions depend, for report and leaderboard."""
+    """Note the networks of unknown lineage behind an experiment's predictions, for report and leaderboard."""
     path = predictions_path(folder)
     if path is None:
         return
@@ -69,14 +69,14 @@ def fold_records(folder: Path) -> list[Record]:
 
 
 def rewrite_reports(folder: Path) -> Path:
-    """Write an experiment's report, of a cross-validation those of its folds before it; return the first's path."""
+    """Write an experiment's report and return its path; the folds of a cross-validation get theirs first."""
     for path in sorted(folder.glob(f"*/{CONFIG}")):
         write_report(path.parent)
     return write_report(folder)
 
 
 def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | None = None) -> str:
-    """Return the report of one run; ``tracker`` gets its evaluation."""
+    """Return the report of one run; ``tracker`` gets the evaluation."""
     rivals = [other for other in others if same_data(other, record)]
     constant, evaluated, missing = None, None, ""
     try:
@@ -92,7 +92,7 @@ def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | Non
 
 
 def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Record]) -> str:
-    """Return the report of a cross-validation: its folds, and all their predictions of what they held out."""
+    """Return the report of a cross-validation: its folds, and the out-of-fold predictions of all together."""
     rivals = [other for other in others if same_data(other, record)]
     summary = read_object(record.folder / CROSS_VALIDATION_FILE)
     facts = {str(fact.get("experiment")): fact for fact in objects(summary, "folds")}
@@ -111,7 +111,7 @@ def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Reco
 
 
 def members_report(record: Record, others: Sequence[Summary]) -> str:
-    """Return the report of an ensemble or a second level; its rivals are its members."""
+    """Return the report of an ensemble or a second level, compared with its members."""
     names = [str(name) for name in record.config["members"]]
     members = {other.name: other for other in others if other.name in names}
     reported = [name for name in members if (results_folder(record.folder) / name / REPORT_FILE).is_file()]
@@ -147,13 +147,13 @@ def members_report(record: Record, others: Sequence[Summary]) -> str:
 
 
 def again(record: Record) -> str:
-    """Return the command that made an experiment, with another name for the new one."""
+    """Return the command that makes an experiment again, under a new name."""
     typed = [word for word in shlex.split(str(record.environment.get("command", ""))) if "--experiment_id" not in word]
     return shlex.join(["python", *typed, f"--experiment_id={record.folder.name}_again"])
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return a JSON object; an empty one where there is none."""
+    """Read a JSON object; a missing or unreadable file gives an empty one."""
     try:
         found = read_json(path)
     except (OSError, ValueError):
@@ -162,7 +162,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def objects(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the objects of a list in a document; what is there otherwise is left out."""
+    """Return the objects in the list ``name`` of a document; anything else is left out."""
     found = document.get(name)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
@@ -174,7 +174,7 @@ def same_data(one: Record | Summary, other: Record | Summary) -> bool:
 
 
 def fold_and_constant(config: TrainConfig) -> tuple[pd.DataFrame, Array, float]:
-    """Return the fold's rows, the training's prevalences, and what predicting these scores on the validation images."""
+    """Return the fold's rows, the prevalences of its training images, and the constant predictor's validation score."""
     if config.is_cross_validation:
         raise UsageError("a cross-validation: name one of its folds, which are experiments of their own")
     rows = read_fold(
@@ -192,9 +192,9 @@ def judge(
     rows: pd.DataFrame | None = None,
     prevalences: Array | None = None,
 ) -> Evaluated | None:
-    """Evaluate an experiment's predictions of labelled ``rows``, with pictures of some; None where it has none yet.
+    """Evaluate an experiment's predictions of the labelled ``rows``; None if it has no predictions yet.
 
-    For ``experiments`` see :func:`rsna.judging.report_pictures.pictures_of`. ``rows`` None: all labelled images of the
+    ``experiments``: see :func:`rsna.judging.report_pictures.pictures_of`. ``rows`` None: all labelled images of the
     dataset. ``prevalences`` (6,) None: those of :func:`rsna.judging.evaluation.constant_prevalences`.
     """
     path = predictions_path(folder)

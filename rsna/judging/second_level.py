@@ -1,8 +1,8 @@
-"""The second level: gradient boosting over what cross-validated networks say of a slice and its neighbours.
+"""The second level: gradient boosted trees over the networks' predictions of a slice and its neighbours.
 
-It learns from out-of-fold predictions alone and is cross-validated over the same folds: fold k is predicted by trees
-that saw no patient of it. No model is stored: the trees follow from the members' CSVs, the options and the seed, and
-scikit-learn's own files are pickles.
+The trees learn from out-of-fold predictions alone and are cross-validated over the same folds: the trees that predict
+fold k saw no patient of it. No model is stored, since scikit-learn's own files are pickles. The members' CSVs, the
+options and the seed give the same trees again.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, known_groups, re
 from rsna_network import pooled_metrics
 
 LEVEL_ROW = "second level"
-PARTS = 3  # of the patients, by which the number of trees is chosen
+PARTS = 3  # of the cross-validation that chooses the number of trees
 
 
 def second_level(config: SecondLevelConfig, typed: Sequence[str], conclude: Conclude) -> Path:
-    """Fit, judge and write; print the scores and the experiment's folder, and return that.
+    """Fit the trees, judge them and write the experiment; print the scores and return the experiment's folder.
 
-    All is computed before anything is written. Raises UsageError where a member is no finished cross-validation, or
-    not of the same folds; WorkError where its files are of other images.
+    Everything is computed before anything is written. Raises UsageError if a member is no finished cross-validation or
+    has other folds. Raises WorkError if its files are of other images.
     """
     members = {name: experiment_folder(config.output_dir, name, "member") for name in config.members}
     options, folds = common_folds(members)
@@ -108,7 +108,7 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str], conclude: Conc
 
 
 def check_members(files: Mapping[str, Path], dataset: Path, input_folder: Path, ids: pd.Index) -> Provenance:
-    """Return which networks made the members' predictions of ``ids``; UsageError where one learnt from these images."""
+    """Return which networks made the members' predictions of ``ids``; UsageError if one learnt from these images."""
     parts = []
     for file in files.values():
         own, provenance = written_provenance(file, input_folder)
@@ -120,14 +120,14 @@ def check_members(files: Mapping[str, Path], dataset: Path, input_folder: Path, 
 
 
 def trees_provenance(dataset: Path, folds: Sequence[Fold], labelled: pd.DataFrame) -> Provenance:
-    """Return what the trees that predict each fold learnt from: the images of the other folds."""
+    """Return the provenance of the trees: those that predict a fold learnt from the images of the other folds."""
     lineages = [learnt_from(dataset, labelled.index.difference(fold.valid.index)) for fold in folds]
     used = np.stack([labelled.index.isin(fold.valid.index) for fold in folds], axis=1)
     return Provenance(tuple(lineages), used)
 
 
 def common_folds(members: Mapping[str, Path]) -> tuple[TrainConfig, list[Fold]]:
-    """Return the first member's options and the folds; UsageError where another's, or the dataset's now, differ."""
+    """Return the first member's options and folds; UsageError if another member or the dataset now has other folds."""
     first = next(iter(members.values()))
     facts = {name: finished_folds(folder) for name, folder in members.items()}
     options = from_dict(TrainConfig, read_options(first), f"{first} (its configuration)")
@@ -145,10 +145,10 @@ def common_folds(members: Mapping[str, Path]) -> tuple[TrainConfig, list[Fold]]:
 def neighbour_table(
     frames: Mapping[str, pd.DataFrame], metadata: pd.DataFrame, ids: pd.Index, reach: int
 ) -> pd.DataFrame:
-    """Return what is learnt from, a row for each of ``ids``: logits of the slice and its neighbours in the series.
+    """Return the features, a row for each of ``ids``: logits of the slice and of its neighbours in the series.
 
-    Columns ``<member>/<label>/<offset>`` for offsets −reach..reach by order of position (NaN beyond the ends), the
-    relative position in the series (0..1) and the series' number of slices.
+    Columns: ``<member>/<label>/<offset>`` for offsets −reach..reach in order of position (NaN beyond the series' ends),
+    ``position`` in the series (0..1) and the series' number of ``slices``. Example: ``cv1/any/+1`` is the next slice's.
     """
     rows = metadata.loc[ids, ["series_id", "slice_index"]].sort_values(["series_id", "slice_index"], kind="stable")
     series = rows["series_id"]
@@ -168,10 +168,10 @@ def neighbour_table(
 def fit_predict(
     config: SecondLevelConfig, known: pd.DataFrame, labels: pd.DataFrame, asked: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return probabilities of ``asked`` by trees fitted to ``known``, and how many each label has.
+    """Fit trees to the features ``known``; return probabilities of ``asked``, and each label's number of trees.
 
-    ``labels`` has a row for each of ``known``, with its patient. A label gets as many trees as predict patients best
-    that they were not fitted to; none, which is the members' mean logit, where that predicts them better.
+    ``labels`` has a row for each of ``known``, with its patient. A cross-validation over patients chooses the number of
+    trees of each label. It is 0 if the members' mean logit predicts better; then the mean is the prediction.
     """
     rows = labels.loc[known.index]
     patients = known_groups(rows)
@@ -190,7 +190,7 @@ def fit_predict(
 def count_trees(
     config: SecondLevelConfig, known: pd.DataFrame, truth: np.ndarray, patients: np.ndarray, label: str
 ) -> int:
-    """Return how many trees predict best by cross-validation over patients; 0: the members' mean is better."""
+    """Choose the number of trees by cross-validation over patients; 0: the members' mean logit is better."""
     parts = min(PARTS, len(np.unique(patients)))
     total = np.zeros(1 + config.level_trees)
     values = known.to_numpy()
@@ -205,7 +205,7 @@ def count_trees(
 
 
 def build_trees(config: SecondLevelConfig, count: int) -> HistGradientBoostingClassifier:
-    """Return a model of ``count`` trees that is not fitted yet."""
+    """Return an unfitted model of ``count`` trees."""
     return HistGradientBoostingClassifier(
         learning_rate=config.level_rate,
         max_iter=count,
@@ -218,7 +218,7 @@ def build_trees(config: SecondLevelConfig, count: int) -> HistGradientBoostingCl
 
 
 def mean_logit(known: pd.DataFrame, label: str) -> np.ndarray:
-    """Return the mean of the members' logits of each slice itself."""
+    """Return the mean of the members' logits of each slice, without its neighbours."""
     return known[[name for name in known.columns if name.endswith(f"/{label}/+0")]].to_numpy().mean(axis=1)
 
 
@@ -230,7 +230,7 @@ def predict_held_out(
     labels: pd.DataFrame,
     known: pd.DataFrame,
 ) -> pd.DataFrame | None:
-    """Return the probabilities of the images in no fold, made as the test images'; None where a member has none."""
+    """Predict the images in no fold in the way of the test images; None if a member has no predictions of them."""
     try:
         held = held_out_predictions(dataset, members)
     except UserError:
@@ -246,10 +246,10 @@ def predict_test(
     labels: pd.DataFrame,
     known: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Return the test images' probabilities by trees fitted to all out-of-fold predictions.
+    """Predict the test images by trees fitted to all out-of-fold predictions.
 
-    Images without a picture get the members' mean logit. Raises WorkError where the members' submissions don't cover
-    the same images, or none of the dataset's.
+    Images without a picture get the members' mean logit. Raises WorkError if the members' submissions cover different
+    images, or none of the dataset's.
     """
     paths = {str(path): name for name, path in submissions.items()}
     aligned = align({path: read_predictions(Path(path)) for path in paths})

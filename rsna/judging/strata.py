@@ -1,4 +1,4 @@
-"""The parts of the images that an evaluation tells apart: kinds shown, how they were scanned, what a phantom knows."""
+"""Divide the images into strata: by number of kinds, by how they were scanned, by what a phantom knows of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pandas as pd
 from common.errors import UsageError
 from rsna_dataset import LABELS, TRUTH_FILE, read_dataset_info, read_metadata
 
-BLOOD = "blood_mm3"  # of a phantom, in the slice
+BLOOD = "blood_mm3"  # in the slice, of phantoms only
 QUARTERS = {"slice_spacing_mm": "slice spacing, mm", "thickness_mm": "slice thickness, mm"}
 
 
 def described_images(folder: Path, truth: Path | None = None) -> pd.DataFrame:
-    """Return a dataset's metadata for the strata, with what a phantom's truth file knows of its images.
+    """Return a dataset's metadata for the strata, joined with a phantom's truth file.
 
-    ``truth`` None: of a dataset that was made from a phantom the file in the input folder's ``phantom/``, where there
-    is one that has these images. Raises UsageError for a ``truth`` that can't be read or knows none of the images.
+    ``truth`` None: if the dataset was made from a phantom, take the file in the input folder's ``phantom/``, provided
+    that it knows all of its images. Raises UsageError if ``truth`` can't be read or knows none of the images.
     """
     described = read_metadata(folder, described=True)
     path = truth
@@ -46,7 +46,7 @@ def described_images(folder: Path, truth: Path | None = None) -> pd.DataFrame:
 
 
 def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, np.ndarray]:
-    """Return which part of each stratum the images belong to: how many kinds they show, how they were scanned."""
+    """Return by stratum the part that each image belongs to, such as "two or more" kinds of hemorrhage."""
     kinds = rows[[name for name in LABELS if name != "any"]].sum(axis=1).clip(upper=2)
     strata = {"kinds of hemorrhage in the slice": kinds.map({0: "none", 1: "one", 2: "two or more"}).to_numpy()}
     if described is None:
@@ -66,9 +66,9 @@ def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, n
 
 
 def parts_of_equal_size(values: pd.Series, number: int) -> pd.Series:
-    """Return in which of ``number`` parts of about equal size each value lies, as text "lowest to highest value".
+    """Cut values into ``number`` parts of about equal size; return each value's part as "lowest to highest value".
 
-    Equal values share a part, so there may be fewer; what is missing stays missing.
+    Equal values share a part, so that there may be fewer parts. Missing values stay missing.
     """
     parts = pd.qcut(values, number, labels=False, duplicates="drop")
     texts = values.groupby(parts).agg(lambda part: f"{part.min():.4g} to {part.max():.4g}")
@@ -76,7 +76,7 @@ def parts_of_equal_size(values: pd.Series, number: int) -> pd.Series:
 
 
 def phantom_strata(known: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return the parts that only a phantom's truth file can tell: the images' blood, look-alikes and file's quirks."""
+    """Return the strata that need a phantom's truth file: amount of blood, look-alikes of blood, unusual files."""
     blood = known[BLOOD]
     parts = pd.Series("none", known.index, dtype=object)
     parts[blood.isna()] = "unknown"
