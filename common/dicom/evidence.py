@@ -1,7 +1,7 @@
-"""Whether an image is a CT slice: one table of what speaks against it.
+"""Decide whether an image is a CT slice, by one table of rules.
 
-A scanner's archive also holds scouts, dose pages, screenshots, renderings and maps, many of them with Modality CT and
-the geometry of a slice. Each of them has a sign of its own in the header. What a header lacks is no sign: anonymized
+A CT archive also holds scouts, dose pages, screenshots, renderings and maps. Many of them have Modality CT and the
+geometry of a slice, but each kind shows in some other field of the header. A missing field proves nothing: anonymized
 files often lack ImageType and SOPClassUID.
 """
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 HOUNSFIELD_UNITS = ("", "HU", "HOUNSFIELD", "HOUNSFIELD UNIT", "HOUNSFIELD UNITS")  # of RescaleType
 UNSPECIFIED = "US"  # RescaleType's word for "unspecified" (PS3.3 C.11.1.1.2)
-CT_HU = (-1100, 4095)  # from noise around air to the densest of a scale of 12 bits
-OUTSIDE_SHARE = 0.01  # of the pixels beyond that range: metal takes less
+CT_HU = (-1100, 4095)  # from noise around air to the highest value of a 12-bit scale
+OUTSIDE_SHARE = 0.01  # accepted share of pixels beyond that range; metal takes less
 _CT_CLASSES = r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2(\.[12])?"  # CT, Enhanced CT, Legacy Converted Enhanced CT
 _CAPTURES = r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.[1-4])?"  # Secondary Capture, and its multi-frame kinds
 _NO_LETTERS = re.compile(r"[^A-Z0-9|]+")
 
 
 class Evidence(NamedTuple):
-    """What a header says of an image's kind, as it stands there; empty for what it lacks.
+    """The header fields that tell what kind of image it is, unchanged; empty for a missing field.
 
-    ``sop_class`` of the data set and ``meta_class`` of the file's meta part, values of ``image_type`` (ImageType, or a
-    frame's FrameType) parted by a backslash.
+    ``sop_class`` is SOPClassUID, ``meta_class`` is MediaStorageSOPClassUID. ``image_type`` is ImageType, or a frame's
+    FrameType, its values joined by a backslash: ``ORIGINAL\\PRIMARY\\AXIAL``.
     """
 
     sop_class: str = ""
@@ -42,10 +42,10 @@ class Evidence(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A sign against a slice: ``pattern`` is searched in the field, whose letters are capitals.
+    """A sign that an image is no CT slice: ``pattern`` is found in ``field``, a field of :class:`Evidence`.
 
-    Of ImageType and RescaleType each run of signs and blanks is one blank there, and ``|`` parts values. A key of
-    :data:`common.dicom.errors.NO_SLICE` is the ``reason``.
+    The field is searched in capitals. In ImageType and RescaleType each run of blanks and punctuation counts as one
+    blank, and ``|`` separates values. ``reason`` is a key of :data:`common.dicom.errors.NO_SLICE`.
     """
 
     reason: str
@@ -53,9 +53,9 @@ class Rule(NamedTuple):
     pattern: str
 
 
-# The first that fits counts, so the most telling come first. Words of ImageType are those of the standard (PS3.3
-# C.8.2.1.1.1, C.8.15.2, C.8.16.1) and of GE, Philips, Siemens and Toshiba. DERIVED and SECONDARY alone say nothing:
-# many good heads are reconstructed later.
+# The first rule that matches decides, so the most specific come first. The words of ImageType are those of the standard
+# (PS3.3 C.8.2.1.1.1, C.8.15.2, C.8.16.1) and of GE, Philips, Siemens and Toshiba. DERIVED and SECONDARY alone prove
+# nothing: many good head scans are reconstructed later.
 RULES = (
     Rule("localizer", "image_type", r"LOCALI[SZ]ER|SCOUT|SURVIEW|SCANO|TOPOGRAM|\bCT SOM\d+ TOP\b"),
     Rule("dose_report", "image_type", r"(?<!LOW )\bDOSE|\bCT SOM\d+ PROT\b|\bPROTOCOL\b|\bPATIENT INFO|\bREPORT\b"),
@@ -67,14 +67,14 @@ RULES = (
     Rule("map", "image_type", r"MAP\b|PARAMETRIC|PERMEABILITY|\bIODINE\b|ELECTRON DENSITY|\bRHO ?Z\b|\bZ ?EFF"),
     Rule("map", "image_type", r"\bEFF\w* (Z|ATOMIC)\b|\bMAT(ERIAL)? (SPEC|REM|FRAC|MOD|VAL|DENS|QUANT|DECOMP)"),
     Rule("map", "image_type", r"\bSTD DEV|\b(SUBTRACT|DIVIS|MULTIPLICAT)ION\b|\bQUANTITY\b"),
-    Rule("map", "image_type", r"^(?!.*\bORIGINAL\b).*\bPERF"),  # an ORIGINAL one is a scan that maps are made of
+    Rule("map", "image_type", r"^(?!.*\bORIGINAL\b).*\bPERF"),  # an ORIGINAL one is a perfusion scan, not a map
     Rule("map", "rescale_type", r"^(HU ?MOD|Z ?EFF|MG ?ML|EDW?|PCT)$"),
     Rule("burned_in", "burned_in", r"^YES$"),
     Rule("secondary_capture", "sop_class", rf"^{_CAPTURES}$"),
     Rule("other_class", "sop_class", rf"^(?!{_CT_CLASSES}$)."),
 )
 _PATTERNS = tuple((rule, re.compile(rule.pattern)) for rule in RULES)
-_SAYS = {  # what shows it, never a header's own words: they may hold a name
+_FIELD_TEXTS = {  # for messages, which never quote a header: it may hold a patient's name
     "sop_class": "its SOPClassUID",
     "image_type": "its ImageType",
     "rescale_type": "its RescaleType",
@@ -83,24 +83,27 @@ _SAYS = {  # what shows it, never a header's own words: they may hold a name
 
 
 def check_evidence(found: Evidence) -> str:
-    """Raise DicomError where a header says that an image is no CT slice; return what :func:`check_picture` must ask.
+    """Raise DicomError if the header shows that an image is no CT slice. Return the doubt that is left.
 
-    ``""``: nothing. ``unit``: RescaleType is no Hounsfield unit and nothing else speaks against the slice so far.
-    ``class``: the data set names a class that is no CT's, the file's meta part a CT's. That is decided last, so that a
-    file whose header contradicts itself elsewhere is named for that.
+    :func:`check_picture` settles a doubt by the pixels.
+
+    - ``""``: no doubt.
+    - ``unit``: RescaleType is no Hounsfield unit, but nothing else speaks against a CT slice.
+    - ``class``: SOPClassUID is no CT class, but MediaStorageSOPClassUID is one. This is an error, raised last, so that
+      a file with another contradiction is reported for that one.
     """
     contradiction = bool(found.sop_class) and re.fullmatch(_CT_CLASSES, found.meta_class) is not None
     fields = {
         "sop_class": found.sop_class or found.meta_class,
-        "image_type": "|".join(_bare(value) for value in found.image_type.upper().split("\\")),
-        "rescale_type": _bare(found.rescale_type.upper()),
+        "image_type": "|".join(_words(value) for value in found.image_type.upper().split("\\")),
+        "rescale_type": _words(found.rescale_type.upper()),
         "burned_in": found.burned_in.upper(),
     }
     for rule, pattern in _PATTERNS:
         if pattern.search(fields[rule.field]):
             if rule.reason == "other_class" and contradiction:
                 return "class"
-            raise DicomError(rule.reason, f"{NO_SLICE[rule.reason]}, by {_SAYS[rule.field]}")
+            raise DicomError(rule.reason, f"{NO_SLICE[rule.reason]}, by {_FIELD_TEXTS[rule.field]}")
     if fields["rescale_type"] in HOUNSFIELD_UNITS:
         return ""
     if fields["image_type"] and "ORIGINAL" not in fields["image_type"]:
@@ -109,28 +112,31 @@ def check_evidence(found: Evidence) -> str:
 
 
 def check_picture(image_hu: np.ndarray, header: SliceHeader) -> None:
-    """Raise DicomError where a picture (H, W) in HU proves that it is none of a CT.
+    """Raise DicomError if the pixels of an image (H, W) in HU show that it is no CT slice.
 
-    No pixel lies in a CT's range: a broken rescale. More than a hundredth lie beyond it and RescaleType is no
-    Hounsfield unit: a map. ``header.doubt`` is what :func:`check_evidence` left open.
+    - No pixel lies in the range of CT: the rescale is broken.
+    - RescaleType is no Hounsfield unit and more than 1 % of the pixels lie beyond that range: it is a map.
+
+    ``header.doubt`` is what :func:`check_evidence` returned.
     """
     first, last = CT_HU
     if not header.doubt and any(first <= end <= last for end in lowest_and_highest(image_hu)):
-        return  # nearly every slice: one pass over it
+        return  # true of nearly every slice, after a single pass
     inside = np.count_nonzero((image_hu >= first) & (image_hu <= last))
     if inside == 0:
         raise DicomError("rescale", f"slope and intercept leave no pixel between {first} and {last} HU")
     if header.doubt == "unit" and inside < (1 - OUTSIDE_SHARE) * image_hu.size:
         raise DicomError("no_hounsfield", "RescaleType is no Hounsfield unit, and the values are beyond a CT's range")
     if header.doubt == "class":
-        raise DicomError("other_class", f"{NO_SLICE['other_class']}, by {_SAYS['sop_class']}")
+        raise DicomError("other_class", f"{NO_SLICE['other_class']}, by {_FIELD_TEXTS['sop_class']}")
 
 
 def unit_marks(rescale_type: str) -> tuple[str, ...]:
-    """Return the mark of an image whose RescaleType is neither Hounsfield units nor unspecified."""
+    """Return the mark ``rescale_type`` if RescaleType is neither Hounsfield units nor unspecified, else no mark."""
     known = (*HOUNSFIELD_UNITS, UNSPECIFIED)
-    return () if _bare(rescale_type.upper()) in known else ("rescale_type",)
+    return () if _words(rescale_type.upper()) in known else ("rescale_type",)
 
 
-def _bare(text: str) -> str:
+def _words(text: str) -> str:
+    """Return a text with each run of blanks and punctuation as one blank."""
     return _NO_LETTERS.sub(" ", text).strip()

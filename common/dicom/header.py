@@ -1,4 +1,4 @@
-"""A CT file's header from a pydicom data set: of a plain slice, and of an enhanced file's frames."""
+"""Read the CT header from a pydicom data set, of a single slice or of each frame of an enhanced CT."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSeque
 
 
 def read_header(dataset: Dataset) -> CtHeader:
-    """Return what the header says; DicomError for what is no CT slice of one grey value a pixel.
+    """Return the header. Raise DicomError for anything but CT slices with one grey value for each pixel.
 
-    The rescale and the place of a frame of an enhanced CT (PS3.3 C.7.6.16) come from its functional groups, and where
-    these have none from the shared ones, never from another frame.
+    A frame of an enhanced CT (PS3.3 C.7.6.16) takes its rescale and position from its own functional groups, or from
+    the shared groups if its own lack them. It never takes them from another frame.
     """
     doubt = check_is_ct_image(dataset)
     form = pixel_form(dataset)
@@ -40,9 +40,9 @@ def read_header(dataset: Dataset) -> CtHeader:
 
 
 def check_is_ct_image(dataset: Dataset) -> str:
-    """Raise DicomError for an object without an image, another modality, no slice, colour; return a doubt that is left.
+    """Raise DicomError for an object without an image, another modality, no CT slice, and colour.
 
-    See :func:`common.dicom.evidence.check_evidence`. ``dataset.file_meta`` is read where there is one.
+    Return the doubt that :func:`common.dicom.evidence.check_evidence` leaves. ``dataset.file_meta`` may be missing.
     """
     if "Rows" not in dataset:
         raise DicomError("no_image", "holds no image (no Rows): a report, an index (DICOMDIR), a plan, ...")
@@ -66,9 +66,9 @@ def check_is_ct_image(dataset: Dataset) -> str:
 
 
 def pixel_form(dataset: Dataset) -> PixelForm:
-    """Return how the pixels are stored; DicomError where fields are missing, out of range or contradict each other."""
+    """Return how pixels are stored. Raise DicomError if fields are missing, out of range or contradict each other."""
     frames = integer_of(dataset, "NumberOfFrames") if value_of(dataset, "NumberOfFrames") is not None else 1
-    frames = frames or 1  # 0 is how some writers say that it isn't a multi-frame image
+    frames = frames or 1  # some writers put 0 into a single image
     bits_allocated, bits_stored = integer_of(dataset, "BitsAllocated"), integer_of(dataset, "BitsStored")
     if not 1 <= bits_stored <= bits_allocated or integer_of(dataset, "HighBit") != bits_stored - 1:
         raise DicomError("pixel_format", "BitsAllocated, BitsStored and HighBit don't fit each other")
@@ -89,7 +89,7 @@ def pixel_form(dataset: Dataset) -> PixelForm:
 
 
 def rescale(slope: float, intercept: float) -> tuple[float, float]:
-    """Return both; DicomError where one is not a finite number or the slope is 0."""
+    """Return both values. Raise DicomError if one is not finite or the slope is 0."""
     for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
         if not math.isfinite(value):
             raise DicomError("rescale", f"{name} is missing or not a finite number")
@@ -111,7 +111,7 @@ def _padding(dataset: Dataset, bits_allocated: int, signed: bool) -> tuple[int, 
 def _slice_header(
     values: Dataset, position: Dataset, orientation: Dataset, measures: Dataset, marks: tuple[str, ...], doubt: str
 ) -> SliceHeader:
-    """Read a frame's fields, each from the data set that holds it."""
+    """Read a frame's header. The first four arguments are the data sets that hold its fields."""
     slope, intercept = (numbers_of(values, keyword, 1)[0] for keyword in ("RescaleSlope", "RescaleIntercept"))
     marks = (*marks, *unit_marks(text_of(values, "RescaleType")))
     geometry = SliceGeometry(
@@ -126,7 +126,7 @@ def _slice_header(
 def _enhanced_frames(
     dataset: Dataset, count: int, marks: tuple[str, ...], doubt: str
 ) -> tuple[SliceHeader | DicomError, ...]:
-    """Return the header of each frame, or why it has none; ``doubt`` is the whole file's."""
+    """Return for each frame its header or a DicomError. ``doubt`` is that of the whole file."""
     from pydicom import Dataset as NewDataset
 
     nothing = NewDataset()

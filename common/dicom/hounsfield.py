@@ -1,4 +1,4 @@
-"""From stored numbers to Hounsfield units."""
+"""Convert stored pixel values to Hounsfield units."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import numpy as np
 from common.dicom.pictures import AIR_HU, lowest_and_highest
 from common.dicom.slices import PixelForm, SliceHeader
 
-PADDING_STORED = -2000  # what GE scanners store outside their circle, whether or not PixelPaddingValue says so
+PADDING_STORED = -2000  # what GE scanners store outside the scan circle, with or without PixelPaddingValue
 CONTAINER_BITS = 16
-BLOCK_PIXELS = 2**20  # of a picture, rescaled at once in float64
-# Padding that isn't exactly what the header says, or of which it says nothing: -2048, -3024, or spread by lossy coding.
-FAR_HU = 200  # below air: no measurement, but for a few pixels beside metal
-OUTSIDE_SHARE = 0.005  # of the pixels, at least so many of them far from air are the outside of the scanner's circle
+BLOCK_PIXELS = 2**20  # rescaled at once in float64
+# To find padding that the header doesn't give, or gives inexactly: -2048, -3024, or values spread by lossy coding.
+FAR_HU = 200  # further below air nothing is a measurement, except for a few pixels beside metal
+OUTSIDE_SHARE = 0.005  # if at least this share of the pixels is far from air, they lie outside the scan circle
 OUTSIDE_PIXELS = 16
 AIR_RANGE_HU = (-1100, -900)
 SOLID_HU = -500
-CT_HIGHEST_HU = 4095  # of a scale of 12 bits; metal and wide scales reach more
+CT_HIGHEST_HU = 4095  # of a 12-bit scale; metal and wider scales reach more
 
-# The wrap, known from 123 images of the competition: 12-bit values that were stored modulo 4096 in a file whose
-# intercept says otherwise.
+# Wrapped values, as in 123 images of the competition: 12-bit values stored modulo 4096, in a file whose intercept
+# doesn't account for it.
 WRAP_BITS = 12
 WRAP_MODULUS = 2**WRAP_BITS
 WRAP_MIN_INTERCEPT = -100
 WRAP_AIR = (3072, 3096)  # -1024 and -1000 HU modulo 4096
-WRAP_AIR_SHARE = 0.01  # of the pixels; an unwrapped image has hardly any there
+WRAP_AIR_SHARE = 0.01  # at least, in a wrapped image; any other has hardly a pixel there
 
 HU_LIMITS = np.iinfo(np.int16)
 
 
 def hounsfield(container: np.ndarray, form: PixelForm, header: SliceHeader) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return an image in Hounsfield units, int16 (rows, columns), and the names of what was mended in it.
+    """Return an image in Hounsfield units, int16 (rows, columns), and the names of the repairs made in it.
 
-    ``container``: the 16-bit numbers as they are stored, (rows, columns), uint16 or int16 as ``form.signed`` says;
-    never changed. HU = slope x stored + intercept (PS3.3 C.11.1), rounded to the nearest integer (half to even),
-    clipped to int16.
+    ``container`` holds the stored 16-bit values, (rows, columns), int16 if ``form.signed``, else uint16. It is never
+    changed. HU = slope x stored + intercept (PS3.3 C.11.1), rounded to the nearest integer (half to even) and clipped
+    to int16.
 
-    - ``padding``: pixels that hold no measurement became -1024: PixelPaddingValue or its range, -2000, and where many
-      lie below air (see :func:`_outside`) all that do.
-    - ``wrap``: values stored modulo 4096 were unwrapped. ``wrap_doubtful``: the header looks like such a file's, the
-      picture doesn't; it was left alone.
-    - ``unused_bits``: bits above BitsStored were set and ignored, as PS3.5 8.1.1 has it.
+    - ``padding``: pixels without a measurement became -1024 HU. They are PixelPaddingValue or its range, -2000, and
+      pixels outside the scan circle (see :func:`_outside`).
+    - ``wrap``: values stored modulo 4096 were unwrapped.
+    - ``wrap_doubtful``: the header is like that of a wrapped image, the pixels are not. The image was left alone.
+    - ``unused_bits``: bits above BitsStored were set. They were ignored (PS3.5 8.1.1).
     """
     low, high = lowest_and_highest(container)
     padding = _padding_mask(container, low, high, form, header)
@@ -79,9 +79,9 @@ def _air(shape: tuple[int, int]) -> np.ndarray:
 def _padding_mask(
     container: np.ndarray, low: int, high: int, form: PixelForm, header: SliceHeader
 ) -> np.ndarray | None:
-    """Return which pixels hold padding, None where none does."""
+    """Return the mask of the pixels that hold padding, None if none does."""
     ranges = [] if form.padding is None else [form.padding]
-    # -2000 counts as padding unasked only where it can't be a measurement: below air, or outside the stored bits.
+    # Without PixelPaddingValue, -2000 is padding only if it can't be a measurement: below air or beyond BitsStored.
     if form.signed and header.slope * PADDING_STORED + header.intercept < AIR_HU:
         ranges.append((PADDING_STORED, PADDING_STORED))
     elif not form.signed and form.bits_stored < CONTAINER_BITS:
@@ -98,13 +98,15 @@ def _padding_mask(
 def _outside(
     image_hu: np.ndarray, form: PixelForm, header: SliceHeader, padding: np.ndarray | None
 ) -> np.ndarray | None:
-    """Return which pixels of a picture, whose known ``padding`` is air by now, lie outside the circle; None for none.
+    """Return the mask of the pixels outside the scan circle, None if there are none. ``padding`` is air by now.
 
-    Nothing in a patient is below air. A few pixels are, beside metal, and keep their values. Where many are far below
-    it, or all the same, they lie outside the circle, and with them whatever is below air: lossy coding and
-    interpolation spread it. In a lossy picture the exact padding is a part of these. Without a padding value in the
-    header the picture must show air and something solid where they belong: else it is the rescale that is wrong, and
-    nothing is mended. In a lossy picture whose padding is above a CT's range its spread is found there.
+    - Nothing in a patient is below air. A few pixels beside metal are, and keep their values.
+    - If many pixels are far below air, or share the lowest value, they lie outside the circle. Then every pixel below
+      air does, because lossy coding and interpolation spread the padding.
+    - In a lossy image the exact padding counts toward "many".
+    - Without a padding value in the header, the image must also show air and something solid at their usual values.
+      If it doesn't, the rescale is wrong, and nothing is changed.
+    - In a lossy image whose padding is above the range of CT, the spread is searched for there.
     """
     low, high = lowest_and_highest(image_hu)
     lossy = "lossy" in header.marks
@@ -126,7 +128,7 @@ def _outside(
 
 
 def _without_unused_bits(container: np.ndarray, low: int, high: int, form: PixelForm) -> np.ndarray:
-    """Return the numbers without the bits above BitsStored; the same array where none of these was set."""
+    """Return the values without the bits above BitsStored: the same array if none of these bits is set."""
     lowest = -(1 << (form.bits_stored - 1)) if form.signed else 0
     if low >= lowest and high < lowest + (1 << form.bits_stored):
         return container
@@ -135,10 +137,10 @@ def _without_unused_bits(container: np.ndarray, low: int, high: int, form: Pixel
 
 
 def _wrap_start(stored: np.ndarray) -> int | None:
-    """Return the smallest stored value that stands for a negative HU, None where no peak of air proves the wrap.
+    """Return the smallest stored value that stands for a negative HU, None if no peak of air proves a wrap.
 
-    Scanners that cut at -1000 HU have their air at 3096 and use 3072 to 3095 for metal; the competition's rule (add
-    1000, take 4096 off what reaches it, intercept -1000) is that case. Where air itself lies below 3096, they cut at
+    Scanners that clip at -1000 HU store air as 3096 and use 3072 to 3095 for metal. The competition's rule is this
+    case: add 1000, subtract 4096 from what reaches it, intercept -1000. If air lies below 3096, the scanner clips at
     -1024.
     """
     first, last = WRAP_AIR
@@ -153,7 +155,7 @@ def _apply_rescale(stored: np.ndarray, low: int, high: int, slope: float, interc
     if slope == 1 and intercept == int(intercept):
         shift = int(intercept)
         if low + shift >= HU_LIMITS.min and high + shift <= HU_LIMITS.max:
-            # Modulo 2**16, and so exact: every sum fits. Three times as fast as by way of int32.
+            # Adding modulo 2**16 is exact because every sum fits. It is three times as fast as through int32.
             return stored.view(np.int16) + np.uint16(shift % 2**16).view(np.int16)
     image_hu = np.empty(stored.shape, dtype=np.int16)
     rows = max(1, BLOCK_PIXELS // stored.shape[1])

@@ -1,4 +1,4 @@
-"""From a file's content to its header and the stored numbers of each frame."""
+"""Read a DICOM file: its header, then the stored values of each frame."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ MAX_HEADER_BYTES = 2**25
 MAX_INFLATED_BYTES = 2**27
 INFLATED_AT_ONCE = 2**20
 PREAMBLE_BYTES = 132
-MARK = b"DICM"  # the preamble's end
+MARK = b"DICM"  # the last bytes of the preamble
 META_GROUP = 2
-PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # PixelData; as float, as double
+PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # PixelData, FloatPixelData, DoubleFloatPixelData
 
 
 @contextmanager
 def quiet_pydicom() -> Iterator[list[str]]:
-    """Keep pydicom's warnings and log lines off the console; yield a list that gets the kind of each at once.
+    """Keep pydicom's warnings and log lines off the console. Yield a list that collects the kind of each.
 
-    They quote header values, so only their kind is kept. Values are not checked against their VR meanwhile: the
-    competition's identifiers are no UIDs, and each value that matters is checked where it is used.
+    Only the kind, for example ``UserWarning``, is kept, because the messages quote header values. pydicom doesn't
+    check values against their VR meanwhile: the competition's identifiers are no valid UIDs, and this package checks
+    each value that it uses.
     """
     from pydicom import config
 
@@ -74,10 +75,10 @@ def quiet_pydicom() -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class CtFile:
-    """A CT file whose header is read and whose pixels are not.
+    """A CT file whose header has been read, but not its pixels.
 
-    ``data[start:]`` is the value of PixelData as it stands, and perhaps more; ``declared`` is the length that the file
-    gives it, None for compressed pixels.
+    ``data[start:]`` begins with the raw value of PixelData; more may follow it. ``declared`` is the value's length in
+    bytes as the file gives it, None for compressed pixels.
     """
 
     header: CtHeader
@@ -88,11 +89,14 @@ class CtFile:
 
     @property
     def header_bytes(self) -> memoryview:
-        """The content before the pixels, inflated where it was deflated."""
+        """All bytes before the pixels, after inflating a deflated file."""
         return memoryview(self.data)[: self.start]
 
     def frames(self) -> Iterator[Stored | DicomError]:
-        """Yield each frame's stored numbers, or why it has none, one at a time; DicomError where none can be read."""
+        """Yield the stored values of one frame after the other, or a DicomError object for a frame without any.
+
+        Raises DicomError if no frame can be read.
+        """
         form = self.header.form
         if self.declared is None:
             stream = BytesIO(self.data)
@@ -103,9 +107,9 @@ class CtFile:
 
 
 def read_dicom(content: bytes) -> CtFile:
-    """Read the header of a file that holds CT images; DicomError for everything else, before any pixel is decoded.
+    """Read the header of a CT file. Raise DicomError for any other file, before a pixel is decoded.
 
-    Call it within :func:`quiet_pydicom`. Beside ``content`` it takes at most some 150 MiB, whatever the file says.
+    Call this within :func:`quiet_pydicom`. It needs at most about 150 MiB besides ``content``, for any file.
     """
     plain = read_plain(content) if len(content) <= MAX_FILE_BYTES else None
     if plain is not None:
@@ -115,13 +119,13 @@ def read_dicom(content: bytes) -> CtFile:
 
 
 def read_any(content: bytes) -> CtFile:
-    """As :func:`read_dicom`, by the general reader; the same result for every file that both can read."""
+    """Do what :func:`read_dicom` does, always with pydicom. A plain file gives the same result either way."""
     if len(content) > MAX_FILE_BYTES:
         raise DicomError("too_large", f"{len(content)} bytes; at most {MAX_FILE_BYTES} are read")
     if content[PREAMBLE_BYTES - len(MARK) : PREAMBLE_BYTES] != MARK:
         raise DicomError("not_dicom", "not a DICOM file: the mark DICM is missing")
     try:
-        # The meta part first: a deflated file of a megabyte can inflate to gigabytes while it is read.
+        # Read the file meta information first: a deflated file of one megabyte can inflate to gigabytes.
         meta, start = _read_meta(content)
         uid = str(meta.get("TransferSyntaxUID", ""))
         syntax = syntax_of(uid)
@@ -132,8 +136,10 @@ def read_any(content: bytes) -> CtFile:
         dataset.file_meta = meta
     except (DicomError, MemoryError):
         raise
-    except Exception as error:  # whatever a damaged file makes of the parser: ValueError, TypeError, RecursionError ...
-        raise _bounded(error) or DicomError("unreadable", f"not readable as DICOM ({type(error).__name__})") from None
+    except Exception as error:  # a damaged file can raise anything in the parser: ValueError, RecursionError, ...
+        raise _dicom_error_behind(error) or DicomError(
+            "unreadable", f"not readable as DICOM ({type(error).__name__})"
+        ) from None
     if pixels is None:
         check_is_ct_image(dataset)
         raise DicomError("truncated", "there is no PixelData: a cut file")
@@ -147,8 +153,8 @@ def read_any(content: bytes) -> CtFile:
     return CtFile(header, uid, data, offset, None if syntax.plugin else length)
 
 
-def _bounded(error: BaseException) -> DicomError | None:
-    """Return the error of the bounded stream where pydicom made another one of it."""
+def _dicom_error_behind(error: BaseException) -> DicomError | None:
+    """Return the DicomError of the bounded stream that pydicom replaced by ``error``, None if there was none."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, DicomError):
         cause = cause.__cause__ or cause.__context__
@@ -156,7 +162,7 @@ def _bounded(error: BaseException) -> DicomError | None:
 
 
 def _read_meta(content: bytes) -> tuple[FileMetaDataset, int]:
-    """Return the file's meta part and where the data set begins."""
+    """Return the file meta information and the offset of the data set."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.filereader import read_dataset
 
@@ -167,7 +173,7 @@ def _read_meta(content: bytes) -> tuple[FileMetaDataset, int]:
 
 
 def _inflate(body: memoryview, limit: int) -> bytearray:
-    """Return what a deflated data set inflates to; DicomError beyond ``limit`` bytes or where it is damaged."""
+    """Inflate a deflated data set. Raise DicomError if it is damaged or has more than ``limit`` bytes."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     whole = bytearray()
     rest: bytes | memoryview = body
@@ -186,7 +192,7 @@ def _inflate(body: memoryview, limit: int) -> bytearray:
 
 
 def _read_dataset(data: bytes | bytearray, start: int, syntax: Syntax) -> tuple[Dataset, tuple[int, int, int] | None]:
-    """Read up to the pixels; return the data set, and tag, length and place of the pixels' value or None."""
+    """Read up to the pixels. Return the data set, and the tag, length and offset of the pixels, None without pixels."""
     from pydicom.filereader import read_dataset
 
     stream = BoundedStream(data[start : start + MAX_HEADER_BYTES])
@@ -194,7 +200,7 @@ def _read_dataset(data: bytes | bytearray, start: int, syntax: Syntax) -> tuple[
     repeats = Repeats()
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
-        # pydicom also asks before it has read the first element's length, and would be taken for the first of two.
+        # pydicom asks about the first element twice, first before it has read its length. Count it once.
         if stream.tell() >= ELEMENT_BYTES:
             repeats.add(tag)
             if tag >> 16 == FUNCTIONAL_GROUPS:

@@ -1,4 +1,4 @@
-"""From a DICOM file to its images and their records. Worker processes run this."""
+"""Convert DICOM files to images and records. Worker processes run this."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from common.preprocessing.records import ImageForm, Record, Task, failure, insta
 from common.preprocessing.sources import SourceFile, announce, read_source
 
 HEADER_HASH_BYTES = 8
-FILES_AHEAD = 2  # that the disk reads while one is converted
-SOLID_HU = -500  # denser is no air
+FILES_AHEAD = 2  # files that the disk reads while one is converted
+SOLID_HU = -500  # denser pixels are not air
 
 
 def convert_tasks(tasks: Sequence[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
-    """Convert files one after the other, while the disk reads the next ones. WorkError only where writing fails."""
+    """Convert files one after the other, while the disk reads the next ones. Raise WorkError only if writing fails."""
     records = []
     with quiet_pydicom() as messages:
         for task, coming in zip(tasks, [*tasks[FILES_AHEAD:], *[None] * FILES_AHEAD], strict=False):
@@ -48,22 +48,22 @@ def convert_tasks(tasks: Sequence[Task], form: ImageForm, pseudonyms: Pseudonyms
 
 
 def read_persons(sources: Sequence[SourceFile]) -> list[tuple[str, str]]:
-    """Return PatientID and StudyInstanceUID as files have them; two empty texts for a file that is no CT image."""
+    """Return the PatientID and StudyInstanceUID of each file, or two empty texts for a file that is no CT image."""
     found = []
     with quiet_pydicom():
         for source in sources:
             try:
                 identity = read_dicom(read_source(source)).header.identity
                 found.append((identity.patient_id, identity.study_id))
-            except Exception:  # the conversion says what is wrong with it
+            except Exception:  # the conversion reports what is wrong with the file
                 found.append(("", ""))
     return found
 
 
 def _convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms, messages: Sequence[str]) -> list[Record]:
-    """Convert one file. Return a record for each of its images, or one with the reason of its failure.
+    """Convert one file. Return a record for each of its images, or one record that says why it failed.
 
-    pydicom's remarks arrive in ``messages`` meanwhile. WorkError only where writing fails.
+    Meanwhile pydicom's warnings arrive in ``messages``. Raise WorkError only if writing fails.
     """
     records: list[Record] = []
     try:
@@ -81,7 +81,7 @@ def _convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms, messages:
         raise
     except MemoryError:
         records = [failure(task, "memory", "reading it took more memory than the limit")]
-    except Exception as error:  # no damaged file stops the others
+    except Exception as error:  # a damaged file must not stop the others
         records = [failure(task, "unreadable", f"not readable as a CT image ({type(error).__name__})")]
     for number, record in enumerate(records, start=1):
         record.frame, record.frames, record.warnings = number, len(records), len(messages)
@@ -89,13 +89,13 @@ def _convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms, messages:
 
 
 def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterator[tuple[Record, np.ndarray | None]]:
-    """Yield a record for each frame of a file, and the image to store where there is one."""
+    """Yield each frame's record and the image to store. The image is None for a frame that failed."""
     file = read_dicom(read_source(task.source))
     headers = file.header.frames
     header_hash = hashlib.blake2b(file.header_bytes, key=pseudonyms.key, digest_size=HEADER_HASH_BYTES).hexdigest()
     for number, (header, stored) in enumerate(zip(headers, file.frames(), strict=True), start=1):
         try:
-            image_hu, header, marks = _picture(header, stored, file)
+            image_hu, header, marks = _convert_frame(header, stored, file)
         except DicomError as error:
             yield failure(task, error.reason, str(error)), None
             continue
@@ -111,10 +111,10 @@ def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterato
         yield record, describe_image(image_hu, form, record)
 
 
-def _picture(
+def _convert_frame(
     header: SliceHeader | DicomError, stored: Stored | DicomError, file: CtFile
 ) -> tuple[np.ndarray, SliceHeader, tuple[str, ...]]:
-    """Return a frame's picture in HU, its header and all its marks; DicomError where it is no slice."""
+    """Return a frame's image in HU, its header and all its marks; DicomError if it is no CT slice."""
     for part in (header, stored):
         if isinstance(part, DicomError):
             raise part
@@ -125,7 +125,7 @@ def _picture(
 
 
 def _describe_header(record: Record, file: CtFile, header: SliceHeader, pseudonyms: Pseudonyms) -> None:
-    """Note in ``record`` whose slice it is, where it lies and how its pixels were stored."""
+    """Write to ``record`` whose slice it is, where it lies and how its pixels were stored."""
     identity, geometry = file.header.identity, header.geometry
     record.identity = identity
     record.patient_id = pseudonyms.of("patient", identity.patient_id)
@@ -141,7 +141,7 @@ def _describe_header(record: Record, file: CtFile, header: SliceHeader, pseudony
 
 
 def describe_image(image_hu: np.ndarray, form: ImageForm, record: Record) -> np.ndarray:
-    """Describe a picture, int16 HU (H, W), in ``record``. Return the image to store."""
+    """Write the measures of an image, int16 HU (H, W), to ``record``. Return the image to store."""
     record.rows, record.columns = image_hu.shape
     record.hu_min, record.hu_max = lowest_and_highest(image_hu)
     record.hu_mean = cv2.sumElems(image_hu)[0] / image_hu.size
@@ -171,9 +171,9 @@ def apply_form(image_hu: np.ndarray, form: ImageForm) -> np.ndarray:
 
 
 def picture_hash(image: np.ndarray) -> str:
-    """Return a hash of shape and pixels, (H, W) or (H, W, C), equal only for pictures equal to the last pixel.
+    """Return a hash of the shape and pixels of an image, (H, W) or (H, W, C). Only identical images share it.
 
-    It is XXH3 (128 bits): 17 microseconds for 512 x 512, where sha256 takes 350, more than the rest of a conversion.
+    XXH3 (128 bits) takes 17 microseconds for 512 x 512. sha256 takes 350, more than the rest of a conversion.
     """
     digest = xxhash.xxh3_128(np.array(image.shape, dtype="<i8"))
     digest.update(np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<")))
@@ -181,10 +181,10 @@ def picture_hash(image: np.ndarray) -> str:
 
 
 def write_image(path: Path, image: np.ndarray) -> int:
-    """Write an image file in the form of its suffix, whole or not at all. Return its size in bytes.
+    """Write an image file in the format of its suffix, completely or not at all. Return its size in bytes.
 
-    Unlike ``common.files`` it doesn't wait for the disk, which would take longer than the conversion. A later run
-    compares sizes, and converts files again that a power failure left cut.
+    Unlike ``common.files`` this doesn't wait for the disk, which would take longer than the conversion. After a power
+    failure the next run finds truncated files by their size and converts them again.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

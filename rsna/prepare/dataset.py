@@ -1,7 +1,7 @@
-"""From DICOM files, the competition's or any other, to a dataset: images, metadata, labels, folds by patient.
+"""Make a dataset from DICOM files, the competition's or any other: images, metadata, labels, folds by patient.
 
-A killed run goes on where it stopped. On a finished dataset only what has changed is done again. ``dataset.json`` is
-written last: a dataset without it is not complete.
+The same command continues a run that was killed, and updates a finished dataset: it converts only files that are new
+or have changed. ``dataset.json`` is written last, so a dataset without it is not complete.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from rsna_dataset import (
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = (CROP_SHEET, "audit.html", "verify_failed.csv")  # removed once the dataset changes
+OLD_REPORTS = (CROP_SHEET, "audit.html", "verify_failed.csv")  # they describe the dataset as it was before a change
 
 
 def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | None = None) -> Path:
-    """Make or finish the dataset that ``config`` asks for and return its folder.
+    """Make, continue or update the dataset that ``config`` describes. Return its folder.
 
-    ``look_at`` is called with the folder once all is written, also where too many files failed.
+    When everything is written, ``look_at`` is called with the folder, even if too many files failed.
 
-    Raises UsageError where there is no data or the folder can't be written, WorkError for labels that contradict each
-    other, a full disk, and a source without any usable file. A share of failures that is too large is a WorkError too,
-    after all is written.
+    Raises UsageError if there is no data or the folder can't be written. Raises WorkError for labels that contradict
+    each other, a full disk, and a source without any usable file. If too many files failed, everything is written
+    first, then WorkError is raised.
     """
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     source = find_source(config)
@@ -63,16 +63,16 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
         else:
             if tasks:
                 check_persons(job)
-            for name in (DATASET_INFO, *LOOKED_AT):  # from here until its end the dataset is not complete
+            for name in (DATASET_INFO, *OLD_REPORTS):  # the dataset is not complete until write_tables has ended
                 (folder / name).unlink(missing_ok=True)
             remove_temporaries(folder)
             convert(job, tasks, journal)
             records = journal.read()
             job = replace(job, files=named_by_path(job.files, records))
-            again = misnamed(job.files, records, job.pseudonyms)
-            if len(again):
-                tell(f"{len(again)} files share their SOPInstanceUID with others; their ids come from their paths")
-                convert(job, tasks_of(job, job.files.loc[again]), journal)
+            renamed = misnamed(job.files, records, job.pseudonyms)
+            if len(renamed):
+                tell(f"{len(renamed)} files share their SOPInstanceUID with others; their ids come from their paths")
+                convert(job, tasks_of(job, job.files.loc[renamed]), journal)
                 records = journal.read()
             write_tables(job, records, state)
         if look_at is not None:
@@ -82,7 +82,7 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
 
 
 def is_complete(job: Job, state: str) -> bool:
-    """Whether the dataset was finished from the same source with the same options, and all its tables are there."""
+    """Whether the dataset was finished from the same source with the same options and has all its tables."""
     try:
         info = read_dataset_info(job.folder)
         same = info["options"] == dataset_options(job.config) and info["source"]["hash"] == state
