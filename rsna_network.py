@@ -21,7 +21,7 @@ MONITOR = f"valid/{METRIC}"
 class RSNANetwork(AbstractNetwork):
     """A classifier of the five kinds of hemorrhage and `any`, trained and scored by the weighted log loss.
 
-    ``inputs``: names of what the model takes of a batch's inputs, in the order of its arguments. ``class_weights`` are
+    ``inputs`` names the batch's inputs that the model takes, in the order of its arguments. ``class_weights`` are
     relative: the metric divides by their sum.
     """
 
@@ -37,27 +37,27 @@ class RSNANetwork(AbstractNetwork):
         training: Training | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        """``model`` gives logits (N, C) in the order of ``class_names``; for the rest see :class:`AbstractNetwork`.
+        """``model`` gives logits (N, C) in the order of ``class_names``. For the rest see :class:`AbstractNetwork`.
 
-        ``loss``: (logits (N, C) float32, targets (N, C)) → scalar, see common/training/losses.py; None: the metric as a
-        loss.
+        ``loss`` maps logits (N, C) float32 and targets (N, C) to a scalar; see common/training/losses.py. None: the
+        metric as a loss.
         """
         super().__init__(model, device, amp_dtype, training)
         self.loss = loss or build_loss("bce", {}, self.class_weights, device)
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the training loss of a batch's inputs against ``batch.target`` (B, K)."""
+        """Compute the loss of a batch against ``batch.target`` (B, K), in float32 under autocast too."""
         logits = model(*self.inputs_of(batch))
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), batch.target)
         return StepOutput(loss, logits, batch.target, batch.image_id)
 
     def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits (B, classes) of a batch's inputs."""
+        """Compute the logits (B, K) of a batch."""
         return model(*self.inputs_of(batch))
 
     def inputs_of(self, batch: Batch) -> tuple[Any, ...]:
-        """Return what the model takes of a batch."""
+        """Return the model's arguments from a batch."""
         return tuple(batch.inputs[name] for name in self.inputs)
 
     def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
@@ -68,13 +68,13 @@ class RSNANetwork(AbstractNetwork):
 
 
 def prediction_frame(predictions: Predictions) -> pd.DataFrame:
-    """Return probabilities (float64) with a row for each image (index ``id``) and a column for each label."""
+    """Return probabilities (float64): one row for each image (index ``id``), one column for each label."""
     index = pd.Index(predictions.image_ids, name="id")
     return pd.DataFrame(probabilities(predictions.logits), index=index, columns=list(LABELS))
 
 
 def pooled_metrics(frame: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:
-    """Return the training's metrics of predictions, rows as in ``targets``."""
+    """Return the metrics of training for probabilities whose rows stand as in ``targets``."""
     metric = WeightedLogLoss(LABELS, LABEL_WEIGHTS)
     metric.update(frame[list(LABELS)].to_numpy(), targets[list(LABELS)].to_numpy(), list(frame.index))
     return metric.compute()

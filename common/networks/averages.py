@@ -15,23 +15,23 @@ from common.networks.network import Average
 class RunningAverage:
     """A copy of a model that moves a share of the way to its weights after each update: a ← a + s · (w − a).
 
-    Buffers, the running statistics of batch norms among them, are averaged too, which spares a pass over the training
-    images at each validation; counters are copied. timm's and torch's averages do the same, but can't leave an update
-    out that only the device knows to be none.
+    Buffers, such as the running statistics of batch norms, are averaged too. This saves a pass over the training images
+    at each validation. Counters are copied. timm's and torch's averages do the same, but can't leave out an update that
+    did not land when only the device knows that.
     """
 
     def __init__(self, model: nn.Module, share: Callable[[int], float], first_step: int = 1) -> None:
-        """Begin at the weights of ``model``, which is copied.
+        """Copy ``model`` and begin at its weights.
 
-        ``share``: of the n-th update (from 1) that is taken in; ``first_step``: number of the first that may be.
+        ``share`` gives s of the n-th update (from 1) that is taken in. Updates before ``first_step`` are left out.
         """
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.share = share
         self.first_step = first_step
-        self.before: int | None = None  # updates of the run that were finished when the first one was taken in
+        self.before: int | None = None  # finished updates of the run before the first one taken in
 
     def started(self, step: int) -> bool:
-        """Whether it took in an update, ``step`` updates being finished."""
+        """Whether the average has taken in an update, after ``step`` finished updates."""
         return self.before is not None and step > self.before
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class RunningAverage:
             own, current = (list(side) for side in zip(*pairs, strict=True))
             if dtype.is_floating_point:
                 move(own, current, share, landed)
-            else:  # of an update that did not land: put back already, or counts a batch more
+            else:  # after an update that did not land they are restored already, or count one batch more
                 torch._foreach_copy_(own, current)
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,9 +65,9 @@ class RunningAverage:
 def move(own: list[Tensor], current: list[Tensor], share: float, landed: Tensor | None) -> None:
     """Move tensors of one type a ``share`` of the way to ``current``, in a few kernels for all of them.
 
-    Where ``landed`` (bool scalar, on the device) is false they stay as they are, to the bit. No kernel for many tensors
-    takes such a share from the device: below a half lerp's formula is put together from three, with the same bits; the
-    one or two first updates of an average, which go further, take a kernel for each tensor.
+    If ``landed`` (bool scalar, on the device) is false, they stay as they are, to the bit. torch has no kernel for many
+    tensors that takes a share from the device. Below a half three kernels compute lerp's formula, with the same bits.
+    From a half on, in the first one or two updates of an average, each tensor takes a kernel of its own.
     """
     if landed is None:
         torch._foreach_lerp_(own, current, share)
@@ -83,20 +83,20 @@ def move(own: list[Tensor], current: list[Tensor], share: float, landed: Tensor 
 class ExponentialAverage(RunningAverage):
     """An exponential moving average: a ← d · a + (1 − d) · w.
 
-    The decay warms up, so that the random weights of the begin are forgotten: update number n has
-    the decay min(decay, 1 − n ** −2/3): 0 for the first, 0.95 for the 90th, 0.999 from the 31,623rd on.
+    The decay warms up, so that the average forgets the random weights of the start. Update number n has the decay
+    min(decay, 1 − n ** −2/3): 0 for the first, 0.95 for the 90th, 0.999 from the 31,623rd on.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """``decay`` d, from 0 to below 1."""
+        """``decay``: d above, at least 0 and below 1."""
         super().__init__(model, lambda number: 1 - min(decay, 1 - number ** (-2 / 3)))
 
 
 class EqualAverage(RunningAverage):
-    """Stochastic weight averaging (Izmailov et al., 2018): the mean of the weights after each update from one on."""
+    """Stochastic weight averaging (Izmailov et al., 2018): the mean of the weights after each of the later updates."""
 
     def __init__(self, model: nn.Module, first_step: int) -> None:
-        """``first_step``: number of the first optimizer update (from 1) that counts."""
+        """``first_step``: the first optimizer update (from 1) that counts."""
         super().__init__(model, lambda number: 1 / number, first_step)
 
 
@@ -106,5 +106,5 @@ def build_ema(model: nn.Module, steps: int, values: Mapping[str, Any]) -> Averag
 
 
 def build_swa(model: nn.Module, steps: int, values: Mapping[str, Any]) -> Average:
-    """An equal average from ``tr_swa_start``, a share of the run, on."""
+    """An equal average over the rest of the run after ``tr_swa_start``, a share of it."""
     return EqualAverage(model, min(int(values["tr_swa_start"] * steps) + 1, steps))

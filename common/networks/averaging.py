@@ -1,4 +1,4 @@
-"""The averages of the trained weights by name, and their options. A new average is a class, a row and its options."""
+"""Table of the averages of the trained weights, with their options. A new one is a class, a row and its options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AverageRow(Row):
-    """One kind of average: the dotted path of what builds it from the model, the run's steps, its options' values."""
+    """One kind of average. ``path`` names its builder, a function of the model, the run's steps and option values."""
 
     path: str = field(kw_only=True)
 
@@ -54,7 +54,7 @@ class AveragingOptions:
 
 
 def check_averages(chosen: Mapping[str, bool], given: Mapping[str, Any]) -> None:
-    """Raise UsageError where an option of an average is given that is not asked for."""
+    """Raise UsageError for an option of an average that is not switched on."""
     for name, row in AVERAGES.items():
         for parameter in row.parameters:
             if given.get(parameter) is not None and not chosen[name]:
@@ -64,7 +64,7 @@ def check_averages(chosen: Mapping[str, bool], given: Mapping[str, Any]) -> None
 def build_averages(
     model: nn.Module, steps: int, chosen: Mapping[str, bool], given: Mapping[str, Any]
 ) -> dict[str, Average]:
-    """Build the averages that are ``chosen`` for a run of ``steps`` optimizer updates; UsageError as check_averages."""
+    """Build the ``chosen`` averages for a run of ``steps`` optimizer updates. Errors as :func:`check_averages`."""
     check_averages(chosen, given)
     built = {}
     for name, row in AVERAGES.items():

@@ -1,4 +1,4 @@
-"""Looks for a learning rate and for the largest batch that fits: short trials, after which everything is as before."""
+"""Finds a learning rate and the largest batch that fits, by short trials that leave the network as it was."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 SMOOTHING = 0.9
 DIVERGED = 4.0  # times the lowest loss
-MARGIN = 5  # points at both ends, whose slopes are of the smoothing and not of the loss
+MARGIN = 5  # points left out at both ends: their slopes come from the smoothing
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Rates tried in rising order, the smoothed loss of each, and the rate at which it fell fastest."""
+    """Rates tried in rising order, the smoothed loss at each, and the rate at which the loss fell fastest."""
 
     rates: list[float]
     losses: list[float]
@@ -45,9 +45,9 @@ def find_learning_rate(
 ) -> RateCurve:
     """Train ``steps`` batches at exponentially rising rates (Smith, "Cyclical Learning Rates", 2017).
 
-    It ends early where the loss diverges. Parameter groups keep their proportions; the rates are those of the highest
-    group. Weights, optimizer, schedule, averages and random numbers are put back. Raises WorkError where the loss never
-    falls.
+    The search ends early if the loss diverges. Parameter groups keep their proportions; the returned rates are those
+    of the highest group. Weights, optimizer, schedule, averages and random numbers are restored afterwards. Raises
+    WorkError if the loss never falls.
     """
     groups = network.training.optimizer.param_groups
     with restored(network):
@@ -79,10 +79,10 @@ def find_learning_rate(
 
 
 def find_batch_size(network: AbstractNetwork, limit: int) -> int:
-    """Return the largest power of two, at most ``limit``, with which a run doesn't run out of memory.
+    """Return the largest power of two, at most ``limit``, that fits into memory as a batch size.
 
-    It begins at two images: a batch norm takes no batch of one where its map has one place. Raises WorkError where not
-    even two fit. Everything is put back as for :func:`find_learning_rate`.
+    The search begins at two images: a batch norm refuses a batch of one whose feature map is a single pixel. Raises
+    WorkError if not even two fit. Everything is restored as for :func:`find_learning_rate`.
     """
     found, size = 0, min(2, limit)
     with restored(network):
@@ -102,11 +102,11 @@ def find_batch_size(network: AbstractNetwork, limit: int) -> int:
 
 
 def try_batch_size(network: AbstractNetwork, size: int) -> None:
-    """Do what a run does, with as many batches on the device as it has there: updates, averages and validation."""
+    """Update, average and validate as a run does, with as many batches on the device as a run has there."""
     training = network.training
     batch = first_batch(training.train_loader, size)
     ahead = [network.prepare_batch(batch) for _ in range(AHEAD)]
-    for _ in range(2):  # the first makes the optimizer's state, which the second has beside its activations
+    for _ in range(2):  # the first allocates the optimizer's state, the second needs it beside its activations
         train_once(network, batch)
     for average in training.averages.values():
         average.update(network.model, training.step_num)
@@ -120,13 +120,13 @@ def try_batch_size(network: AbstractNetwork, size: int) -> None:
 
 
 def first_batch(loader: DataLoader, size: int) -> Batch:
-    """Return a batch of the first ``size`` samples, over again where there are fewer."""
+    """Return a batch of the first ``size`` samples; a smaller dataset repeats."""
     return loader.collate_fn([loader.dataset[index % len(loader.dataset)] for index in range(size)])
 
 
 @contextmanager
 def restored(network: AbstractNetwork) -> Iterator[None]:
-    """Within this context the network may be trained; afterwards it is as it was before."""
+    """Let the network be trained within this context, then restore it."""
     state = copy.deepcopy(network.state_dict())
     modes = [(module, module.training) for module in network.model.modules()]
     train_mode(network.model)
@@ -140,7 +140,7 @@ def restored(network: AbstractNetwork) -> Iterator[None]:
 
 
 def training_batches(network: AbstractNetwork) -> Iterator[Batch]:
-    """Yield training batches without an end, epoch after epoch."""
+    """Yield training batches endlessly, epoch after epoch."""
     loader = network.training.train_loader
     for epoch in count():
         loader.sampler.seek(epoch, 0)
@@ -148,9 +148,9 @@ def training_batches(network: AbstractNetwork) -> Iterator[Batch]:
 
 
 def train_once(network: AbstractNetwork, batch: Batch) -> float:
-    """Make one optimizer step on a batch, as a run does it, without counters, schedule or callbacks.
+    """Make one optimizer step on a batch as a run does, but without counters, schedule or callbacks.
 
-    One that is not finite changes nothing. Return its loss, the mean over the processes, so that all decide alike.
+    A step that is not finite changes nothing. Return the loss, the mean over the processes, so that all decide alike.
     """
     optimizer = network.training.optimizer
     optimizer.zero_grad(set_to_none=True)
@@ -159,7 +159,7 @@ def train_once(network: AbstractNetwork, batch: Batch) -> float:
     loss = output.loss.detach()
     network.scaler.scale(output.loss).backward()
     network.guard.attempt([Evidence(network.iteration, output.image_ids, loss, output.logits.detach())])
-    network.guard.read_flags()  # of a trial, which nobody counts
+    network.guard.read_flags()  # not settle(): a trial does not count
     return distributed.mean(float(loss))
 
 

@@ -1,4 +1,4 @@
-"""Optimizer steps that a gradient or loss which is not finite never reaches."""
+"""Guards the optimizer: a step with a gradient or loss that is not finite never changes the weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from common.training.arrival import HostCopy
 
 logger = logging.getLogger(__name__)
 
-SCALER_SKIPS_IN_A_ROW = 30  # from the starting scale 65536 to 6e-5: what is lost then is not the scaler's to find
+SCALER_SKIPS_IN_A_ROW = 30  # they halve the scale from 65536 to 6e-5; the fault is then not the scale
 NAMED_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is kept of a micro-batch until its update is known to have landed: ``loss`` scalar, ``logits`` (N, C)."""
+    """A micro-batch's ``loss`` (scalar) and ``logits`` (N, C), kept until its update is known to have landed."""
 
     iteration: int
     image_ids: Sequence[str]
@@ -34,9 +34,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An update that was asked for. ``flags`` (2,), on their way to the host: gradient and loss were not finite.
+    """An update whose outcome the host doesn't know yet.
 
-    ``first``: the optimizer had no state before it.
+    ``flags`` (2,), on their way to the host: the gradient is not finite, the loss is not finite. ``first``: the
+    optimizer had no state before this update.
     """
 
     flags: HostCopy
@@ -45,23 +46,23 @@ class Attempt:
 
 
 class Statistics:
-    """Tensors that go back to what they were where an update did not land: a bad batch spoils them for good.
+    """Tensors, such as running statistics, that are restored if an update did not land. One NaN would stay in them.
 
-    All of one type lie one behind the other in one copy, so that a few kernels do for all of them.
+    One flat copy holds all tensors of a type, so that a few kernels serve all of them.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Keep ``tensors`` as they are now."""
+        """Keep a copy of ``tensors``."""
         dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
         self.groups = [[tensor.view(-1) for tensor in tensors if tensor.dtype == dtype] for dtype in dtypes]
         self.keep()
 
     def keep(self) -> None:
-        """Keep them as they are now."""
+        """Copy the current values."""
         self.kept = [torch.cat(group) for group in self.groups]
 
     def settle(self, landed: Tensor) -> None:
-        """Keep them as they are now where ``landed`` (bool scalar, on their device) is true, else put them back."""
+        """Copy the current values if ``landed`` (bool scalar, on their device) is true, else restore the copy."""
         for group, kept in zip(self.groups, self.kept, strict=True):
             torch.where(landed, torch.cat(group), kept, out=kept)
             torch._foreach_copy_(group, kept.split([len(flat) for flat in group]))
@@ -70,12 +71,13 @@ class Statistics:
 class StepGuard:
     """Clips gradients and steps the optimizer, except where a loss or gradient is not finite.
 
-    With ``late`` (on a GPU) the decision is taken on the device, by fused kernels (``found_inf``), and read by the host
-    one attempt later, so that it never waits; an optimizer without such kernels is waited for. ``landed`` tells on the
-    device whether the last attempt landed. ``mode`` stop ends the run at the first such update, skip goes on until more
-    than ``limit`` were skipped. What is skipped because a float16 gradient overflowed while the loss is finite is the
-    scaler's normal work, and counted apart. ``statistics`` of a run that may go on after a skip are put back to what
-    they were before the micro-batches of the skipped update.
+    With ``late`` (on a GPU) the device decides, by fused kernels (``found_inf``). The host reads the decision one
+    attempt later, so that it never waits. It does wait for an optimizer without such kernels. ``landed`` says on the
+    device whether the last attempt landed.
+
+    ``mode`` "stop" ends the run at the first update that is not finite; "skip" goes on until more than ``limit`` were
+    skipped. A float16 gradient that overflows while the loss is finite is the scaler's normal work and counted apart.
+    After a skip the ``statistics`` are restored to their values before the update's micro-batches.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class StepGuard:
         limit: int,
         statistics: Sequence[Tensor] = (),
     ) -> None:
-        """``clip_norm``: largest norm of all gradients, 0: any; ``statistics``: of :func:`batch_statistics`."""
+        """``clip_norm`` limits the norm of all gradients, 0: no limit. ``statistics``: see :func:`batch_statistics`."""
         self.optimizer = optimizer
         self.scaler = scaler
         self.late = late
@@ -110,7 +112,7 @@ class StepGuard:
         return self.nonfinite_skips + self.scaler_skips
 
     def attempt(self, evidence: Sequence[Evidence]) -> None:
-        """Unscale, clip and step; :meth:`settle` tells later whether the update landed."""
+        """Unscale, clip and step. :meth:`settle` tells later whether the update landed."""
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in parameters])
@@ -126,7 +128,7 @@ class StepGuard:
         self.pending = Attempt(HostCopy([flags]), evidence, first)
 
     def settle(self) -> bool:
-        """Return whether the last attempt landed (True where none is open); WorkError where the run must end."""
+        """Return whether the last attempt landed (True if none is open). Raises WorkError where the run must end."""
         attempt = self.pending
         if attempt is None:
             return True
@@ -147,12 +149,12 @@ class StepGuard:
         return False
 
     def read_flags(self) -> tuple[bool, bool]:
-        """Close the open attempt without counting it; return whether its gradient and its loss were not finite."""
+        """Close the open attempt without counting it. Return whether its gradient and its loss are not finite."""
         attempt, self.pending = self.pending, None
         (flags,) = attempt.flags.wait()
         gradient_bad, loss_bad = flags.tolist()
         if attempt.first and (gradient_bad or loss_bad):
-            # Fused SGD made momentum that it left unset. The next step makes it anew, as the first step that lands.
+            # Fused SGD has allocated momentum without setting it. The first step that lands must make it anew.
             self.optimizer.state.clear()
         return gradient_bad, loss_bad
 
@@ -174,7 +176,7 @@ class StepGuard:
         self.statistics.keep()
 
     def _step(self) -> None:
-        """Step the optimizer if the attempt lands: as the scaler's own ``step``, but the loss counts too."""
+        """Step the optimizer if the attempt lands. Unlike the scaler's own ``step`` this looks at the loss too."""
         if self.late and getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self.optimizer.grad_scale = None
             self.optimizer.found_inf = (~self.landed).float()
@@ -201,12 +203,12 @@ class StepGuard:
 
 
 def batch_statistics(model: nn.Module) -> list[Tensor]:
-    """Return the running statistics of the batch norms of ``model``, which each forward pass in training changes."""
+    """Return the running statistics of the model's batch norms, which each training forward pass changes."""
     return [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers(False)]
 
 
 def suspects(evidence: Sequence[Evidence]) -> str:
-    """Name the images whose logits are not finite; where none is, those of the batches whose loss is not, or all."""
+    """Name the images whose logits are not finite, else those of batches whose loss is not finite, else all."""
     names = [
         name
         for item in evidence

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one forward pass gives: ``loss`` is a scalar, ``logits`` and ``targets`` are (N, C), ``image_ids`` has N."""
+    """The result of one forward pass: ``loss`` scalar, ``logits`` and ``targets`` (N, C), N ``image_ids``."""
 
     loss: Tensor
     logits: Tensor
@@ -42,7 +42,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outputs for a whole set, in the loader's order: ``logits`` float32 (N, C), ``targets`` float32 (N, C) or None."""
+    """Outputs for a whole set in the loader's order: ``logits`` float32 (N, C), ``targets`` float32 (N, C) or None."""
 
     image_ids: list[str]
     logits: np.ndarray
@@ -50,21 +50,21 @@ class Predictions:
 
 
 class Average(Protocol):
-    """An average of the trained weights, such as an EMA; validated, as ``valid_<name>/…``, once it has ``started``.
+    """An average of the trained weights, such as an EMA. Once ``started``, it is validated as ``valid_<name>/…``.
 
-    ``model`` is a module like the network's, which holds the averaged weights and buffers.
+    ``model`` is a copy of the network's module that holds the averaged weights and buffers.
     """
 
     model: nn.Module
 
     def started(self, step: int) -> bool:
-        """Whether it took in an update, ``step`` updates being finished."""
+        """Whether the average has taken in an update, after ``step`` finished updates."""
 
     def update(self, model: nn.Module, step: int, landed: Tensor | None = None) -> None:
         """Take in the weights of ``model`` after optimizer update number ``step`` (from 1).
 
-        Where the host does not know yet whether the update landed, ``landed`` (bool scalar) says so on the device:
-        where it is false nothing may change, and the next update has the same number.
+        On a GPU the host doesn't know yet whether the update landed. ``landed`` (bool scalar on the device) says so. If
+        it is false, nothing may change, and the next update gets the same number.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,10 +78,10 @@ class Average(Protocol):
 class Training:
     """What :meth:`AbstractNetwork.fit` needs beside the model.
 
-    ``iteration_num``, ``iteration_valid``: micro-batches in the run and between validations; ``accumulation_step``:
-    micro-batches whose gradients make one optimizer step. ``train_loader`` has a sampler with ``seek``.
-    ``clip_norm``, ``nonfinite`` and ``nonfinite_limit`` are those of :class:`StepGuard`; ``averages`` are updated after
-    each update that landed. ``monitor`` is the metric (``valid/…``) that the schedule hears of; empty: none.
+    ``iteration_num`` and ``iteration_valid`` count micro-batches: in the run, and between two validations.
+    ``accumulation_step`` micro-batches make one optimizer step. The sampler of ``train_loader`` needs ``seek``.
+    ``clip_norm``, ``nonfinite`` and ``nonfinite_limit`` go to :class:`StepGuard`. ``averages`` are updated after each
+    update that landed. The schedule hears of the metric ``monitor`` (``valid/…``); empty: of none.
     """
 
     train_loader: DataLoader
@@ -110,11 +110,11 @@ class Training:
 
 
 class AbstractNetwork(ABC):
-    """A model with its device and precision: :meth:`fit`, :meth:`validate`, :meth:`predict`.
+    """A model with its device and precision, which can :meth:`fit`, :meth:`validate` and :meth:`predict`.
 
-    ``iteration`` counts finished micro-batches and ``step`` finished optimizer updates; each moves in one place.
-    Epoch and position in it follow from ``iteration``, so that starting and resuming are the same code. Subclasses
-    say what a step computes (:meth:`training_step`, :meth:`prediction_step`, :meth:`compute_metrics`).
+    ``iteration`` counts finished micro-batches, ``step`` finished optimizer updates. The epoch and the position in it
+    follow from ``iteration``, so that starting and resuming are the same code. Subclasses define what a step computes:
+    :meth:`training_step`, :meth:`prediction_step`, :meth:`compute_metrics`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class AbstractNetwork(ABC):
         amp_dtype: torch.dtype | None = None,
         training: Training | None = None,
     ) -> None:
-        """Put ``model`` on ``device``; ``amp_dtype`` None computes in float32; ``training`` is needed by fit alone."""
+        """Put ``model`` on ``device``. ``amp_dtype`` None computes in float32. Only fit needs ``training``."""
         if amp_dtype is torch.float16 and device.type == "cpu":
             raise UsageError("--tr_amp_dtype=float16 needs a GPU; on a CPU use bfloat16, or --tr_use_amp=0")
         self.model = model.to(device)
@@ -149,33 +149,33 @@ class AbstractNetwork(ABC):
         self.iteration = 0
         self.step = 0
         self.group: list[Evidence] = []  # the micro-batches since the last optimizer step
-        self.resumed_at = 0
-        self.validated = 0  # the iteration at which the whole set was validated last
+        self.resumed_at = 0  # the iteration of the checkpoint that the run went on from
+        self.validated = 0  # the iteration of the last validation
         self.should_stop = False
-        self.interrupt_asked = False  # of this process
-        self.interrupt_requested = False  # and agreed on by all
+        self.interrupt_asked = False  # in this process
+        self.interrupt_requested = False  # in any process; all know of it
         self.valid_predictions: dict[str, Predictions] = {}
-        self.wait_seconds = 0.0  # that fit waited for batches
-        self.validation_seconds = 0.0  # of the last validation
+        self.wait_seconds = 0.0  # fit's waiting for batches, in total
+        self.validation_seconds = 0.0  # the last validation's duration
 
     @abstractmethod
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Compute the loss of a batch that is on the device by ``model``; called under autocast."""
+        """Compute the loss of ``model`` for a batch on the device; called under autocast."""
 
     @abstractmethod
     def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Compute the logits (N, C) of a batch that is on the device by ``model``, which may be an average's.
+        """Compute the logits (N, C) of ``model`` for a batch on the device.
 
-        Called under autocast, without gradients.
+        ``model`` may be an average's. Called under autocast, without gradients.
         """
 
     @abstractmethod
     def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Compute metrics of a whole set; the keys carry no prefix."""
+        """Compute the metrics of a whole set; the keys have no prefix."""
 
     @property
     def epoch(self) -> int:
-        """Epoch (from 0) that the next iteration belongs to."""
+        """Epoch (from 0) of the next iteration."""
         return self.iteration // self.training.iterations_per_epoch
 
     @property
@@ -185,17 +185,17 @@ class AbstractNetwork(ABC):
 
     @property
     def at_step_boundary(self) -> bool:
-        """Whether no gradient is waiting for its group's optimizer step: what is saved then can be gone on with."""
+        """Whether no gradient waits for its optimizer step. Only then can the state be saved and resumed."""
         return not self.group
 
     @property
     def settled_step(self) -> int:
-        """Optimizer updates that are known to have landed: on a GPU the last one is not known yet."""
+        """Optimizer updates that landed for certain. On a GPU the last one is still open."""
         return self.step - (self.guard.pending is not None)
 
     @property
     def interrupted(self) -> bool:
-        """Whether the run stops here, where it can be gone on with, because :meth:`interrupt` asked for it."""
+        """Whether :meth:`interrupt` stops the run here, at a point from which it can be resumed."""
         return self.interrupt_requested and self.at_step_boundary
 
     @property
@@ -205,21 +205,24 @@ class AbstractNetwork(ABC):
         return on_grid and self.validated < self.iteration
 
     def interrupt(self) -> None:
-        """Ask a running :meth:`fit` to stop at the next step boundary; one process alone breaks a validation off."""
+        """Ask a running :meth:`fit` to stop at the next step boundary.
+
+        A single process breaks off a running validation too; several first agree at an optimizer step.
+        """
         self.interrupt_asked = True
         self.interrupt_requested = distributed.world_size() == 1
 
     def fit(self) -> None:
         """Train until ``iteration_num`` iterations are done, ``should_stop`` is set or :meth:`interrupt` is called.
 
-        Where loading fails between two updates of a single process, the state is saved before the error goes on.
+        If loading fails between two updates of a single process, save the state, then raise the error.
         """
         self._check_training()
         train_mode(self.model)
         self.training.optimizer.zero_grad(set_to_none=True)
         self._emit("on_train_begin")
         try:
-            if self.validation_due:  # a resumed run that was interrupted before or in it
+            if self.validation_due:  # the run was interrupted before or during a validation
                 self.validate()
             while not (self.finished or self.interrupted):
                 self._emit("on_epoch_begin")
@@ -235,10 +238,11 @@ class AbstractNetwork(ABC):
         self._emit("on_interrupt" if self.interrupted else "on_train_end")
 
     def _fit_epoch(self) -> None:
+        """Train the rest of the epoch, or less where the run ends or stops."""
         loader = self.training.train_loader
         epoch, position = divmod(self.iteration, self.training.iterations_per_epoch)
         loader.sampler.seek(epoch, position * loader.batch_size)
-        for batch in self._waited_for(loader):
+        for batch in self._timed_batches(loader):
             output = self._fit_iteration(self.prepare_batch(batch))
             self._emit("on_iteration_end", output)
             if self.validation_due:
@@ -246,8 +250,8 @@ class AbstractNetwork(ABC):
             if self.finished or self.interrupted:
                 break
 
-    def _waited_for(self, loader: DataLoader) -> Iterator[Batch]:
-        """Yield the batches; add up the seconds until each was there."""
+    def _timed_batches(self, loader: DataLoader) -> Iterator[Batch]:
+        """Yield the batches of ``loader``; add the seconds spent waiting for them to ``wait_seconds``."""
         batches = iter(loader)
         while True:
             started = time.perf_counter()
@@ -258,9 +262,11 @@ class AbstractNetwork(ABC):
             yield batch
 
     def _fit_iteration(self, batch: Batch) -> StepOutput:
+        """Train on one micro-batch; the last one of its accumulation group makes the optimizer step."""
         accumulation = self.training.accumulation_step
-        group_start = max(self.iteration - self.iteration % accumulation, self.resumed_at)
-        group_end = min(self.iteration - self.iteration % accumulation + accumulation, self.training.iteration_num)
+        first = self.iteration - self.iteration % accumulation
+        group_start = max(first, self.resumed_at)
+        group_end = min(first + accumulation, self.training.iteration_num)
         with distributed.gradients_exchanged(self.training_model, self.iteration + 1 == group_end):
             with phase("forward"), self.autocast():
                 output = self.training_step(self.training_model, batch)
@@ -275,6 +281,7 @@ class AbstractNetwork(ABC):
         return output
 
     def _optimizer_step(self) -> None:
+        """Close the last update, then make this group's: set the rate, step the optimizer, update the averages."""
         training = self.training
         self.settle()
         training.schedule.on_step((self.iteration - 1) // training.accumulation_step)
@@ -290,10 +297,10 @@ class AbstractNetwork(ABC):
         self._emit("on_step_end")
 
     def settle(self) -> bool:
-        """Make sure that ``step`` counts only updates that landed; on a GPU the last one is open until then.
+        """Close the last update, which on a GPU is open until now, so that ``step`` counts only updates that landed.
 
-        Returns whether the last update landed. Raises :class:`WorkError` where a loss or gradient that is not finite
-        ends the run. Whoever reports or saves ``step`` calls this first.
+        Return whether the last update landed. Raises :class:`WorkError` where a loss or gradient that is not finite
+        ends the run. Call this before reporting or saving ``step``.
         """
         if self.guard is None:
             return True
@@ -306,8 +313,8 @@ class AbstractNetwork(ABC):
     def validate(self) -> dict[str, float]:
         """Predict the whole validation set and compute its metrics, pooled over the set.
 
-        The keys are ``valid/…`` for the trained weights and ``valid_<name>/…`` for each average. An interruption breaks
-        it off: the result is then empty and no callback hears of it.
+        The keys are ``valid/…`` for the trained weights and ``valid_<name>/…`` for each average. After an interruption
+        the result is empty, and callbacks don't hear of this validation.
         """
         self.settle()
         started = time.perf_counter()
@@ -330,14 +337,14 @@ class AbstractNetwork(ABC):
         return metrics
 
     def predict(self, batches: Iterable[Batch]) -> Predictions:
-        """Compute the logits of all batches in evaluation mode; the model's mode is as before afterwards.
+        """Compute the logits of all batches in evaluation mode, then restore the model's mode.
 
-        Raises :class:`WorkError` naming the first image whose prediction is not finite.
+        Raises :class:`WorkError` where there is no batch, or naming the first image whose prediction is not finite.
         """
         return self._predict(batches, {RAW: self.model})[RAW]
 
     def _predict(self, batches: Iterable[Batch], models: Mapping[str, nn.Module]) -> dict[str, Predictions]:
-        """Compute the logits of several models in one pass over the batches."""
+        """Compute the logits of several models in one pass over the batches; {} if interrupted or without a batch."""
         image_ids: list[str] = []
         logits: dict[str, list[Tensor]] = {name: [] for name in models}
         targets: list[Tensor] = []
@@ -358,7 +365,7 @@ class AbstractNetwork(ABC):
     def _logits(
         self, batches: Iterable[Batch], models: Iterable[nn.Module]
     ) -> Iterator[tuple[tuple[list[str], Tensor | None], list[Tensor]]]:
-        """Yield names and targets (on the host) of each batch, and each model's logits, where they were computed."""
+        """Yield each batch's names and targets (on the host) and the logits of each model (on the device)."""
         for batch in batches:
             ready, found = self.prepare_batch(batch), []
             for model in models:
@@ -367,19 +374,19 @@ class AbstractNetwork(ABC):
             yield (batch.image_id, batch.target), found
 
     def _pooled(self, predictions: dict[str, Predictions]) -> dict[str, Predictions]:
-        """Return the predictions of all processes, each image once, in the order of a single process."""
+        """Gather the predictions of all processes: each image once, in the order of a single process."""
         if distributed.world_size() == 1:
             return predictions
         sampler = self.training.valid_loader.sampler
-        parts = distributed.gather(predictions)  # of a process without a batch: empty
+        parts = distributed.gather(predictions)  # {} from a process that had no batch
         order = np.argsort(np.concatenate([sampler.predictions(rank) for rank, part in enumerate(parts) if part]))
         return {name: joined([part[name] for part in parts if part], order) for name in parts[0]}
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Move a batch to the device and finish it there; on a GPU beside the computation of the batch before.
+        """Move a batch to the device and finish its transforms there.
 
-        The host is ahead of a GPU: the copy, from pinned memory and in a stream of its own, starts as soon as the batch
-        is loaded, and only what is computed with it waits for it.
+        On a GPU this overlaps with the computation of the batch before: the copy runs in a stream of its own, from
+        pinned memory, and starts as soon as the batch is loaded. Only the computation on this batch waits for it.
         """
         if self.copies is None:
             with phase("copy"):
@@ -390,11 +397,11 @@ class AbstractNetwork(ABC):
         current.wait_stream(self.copies)
         for tensor in (*ready.inputs.values(), ready.target):
             if tensor is not None:
-                tensor.record_stream(current)  # its memory is not given away while it is computed with
+                tensor.record_stream(current)  # keeps its memory until the computation is done
         return ready
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, counters and, with ``training``, all that a resumed run needs, in plain types."""
+        """Return weights and counters and, with ``training``, what a resumed run needs, as plain types and tensors."""
         self.settle()
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
@@ -418,8 +425,8 @@ class AbstractNetwork(ABC):
     def load_state_dict(self, state: Mapping[str, Any], *, keep_options: bool = False) -> None:
         """Take back what :meth:`state_dict` returned; without ``training`` only weights and counters.
 
-        ``keep_options``: the optimizer's options (learning rate, weight decay, …), callbacks and averages are those
-        that the network was built with, also where the state has others or lacks them.
+        ``keep_options``: keep the optimizer's options (learning rate, weight decay, …), callbacks and averages that
+        the network was built with, even where the state has others or lacks them.
         """
         if self.training is not None and len(state["rng"]) != distributed.world_size():
             raise UsageError(
@@ -434,7 +441,7 @@ class AbstractNetwork(ABC):
             self.validated = state["loop"]["validated"]
             self.should_stop = state["loop"]["should_stop"] and not keep_options
             self.training.train_loader.sampler.load_state_dict(state["sampler"])
-            if state["scaler"]:  # of a run in another precision it is empty, which an enabled scaler refuses
+            if state["scaler"]:  # empty from a run in another precision; an enabled scaler refuses that
                 self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
             for name, average in self.training.averages.items():
@@ -475,18 +482,18 @@ class AbstractNetwork(ABC):
             getattr(callback, event)(self, *details)
 
     def autocast(self) -> AbstractContextManager:
-        """Return the context in which a step computes: mixed precision where it is on."""
+        """Return the context of a step's computation: mixed precision, if it is on."""
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
 
 def phase(name: str) -> AbstractContextManager:
-    """Return the context of a phase of the loop, which a profiler sees; where there is none it costs nothing."""
+    """Return a context that names a phase of the loop for a profiler; without a profiler it costs nothing."""
     return record_function(f"phase: {name}") if torch.autograd._profiler_enabled() else nullcontext()
 
 
 @contextmanager
 def evaluation_mode(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Put models into evaluation mode; afterwards each module of them is in the mode in which it was."""
+    """Put models into evaluation mode for this context; afterwards restore the mode of each of their modules."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for module, _ in modes:
         module.training = False
@@ -498,7 +505,7 @@ def evaluation_mode(models: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def joined(parts: Sequence[Predictions], order: np.ndarray) -> Predictions:
-    """Return several processes' predictions as one, ``order`` being where each of its rows stands in theirs."""
+    """Join the predictions of several processes; ``order`` gives each result row's place in their concatenation."""
     image_ids = [image_id for part in parts for image_id in part.image_ids]
     targets = None if parts[0].targets is None else np.concatenate([part.targets for part in parts])[order]
     logits = np.concatenate([part.logits for part in parts])[order]
@@ -506,7 +513,7 @@ def joined(parts: Sequence[Predictions], order: np.ndarray) -> Predictions:
 
 
 def checked_predictions(image_ids: list[str], logits: Tensor, targets: np.ndarray | None) -> Predictions:
-    """Bring logits (N, C) to the host; WorkError, naming the first image, where one is not finite."""
+    """Bring logits (N, C) to the host. Raises WorkError naming the first image whose logits are not finite."""
     values = logits.cpu().numpy()
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
