@@ -1,6 +1,6 @@
-"""The RSNA 2019 task's labels, and a preprocessed dataset on disk, ``<input_folder>/datasets/<name>/``.
+"""The RSNA 2019 task's labels, and preprocessed datasets on disk: ``<input_folder>/datasets/<name>/``.
 
-preprocessing.py writes it. Everything that trains or predicts reads it through this module.
+preprocessing.py writes a dataset. Training and prediction read it through this module alone.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ METADATA_FILE = "metadata.csv"
 FAILED_FILE = "failed.csv"
 SAMPLE_FILE = "sample_submission.csv"
 JOURNAL = ".converted.csv"
-PUBLIC_NAMES = "public"  # in place of a key's fingerprint: the pseudonyms are the competition's own
+PUBLIC_NAMES = "public"  # replaces a key's fingerprint where the pseudonyms are the competition's own
 HASHED_AT_ONCE = 2**20
 FORMAT_VERSION = 1
-DEV_IMAGES = 256  # of a split in a rehearsal (--dev_enabled)
-IMAGE_OPTIONS = ("pre_size", "pre_window", "pre_type", "pre_crop")  # preprocessing's options that change the pictures
-IDENTITY_COLUMNS = ("patient_id", "study_id", "group_id")  # of metadata and folds: whose an image is
+DEV_IMAGES = 256  # that a rehearsal (--dev_enabled) takes of a split
+IMAGE_OPTIONS = ("pre_size", "pre_window", "pre_type", "pre_crop")  # options of preprocessing that change the pictures
+IDENTITY_COLUMNS = ("patient_id", "study_id", "group_id")  # say in metadata and folds whose image it is
 PICTURE_COLUMNS = {"picture_hash": str, "hu_min": np.int64, "hu_max": np.int64, "solid": np.float64}
 
 
@@ -87,9 +87,9 @@ def holdout_path(folder: Path, dataset: str) -> Path:
 
 
 def read_dataset_info(folder: Path) -> dict[str, Any]:
-    """Read a dataset's ``dataset.json``. Its ``image_form`` is ``hu`` or ``window``, its ``format`` npy or blosc2.
+    """Read a dataset's ``dataset.json``. ``image_form`` is ``hu`` or ``window``, ``format`` is npy or blosc2.
 
-    Raises UsageError where the dataset is not complete or doesn't exist (naming those that do), WorkError for a file
+    Raises UsageError for a dataset that is incomplete or doesn't exist (naming those that do), WorkError for a file
     that is damaged or of another version.
     """
     path = folder / DATASET_INFO
@@ -110,10 +110,10 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
 
 
 def key_fingerprint(folder: Path) -> str:
-    """Return the fingerprint of the key that made a dataset's pseudonyms. Equal ones make two datasets comparable.
+    """Return the fingerprint of the key that made a dataset's pseudonyms.
 
-    It is :data:`PUBLIC_NAMES` for the competition's (or a phantom's) own pseudonyms, and "" where nobody knows. Errors
-    as :func:`read_dataset_info`.
+    Two datasets with equal fingerprints name the same patients alike. :data:`PUBLIC_NAMES` stands for the own
+    pseudonyms of the competition or a phantom, "" for unknown. Errors as :func:`read_dataset_info`.
     """
     info = read_dataset_info(folder)
     if "pseudonyms" in info:
@@ -128,40 +128,40 @@ def key_fingerprint(folder: Path) -> str:
 
 
 def image_settings(info: dict[str, Any]) -> dict[str, Any]:
-    """Return the :data:`IMAGE_OPTIONS` of a dataset, by its dataset.json."""
+    """Return the :data:`IMAGE_OPTIONS` of a dataset from its dataset.json."""
     return {name: value for name, value in info.get("options", {}).items() if name in IMAGE_OPTIONS}
 
 
 def is_labelled(info: dict[str, Any]) -> bool:
-    """Whether a dataset, by its dataset.json, has labels."""
+    """Whether a dataset has labels, from its dataset.json."""
     return info.get("labelled", 1) > 0
 
 
 def content_hash(folder: Path, options: dict[str, Any]) -> str:
-    """Return a hash of all that training sees: dataset.json's ``options``, folds, metadata with each image's hash."""
+    """Hash all that training sees: dataset.json's ``options``, the folds, and the metadata with each image's hash."""
     digest = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=16)
     for path in [folder / METADATA_FILE, *sorted(folder.glob("dataset_*.csv"))]:
         with path.open("rb") as file:
-            while block := file.read(HASHED_AT_ONCE):  # the metadata of a million images are 340 MB
+            while block := file.read(HASHED_AT_ONCE):  # a million images have 340 MB of metadata
                 digest.update(block)
     return digest.hexdigest()
 
 
 def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
-    """Read a dataset's ``metadata.csv``: index ``id``, a row for each image.
+    """Read a dataset's ``metadata.csv``: index ``id``, one row for each image.
 
-    Its columns are split (train or test), patient_id, study_id, series_id, group_id (see :func:`known_groups`),
+    The columns are split (train or test), patient_id, study_id, series_id, group_id (see :func:`known_groups`),
     slice_index, position_mm, row_spacing_mm, column_spacing_mm, rows, columns, mended (names joined by ``;``), and
-    :data:`LABELS`, NaN where unknown. An older dataset gets its group_id from patients, studies and pictures.
+    :data:`LABELS`, NaN where unknown. For an older dataset group_id is computed from patients, studies and pictures.
 
-    ``described`` adds
+    ``described`` adds columns for
 
-    - of the slice: thickness_mm, and as geometry what is unusual about its place (see
+    - the slice: thickness_mm, and geometry, which notes what is unusual about its place (see
       :func:`common.preprocessing.series.place_slices`)
-    - of the series: slice_spacing_mm, normal_x, normal_y, normal_z
-    - of the picture as scanned: pixel_form (BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept), hu_min,
+    - the series: slice_spacing_mm, normal_x, normal_y, normal_z
+    - the picture as scanned: pixel_form (BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept), hu_min,
       hu_max, hu_mean, solid (share of pixels above -500 HU), picture_hash
-    - of the stored image: image_hash, and the box that was kept as crop_top, crop_left, crop_rows, crop_columns.
+    - the stored image: image_hash, and the box that cropping kept: crop_top, crop_left, crop_rows, crop_columns.
 
     Errors as :func:`read_dataset_info`.
     """
@@ -184,10 +184,10 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
 def read_fold(folder: Path, dataset: str, fold: int | str) -> pd.DataFrame:
     """Read a fold: index ``id``, sample_type (train or valid), int8 :data:`LABELS`, :data:`IDENTITY_COLUMNS`.
 
-    In the fold ``HOLDOUT`` all images of the folds are for training, and those held out of all folds for validation.
+    The fold ``HOLDOUT`` trains on all images of the folds and validates on those held out of all folds.
 
-    Raises UsageError for a dataset without labels, and where there is no such dataset or fold (naming those that there
-    are), WorkError for a damaged file.
+    Raises UsageError for a dataset without labels and for an unknown dataset or fold (naming the known ones), WorkError
+    for a damaged file.
     """
     if not is_labelled(read_dataset_info(folder)):
         raise UsageError(
@@ -207,7 +207,7 @@ def read_fold(folder: Path, dataset: str, fold: int | str) -> pd.DataFrame:
 
 
 def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFrame:
-    """Return the fold's rows of ``split``; a rehearsal takes at most 256 of them, evenly spread."""
+    """Return the fold's rows of ``split``; for a rehearsal at most 256 of them, evenly spread."""
     selected = rows[rows["sample_type"] == split]
     if dev_enabled and len(selected) > DEV_IMAGES:
         selected = selected.iloc[np.linspace(0, len(selected) - 1, DEV_IMAGES).round().astype(int)]
@@ -215,14 +215,14 @@ def select_rows(rows: pd.DataFrame, split: str, dev_enabled: bool) -> pd.DataFra
 
 
 def fold_numbers(folder: Path, dataset: str) -> tuple[int, ...]:
-    """Return the numbers of the folds that a dataset has, in order."""
+    """Return the numbers of a dataset's folds, in order."""
     pattern = re.compile(rf"dataset_{re.escape(dataset)}_fold_(\d+)\.csv")
     matches = [pattern.fullmatch(file.name) for file in folder.iterdir()]
     return tuple(sorted(int(match[1]) for match in matches if match))
 
 
 def rows_hash(*parts: pd.DataFrame) -> str:
-    """Return a hash of the images (index) and labels of several tables, in their order."""
+    """Hash the images (index) and labels of several tables, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for rows in parts:
         digest.update("\n".join(rows.index).encode() + b"\0")
@@ -231,26 +231,26 @@ def rows_hash(*parts: pd.DataFrame) -> str:
 
 
 def fold_hash(rows: pd.DataFrame) -> str:
-    """Return the hash of a fold (see :func:`read_fold`), as the runs that trained on it note it."""
+    """Hash a fold (see :func:`read_fold`). Runs that train on it keep this hash in their checkpoints."""
     return rows_hash(*(rows[rows["sample_type"] == kind] for kind in ("train", "valid")))
 
 
 def known_groups(rows: pd.DataFrame) -> np.ndarray:
-    """Return the group of each image (N,), text. Folds keep a group whole, and intervals draw groups.
+    """Return the group of each image (N,), text. Folds never split a group, and intervals resample groups.
 
-    A group is a patient, joined with patients who share a study or a picture that is equal to the last pixel. Without
-    PatientID a study stands for the patient, without both the image. ``rows`` (index ``id``) come from
-    :func:`read_fold` or :func:`read_metadata`. Without group_id, patient_id and study_id decide, where they are there.
+    A group is a patient, joined with the patients who share a study or an identical picture. An image without PatientID
+    belongs to its study, without both to itself. ``rows`` (index ``id``) come from :func:`read_fold` or
+    :func:`read_metadata`. If group_id is missing, patient_id and study_id decide, as far as they are given.
     """
     groups = rows["group_id"] if "group_id" in rows else group_images(identities_of(rows))
     return np.asarray(groups).astype(str)
 
 
 def read_identities(folder: Path) -> pd.DataFrame:
-    """Return whose each image of a dataset is: index ``id``, :data:`IDENTITY_COLUMNS` and ``picture``.
+    """Return to whom each image of a dataset belongs: index ``id``, :data:`IDENTITY_COLUMNS` and ``picture``.
 
-    ``picture`` is the hash of the picture as scanned, "" for one that links nobody. There are no patients where each
-    study stands for one (--pre_group=study). Errors as :func:`read_dataset_info`.
+    ``picture`` is the hash of the picture as scanned, or "" for a picture that links nobody. With --pre_group=study
+    patient_id is empty. Errors as :func:`read_dataset_info`.
     """
     group = read_dataset_info(folder).get("options", {}).get("pre_group", "patient")
     types = dict.fromkeys(("id", "patient_id", "study_id"), str)
@@ -262,9 +262,9 @@ def read_identities(folder: Path) -> pd.DataFrame:
 
 
 def identities_of(rows: pd.DataFrame, group: str = "patient") -> Identities:
-    """Return whose images ``rows`` (index: ids) are, from those of the metadata's columns that are there.
+    """Return to whom the images of ``rows`` (index: ids) belong, from the columns of the metadata that they have.
 
-    ``group`` is --pre_group: ``study`` leaves the patients out.
+    ``group`` is --pre_group; ``study`` leaves out the patients.
     """
     nothing = np.full(len(rows), "", object)
 
@@ -279,7 +279,7 @@ def identities_of(rows: pd.DataFrame, group: str = "patient") -> Identities:
 
 
 def read_holdout(folder: Path, dataset: str) -> pd.DataFrame:
-    """Read the images held out of all folds, as :func:`read_fold`; sample_type is ``holdout``."""
+    """Read the images held out of all folds. Columns as :func:`read_fold`; sample_type is ``holdout``."""
     read_dataset_info(folder)
     path = holdout_path(folder, dataset)
     if not path.is_file():
@@ -290,13 +290,13 @@ def read_holdout(folder: Path, dataset: str) -> pd.DataFrame:
 
 
 def has_holdout(info: Mapping[str, Any]) -> bool:
-    """Whether a dataset, by its dataset.json, keeps images out of all its folds (--pre_holdout)."""
+    """Whether a dataset holds images out of all its folds (--pre_holdout), from its dataset.json."""
     options = info.get("options", {})
     return int(options.get("pre_folds", 1)) > 1 and float(options.get("pre_holdout", 0)) > 0
 
 
 def new_images(folder: Path) -> pd.DataFrame:
-    """Return the metadata (index ``id``) of images that no fold has: the test split's and those of --pre_holdout."""
+    """Return the metadata (index ``id``) of images in no fold: those of the test split and of --pre_holdout."""
     metadata = read_metadata(folder)
     kept_out = read_holdout(folder, folder.name).index if has_holdout(read_dataset_info(folder)) else []
     return metadata[(metadata["split"] == "test") | metadata.index.isin(kept_out)]
@@ -320,7 +320,7 @@ def _read_fold_table(path: Path, sample_types: Sequence[str]) -> pd.DataFrame:
 
 
 def _groups_of_metadata(folder: Path, rows: pd.DataFrame) -> np.ndarray:
-    """Return the groups of a fold without group_id, from its patients and studies and from the metadata."""
+    """Compute the groups of a fold without group_id, from its patients and studies and the metadata."""
     images = identities_of(rows)
     if not (folder / METADATA_FILE).is_file():
         return group_images(images)
@@ -329,7 +329,7 @@ def _groups_of_metadata(folder: Path, rows: pd.DataFrame) -> np.ndarray:
 
 
 def _warn_of_split_groups(path: Path, rows: pd.DataFrame) -> None:
-    """Warn where a fold, which somebody edited, has a group on both sides: validation then looks too good."""
+    """Warn if an edited fold has a group in both train and valid: validation then looks too good."""
     sides = rows.groupby("group_id")["sample_type"].nunique()
     if (sides > 1).any():
         logger.warning(
@@ -353,7 +353,8 @@ def _missing_dataset(folder: Path) -> UsageError:
 def read_neighbours(folder: Path, ids: pd.Index, context: int) -> Neighbours:
     """Return the slices around images of a dataset, ``context`` on each side, by their positions along the series.
 
-    They may be of no fold: a series is of one patient. Raises UsageError where each slice was cropped to its own box.
+    Neighbours may be in no fold; that leaks nothing, since a series belongs to one patient. Raises UsageError for a
+    dataset that cropped each slice to a box of its own.
     """
     if read_dataset_info(folder).get("options", {}).get("pre_crop", "none") != "none":
         raise UsageError(
@@ -368,7 +369,7 @@ def read_neighbours(folder: Path, ids: pd.Index, context: int) -> Neighbours:
     return Neighbours(names, rows[places])
 
 
-@lru_cache(maxsize=1)  # shared by the parts of a dataset: reading a million rows takes seconds
+@lru_cache(maxsize=1)  # training and validation share it: reading a million rows takes seconds
 def _all_neighbours(path: Path, stamp: tuple[int, int], context: int) -> tuple[np.ndarray, np.ndarray]:
     metadata = read_metadata(path.parent)
     series, _ = pd.factorize(metadata["series_id"])
@@ -388,9 +389,9 @@ class RSNADataset(ImageDataset):
     def __init__(
         self, folder: Path, rows: pd.DataFrame, pipeline: Transform, image_size: int, seed: int, context: int = 0
     ) -> None:
-        """``rows`` are of a fold or of the metadata: index ``id``, and columns :data:`LABELS` where they are known.
+        """``rows`` come from a fold or the metadata: index ``id``, and columns :data:`LABELS` if they are known.
 
-        ``context``: how many neighbouring slices on each side go with each image.
+        ``context``: the number of neighbouring slices on each side that go with each image.
         """
         labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
         targets = rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None

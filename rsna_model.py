@@ -1,4 +1,4 @@
-"""From a configuration to a model of slices: timm's networks with six logits, and the quickest way to compute them."""
+"""Builds the model of slices, a timm network with six logits, and picks the quickest way to compute it on a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEASURED_PIXELS = 2**19  # two pictures of 512 x 512
 def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
     """Build the timm model with six logits and, unless a checkpoint will bring them, its starting weights.
 
-    What is not trained is frozen. Kinds that see no slices build models of their own, in ``rsna/kinds``.
+    Parts that are not trained (--net_freeze) are frozen. Other kinds of network build their own in ``rsna/kinds``.
     """
     return arrange_model(
         build_slice_network(config, channels, starting_weights),
@@ -36,7 +36,7 @@ def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = 
 
 
 def build_slice_network(config: TrainConfig, channels: int, starting_weights: bool) -> nn.Module:
-    """Build the timm model with its starting weights, where asked for, and what is not trained frozen."""
+    """Build the timm model, load its starting weights if asked for, and freeze what is not trained."""
     if config.net_in_chans not in (None, channels):
         raise UsageError(
             f"--net_in_chans={config.net_in_chans}: the pictures have {channels} channels; change the windows "
@@ -55,7 +55,7 @@ def build_slice_network(config: TrainConfig, channels: int, starting_weights: bo
 
 
 def build_timm_model(config: TrainConfig, channels: int, pretrained: bool = False) -> nn.Module:
-    """Build the timm model of a configuration for so many channels."""
+    """Build the timm model of a configuration for pictures of ``channels`` channels."""
     return create_model(
         config.net_model,
         len(LABELS),
@@ -69,21 +69,21 @@ def build_timm_model(config: TrainConfig, channels: int, pretrained: bool = Fals
 
 
 def computed_by(config: TrainConfig, way: str) -> TrainConfig:
-    """Return a training's options with those of a way to compute, of :data:`common.training.computing.WAYS`."""
+    """Return ``config`` with the options of a way to compute, a name of :data:`common.training.ways.WAYS`."""
     chosen = WAYS[way]
     amp_dtype = "bfloat16" if chosen.amp else TrainConfig.tr_amp_dtype
     return replace(config, tr_channels_last=chosen.channels_last, tr_use_amp=chosen.amp, tr_amp_dtype=amp_dtype)
 
 
 def way_of(config: TrainConfig) -> str:
-    """Return the way that :func:`computed_by` put into options."""
+    """Return the way that :func:`computed_by` put into ``config``."""
     return next(name for name in WAYS if computed_by(config, name) == config)
 
 
 def quickest_way(config: TrainConfig, model: nn.Module, shape: Sequence[int], *, training: bool) -> str:
-    """Measure in which way this machine's CPU computes ``model`` quickest for pictures of ``shape`` (C, H, W); say so.
+    """Measure how this machine's CPU computes ``model`` quickest for pictures of ``shape`` (C, H, W), and print it.
 
-    Whole batches are measured where the pictures are small. The processes of torchrun take what the first one found.
+    Small pictures are measured in whole batches. All processes of torchrun take what the first one found.
     """
     count = min(config.tr_batch_size, max(MEASURED_PIXELS // (shape[1] * shape[2]), 2 if training else 1))
     pictures = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
