@@ -1,4 +1,4 @@
-"""An evaluation as parts of an HTML page: tables with intervals, ROC, precision and recall, calibration, decisions."""
+"""An evaluation as sections of an HTML page: tables with intervals, ROC, recall, calibration, decision curves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluation_page(
 ) -> str:
     """Return an evaluation as an HTML document: tables and charts, no picture of a patient.
 
-    Arguments as of :func:`evaluation_sections`.
+    The other arguments are those of :func:`evaluation_sections`.
     """
     sections = evaluation_sections(document, predictions, targets, names)
     return page.page(title, lead, [*sections, page.paragraph(page.NOTICE)])
@@ -38,7 +38,8 @@ def evaluation_sections(
 ) -> list[str]:
     """Return the sections of an evaluation.
 
-    ``document``: what evaluate.py writes as JSON; ``predictions``, ``targets`` (N, C) are the slices' it was made of.
+    ``document``: the evaluation as evaluate.py writes it as JSON. ``predictions``, ``targets`` (N, C): the evaluated
+    slices'. ``names``: the C labels.
     """
     note = document["no_interval"] or (
         f"95 % intervals over {document['patients']} patients, {document['positive_patients']} positive"
@@ -53,7 +54,7 @@ def evaluation_sections(
     curves = (roc_chart(predictions, targets, names), recall_chart(predictions, targets, names))
     calibrated = calibration_texts(document["calibration"])
     confusion = confusion_table(document["operating_points"]["slice_level"], predictions, targets, names)
-    notes = document.get("lineage", {}).get("notes", [])  # what nobody knows of the networks, or was left out
+    notes = document.get("lineage", {}).get("notes", [])  # networks of unknown lineage, images left out
     return [
         *([page.section("What the networks learnt from", *map(page.paragraph, notes))] if notes else []),
         page.section("Labels", *tables),
@@ -83,7 +84,7 @@ def evaluation_sections(
 
 
 def interval_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return texts ``value [low, high]``: a row for each label, a column for each metric."""
+    """Return a table of texts ``value [low, high]``: a row for each label, a column for each metric."""
     table = {
         row["label"]: ({"positives": f"{row['positives']:,} of {row['images']:,}"} if "positives" in row else {})
         | {"positive patients": f"{row['positive_patients']:,} of {row['patients']:,}"}
@@ -94,7 +95,7 @@ def interval_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def roc_chart(predictions: Array, targets: Array, names: Sequence[str]) -> str:
-    """Draw each label's ROC curve; labels with one class only have none."""
+    """Draw the ROC curve of each label that has both classes."""
     curves = []
     for scores, truth, name in _with_both_classes(predictions, targets, names):
         false, true, _ = roc_curve(truth, scores)
@@ -103,7 +104,7 @@ def roc_chart(predictions: Array, targets: Array, names: Sequence[str]) -> str:
 
 
 def recall_chart(predictions: Array, targets: Array, names: Sequence[str]) -> str:
-    """Draw each label's precision over its recall."""
+    """Draw precision over recall of each label that has both classes."""
     curves = []
     for scores, truth, name in _with_both_classes(predictions, targets, names):
         precision, recall, _ = precision_recall_curve(truth, scores)
@@ -117,7 +118,7 @@ def _with_both_classes(predictions: Array, targets: Array, names: Sequence[str])
 
 
 def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
-    """Return at most :data:`CURVE_POINTS` points of a curve, evenly spread along both axes, its ends among them."""
+    """Return at most :data:`CURVE_POINTS` points of a curve, evenly spread along its length, with both ends."""
     if len(x) <= CURVE_POINTS:
         return x, y
     length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
@@ -126,7 +127,7 @@ def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def reliability_chart(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Draw the observed share of positives over the predicted one, by label and for the perfect model."""
+    """Draw the observed share of positives over the predicted one for each label, and the perfect model."""
     curves = [
         Line(name, [row["predicted"] for row in rows], [row["observed"] for row in rows], dots=True)
         for name, rows in tables.items()
@@ -162,7 +163,7 @@ def confusion_table(
         if point["at"] != 0.9:
             continue
         column = names.index(point["label"])
-        threshold = np.inf if point["threshold"] is None else point["threshold"]  # none: no score is high enough
+        threshold = np.inf if point["threshold"] is None else point["threshold"]  # None: no score is high enough
         flagged, truth = predictions[:, column] >= threshold, targets[:, column] == 1
         other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
         rows.append(
@@ -183,7 +184,7 @@ def confusion_table(
 
 
 def decision_chart(rows: Sequence[Mapping[str, Any]], label: str = "any") -> str:
-    """Draw the net benefit of acting on the model, on everyone and on nobody, for one label."""
+    """Draw one label's net benefit of acting on the model, on everyone and on nobody."""
     known = [row for row in rows if row["label"] == label]
     at = [row["threshold"] for row in known]
     curves = [
@@ -208,7 +209,7 @@ def decision_chart(rows: Sequence[Mapping[str, Any]], label: str = "any") -> str
 
 
 def strata_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a section with a table for the parts of the images, none where there are no parts."""
+    """Return a section with a table of the strata; no section without ``rows``."""
     if not rows:
         return []
     table = pd.DataFrame(rows)

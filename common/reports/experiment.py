@@ -1,4 +1,4 @@
-"""The report of an experiment as one HTML page: how it went, what it reached, with what, and how to do it again."""
+"""An experiment's report as one HTML page: verdict, curves, evaluation, options, and the command to repeat it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from common.reports.record import FINISHED, Record, duration
 from common.reports.summary import Summary
 from common.sweeps.plan import flags_of
 
-LENGTH = "tr_iteration_num"  # the option that a run may be given anew and that makes it another
+LENGTH = "tr_iteration_num"  # a resumed run may have another length, which makes it another run
 OPTION = re.compile(r"[a-z0-9_]{1,100}")
-COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # anything else in its place would be run by who copies the line
-SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that say nothing of the result
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # people copy the line into a shell: nothing else may stand there
+SEEN = {"experiment_id", "output_dir", "n_jobs"}  # options that don't change the result
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation's predictions and what they were evaluated to; see :func:`evaluation_sections`.
+    """The validation's predictions and their evaluation; see :func:`evaluation_sections`.
 
-    ``constant``: what the constant predictor scores on them. ``pictures``: by title, pictures with the text below each;
-    ``pictures_note`` says what they show.
+    ``constant``: the constant predictor's score on the same images. ``pictures``: by title, pictures with the caption
+    of each. ``pictures_note`` says what they show.
     """
 
     document: Mapping[str, Any]
@@ -47,10 +47,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Together:
-    """What an experiment that was put together of others has in place of a run's curves and times.
+    """The parts of the report of an experiment made from others; they replace a run's curves and times.
 
-    ``what``: which predictions it is judged by. ``sections``: HTML. ``command``: what makes it
-    again; none: train.py with its options.
+    ``what``: the predictions that judge it, in words. ``sections``: HTML. ``command``: the command that makes it again;
+    None: train.py with its options.
     """
 
     what: str
@@ -70,9 +70,9 @@ def experiment_page(
 ) -> str:
     """Return the report of ``record`` as one HTML document.
 
-    ``rivals`` are other experiments on the same data; ``metric`` is what they are ranked by, as its row in the table of
-    metrics says; ``constant`` what the constant predictor scores; ``missing`` says why there is no evaluation;
-    ``together`` is given for what has no run of its own.
+    ``rivals``: other experiments on the same data. ``metric``: the key that ranks them; its row in the table of metrics
+    says which values are better. ``defaults``: the options' defaults. ``constant``: the constant predictor's score.
+    ``missing``: why there is no evaluation. ``together``: for an experiment made from others.
     """
     judged = _judged(record, metric, evaluated, together)
     sections = [page.section("Verdict", page.cards(*_verdict(record, rivals, metric, constant, judged)))]
@@ -99,13 +99,13 @@ def experiment_page(
 
 
 def best_of(summaries: Sequence[Summary], metric: str) -> Summary | None:
-    """Return the experiment with the best value of ``metric``; None where there is none."""
+    """Return the experiment with the best value of ``metric``; None if none was validated."""
     row = metric_of(metric)
     return min((one for one in summaries if one.best), key=lambda one: (row.rank(one.best[0]), one.name), default=None)
 
 
 def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: Together | None) -> str:
-    """Say in a sentence what the value in the verdict is of, with its interval where there is one."""
+    """Say in a sentence what the verdict's value measures, with its interval if there is one."""
     row, title = metric_of(metric), key_title(metric)
     best = record.best(metric)
     if best is None:
@@ -265,7 +265,7 @@ def _command(record: Record, together: Together | None) -> str:
     lines.append(_train({"config": record.folder / "config.yaml", "experiment_id": name, **first}))
     length = first.get(LENGTH, record.config.get(LENGTH))
     for leg in legs:
-        if leg.iteration == 0:  # of a cross-validation that was not finished: each of its folds stood elsewhere
+        if leg.iteration == 0:  # an unfinished cross-validation: each fold had stopped at another iteration
             lines.append("# stop it (Ctrl-C) where the reports of its folds say, then")
         elif leg.iteration != length:
             lines.append(f"# stop it after iteration {leg.iteration} (Ctrl-C), then")
@@ -278,7 +278,7 @@ def _command(record: Record, together: Together | None) -> str:
 
 @dataclass(frozen=True)
 class _Leg:
-    """A start that went on with the run by other options: from which iteration, {option: (before, now)}."""
+    """A start that resumed the run with other options: the iteration, {option: (before, now)}, --tr_resume_change."""
 
     iteration: int
     changed: Mapping[str, tuple[Any, Any]]
@@ -286,7 +286,7 @@ class _Leg:
 
 
 def _legs(record: Record) -> list[_Leg]:
-    """Return the starts that changed what the run is; environment.json may be anybody's, and other forms count none."""
+    """Return the starts that changed the run. Anybody may have written environment.json: other forms are skipped."""
     found = []
     resumed = record.environment.get("resumed")
     for entry in resumed if isinstance(resumed, list) else ():
@@ -302,6 +302,6 @@ def _legs(record: Record) -> list[_Leg]:
 
 
 def _train(options: Mapping[str, Any]) -> str:
-    """Return a command of train.py, each flag quoted for a shell."""
+    """Return a command of train.py, quoted for a shell."""
     words = {name: "none" if value is None else value for name, value in options.items()}
     return shlex.join(["python", "train.py", *flags_of(words)])

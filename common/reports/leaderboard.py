@@ -1,4 +1,4 @@
-"""All experiments of a folder as a table, CSV and HTML: rebuilt from the experiments' folders, never added to."""
+"""The leaderboard of all experiments as CSV and HTML, built anew each time from the experiments' folders."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CSV_FILE = "leaderboard.csv"
 HTML_FILE = "leaderboard.html"
 LOCK = ".leaderboard.lock"
 SCRIPT = Path(__file__).with_name("leaderboard.js")
-MOST_COLUMNS, MOST_TEXT = 500, 300  # options and characters of a value: folders may be anybody's
-WITHOUT_SCRIPT = 100  # rows for a browser that runs no scripts
+MOST_COLUMNS, MOST_TEXT = 500, 300  # options, characters of a value: anybody may have made the folders
+WITHOUT_SCRIPT = 100  # rows shown by a browser without scripts
 LEFT_OUT = ("experiment_id", "output_dir", "n_jobs")
 UNPLOTTED = ("data_input_folder", "trackers", "nml_enabled", "nml_project", "nml_mode", "tr_report", "verbosity")
 
@@ -36,8 +36,8 @@ def update_leaderboard(results: Path, metric: str, known: Mapping[Path, str] | N
     """Write leaderboard.csv and leaderboard.html of the experiments below ``results``; return the second.
 
     ``known``: statuses by folder, see :func:`common.reports.summary.read_summaries`.
-    One writer after another: each reads all folders, so that nobody's experiment is lost and deleted ones disappear.
-    Raises WorkError where the folder can't be written.
+    Processes write one after another, and each reads all folders. So no experiment is lost, and deleted ones disappear.
+    Raises WorkError if the folder can't be written.
     """
     with _alone(results):
         summaries = read_summaries(results, metric, known)
@@ -51,7 +51,7 @@ def update_leaderboard(results: Path, metric: str, known: Mapping[Path, str] | N
 @contextmanager
 def _alone(results: Path) -> Iterator[None]:
     try:
-        results.mkdir(parents=True, exist_ok=True)  # of a sweep whose experiments all failed there is no folder yet
+        results.mkdir(parents=True, exist_ok=True)  # if all experiments of a sweep failed, there is none yet
         file = (results / LOCK).open("a")
     except OSError as error:
         raise WorkError(
@@ -59,17 +59,17 @@ def _alone(results: Path) -> Iterator[None]:
             "and mode"
         ) from None
     with file:
-        with suppress(OSError):  # a file system without locks: two writers at once may need a rebuild
+        with suppress(OSError):  # a file system without locks: after two writers at once, write it again
             lock_file(file, f"this process waits for another that writes the leaderboard of {results}")
         yield
 
 
 def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
-    """Return a row for each experiment, the best ``metric`` first and those never validated last.
+    """Return a row for each experiment: the best ``metric`` first, experiments without validation last.
 
     Columns: ``experiment``, ``status``, the metric, ``iteration`` and ``weights`` of its best value, the other
-    validation metrics there, ``hours``, ``started``, all options, ``unknown_lineage``: what it depends on of which
-    nobody knows what it learnt from, and ``unreadable``: what of its folder can't be read.
+    validation metrics at that iteration, ``hours``, ``started``, all options, ``unknown_lineage`` (networks behind it
+    whose training images are unknown) and ``unreadable`` (problems with its files).
     """
     rows = []
     for one in summaries:
@@ -92,7 +92,7 @@ def _order(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
     """Return all columns, measured ones first."""
     first = ["experiment", "status", metric, "iteration", "weights", "hours", "started"]
     count = Counter(name for row in rows for name in row if name not in first)
-    # What only few folders have is left out where folders of other programs bring thousands of names.
+    # Folders of other programs can bring thousands of names. Then the rarest are left out.
     others = count if len(count) <= MOST_COLUMNS else dict(count.most_common(MOST_COLUMNS))
     leading = [name for name in others if name == "unknown_lineage" or is_score(name)]
     return [*first, *leading, *(name for name in others if name not in leading)]
@@ -110,14 +110,14 @@ def _plain(value: Any) -> Any:
 
 
 def report_address(name: str) -> str:
-    """Return where a page in the results' folder finds a report; a folder that was copied by hand has any name."""
+    """Return a report's address, relative to the results' folder. It is quoted: people name folders as they like."""
     return quote(f"{name}/{REPORT_FILE}")
 
 
 def leaderboard_page(table: pd.DataFrame, reports: Collection[str], metric: str) -> str:
     """Return the table as a page that sorts, filters, compares two experiments and plots an option, without network.
 
-    ``reports``: the names of those that have a report.
+    ``reports``: names of the experiments that have a report.
     """
     row, title = metric_of(metric), key_title(metric)
     data = {
@@ -128,9 +128,9 @@ def leaderboard_page(table: pd.DataFrame, reports: Collection[str], metric: str)
         "count": len(table),
         "values": {name: _packed(column) for name, column in table.items()},
         "reports": {name: report_address(name) for name in reports},
-        "unplotted": UNPLOTTED,  # options that change nothing of a result
+        "unplotted": UNPLOTTED,  # options that don't change the result
     }
-    embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no text of an option ends the script
+    embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # an option's text can't end the script
     body = (
         f"<noscript>{page.table(_first_rows(table), table.iloc[:WITHOUT_SCRIPT, :7].astype(str))}</noscript>",
         '<p><label>Filter <input id="filter" type="search" placeholder="resnet34 lr=0.001"></label> '
@@ -156,7 +156,7 @@ def _first_rows(table: pd.DataFrame) -> str:
 
 
 def _packed(column: pd.Series) -> dict[str, Any]:
-    """Return a column for JSON: each different value once, and which one each row has."""
+    """Return a column for JSON. If most values repeat, each is stored once and rows point to it."""
     missing = column.isna().to_numpy()
     values = [None if none else _rounded(value) for value, none in zip(column.tolist(), missing, strict=True)]
     places: dict[Any, int] = {}

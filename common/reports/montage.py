@@ -19,14 +19,14 @@ TILE, COLUMNS, SHOWN_SLICES = 128, 10, 60
 WIDTH, MARGIN = TILE * COLUMNS, 10
 NAMES_WIDTH, ROW_HEIGHT, LINE_HEIGHT = 150, 17, 24
 LARGE, LARGE_TILES = 312, 4
-HEAT_SHARE = 0.45  # of the colour where the heat is highest
+HEAT_SHARE = 0.45  # share of the colour at the highest heat
 BACKGROUND, TEXT, FAINT, MARKED = (24, 24, 24), (235, 235, 235), (150, 150, 150), (60, 150, 255)
 COLOURS = cv2.COLORMAP_INFERNO
 
 
 @dataclass(frozen=True)
 class Highlight:
-    """A slice to show large: its place among the slices, heat (h, w) of any scale or None, and a line of text."""
+    """A slice to show large: its position, heat (h, w) of any scale or None, and a line of text."""
 
     place: int
     heat: npt.NDArray[np.float32] | None
@@ -42,9 +42,9 @@ def draw_series(
     highlights: Sequence[Highlight],
     notice: str,
 ) -> Picture:
-    """Draw a series: ``slices`` grey (H, W), in order; ``probabilities`` (N, C) of ``names``, the last one the overall.
+    """Draw a series: ``slices`` grey (H, W), in order; ``probabilities`` (N, C) of ``names``, the last one overall.
 
-    A slice stands at 0.. in the strip and in the montage, which shows at most 60 of them, evenly spread, and those of
+    Strip and montage number the slices from 0. The montage shows at most 60 slices, evenly spread, and those of
     ``highlights``. A frame marks slices whose overall probability is 0.5 or more.
     """
     parts = [_text_block([title, *lines]), draw_strip(probabilities, names)]
@@ -59,7 +59,7 @@ def draw_series(
 
 
 def shown_places(count: int, marked: Sequence[int]) -> list[int]:
-    """Return which of ``count`` slices to show: all, or at most 60 evenly spread ones and those ``marked``."""
+    """Return which of ``count`` slices to show: all, or 60 evenly spread ones and those ``marked``."""
     evenly = np.linspace(0, count - 1, min(count, SHOWN_SLICES)).round().astype(int).tolist()
     return sorted({*evenly, *marked})
 
@@ -85,7 +85,7 @@ def draw_strip(probabilities: npt.NDArray[np.float64], names: Sequence[str]) -> 
 
 
 def overlay(grey: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> Picture:
-    """Return a grey picture (H, W) with heat (h, w) over it, scaled to its highest value; without any, as it is."""
+    """Lay heat (h, w), scaled to its highest value, over a grey picture (H, W); no heat changes nothing."""
     base = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
     if heat.max() <= 0:
         return base
@@ -96,7 +96,7 @@ def overlay(grey: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> Pictu
 
 
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture as PNG, whole or not at all."""
+    """Write a picture as PNG; a failure leaves no partial file."""
     done, content = cv2.imencode(".png", picture)
     if not done:
         raise WorkError(f"{path}: the picture can't be encoded")
@@ -105,7 +105,7 @@ def write_picture(path: Path, picture: Picture) -> None:
 
 
 def fit(grey: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Return a grey picture (H, W) as a square of ``size`` pixels, its proportions kept, black beside it."""
+    """Return a grey picture (H, W) as a square of ``size`` pixels; it keeps its proportions and gets black borders."""
     scale = size / max(grey.shape)
     height, width = (max(1, round(side * scale)) for side in grey.shape)
     rule = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 WIDTH, HEIGHT, AXIS = 560, 170, 34
-LARGEST = 1e100  # of a number that has a place in a chart: differences of larger ones can be infinite
+LARGEST = 1e100  # larger numbers are not drawn: their differences can be infinite
 MAX_TICKS = 6
 CHART_HEIGHT = 260
 JPEG_QUALITY = 90
 NOTICE = "Not a medical device; not for diagnosis."
-COLOURS = ("one", "two", "three", "four", "five", "six", "seven")  # after Okabe and Ito, told apart by the colour-blind
+COLOURS = ("one", "two", "three", "four", "five", "six", "seven")  # after Okabe and Ito, for colour-blind readers too
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 5", "12 4")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #595959; --line: #d0d0d0; --page: #ffffff; --card: #f5f6f8;
@@ -75,7 +75,7 @@ details { margin: .6rem 0; } summary { cursor: pointer; } code, pre { font-size:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: ``x`` and ``y`` (N,), not finite where it is interrupted; ``dots`` mark its points."""
+    """A line of a chart: ``x`` and ``y`` (N,); a non-finite value interrupts it. ``dots`` mark its points."""
 
     name: str
     x: Sequence[float]
@@ -95,7 +95,7 @@ def page(title: str, lead: str, body: Sequence[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Return a heading with what stands below it."""
+    """Return a heading and its ``parts``."""
     return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
@@ -110,7 +110,7 @@ def paragraph(text: str) -> str:
 
 
 def findings(rows: Sequence[tuple[bool, str]]) -> str:
-    """Return a list of sentences, each marked as something to look at or as fine."""
+    """Return a list of sentences, each marked as fine or as something to look at."""
     marks = {True: '<span class="mark look">▲ look</span>', False: '<span class="mark fine">✓ fine</span>'}
     items = [f"<li>{marks[look]}{escape(text)}</li>" for look, text in rows]
     return '<ul class="findings">' + "".join(items) + "</ul>"
@@ -121,8 +121,8 @@ def table(
 ) -> str:
     """Return a table with its index as first column; cells are written as they are.
 
-    ``links``: addresses by the index's texts. ``words``: the cells are texts of any length, which go on in a new line;
-    else a wide table is moved sideways, also by keys.
+    ``links``: addresses by the index's texts. ``words``: long texts in the cells wrap; otherwise a wide table scrolls
+    sideways, also by keyboard.
     """
     names = [str(frame.index.name or ""), *map(str, frame.columns)]
     head = "".join(f"<th scope='col'>{escape(name)}</th>" if name else "<td></td>" for name in names)
@@ -174,7 +174,7 @@ def lines(
 ) -> str:
     """Draw lines over two named axes; they differ by colour and by dashes, and the legend shows both.
 
-    Ranges are those of the data where none is given. Nothing to draw gives a figure that says so.
+    Without a range, the data's is taken. Without data, the figure says so.
     """
     known = [(line, *_finite(line)) for line in series]
     known = [(line, x, y) for line, x, y in known if len(x)]
@@ -186,7 +186,7 @@ def lines(
     ]
 
     ticks = [_ticks(*span) for span in spans]
-    if all((x == x.round()).all() for _, x, _ in known) and x_range is None:  # iterations: there is none between two
+    if all((x == x.round()).all() for _, x, _ in known) and x_range is None:  # iterations: no ticks between
         ticks[0] = [tick for tick in ticks[0] if abs(tick - round(tick)) < 1e-9]
     # Room for numbers beside and below, in the letters of a narrow screen, and above for the upright axis's name.
     left = max(40, 12 + 10 * max(len(f"{tick:.6g}") for tick in ticks[1]))
@@ -213,7 +213,7 @@ def lines(
     keys = []
     for number, (line, x, y) in enumerate(known):
         colour = COLOURS[number % len(COLOURS)]
-        dash = DASHES[(number + number // len(COLOURS)) % len(DASHES)]  # with which the colours come again
+        dash = DASHES[(number + number // len(COLOURS)) % len(DASHES)]  # other dashes when the colours repeat
         points = list(zip(place(x, 0).tolist(), place(y, 1).tolist(), strict=True))
         look = f'style="stroke: var(--{colour})" stroke-dasharray="{dash}"'
         path = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
@@ -245,9 +245,9 @@ def _finite(line: Line) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _widened(span: tuple[float, float]) -> tuple[float, float]:
-    """Return a span that is more than a point."""
+    """Return the span, widened if it is a single point."""
     low, high = span
-    room = max(0.5, abs(low) * 1e-6)  # half of one is nothing beside 1e17
+    room = max(0.5, abs(low) * 1e-6)  # 0.5 vanishes beside 1e17
     return (low, high) if high > low else (low - room, high + room)
 
 
@@ -261,24 +261,24 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def details(title: str, *parts: str) -> str:
-    """Return parts that a click on their title shows."""
+    """Return parts that a click on the title shows."""
     return f"<details><summary>{escape(title)}</summary>\n" + "\n".join(parts) + "\n</details>"
 
 
 def preformatted(text: str) -> str:
-    """Return text as it stands, such as a command."""
+    """Return text with its line breaks, such as a command."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def headline(figure: str, text: str) -> str:
-    """Return a card of one figure that everybody should see first, and what it means."""
+    """Return a card with one prominent figure and what it means."""
     return f'<div class="card"><p class="big">{escape(figure)}</p><p>{escape(text)}</p></div>'
 
 
 def pairs(title: str, rows: pd.DataFrame, note: str, form: str = ".2%") -> str:
     """Draw one or two numbers (columns) for each row as bars that start at 0, with their values in figures.
 
-    The two differ in place and in words, not in colour alone.
+    Position and words tell the two apart, not colour alone.
     """
     top = max(float(np.nanmax(rows.to_numpy(dtype=float), initial=0)), 1e-12)
     left, right, line = 150, 70, 15
@@ -304,7 +304,7 @@ def pairs(title: str, rows: pd.DataFrame, note: str, form: str = ".2%") -> str:
 
 
 def tiles(pictures: Sequence[tuple[np.ndarray, str]]) -> str:
-    """Return pictures, uint8, grey (H, W) as PNG or BGR (H, W, 3) as JPEG, side by side, with the text below each."""
+    """Return pictures side by side with their captions: uint8, grey (H, W) as PNG or BGR (H, W, 3) as JPEG."""
     items = []
     for picture, text in pictures:
         form = "png" if picture.ndim == 2 else "jpeg"
@@ -322,7 +322,7 @@ def tiles(pictures: Sequence[tuple[np.ndarray, str]]) -> str:
 def _figure(title: str, content: str, note: str, scrolls: bool = False) -> str:
     name = f"<figcaption>{escape(title)}</figcaption>" if title else ""
     said = f"<p>{escape(note)}</p>" if note else ""
-    keys = ' tabindex="0"' if scrolls else ""  # what is wider than the screen is reached without a mouse
+    keys = ' tabindex="0"' if scrolls else ""  # scrolls by keyboard too
     return f"<figure{keys}>{name}{content}{said}</figure>"
 
 

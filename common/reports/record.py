@@ -1,4 +1,4 @@
-"""What an experiment's folder tells of it, in whatever state it is: options, environment, points, best value."""
+"""Read an experiment's folder in whatever state it is: options, environment, logged points, best value, status."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from common.trackers.jsonl import FILE_NAME, point_line, read_metrics
 
 STATUS_FILE = "status.json"
 REPORT_FILE = "report.html"
-LINEAGE_FILE = "lineage.json"  # of whose networks nobody knows what they learnt from
+LINEAGE_FILE = "lineage.json"  # names the networks whose training images are unknown
 RUNNING = "running"
 FINISHED = "finished"
 FAILED = "failed"
 STOPPED = "interrupted"  # by a signal, its state saved
 KILLED = "killed"
-UNKNOWN = "unknown"  # of a run by a version that did not note it
-STATUSES = (RUNNING, FINISHED, FAILED, STOPPED)  # that status.json may say
+UNKNOWN = "unknown"  # of a run by a version that wrote no status
+STATUSES = (RUNNING, FINISHED, FAILED, STOPPED)  # in status.json
 DEEPEST = 3  # levels of folders: a search, a cross-validation in it, its fold
 MOST_OPTIONS = 1000  # of an experiment; train.py has some 150
 
 
 @dataclass(frozen=True)
 class Record:
-    """An experiment as its folder tells of it; what can't be read is empty.
+    """An experiment as read from its folder; what can't be read is empty.
 
     ``name``: its path below the results' folder. ``config``: options, flat and plain. ``points``: those of
-    metrics.jsonl. ``status``: running, finished, failed, interrupted, killed (it ended without a word) or unknown.
-    ``problems``: which of its files can't be read, and why. ``unknown_lineage``: on what its result depends of which
-    nobody knows what it learnt from, so that it may have been trained on the images that judge it.
+    metrics.jsonl. ``status``: running, finished, failed, interrupted, killed (it wrote no end) or unknown.
+    ``problems``: which files can't be read, and why. ``unknown_lineage``: the networks behind its result whose training
+    images are unknown. They may have been trained on the images that judge it.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Record:
     unknown_lineage: tuple[str, ...] = ()
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Return iterations and values of one metric; what was not finite is NaN."""
+        """Return iterations and values of one metric; non-finite values are NaN."""
         known = [point for point in self.points if key in point]
         values = [point[key] for point in known]
         return [point["iteration"] for point in known], [float("nan") if v is None else v for v in values]
@@ -65,7 +65,7 @@ class Record:
     def best(self, metric: str) -> tuple[float, int, str] | None:
         """Return the best value of a validation metric, its iteration, and the weights that reached it (raw, ema).
 
-        The metric's row says which is best. None where the experiment was never validated.
+        The metric's row says which value is best. None if the experiment was never validated.
         """
         found = []
         for key in self.keys:
@@ -78,7 +78,7 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Return the time from the first start to the last point that was logged (pauses between resumes count)."""
+        """Return the seconds from the first start to the last logged point; pauses before a resume count."""
         times = [point["time"] for point in self.points if point.get("time") is not None]
         if not times or self.started is None:
             return 0.0
@@ -86,41 +86,42 @@ class Record:
 
     @property
     def started(self) -> datetime | None:
-        """Return when the run was first started, with its time zone; one without is taken as UTC."""
+        """Return when the run was first started; a time without a zone is taken as UTC."""
         try:
             started = datetime.fromisoformat(self.environment["started"])
         except (KeyError, TypeError, ValueError):
             return None
         started = started if started.tzinfo else started.replace(tzinfo=UTC)
-        return started if 1970 < started.year < 9999 else None  # beyond, it has no seconds since 1970
+        return started if 1970 < started.year < 9999 else None  # timestamp() fails beyond
 
 
 def write_status(folder: Path, status: str) -> None:
-    """Note in the experiment's folder how it goes or ended."""
+    """Write an experiment's status to its folder."""
     write_json(folder / STATUS_FILE, {"status": status})
 
 
 def write_unknown_lineage(folder: Path, names: Sequence[str]) -> None:
-    """Note in the experiment's folder on what of unknown lineage its result depends; nothing where all is known."""
+    """Write the networks of unknown lineage behind an experiment's result to its folder; an empty list if none."""
     write_json(folder / LINEAGE_FILE, {"unknown": list(names)})
 
 
 def write_value(folder: Path, metrics: Mapping[str, float], iteration: int = 0) -> None:
-    """Log validation metrics as the only ones of an experiment that was put together of others, in place of earlier."""
+    """Log the validation metrics of an experiment made from others; they replace all earlier ones."""
     named = {f"valid/{name}": value for name, value in metrics.items()}
     write_text(folder / FILE_NAME, point_line(named, iteration, 0))
 
 
 def results_folder(folder: Path) -> Path:
-    """Return the folder of all experiments: the one above an experiment's, or above the cross-validation it is in."""
+    """Return the folder of all experiments: the one above an experiment, or above the cross-validation of a fold."""
     return folder.parent.parent if (folder.parent / CONFIG).is_file() else folder.parent
 
 
 def read_record(folder: Path, status: str | None = None, *, brief: bool = False) -> Record:
-    """Read an experiment's folder; ``status`` is what the experiment itself knows better.
+    """Read an experiment's folder; ``status`` replaces the status in the folder.
 
-    ``brief``: only points of validations and the last one, since thousands of long runs would fill the memory. The
-    folder may be anybody's: what can't be read, or is too large or too deep, is left empty and named in ``problems``.
+    ``brief``: read only the validations' points and the last one, since thousands of long runs would fill the memory.
+    Anybody may have made the folder: what can't be read, or is too large or too deep, is left empty and named in
+    ``problems``.
     """
     problems: list[str] = []
     points = []
@@ -147,12 +148,12 @@ def read_record(folder: Path, status: str | None = None, *, brief: bool = False)
 
 
 def experiment_folders(results: Path) -> list[Path]:
-    """Return the folders of all experiments below a folder by name: those of searches, and of folds in either, too."""
+    """Return the folders of all experiments below a folder, sorted; those of searches and of folds are included."""
     found: list[str] = []
     around = [(str(results), 0)]
     while around:
         folder, depth = around.pop()
-        with suppress(OSError), os.scandir(folder) as entries:  # quicker than glob, which asks for each pattern anew
+        with suppress(OSError), os.scandir(folder) as entries:  # quicker than glob, which lists anew for each pattern
             for entry in entries:
                 if entry.name == CONFIG and depth:
                     found.append(folder)
@@ -162,7 +163,7 @@ def experiment_folders(results: Path) -> list[Path]:
 
 
 def read_status(folder: Path, problems: list[str] | None = None) -> str:
-    """Return how an experiment goes or ended; what can't be read is added to ``problems``."""
+    """Return an experiment's status; an unreadable file is added to ``problems``."""
     noted = _mapping(folder / STATUS_FILE, read_json, [] if problems is None else problems).get("status")
     status = noted if noted in STATUSES else UNKNOWN
     if status != FINISHED and is_in_progress(folder):  # a finished run holds its lock while it writes its report
@@ -171,7 +172,7 @@ def read_status(folder: Path, problems: list[str] | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people say it."""
+    """Return a length of time in seconds, minutes or hours: ``90 s``, ``12 min``, ``3.5 h``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,7 @@
-"""What a table of all experiments, and another experiment's report, need to know of each: a few kilobytes, kept.
+"""Summaries of experiments, a few kilobytes each, for the leaderboard and for other experiments' reports.
 
-Reading thousands of folders takes minutes. What was read of each is kept beside the leaderboard and read again only
-where the size or time of one of its files changed. The kept file can be deleted at any time.
+Reading thousands of folders takes minutes. So the summaries are kept in a file beside the leaderboard, and a folder is
+read again only if the inode, size or time of one of its files changed. The kept file can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from common.trackers.jsonl import FILE_NAME, MOST_LINE_BYTES
 
 KEPT_FILE = ".leaderboard.jsonl"
 FILES = (CONFIG, ENVIRONMENT, FILE_NAME, STATUS_FILE, LINEAGE_FILE)
-FORM = 3  # of the kept lines; another one is read anew
+FORM = 3  # version of the kept lines; for a line of another version the folder is read again
 
 
 @dataclass(frozen=True)
 class Summary:
-    """An experiment in short. ``best``: best value of the metric, its iteration and weights; None: never validated.
+    """An experiment in short; see :class:`Record` for the other fields.
 
-    ``scores``: the other validation metrics there. ``started``: ISO 8601, empty where unknown. See :class:`Record`.
+    ``best``: best value of the metric, its iteration and weights; None: never validated. ``scores``: the other
+    validation metrics at that iteration. ``started``: ISO 8601, empty if unknown.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Summary:
 
 
 def summarize(record: Record, metric: str) -> Summary:
-    """Return a record's summary by the best value of ``metric``."""
+    """Summarize a record at the best value of ``metric``."""
     best, scores = record.best(metric), {}
     if best is not None:
         prefix = "valid/" if best[2] == "raw" else f"valid_{best[2]}/"
@@ -74,9 +75,9 @@ def summarize(record: Record, metric: str) -> Summary:
 
 
 def read_summaries(results: Path, metric: str, known: Mapping[Path, str] | None = None) -> list[Summary]:
-    """Return the summaries of all experiments below a folder, by their paths there, and keep them for the next time.
+    """Return the summaries of all experiments below a folder, sorted by path, and keep them for the next call.
 
-    ``known``: by an experiment's folder the status that the experiment itself knows better.
+    ``known``: statuses by experiment folder that replace the ones read, such as that of a run which is ending now.
     """
     kept = _read_kept(results / KEPT_FILE, metric)
     found, lines = [], []
@@ -89,18 +90,18 @@ def read_summaries(results: Path, metric: str, known: Mapping[Path, str] | None 
             line = json.dumps(content)
         else:
             summary = _kept_summary(old["summary"])
-            if summary.status != FINISHED:  # its lock may have been taken or left since
+            if summary.status != FINISHED:  # another process may have taken or released its lock since
                 summary = replace(summary, status=read_status(folder))
         lines.append(line)
         found.append(replace(summary, status=known[folder]) if known and folder in known else summary)
     if lines != [line for line, _ in kept.values()]:
-        with suppress(WorkError):  # who can't write it reads all folders each time
+        with suppress(WorkError):  # without the file, all folders are read each time
             write_text(results / KEPT_FILE, "".join(f"{line}\n" for line in lines))
     return found
 
 
 def _read_kept(path: Path, metric: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return by name the kept line and its content; what is not whole is left out."""
+    """Return by name each valid kept line and its content."""
     whole = ((line, content) for line, content in _kept_lines(path) if _is_kept(line, content, metric))
     return {content["summary"]["name"]: (line, content) for line, content in whole}
 
@@ -119,7 +120,7 @@ def _kept_summary(content: Mapping[str, Any]) -> Summary:
 
 
 def _is_kept(line: str, content: Any, metric: str) -> bool:
-    """Whether a line holds a summary by ``metric`` as this program wrote it."""
+    """Whether a line holds a summary by ``metric`` in the form that this program writes."""
     try:
         summary = _kept_summary(content["summary"])
         best = summary.best
@@ -137,7 +138,7 @@ def _is_kept(line: str, content: Any, metric: str) -> bool:
 
 
 def _is_flat(line: str, config: Mapping[str, Any]) -> bool:
-    """Whether options are plain without a closer look, which takes half of the time that thousands of lines need."""
+    """Whether options are obviously plain. The full check would take half of the time for thousands of lines."""
     return "\\u" not in line and all(
         value is None or type(value) in (bool, float, str) or (type(value) is int and abs(value) <= LARGEST_INTEGER)
         for value in config.values()
@@ -145,7 +146,7 @@ def _is_flat(line: str, config: Mapping[str, Any]) -> bool:
 
 
 def _signature(folder: Path) -> list[list[int]]:
-    """Return inode, size and time of each file that a summary is made of; zeros for one that there isn't."""
+    """Return inode, size and time of each file behind a summary; zeros for a missing file."""
     found = []
     for name in FILES:
         try:

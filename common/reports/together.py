@@ -1,4 +1,4 @@
-"""What an experiment was put together of: a cross-validation's folds, an ensemble's members."""
+"""Report sections of experiments made from others: a cross-validation's folds, an ensemble's members."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ NOTHING = "–"
 
 
 def folds_sections(folds: Sequence[Record], facts: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
-    """Return tables of a cross-validation's folds, with their mean and standard deviation, and curves of all.
+    """Return tables of a cross-validation's folds, with mean and standard deviation, and the curves of all folds.
 
-    ``facts``: by a fold's folder's name ``images``, ``patients`` and ``constant_log_loss`` that it was judged by.
+    ``facts``: for each fold, by its folder's name, the ``images``, ``patients`` and ``constant_log_loss`` of its
+    validation.
     """
     if not folds:
         return [page.section("Folds", page.paragraph("None has begun."))]
@@ -63,7 +64,7 @@ def folds_sections(folds: Sequence[Record], facts: Mapping[str, Mapping[str, Any
 
 
 def label_values(folds: Sequence[Record], metric: str) -> pd.DataFrame:
-    """Return each label's value where the fold's weighted ``metric`` was best, as texts, with mean and deviation."""
+    """Return each label's value at the fold's best weighted ``metric``, as text, with mean and standard deviation."""
     columns: dict[str, list[float]] = {}
     for place, fold in enumerate(folds):
         best = fold.best(metric)
@@ -87,9 +88,9 @@ def members_section(
     reported: Collection[str],
     columns: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """Return a table of members: what each scores alone, and ``columns``' values by title and name.
+    """Return a table of members: each one's score alone, then ``columns`` (title -> member -> value).
 
-    ``reported``: the names of those that have a report.
+    ``reported``: names of the members that have a report.
     """
     best = [members[name].best if name in members else None for name in names]
     table = pd.DataFrame(
@@ -102,7 +103,7 @@ def members_section(
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation (n − 1) of the known values as text."""
+    """Return mean ± standard deviation (n − 1) of the finite values as text."""
     known = np.array([value for value in values if value is not None and np.isfinite(value)])
     if len(known) == 0:
         return NOTHING
