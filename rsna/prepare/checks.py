@@ -1,6 +1,6 @@
-"""Looks at a finished dataset: reads every image again (--pre_verify), and writes its audit (--pre_audit).
+"""Check a finished dataset: read every image again (--pre_verify) or write its audit (--pre_audit).
 
-Both need nothing but the dataset, so that one made earlier or elsewhere can be looked at.
+Both need only the dataset, not its source, so they also work on one that was made earlier or elsewhere.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ FAULTS_FILE = "verify_failed.csv"
 
 
 def leaves_dataset_alone(config: PreprocessingConfig) -> bool:
-    """Whether the command only looks at the dataset that there is.
+    """Whether the command only looks at the existing dataset.
 
-    --pre_verify always does. --pre_audit does where the dataset is finished, no source is named and no option but its
-    own is asked for, so that an old dataset isn't made anew for want of the flags that it was made with.
+    --pre_verify always does. --pre_audit does if the dataset is finished and the command gives no source and no option
+    that differs from the dataset's. So the audit of an old dataset needs none of the flags that it was made with.
     """
     if config.pre_verify:
         return True
@@ -57,15 +57,16 @@ def leaves_dataset_alone(config: PreprocessingConfig) -> bool:
 
 
 def asked_anew(config: PreprocessingConfig, made_with: dict[str, Any]) -> list[str]:
-    """Return the options that are asked for and that a dataset was made with other values of."""
+    """Return the names of the options that the command gives and whose value in the dataset differs."""
     asked, usual = to_dict(config), to_dict(PreprocessingConfig())
     return [name for name, value in made_with.items() if asked.get(name) not in (value, usual.get(name))]
 
 
 def find_dataset(config: PreprocessingConfig) -> Path:
-    """Return the folder of a finished dataset; the errors of :func:`rsna_dataset.read_dataset_info`.
+    """Return the folder of a finished dataset.
 
-    UsageError where --pre_verify is given options that the dataset was not made with.
+    Raises the errors of :func:`rsna_dataset.read_dataset_info`, and UsageError if --pre_verify comes with options that
+    the dataset was not made with.
     """
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     made_with = read_dataset_info(folder)["options"]
@@ -86,9 +87,9 @@ def stored_form(info: dict[str, Any]) -> ImageForm:
 
 
 def verify_dataset(folder: Path, dataset: str, n_jobs: int) -> None:
-    """Read all images and tables again; WorkError, with counts, where anything is not as it was written.
+    """Read all images and tables again. Raise WorkError, with counts, if anything differs from what was written.
 
-    The faulty images are listed in verify_failed.csv.
+    List the faulty images in verify_failed.csv.
     """
     info = read_dataset_info(folder)
     metadata = read_metadata(folder, described=True)
@@ -122,7 +123,7 @@ def verify_dataset(folder: Path, dataset: str, n_jobs: int) -> None:
 
 
 def read_folds(folder: Path, dataset: str, info: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    """Return the rows of every fold by its name, and of those held out."""
+    """Return the rows of each fold and of the hold-out by name, for example ``fold 0`` and ``held out``."""
     if not is_labelled(info):
         return {}
     count = int(info["options"]["pre_folds"])
@@ -133,7 +134,7 @@ def read_folds(folder: Path, dataset: str, info: dict[str, Any]) -> dict[str, pd
 
 
 def audit_dataset(folder: Path, dataset: str) -> Path:
-    """Write the audit of a finished dataset beside its tables and return its path."""
+    """Write the audit of a finished dataset into its folder. Return the file's path."""
     info = read_dataset_info(folder)
     form = stored_form(info)
     failed = pd.read_csv(folder / FAILED_FILE, dtype=str, keep_default_na=False)

@@ -1,4 +1,4 @@
-"""The competition's files in a folder or a zip archive: DICOM images, train CSV, sample submission."""
+"""Find the competition's files in a folder or a zip archive: DICOM images, train CSV, sample submission."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COMPETITION_FOLDER = "rsna-intracranial-hemorrhage-detection"
 
 @dataclass(frozen=True)
 class CompetitionSource:
-    """Where the competition's files lie in ``tree``: names of folders, and CSVs as files to open.
+    """Where the competition's files lie in ``tree``: the names of the image folders, and the CSVs as files to open.
 
-    ``test_images`` and ``sample_submission`` are both None where one of them is missing. ``phantom`` is True for
-    synthetic files.
+    ``test_images`` and ``sample_submission`` are both None if either is missing. ``phantom`` is True for synthetic
+    files.
     """
 
     tree: Tree
@@ -35,9 +35,10 @@ class CompetitionSource:
 def find_competition(path: Path) -> CompetitionSource | None:
     """Find the competition's files in ``path``, a folder or zip archive, or in :data:`COMPETITION_FOLDER` there.
 
-    A folder may also hold them as the archive ``<COMPETITION_FOLDER>.zip``. Folders have their names on Kaggle today
-    (``stage_2_train``) or those of 2019 (``stage_1_train_images``). Of several stages the highest with both images and
-    CSV counts. Returns None where there are no training images with labels. Raises UsageError for a damaged archive.
+    A folder may also hold the archive ``<COMPETITION_FOLDER>.zip``. Folders may have their present names on Kaggle
+    (``stage_2_train``) or those of 2019 (``stage_1_train_images``). If there are several stages, the highest one with
+    both images and CSV is used. Returns None if there are no training images with labels. Raises UsageError for a
+    damaged archive.
     """
     places = [(path, "")]
     if path.is_dir():
@@ -55,10 +56,11 @@ def find_competition(path: Path) -> CompetitionSource | None:
 
 
 def list_competition(source: CompetitionSource) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return two tables: the images' files, sorted by split and id, and the files that are refused.
+    """Return two tables: the image files, sorted by split and id, and the refused files.
 
-    The first has path, file_id, split, bytes, mtime_ns and what the tree needs; the second path, file_id, reason and
-    message. A file is refused where its name is no id, or where a test image has the id of a training image.
+    The first has the columns path, file_id, split, bytes, mtime_ns and those that the tree needs. The second has path,
+    file_id, reason and message. A file is refused if its name is no id, or if it is a test image with the id of a
+    training image.
     """
     tables, refused = [], []
     for split, under in (("train", source.train_images), ("test", source.test_images)):

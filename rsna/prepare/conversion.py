@@ -1,4 +1,4 @@
-"""Which files are left to convert, and their conversion with a journal."""
+"""Find the files that are left to convert, convert them, and record each in the journal."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from rsna.prepare.job import Job, is_labelled, tasks_of
 
 logger = logging.getLogger(__name__)
 
-PERSON_FILES = 1000  # that are read at most to count patients where no folds are made
-TABLE_BYTES = 1000  # of an image in the tables and the journal, at most
+PERSON_FILES = 1000  # files read, at most, to count patients if no folds are made
+TABLE_BYTES = 1000  # of one image in the tables and the journal, at most
 
 
 def pending_tasks(job: Job, journal: Journal) -> list[Task]:
-    """Return what is left to convert: files that the journal doesn't know as they are now, or whose images are cut."""
+    """Return the tasks that are left: files that are new or have changed, and files whose images are truncated."""
     records = journal.read()
     files = named_by_path(job.files, records)
     stored = list_files(job.folder / "images", job.form.suffix).set_index("name")["bytes"]
     whole = records["image_bytes"] == stored.reindex(records["image_id"]).to_numpy()
-    whole &= ~records["image_id"].isin(unexplained(job, records))
+    whole &= ~records["image_id"].isin(missing_in_map(job, records))
     # A file that could not be opened or parsed is tried again: the disk may have been at fault.
-    hopeless = ~records["reason"].isin(("", *RETRIED_REASONS))
-    finished = ((whole & (records["reason"] == "")) | hopeless).groupby(records["source_id"]).all()
+    failed_for_good = ~records["reason"].isin(("", *RETRIED_REASONS))
+    finished = ((whole & (records["reason"] == "")) | failed_for_good).groupby(records["source_id"]).all()
     known = records.drop_duplicates("source_id").set_index("source_id")[["split", "file_bytes", "mtime_ns"]]
     known = known[known.index.isin(files.index)].astype({"split": object})
     current = files.loc[known.index]
@@ -60,8 +60,8 @@ def pending_tasks(job: Job, journal: Journal) -> list[Task]:
     return tasks_of(job, files[~files.index.isin(done)])
 
 
-def unexplained(job: Job, records: pd.DataFrame) -> pd.Index:
-    """Return the images that need a row in the map of ids and have none, since it was lost."""
+def missing_in_map(job: Job, records: pd.DataFrame) -> pd.Index:
+    """Return the images whose row in the map of ids is lost. Only ids that were made here need a row."""
     images = records[records["reason"] == ""].drop_duplicates("image_id").set_index("image_id")
     needed = need_rows(images)
     if not needed.any():
@@ -73,10 +73,10 @@ def unexplained(job: Job, records: pd.DataFrame) -> pd.Index:
 
 
 def check_persons(job: Job) -> None:
-    """Count patients before anything is converted, as far as needed: anonymized archives often have one PatientID.
+    """Check, before anything is converted, that there are enough patients for the folds.
 
-    Raises UsageError where they are too few for the folds, which are made where there are labels. Without labels it
-    warns.
+    Anonymized archives often give all patients the same PatientID. With labels, raise UsageError if there are too few
+    patients. Without labels there are no folds, so only warn.
     """
     config = job.config
     labelled, by_study = is_labelled(job), config.pre_group == "study"
@@ -84,7 +84,7 @@ def check_persons(job: Job) -> None:
     persons, studies = find_persons(
         tasks_of(job, job.files), wanted, by_study=by_study, most_files=None if labelled else PERSON_FILES
     )
-    if persons >= wanted or persons == 0:  # where it is 0, the conversion says why no file can be read
+    if persons >= wanted or persons == 0:  # if it is 0, the conversion reports why no file can be read
         return
     source = f"{config.pre_source or config.data_input_folder}"
     one_for_all = f"{source}: all {studies} studies carry the same PatientID"
@@ -105,14 +105,14 @@ def check_persons(job: Job) -> None:
 
 
 def convert(job: Job, tasks: Sequence[Task], journal: Journal) -> None:
-    """Convert files, and note each chunk of them in the journal when it is finished."""
+    """Convert the files of ``tasks`` in chunks. Write each finished chunk to the journal."""
     stored = list_files(job.folder / "images", job.form.suffix).set_index("name")["bytes"]
     replaced = [task.own_id for task in tasks]
     if "" in replaced:
         records = journal.read()
         replaced = records["image_id"][records["source_id"].isin([task.source_id for task in tasks])]
     freed = int(stored.reindex(replaced).sum())
-    # A backup or a film beside the slices gives no image and needs no space.
+    # A large file that is no DICOM file, such as a backup, gives no image and needs no space.
     written = [task.file_bytes for task in tasks if can_be_image(task.source, task.file_bytes)]
     needed, smaller = (form.bytes_needed(sum(written), len(written)) - freed + len(job.files) * TABLE_BYTES
                        for form in (job.form, replace(job.form, file_format="blosc2")))  # fmt: skip

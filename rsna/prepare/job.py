@@ -1,4 +1,4 @@
-"""What a run of preprocessing.py works on: source, files, labels and options."""
+"""The job of one run of preprocessing.py: its source, files, labels and options."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from rsna_dataset import FORMAT_VERSION, IMAGE_OPTIONS, fold_path, holdout_path
 UNMATCHED = "labels_without_image.csv"
 UNMATCHED_ROWS = "unmatched_rows.csv"
 DATASET_OPTIONS = {*IMAGE_OPTIONS, "pre_folds", "pre_holdout", "pre_group", "pre_format", "seed"}
-READING_RULES = 2  # raise it where what counts as a slice or a slice's HU change: all files are then read again
+READING_RULES = 2  # raise it if a change makes other files CT slices, or gives other HU: all files are then read again
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one run works on.
+    """All that one run works on.
 
-    ``files`` has the index ``source_id`` and the columns own_id, by_path, file_id, path, split, bytes, mtime_ns, and
-    those that the source's tree needs.
+    ``files`` has a row for each file: index ``source_id``, columns own_id, by_path, file_id, path, split, bytes,
+    mtime_ns, and those that the source's tree needs.
     """
 
     config: PreprocessingConfig
@@ -39,16 +39,16 @@ class Job:
     form: ImageForm
     source: Source
     pseudonyms: Pseudonyms
-    labels: pd.DataFrame  # the source's; index: at first the files' ids, later the images'
+    labels: pd.DataFrame  # of the source; indexed by file ids at first, later by image ids
     label_file: pd.DataFrame | None  # of --pre_labels, see rsna.forms.read_label_file
     asked: pd.Index  # ids of the sample submission
     files: pd.DataFrame
-    refused: pd.DataFrame  # the source's files that are not opened, as rows of failed.csv
+    refused: pd.DataFrame  # files that are not opened, as rows of failed.csv
     id_map: IdMap  # which file and patient each id stands for
 
     @property
     def fold_paths(self) -> list[Path]:
-        """The CSVs of the folds, and of the images held out of all folds."""
+        """Paths of the CSVs of the folds and of the images held out of all folds."""
         name, folds = self.config.data_dataset, self.config.pre_folds
         paths = [fold_path(self.folder, name, fold) for fold in range(folds)]
         return paths + [holdout_path(self.folder, name)] * (folds > 1 and self.config.pre_holdout > 0)
@@ -57,7 +57,7 @@ class Job:
 def build_job(
     config: PreprocessingConfig, folder: Path, source: Source, tables: Tables, key_file: Path, key: bytes
 ) -> Job:
-    """List the source's files and put the job together; UsageError where there are none, or none that has labels."""
+    """List the source's files and build the job. Raise UsageError if there are no files, or none with labels."""
     pseudonyms = Pseudonyms(key, COMPETITION_NAMES if source.competition else {})
     files, refused = list_source(source, pseudonyms, skip=(folder.parent, *private_files(key_file)))
     if files.empty and refused.empty:
@@ -71,20 +71,20 @@ def build_job(
 
 
 def image_form(config: PreprocessingConfig) -> ImageForm:
-    """Return the form of the stored images that the options ask for."""
+    """Return the form of the images to store, from the options."""
     windows = config.pre_window or ()
     dtype = "int16" if not windows else "uint8" if config.pre_type == "uint8" else "float32"
     return ImageForm(config.pre_size, windows, dtype, config.pre_format, config.pre_crop == "head")
 
 
 def journal_options(job: Job) -> dict[str, Any]:
-    """Return what images and their records depend on besides the files. Where it changes, all are made again."""
+    """Return all that images and records depend on besides the files. A change of it converts all files again."""
     names = {"key": job.pseudonyms.fingerprint, "names": dict(job.pseudonyms.public)}
     return {"version": FORMAT_VERSION} | dataclasses.asdict(job.form) | names | {"rules": READING_RULES}
 
 
 def dataset_options(config: PreprocessingConfig) -> dict[str, Any]:
-    """Return the options that a dataset depends on, as dataset.json has them."""
+    """Return the options that a dataset depends on, as dataset.json stores them."""
     return {name: value for name, value in to_dict(config).items() if name in DATASET_OPTIONS}
 
 
@@ -94,7 +94,10 @@ def tasks_of(job: Job, files: pd.DataFrame) -> list[Task]:
 
 
 def file_tasks(tree: Tree, files: pd.DataFrame, folder: Path | None) -> list[Task]:
-    """Return the tasks that convert ``files`` (see :func:`list_source`) to images in ``folder``; None: only read."""
+    """Return the tasks that convert ``files`` to images in ``folder``, or only read them if ``folder`` is None.
+
+    ``files`` has the columns that :func:`rsna.prepare.source.list_source` returns.
+    """
     return [
         Task(row.own_id, row.Index, row.split, row.bytes, row.mtime_ns, tree.file_at(row), folder, row.by_path)
         for row in files.itertuples()
@@ -102,17 +105,20 @@ def file_tasks(tree: Tree, files: pd.DataFrame, folder: Path | None) -> list[Tas
 
 
 def is_labelled(job: Job) -> bool:
-    """Whether there are labels, in the source or as --pre_labels, even if they fit no image."""
+    """Whether the source or --pre_labels gives labels, even if they fit no image."""
     return job.label_file is not None or job.source.competition is not None
 
 
 def label_report(job: Job) -> str:
-    """Return the name of the file that lists which labels fit no image."""
+    """Return the name of the CSV that lists the labels that fit no image."""
     return UNMATCHED if job.label_file is None else UNMATCHED_ROWS
 
 
 def shown_ids(job: Job, images: pd.DataFrame, names: pd.Index | pd.Series) -> list[str]:
-    """Return the ids of images that the competition's tables call ``names``: the same names, or keyed hashes."""
+    """Return the dataset's id for each of ``names``, image names of the competition's tables.
+
+    A name that is a pseudonym already stays. Any other becomes a keyed hash.
+    """
     file_ids = job.files["file_id"].reindex(images["source_id"])
     made = dict(zip(file_ids, images.index, strict=True))
     return [name if job.pseudonyms.is_public(IMAGE, name) else made.get(name) or job.pseudonyms.of(FILE, name)
@@ -120,9 +126,9 @@ def shown_ids(job: Job, images: pd.DataFrame, names: pd.Index | pd.Series) -> li
 
 
 def source_hash(job: Job) -> str:
-    """Return a hash of the source: names, sizes and times of all files, contents of the CSVs."""
+    """Return a hash of the source: the names, sizes and times of all files, and the contents of the CSVs."""
     competition = job.source.competition
-    # The key keeps others from guessing files' names, which may name patients, by their hash.
+    # Files' names may name patients. Without the key nobody can guess a name and check it by the hash.
     digest = hashlib.blake2b(digest_size=16, key=b"" if competition else job.pseudonyms.key)
     refused = pd.DataFrame(
         {"id": [printable(name) for name in job.refused["file_id"]],

@@ -1,4 +1,4 @@
-"""What preprocessing.py says of a dataset: failures, missing labels, unusual geometry."""
+"""The messages of preprocessing.py about a dataset: failures, missing labels, unusual geometry."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rsna_dataset import FAILED_FILE, read_dataset_info
 
 logger = logging.getLogger(__name__)
 
-MARKS = {  # in the metadata's column ``mended``, worth a warning
+MARKS = {  # values of the metadata's column ``mended`` that deserve a warning
     "wrap_doubtful": "may hold wrapped values and were left alone",
     REPEATED_UID: "share their SOPInstanceUID with another file; all are kept",
 }
 
 
 def warn_of_other_source(job: Job) -> None:
-    """Warn where the dataset was made from a phantom and is now made from real data, or the other way round."""
+    """Warn if a dataset made from a phantom is now made from real data, or the other way round."""
     try:
         made_from = read_dataset_info(job.folder)["source"]["kind"]
     except (UsageError, WorkError, KeyError, TypeError):
-        return  # there is no finished one
+        return  # there is no finished dataset
     if made_from != job.source.kind:
         logger.warning(
             "%s: was made from %s files and is made anew from %s files", job.folder, made_from, job.source.kind
@@ -35,7 +35,7 @@ def warn_of_other_source(job: Job) -> None:
 
 
 def check_share(records: pd.DataFrame, job: Job) -> None:
-    """Raise WorkError, with the reasons counted, where more files failed than --pre_max_failed accepts."""
+    """Raise WorkError with a count of each reason if more files failed than --pre_max_failed accepts."""
     failed = failure_table(records, job.files, job.refused)
     count, total = failed_share(failed, len(job.files) + len(job.refused))
     if count > job.config.pre_max_failed * total:
@@ -47,9 +47,10 @@ def check_share(records: pd.DataFrame, job: Job) -> None:
 
 
 def failed_share(failed: pd.DataFrame, files: int) -> tuple[int, int]:
-    """Return how many files failed, and of how many; files that are no slices don't count. ``files`` is their number.
+    """Return how many files failed, and out of how many. ``files`` is the number of all files.
 
-    A file counts once, however many of its frames failed. It is no slice where all that failed of it is none.
+    A file counts once, however many of its frames failed. Files that are no CT slices count in neither number. A file
+    is one of these if every frame that failed is no CT slice.
     """
     other = is_no_slice(failed)
     failed, other = failed[~other].drop_duplicates("file"), failed[other].drop_duplicates("file")
@@ -57,7 +58,7 @@ def failed_share(failed: pd.DataFrame, files: int) -> tuple[int, int]:
 
 
 def too_many_failed(count: int, files: int, accepted: float) -> str:
-    """Return the message for more failures than are ``accepted``, with the value that would accept them."""
+    """Return the message for more failures than the share ``accepted``, with a share that would accept them."""
     enough = math.ceil(100 * count / files) / 100
     return (
         f"{count} of {files} files failed ({count / files:.2%}), more than --pre_max_failed={accepted:g} accepts "
@@ -66,7 +67,7 @@ def too_many_failed(count: int, files: int, accepted: float) -> str:
 
 
 def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: pd.DataFrame) -> None:
-    """Say how many files gave no image and why, and warn of labels and images that don't fit each other."""
+    """Report how many files gave no image and why. Warn of labels and images that don't fit each other."""
     other = is_no_slice(failed)
     if other.any():
         tell(f"{int(other.sum())} files are no CT slices and don't count as failures ({count_reasons(failed[other])})")
@@ -91,7 +92,7 @@ def warn_about(job: Job, images: pd.DataFrame, failed: pd.DataFrame, unmatched: 
 
 
 def say_geometry(table: pd.DataFrame) -> None:
-    """Say how many images have an unusual place in their series, by the metadata."""
+    """Report how many images have an unusual position in their series. ``table`` is the metadata."""
     marks = table["geometry"].astype(str).str.split(";").explode()
     counts = marks.value_counts().drop(["", "single_slice"], errors="ignore")
     if len(counts):
@@ -100,7 +101,7 @@ def say_geometry(table: pd.DataFrame) -> None:
 
 
 def warn_about_labels(job: Job, images: pd.DataFrame, unmatched: pd.DataFrame) -> None:
-    """Warn of labels without image and of images without label."""
+    """Warn of labels without an image and of images without labels."""
     if not is_labelled(job):
         logger.warning("%s: unlabelled: no label columns and no folds; --pre_labels=file.csv adds labels", job.folder)
     elif job.label_file is not None:

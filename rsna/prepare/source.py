@@ -1,4 +1,4 @@
-"""What a dataset is made from: a source's files, its tables of labels, and the key of its pseudonyms."""
+"""Find what a dataset is made from: files, tables of labels, and the key of the pseudonyms."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rsna.forms import read_competition_labels, read_label_file, read_submission
 from rsna.prepare.competition import COMPETITION_FOLDER, CompetitionSource, find_competition, list_competition
 from rsna.prepare.options import PreprocessingConfig
 
-KEY_FILE = "pseudonyms.key"  # in the input folder, one for all datasets and in none of them
-ID_MAP = "id_map_{}.csv"  # beside the key: which file and patient a dataset's ids stand for
-COMPETITION_NAMES = {  # the competition's own pseudonyms, which stay
+KEY_FILE = "pseudonyms.key"  # in the input folder: one key for all datasets, outside all of them
+ID_MAP = "id_map_{}.csv"  # beside the key: the file and patient behind each id of a dataset
+COMPETITION_NAMES = {  # patterns of the competition's own pseudonyms, which are kept
     kind: f"ID_[0-9a-f]{{{digits}}}"
     for kind, digits in {"image": 9, "instance": 9, "patient": 8, "study": 10, "series": 10}.items()
 }
@@ -30,7 +30,7 @@ ARCHIVES = (*ARCHIVE_SUFFIXES, *UNREAD_SUFFIXES)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset comes from. ``competition`` is None for files in another form than the competition's."""
+    """The files that a dataset is made from. ``competition`` is None for any other DICOM files."""
 
     tree: Tree
     competition: CompetitionSource | None
@@ -44,7 +44,7 @@ class Source:
 
 
 def key_place(config: PreprocessingConfig) -> Path:
-    """Return the key's file: --pseudonym_key, else beside ``datasets/``; UsageError for one inside ``datasets/``."""
+    """Return the key's path: --pseudonym_key, else beside ``datasets/``. UsageError if it is inside ``datasets/``."""
     place = config.pseudonym_key or config.data_input_folder / KEY_FILE
     if (config.data_input_folder / "datasets").resolve() in place.resolve().parents:
         raise UsageError(f"--pseudonym_key={place}: lies among the datasets, which are passed on without it")
@@ -52,12 +52,12 @@ def key_place(config: PreprocessingConfig) -> Path:
 
 
 def private_files(key_file: Path) -> list[Path]:
-    """Return the key and the maps beside it, which belong to no source."""
+    """Return the paths of the key and of the maps of ids beside it. They are never a source's files."""
     return [key_file, *key_file.parent.glob(ID_MAP.format("*"))]
 
 
 def find_source(config: PreprocessingConfig) -> Source:
-    """Return where the files lie. Where there are none, raise UsageError with what was looked for."""
+    """Return the source that the options name. If nothing is found, raise UsageError that says what is expected."""
     searched = config.pre_source or config.data_input_folder
     if config.pre_source is not None and not config.pre_source.exists():
         raise UsageError(
@@ -81,7 +81,10 @@ def find_source(config: PreprocessingConfig) -> Source:
 
 @dataclass(frozen=True)
 class Tables:
-    """What the CSVs say: ``labels`` of the source or ``label_file`` of --pre_labels, ids of the sample submission."""
+    """The contents of the CSVs: the source's ``labels``, the ``label_file`` of --pre_labels (None without).
+
+    ``asked`` holds the image ids of the sample submission.
+    """
 
     labels: pd.DataFrame
     label_file: pd.DataFrame | None
@@ -89,7 +92,7 @@ class Tables:
 
 
 def read_tables(source: Source, config: PreprocessingConfig) -> Tables:
-    """Read the labels and the sample submission of a source; errors as the functions of :mod:`rsna.forms`."""
+    """Read a source's labels and sample submission. Raise the errors of the functions of :mod:`rsna.forms`."""
     competition = source.competition
     labels = pd.DataFrame(index=pd.Index([], name="id"))
     if competition is not None and config.pre_labels is None:
@@ -102,9 +105,9 @@ def read_tables(source: Source, config: PreprocessingConfig) -> Tables:
 def located_labels(
     config: PreprocessingConfig, label_file: pd.DataFrame, source: Source, paths: pd.Series
 ) -> pd.DataFrame:
-    """Return the labels with each path as it is in the source. Say which paths were matched, and which are lost.
+    """Return the labels with each path written as in the source. Report paths matched by their ends, and lost paths.
 
-    Raises UsageError where all keys are paths and none of them is a file's.
+    Raises UsageError if all keys are paths and none names a file.
     """
     try:
         located = locate_labels(label_file, paths, source.tree.root)
@@ -130,10 +133,10 @@ def located_labels(
 
 
 def list_source(source: Source, pseudonyms: Pseudonyms, skip: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the files to convert and, as rows of failed.csv, those that are refused; columns as in ``Job``.
+    """Return the files to convert and, as rows of failed.csv, the refused files. :class:`Job` names the columns.
 
-    Both are sorted, so that the order in which the disk lists files changes nothing. ``skip`` names files and folders
-    that this program wrote.
+    Both are sorted, so that the result doesn't depend on the order in which the disk lists files. ``skip`` names files
+    and folders that this program wrote.
     """
     if source.competition is None:
         files, refused = (
@@ -149,7 +152,7 @@ def list_source(source: Source, pseudonyms: Pseudonyms, skip: Sequence[Path] = (
     ]
     files["by_path"] = False
     refused["own_id"] = [name if pseudonyms.is_public(IMAGE, name) else "" for name in refused["file_id"]]
-    # The journal and failed.csv know a file by its own id, else by a pseudonym of its path.
+    # The journal and failed.csv identify a file by its own id, or else by a pseudonym of its path.
     for table, name in ((files, "source_id"), (refused, "id")):
         table[name] = [
             own or pseudonyms.of(FILE, path) for own, path in zip(table["own_id"], table["path"], strict=True)

@@ -1,7 +1,7 @@
-"""What a source holds and what would become of it, told in seconds and before anything is made (--check).
+"""Tell in seconds what a source holds and what dataset it would give, without writing anything (--check).
 
-Some hundred files are read by the parts that convert, with the same rules; nothing is written. Labels, groups and folds
-are judged as a conversion judges them.
+The functions that convert files read a few hundred of them, with the same rules. Labels, groups and folds are checked
+as in a conversion.
 """
 
 from __future__ import annotations
@@ -36,15 +36,18 @@ from rsna.prepare.source import find_source, key_place, read_tables
 from rsna.prepare.tables import file_order, label_images, make_groups
 from rsna_dataset import LABELS, dataset_folder, identities_of
 
-SURVEY_FILES = 400  # at most, read of a source
-SURVEY_SECONDS = 10.0  # after which no more of them are begun
+SURVEY_FILES = 400  # read at most
+SURVEY_SECONDS = 10.0  # after which no further batch is begun
 BATCH_FILES = 50
 PERSONS = (("patient_id", "patients"), ("study_id", "studies"), ("series_id", "series"))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was read: ``files``, rows of the job's; ``records`` of them; ``seconds`` that a file took all processes."""
+    """The files that were read, rows of the job's, and their ``records``.
+
+    ``seconds`` is the mean time for one file with all processes at work.
+    """
 
     files: pd.DataFrame
     records: pd.DataFrame
@@ -52,10 +55,10 @@ class Sample:
 
 
 def survey(config: PreprocessingConfig) -> None:
-    """Print what a source holds and what a conversion would make of it; write nothing.
+    """Print what a source holds and what dataset a conversion would make. Write nothing.
 
-    Raises what would end a conversion, as far as the files that were read show it, after all is told; without a source,
-    or with a table that can't be read, at once.
+    Raises the error that would end a conversion, as far as the files read show it. The report is printed first, except
+    if there is no source or a table can't be read.
     """
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     source = find_source(config)
@@ -71,7 +74,7 @@ def survey(config: PreprocessingConfig) -> None:
 
 
 def describe(job: Job, faults: list[UserError]) -> Iterator[str]:
-    """Yield what there is to tell of a job, line by line; ``faults`` gets what would end its run."""
+    """Yield the report of a job line by line. Add the errors that would end its run to ``faults``."""
     root = job.source.tree.root
     yield f"{root}: {kind_of(job)}, {len(job.files):,} files of {size(int(job.files['bytes'].sum()))}"
     if len(job.refused):
@@ -111,48 +114,48 @@ def describe(job: Job, faults: list[UserError]) -> Iterator[str]:
 
 
 def kind_of(job: Job) -> str:
-    """Return in words what a source is."""
+    """Return in words what kind of files a source has, as in ``competition files of stage 2``."""
     competition = job.source.competition
     return "DICOM files" if competition is None else f"{job.source.kind} files of stage {competition.stage}"
 
 
 def size(count: int) -> str:
-    """Return a number of bytes as people say it."""
+    """Return a number of bytes as text, as in ``1.50 GB`` or ``3.2 MB``."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def in_brackets(text: str) -> str:
-    """Return a text in brackets behind a space, nothing for none."""
+    """Return a space and the text in brackets; empty for an empty text."""
     return f" ({text})" * bool(text)
 
 
 def count_of(names: pd.Series) -> int:
-    """Return how many different names there are, without counting "" for an unknown one."""
+    """Return the number of different names. "" stands for an unknown one and doesn't count."""
     return len(set(names) - {""})
 
 
 def read_sample(job: Job) -> Sample:
-    """Read files in an order that is spread over all of them, until there are enough or the time is over."""
+    """Read files spread evenly over the source, until there are enough or the time is over."""
     jobs = job.config.n_jobs or usable_cores()
     order = spread(len(job.files))[:SURVEY_FILES]
     records: list[Record] = []
     read, seconds, timed = 0, 0.0, 0
     started = time.perf_counter()
-    # A second batch is read whatever the first one took: without it nobody knows how long the others take.
+    # A second batch is always read. The first can't tell how long a file takes, since processes start during it.
     while read < len(order) and (timed == 0 or time.perf_counter() - started < SURVEY_SECONDS):
         places = order[read : read + BATCH_FILES]
         tasks = file_tasks(job.source.tree, job.files.iloc[places], None)
         began = time.perf_counter()
         for chunk in convert_files(tasks, job.form, jobs, job.pseudonyms):
             records += chunk
-        if read or len(order) <= BATCH_FILES:  # in the first batch the processes start
+        if read or len(order) <= BATCH_FILES:
             seconds, timed = seconds + time.perf_counter() - began, timed + len(places)
         read += len(places)
     return Sample(job.files.iloc[np.sort(order[:read])], record_table(records), seconds / max(timed, 1))
 
 
 def numbered(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the records that have an image by their ids; of files that share a SOPInstanceUID each has its own."""
+    """Return the records with an image, indexed by image id. Files that share a SOPInstanceUID get distinct ids."""
     repeat = records.groupby("image_id").cumcount()
     again = (repeat > 0) & (records["reason"] == "")
     ids = np.where(again, records["image_id"] + "_" + repeat.astype(str), records["image_id"])
@@ -160,7 +163,7 @@ def numbered(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_labels(job: Job, labels: pd.DataFrame, images: pd.DataFrame, unmatched: Sequence[int]) -> Iterator[str]:
-    """Yield what the labels fit; ``labels``: those of images by their ids, ``unmatched``: rows that fit none."""
+    """Yield how labels and images fit. ``labels`` is indexed by image id; ``unmatched`` are rows that fit no image."""
     if not is_labelled(job):
         yield "labels: none, and so no folds; --pre_labels=file.csv gives them"
         return
@@ -186,7 +189,7 @@ def describe_labels(job: Job, labels: pd.DataFrame, images: pd.DataFrame, unmatc
 
 
 def describe_folds(job: Job, images: pd.DataFrame, whole: bool, faults: list[UserError]) -> Iterator[str]:
-    """Yield whether the folds that are asked for are possible; ``job`` has the labels by image id."""
+    """Yield whether the requested folds are possible. The labels of ``job`` are indexed by image id."""
     if not is_labelled(job):
         return
     train = images[(images["split"] == "train") & images.index.isin(job.labels.index)]
@@ -209,7 +212,7 @@ def describe_folds(job: Job, images: pd.DataFrame, whole: bool, faults: list[Use
 
 
 def describe_cost(job: Job, sample: Sample, faults: list[UserError]) -> Iterator[str]:
-    """Yield what disk and time a new dataset takes, reckoned from what was read."""
+    """Yield an estimate, from the files read, of the disk space and time that a new dataset takes."""
     share = len(job.files) / len(sample.files)
     needed = int(sample.records["image_bytes"].sum() * share) + len(job.files) * TABLE_BYTES
     place = next(folder for folder in (job.folder, *job.folder.absolute().parents) if folder.is_dir())

@@ -1,4 +1,4 @@
-"""The tables of a dataset: metadata, folds, failures, map of ids, dataset.json."""
+"""Write the tables of a dataset: metadata, folds, failures, map of ids, dataset.json."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CROP_SHEET = "crop_sheet.png"
 
 
 def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
-    """Write everything but the images, dataset.json last; WorkError for no images, or labels that fit none of them."""
+    """Write everything but the images, dataset.json last. Raise WorkError if no file gave an image (with labels)."""
     folder = job.folder
     records = records[records["source_id"].isin(job.files.index)]
     images = mark_repeated(unique_images(records).sort_index())
@@ -92,7 +92,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
 
 
 def write_id_map(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> None:
-    """Finish the map of ids: a row for each id made here, of an image or of a file that gave no image."""
+    """Finish the map of ids: one row for each id made here, of an image or of a file without one."""
     needed = need_rows(images)
     rows = job.id_map.read()
     rows = rows[rows.index.isin(needed.index[needed])].reset_index()
@@ -101,7 +101,7 @@ def write_id_map(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> None:
 
 
 def file_order(files: pd.DataFrame, images: pd.DataFrame) -> np.ndarray:
-    """Return what to order slices at the same position by, (N,): their own ids, or their files' paths."""
+    """Return the keys (N,) that order slices at the same position: their own ids, or their files' paths."""
     files = files.loc[images["source_id"], ["own_id", "path"]]
     return np.array(
         [image_id if own else f"{path}\n{frame:09d}"
@@ -114,7 +114,7 @@ def file_order(files: pd.DataFrame, images: pd.DataFrame) -> np.ndarray:
 def label_images(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> tuple[Job, pd.DataFrame, pd.DataFrame]:
     """Return the job with labels by image id, the images with their split, and the labels that fit no image.
 
-    The competition's folders give the split. In any other source the images with labels are for training.
+    The competition's folders give the split. In any other source, images with labels are the training images.
     """
     if job.label_file is not None:
         joined = join_labels(job.label_file, images, job.files["path"], job.pseudonyms)
@@ -132,7 +132,7 @@ def label_images(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> tuple[
 
 
 def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: str) -> dict[str, Any]:
-    """Return dataset.json. ``hash`` is of all that training sees, ``source.hash`` of what it was made from."""
+    """Return the content of dataset.json. ``hash`` covers all that training reads, ``source.hash`` the source."""
     options = dataset_options(job.config)
     competition = job.source.competition
     info = {
@@ -148,12 +148,12 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
         "failed": len(failed),
         "hash": content_hash(job.folder, options),
     }
-    # Nothing where all names are the competition's own.
+    # If all names are the competition's own, there is no key to identify.
     return info | ({"pseudonyms": job.pseudonyms.fingerprint} if need_rows(images).any() else {})
 
 
 def make_groups(job: Job, images: pd.DataFrame) -> np.ndarray:
-    """Return the group of each image (N,). Say what joins patients, and warn of a group too large for one patient."""
+    """Return the group of each image (N,). Report what joins patients; warn of a group too large for one."""
     identities = identities_of(images.rename(columns={"digest": "picture_hash"}), job.config.pre_group)
     groups = group_images(identities)
     lines = describe_links(identities)
@@ -184,7 +184,7 @@ def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
 
 
 def copy_sample(job: Job, images: pd.DataFrame) -> None:
-    """Copy the sample submission to the dataset, with pseudonyms for names that are not the competition's."""
+    """Copy the sample submission to the dataset. Names that are not the competition's become pseudonyms."""
     target = job.folder / SAMPLE_FILE
     competition = job.source.competition
     if competition is None or competition.sample_submission is None:
