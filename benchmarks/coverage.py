@@ -171,6 +171,9 @@ def samples(table: Array, counts: Array, behind: Evidence, intervals: bool) -> d
         mean = isinstance(rule, MeanRule)
         rest = None if mean else drawn[metric] - value - counts @ parts
         found[metric] = Samples(value, behind, parts, rest, rule.scale if mean else "share")
+        if not mean and getattr(rule, "jackknife", False):
+            apart = metrics(total - table)[0][metric]
+            found[metric].left_out = np.nan_to_num(apart - value)
     if intervals:
         error = found["calibration_error"]
         error.own_ends = calibration_error_interval(whole[0], deviations, behind.freedom_of(error.parts))

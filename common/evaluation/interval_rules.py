@@ -28,6 +28,7 @@ class Samples:
     draw has beyond the value and its patients' parts; None of a mean, which has no more. Without ``parts`` it is all.
     ``scale``: of a mean's interval, see :func:`common.evaluation.resampling.student_interval`. ``error``: what binning
     the scores did to the value. ``own_ends``: the interval of a metric that makes its own.
+    ``left_out`` (P,): how far the value moves where each patient is left out, of a metric whose interval is made of it.
     """
 
     value: float
@@ -37,6 +38,7 @@ class Samples:
     scale: str = "share"
     error: float = 0.0
     own_ends: tuple[float, float] | None = None
+    left_out: Array | None = None
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -47,6 +49,8 @@ class Samples:
             return self.evidence.interval(self.value, error_of(self.rest), self.evidence.freedom, self.scale)
         if self.rest is None:
             return self.evidence.mean_interval(self.value, self.parts, self.scale)
+        if self.left_out is not None:
+            return self.evidence.jackknife_interval(self.value, self.left_out)
         return self.evidence.rank_interval(self.value, self.parts)
 
     def change_ends(self, other: Samples) -> tuple[float, float]:
@@ -104,11 +108,13 @@ class RankingRule:
 
     ``binned``: the same of histograms (D, B) of positive and of other scores, for the draws. ``slopes``: by how much
     that of two histograms (B,) grows with one more score in each bin; both are in ``binned.py``. Without slopes, of a
-    metric that moves by jumps, the error is the draws' deviation.
+    metric that moves by jumps, the error is the draws' deviation. ``jackknife``: an interval's error comes from the
+    metric without each patient in turn.
     """
 
     binned: Callable[[Array, Array], Array]
     slopes: Callable[[Array, Array], tuple[Array, Array]] | None = None
+    jackknife: bool = False
 
     @staticmethod
     def samples(metrics: Sequence[Metric], study: ReaderStudy) -> dict[str, SamplesByLabel]:
@@ -126,6 +132,9 @@ class RankingRule:
                     slopes = metric.interval.slopes(*whole) if both else [np.full(len(side), np.nan) for side in whole]
                     item.parts, linear = (_added(of, slopes) for of in (sides, drawn))
                     item.rest -= linear
+                if metric.interval.jackknife:
+                    moved = metric.interval.binned(*(all_of - side for all_of, side in zip(whole, sides, strict=True)))
+                    item.left_out = np.nan_to_num(moved - near)  # no interval is made where one patient is a whole side
                 found[metric.name][name] = item
         for metric in metrics:
             labels = list(found[metric.name].values())
@@ -133,7 +142,8 @@ class RankingRule:
             parts = None if metric.interval.slopes is None else _weighted([item.parts for item in labels], study.scale)
             rest = _weighted([item.rest for item in labels], study.scale)
             error = max(item.error for item in labels)
-            found[metric.name][WEIGHTED] = Samples(value, study.fewest, parts, rest, error=error)
+            left_out = _weighted([item.left_out for item in labels], study.scale) if metric.interval.jackknife else None
+            found[metric.name][WEIGHTED] = Samples(value, study.fewest, parts, rest, error=error, left_out=left_out)
         return found
 
 

@@ -90,7 +90,7 @@ METRICS: dict[str, Metric] = table(
     (
         Metric("log_loss", "log loss", 4, True, binary_log_losses, MeanRule("log")),
         Metric("brier", "Brier", 4, True, squared_errors, MeanRule("share")),
-        Metric("auroc", "AUROC", 3, False, auroc, RankingRule(binned.auroc, binned.auroc_slopes)),
+        Metric("auroc", "AUROC", 3, False, auroc, RankingRule(binned.auroc, binned.auroc_slopes, jackknife=True)),
         Metric(
             "average_precision",
             "average precision",

@@ -110,8 +110,16 @@ class Evidence:
         return self.interval(value, error, self.freedom_of(parts), scale)
 
     def rank_interval(self, value: float, parts: Array) -> tuple[float, float]:
-        """Return the interval of an AUROC or average precision, which the rarer side's patients decide."""
+        """Return the interval of an average precision, which the rarer side's patients decide."""
         return self.interval(value, float(np.sqrt(self._first_order(parts))), self.freedom, "share")
+
+    def jackknife_interval(self, value: float, left_out: Array) -> tuple[float, float]:
+        """Return the interval of an AUROC; ``left_out`` (P,): how far it moves where each patient is left out.
+
+        The parts of few positive patients understate an AUROC's error: each of them is much of its side, so that the
+        side looks more alike with it than without it (Efron and Stein 1981).
+        """
+        return self.interval(value, float(np.sqrt(left_out @ left_out)), self.freedom, "share")
 
     def change_interval(self, change: float, parts: Array, rest: Array) -> tuple[float, float]:
         """Return the interval of a difference of two metrics that are no means; ``rest`` (D,): see :data:`MOST_TAKEN`.

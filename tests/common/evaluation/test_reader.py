@@ -85,6 +85,28 @@ def test_the_error_of_an_auroc_is_delongs() -> None:
     assert np.sqrt(parts @ parts) == pytest.approx(error, rel=0.01)
 
 
+def test_an_aurocs_interval_is_wilsons_with_the_error_of_leaving_each_patient_out() -> None:
+    values, targets = predictions()
+    one = study()
+    areas = {}
+    for c, name in enumerate(NAMES):
+        whole = roc_auc_score(targets[:, c], values[:, c])
+        without = [roc_auc_score(targets[p != PATIENTS, c], values[p != PATIENTS, c]) - whole for p in range(50)]
+        areas[name] = whole, np.array(without)
+    areas["weighted"] = tuple(SCALE @ [areas[name][part] for name in NAMES] for part in (0, 1))
+    table = one.intervals()
+    for name, (area, without) in areas.items():
+        error, freedom = np.sqrt(without @ without), one.samples["auroc"][name].evidence.freedom
+        times = stats.t.ppf(0.975, freedom)
+        cases = area * (1 - area) / error**2 / times**2 * stats.norm.ppf(0.975) ** 2  # as many have this error
+        doubt = stats.norm.ppf(0.975) ** 2 / cases
+        half = np.sqrt(doubt * area * (1 - area) + doubt**2 / 4) / (1 + doubt)
+        centre = (area + doubt / 2) / (1 + doubt)
+        assert table.loc[name, ["auroc_low", "auroc_high"]].tolist() == pytest.approx(
+            [centre - half, centre + half], abs=2e-3
+        )
+
+
 def test_operating_points_by_hand() -> None:
     """Ten negatives at 0.0 to 0.9, positives at 0.85, 0.95 and 0.2."""
     scores = np.append(np.arange(10) / 10, [0.85, 0.95, 0.2])[:, None]
