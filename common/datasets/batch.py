@@ -1,4 +1,4 @@
-"""One image's data, and a batch of them."""
+"""Batches, and how samples are collated into one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from common.errors import WorkError
 
 @dataclass(frozen=True)
 class Batch:
-    """``inputs`` by name, ``image`` is float32 (B, C, H, W); ``target`` float32 (B, K) or None; ``image_id`` has B.
+    """``inputs`` by name (``image`` float32 (B, C, H, W)), ``target`` float32 (B, K) or None, B ``image_id``.
 
-    With ``plan`` ``image`` is still as it was read, int16 HU or float32 on 0..1, and the plan is what it gets.
-    Of a batch of series ``lengths`` are the slices of each, plain numbers, which stay on the host, and ``share`` is the
-    weight of the slices' mean loss beside the other processes' batches, which may hold more slices or fewer.
+    If there is a ``plan``, ``image`` is as it was read, int16 HU or float32 in 0..1, and the plan has the steps to do.
+    In a batch of series ``lengths`` counts the slices of each, as plain numbers on the host. ``share`` is the weight of
+    this batch's mean loss: the batches of other processes may hold more slices or fewer.
     """
 
     inputs: dict[str, Tensor]
@@ -38,7 +38,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory, from which a copy to a GPU need not wait; DataLoader calls it."""
+        """Return the batch in page-locked memory, from which a copy to a GPU needs no wait; DataLoader calls it."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -47,16 +47,16 @@ class Batch:
         return replace(self, inputs=inputs, target=target, plan=None if self.plan is None else self.plan.map(function))
 
     def finished(self) -> Batch:
-        """Return the batch with the pictures that the network sees; to be called where it computes."""
+        """Return the batch with the pictures that the network sees. Call it once the batch is on its device."""
         if self.plan is None:
             return self
         return replace(self, inputs={**self.inputs, "image": execute(self.plan, self.inputs["image"])}, plan=None)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples, all with a target or all without; pictures whose steps make them equal may still differ in size.
+    """Stack samples, all with a target or all without. Pictures may differ in size if their steps make them equal.
 
-    Raises WorkError naming two that end with different sizes.
+    Raises WorkError naming two pictures whose final shapes differ.
     """
     first = samples[0]
     for sample in samples:
@@ -74,12 +74,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def finished_picture(dataset: ImageDataset, index: int) -> Tensor:
-    """Return a picture of a dataset as the network sees it, float32 (C, H, W), wherever its transform is computed."""
+    """Return a picture of a dataset as the network sees it, float32 (C, H, W), transformed here or on the device."""
     return collate([dataset[index]]).finished().inputs["image"][0]
 
 
 def _stack(samples: Sequence[Sample]) -> np.ndarray:
-    """Return all pictures in one array; one that is smaller than others lies at the top left."""
+    """Return all pictures in one array. Smaller ones lie at the top left."""
     shapes = {sample.image.shape for sample in samples}
     if len(shapes) == 1:
         return np.stack([sample.image for sample in samples])
@@ -91,4 +91,4 @@ def _stack(samples: Sequence[Sample]) -> np.ndarray:
 
 
 class LoadingFailed(WorkError):
-    """The processes that load images died or hang; the batches before were whole."""
+    """The processes that load images died or hang. All batches before were complete."""

@@ -1,4 +1,4 @@
-"""Neighbouring slices of a slice, by their places along the series and not by the order of files."""
+"""Finds a slice's neighbours by their places along the series, not by the order of files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from common.dicom.geometry import SAME_PLACE_MM, local_spacing, scanned_places
 
-TOLERANCE = 0.5  # of the spacing: farther from its place a slice is no neighbour
+TOLERANCE = 0.5  # share of the spacing by which a neighbour may miss its place
 
 
 def slice_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
-    """Return each slice's place along its series, in mm (N,): its position, NaN where it has none.
+    """Return each slice's place along its series in mm (N,): its position, or NaN.
 
-    A series without any position counts as one of equal steps of 1 in the order of ``slice_index``. ``series`` (N,)
-    holds the series' numbers, from 0.
+    A series without any position gets equal steps of 1 in the order of ``slice_index``. ``series`` (N,) numbers the
+    series from 0.
     """
     positions = np.asarray(positions_mm, dtype=np.float64)
     placed = np.bincount(series, weights=np.isfinite(positions), minlength=series.max(initial=-1) + 1) > 0
@@ -24,14 +24,13 @@ def find_neighbours(series: np.ndarray, places: np.ndarray, slice_index: np.ndar
     """Return the rows of each slice's neighbours, int64 (N, 2 · ``count`` + 1); the middle one is the slice itself.
 
     The next neighbour is the first slice of the same series that lies one spacing farther on, give or take half of it.
-    The spacing is that of the neighbourhood, since many heads have thin slices below and thick ones above:
-    the median of the three steps on each side. Where there is no such slice, beyond the ends and in a gap, the one
-    before it towards the middle stands there again, and the one after it is looked for one spacing farther.
+    The spacing is local, the median of the three steps on each side: many heads have thin slices below and thick ones
+    above. Beyond the ends and in a gap there is no such slice. The last neighbour towards the middle is then repeated,
+    and the search goes on one spacing farther.
 
-    A head that was scanned twice, at the same places or some tenths of a millimetre beside them, is not mixed: slices
-    whose distance is less than three tenths of the steps around it are at one place, and of these the one with the same
-    number among them, by place and ``slice_index``, is taken. A slice without a place (NaN) has only itself, and is
-    nobody's neighbour.
+    Two scans of a head, at the same places or some tenths of a millimetre apart, are not mixed. Slices closer than
+    three tenths of the steps around them share one place. Of these, the neighbour is the one with the same number among
+    them, counted by place and ``slice_index``. A slice without a place (NaN) has only itself and is nobody's neighbour.
     """
     rows = np.arange(len(series))
     found = np.repeat(rows[:, None], 2 * count + 1, axis=1)
@@ -56,7 +55,7 @@ def find_neighbours(series: np.ndarray, places: np.ndarray, slice_index: np.ndar
             step = np.where(there, spacing[near], step)
             slot = count + direction * distance
             neighbour = order[first[here[site]] + np.minimum(number, sizes[here[site]] - 1)]
-            # A slice that has none keeps its own row, also where others lie at its place.
+            # Without a neighbour a slice keeps its own row, even if others share its place.
             found[order, slot] = np.where(there[site], neighbour, found[order, slot - direction])
     return found
 
@@ -71,9 +70,9 @@ def _on_one_line(series: np.ndarray, centers: np.ndarray, spacing: np.ndarray, c
 def _first_within(
     line: np.ndarray, wanted: np.ndarray, reach: np.ndarray, direction: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of the sorted places is the first, in a direction, of those within ``reach``; whether there is one.
+    """Return the index of the first of the sorted places, in a direction, within ``reach`` of the wanted one.
 
-    All are (S,).
+    The second array says whether there is one. All are (S,).
     """
     found = np.searchsorted(line, wanted - direction * reach, side="left" if direction > 0 else "right")
     found = (found if direction > 0 else found - 1).clip(0, len(line) - 1)
@@ -81,12 +80,12 @@ def _first_within(
 
 
 def describe_lacks(neighbours: np.ndarray) -> str:
-    """Say of how many slices a neighbour is missing; ``neighbours`` (N, 2 · count + 1) as :func:`find_neighbours`."""
+    """Say how many slices lack a neighbour; ``neighbours`` (N, 2 · count + 1) come from :func:`find_neighbours`."""
     same = neighbours[:, 1:] == neighbours[:, :-1]
     lacking = same.any(axis=1)
     alone = same.all(axis=1)
     count = neighbours.shape[1] // 2
-    # At an end of a series all that lies beyond is missing, and nothing on the other side.
+    # A slice at an end of its series lacks neighbours on one side only.
     ends = lacking & ~alone & (~same[:, :count].any(axis=1) | ~same[:, count:].any(axis=1))
     return (
         f"{int(lacking.sum()):,} of {len(same):,} slices lack a neighbour, and the nearest slice towards the middle "

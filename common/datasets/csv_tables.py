@@ -1,4 +1,4 @@
-"""This project's CSV tables with a row for each image. Ids are checked, since an image's id becomes its file's name."""
+"""Reads the project's CSV tables, one row for each image. Checks the ids, since they become file names."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ IMAGE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 def check_image_id(image_id: str) -> None:
-    """Raise WorkError unless ``image_id`` is a plain file name, which can't leave its folder."""
+    """Raise WorkError unless ``image_id`` is a plain file name that can't leave its folder."""
     if not IMAGE_ID.fullmatch(image_id):
         raise WorkError(f"image id {image_id!r} is not allowed: use letters, digits, '_', '-' and '.', not '.' first")
 
 
 def check_ids(path: TableFile, ids: Sequence[str], image: np.ndarray, rows: Sequence[int]) -> None:
-    """Raise WorkError, naming the row, for the first id that is no plain file name.
+    """Raise WorkError, naming the row, for the first id that is not a plain file name.
 
-    ``image`` (N,) is each row's place in ``ids``, ``rows`` (N,) its number in the file.
+    ``image`` (N,) gives each row's place in ``ids``, ``rows`` (N,) its number in the file.
     """
     wrong = np.array([IMAGE_ID.fullmatch(image_id) is None for image_id in ids], dtype=bool)
     if wrong.any():
@@ -38,15 +38,15 @@ def check_ids(path: TableFile, ids: Sequence[str], image: np.ndarray, rows: Sequ
 
 
 def read_table(path: Path, types: dict[str, Any], optional: dict[str, Any] | None = None) -> pd.DataFrame:
-    """Read the columns ``types`` (name → type), and those of ``optional`` that are there; index ``id``.
+    """Read the columns ``types`` (name → type), and those of ``optional`` that the file has; index ``id``.
 
-    Raises WorkError for a missing or damaged file, and for an id that is no plain name or stands there twice.
+    Raises WorkError for a missing or damaged file and for an id that is repeated or not a plain file name.
     """
     known = (optional or {}) | types
     numbers = [name for name, kind in known.items() if kind is not str]
     try:
-        # Text stays as it is, also "NA" or nothing. An empty number is NaN. All columns are read, since pandas
-        # overlooks a row with too many fields where only some columns are asked for.
+        # Text stays as it is, even "NA" or nothing. An empty number becomes NaN. All columns are read, since pandas
+        # overlooks a row with too many fields if asked for some columns only.
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
@@ -70,7 +70,7 @@ def read_table(path: Path, types: dict[str, Any], optional: dict[str, Any] | Non
 
 
 def _table_fault(path: Path, types: dict[str, Any]) -> str:
-    """Return which column and row of a CSV is not of these types."""
+    """Say which column and row of a CSV does not have these types."""
     try:
         read_texts(path, list(types))
         for name, kind in types.items():

@@ -1,6 +1,6 @@
-"""The steps of a transform that a whole batch gets at once, in torch, on the device that computes.
+"""Transforms a whole batch at once in torch, on the device that computes.
 
-The loading processes draw what each picture gets, as numbers; :func:`collect` puts the steps of a batch together and
+The loading processes draw each picture's steps as numbers. :func:`collect` joins the steps of a batch into a plan and
 :func:`execute` does them. The same code runs on a GPU and on the CPU.
 """
 
@@ -23,9 +23,10 @@ from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Ste
 
 @dataclass(frozen=True)
 class Group:
-    """Steps done in one go: where in the plan's numbers each array lies, and its shape, pictures first.
+    """Equal steps of several pictures, done together. ``arrays``: the start in the plan's numbers, and the shape.
 
-    ``index``: the pictures' numbers in the batch, likewise; None: all of them.
+    The first dimension of each shape is the pictures. ``index`` locates their places in the batch in the same way;
+    None: the whole batch.
     """
 
     kind: str
@@ -36,9 +37,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a batch; ``numbers`` float64 (N,), one tensor, so that they reach the device by one copy.
+    """All steps of a batch. ``numbers`` float64 (N,) is one tensor, so that one copy brings it to the device.
 
-    ``size`` (height, width) of the pictures afterwards.
+    ``size`` is the (height, width) of the finished pictures.
     """
 
     groups: tuple[Group, ...]
@@ -46,12 +47,12 @@ class Plan:
     size: tuple[int, int]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Plan:
-        """Return the plan with its numbers elsewhere."""
+        """Return the plan with ``function`` applied to its numbers."""
         return replace(self, numbers=function(self.numbers))
 
 
 def collect(steps: Sequence[Sequence[Step]], size: tuple[int, int]) -> Plan:
-    """Return the plan of a batch: ``steps`` of each picture, in their order; all pictures end with ``size``."""
+    """Return the plan of a batch from the ordered ``steps`` of each picture. All pictures end with ``size``."""
     found: dict[tuple[Any, ...], list[tuple[int, Step]]] = {}
     for position, one in enumerate(steps):
         for step in one:
@@ -76,9 +77,9 @@ def collect(steps: Sequence[Sequence[Step]], size: tuple[int, int]) -> Plan:
 
 
 def execute(plan: Plan, pictures: Tensor) -> Tensor:
-    """Return ``pictures`` (B, K, H, W), int16 HU or float32, after all steps: float32 (B, C, *``plan.size``).
+    """Apply all steps to ``pictures`` (B, K, H, W), int16 HU or float32; return float32 (B, C, *``plan.size``).
 
-    Both must be on the same device. A picture smaller than (H, W) lies at the top left.
+    Plan and pictures must be on the same device. A picture smaller than (H, W) lies at the top left.
     """
 
     def array(place: tuple[int, tuple[int, ...]]) -> Tensor:
@@ -105,14 +106,14 @@ def _padded(pictures: Tensor, height: int, width: int) -> Tensor:
 
 
 def window(pictures: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
-    """Turn HU (B, K, H, W) by ``windows`` (B, C, 2), centre and width, into (B, K · C, H, W) on 0..1, by slices."""
+    """Map HU (B, K, H, W) by ``windows`` (B, C, 2), centre and width, to (B, K · C, H, W) in 0..1, slice by slice."""
     center, width = numbers["windows"].unbind(dim=-1)
     low, width = (values.float()[:, None, :, None, None] for values in (center - width / 2, width))
     return ((pictures.float().unsqueeze(2) - low) / width).clamp_(0, 1).flatten(1, 2)
 
 
 def flip(pictures: Tensor, numbers: Mapping[str, Tensor], horizontal: bool, vertical: bool) -> Tensor:
-    """Exchange left and right, top and bottom, or both, of pictures of ``size`` (B, 2), height and width."""
+    """Flip pictures horizontally, vertically or both. ``size`` (B, 2) gives their heights and widths."""
     for axis, wanted in ((3, horizontal), (2, vertical)):
         if wanted:
             end = numbers["size"][:, axis - 2, None].long() - 1
@@ -131,10 +132,10 @@ def sample(
     border: int,
     fill: float | tuple[float, ...],
 ) -> Tensor:
-    """Show the source places of a chain of links (``common.transforms.joining``); ``interpolation`` is linear.
+    """Resample pictures at the source places of a chain of links (``common.transforms.joining``), linearly.
 
-    Link i has ``matrix i`` (B, 2, 3), or ``columns i`` (B, W) and ``rows i`` (B, H). ``frame`` (B, 4): first and last
-    pixel of the source as left, top, right, bottom; ``border`` says what is beyond, ``fill`` is CONSTANT's.
+    Link i has ``matrix i`` (B, 2, 3), or ``columns i`` (B, W) and ``rows i`` (B, H). ``frame`` (B, 4) holds the first
+    and last pixel of the source: left, top, right, bottom. ``border`` says what lies beyond; CONSTANT takes ``fill``.
     """
     device = pictures.device
     x = torch.arange(size[1], device=device, dtype=torch.float32).expand(len(pictures), 1, -1)
@@ -160,12 +161,12 @@ def sample(
 
 
 def crop(pictures: Tensor, numbers: Mapping[str, Tensor], size: tuple[int, int], interpolation: int) -> Tensor:
-    """Keep the ``frame`` (B, 4), as in :func:`sample`, and resize it by ``matrix 0`` to ``size``."""
+    """Crop to the ``frame`` (B, 4) of :func:`sample` and resize it to ``size`` by ``matrix 0``."""
     return sample(pictures, numbers, ("affine",), size, interpolation, REPLICATE, 0.0)
 
 
 def _look_up(table: Tensor, places: Tensor) -> Tensor:
-    """Return a table's values (B, N) at places (B, H, W), linear between them and going on beyond its ends."""
+    """Interpolate a table (B, N) linearly at places (B, H, W); beyond its ends extrapolate."""
     table = table.float()
     start = places.floor().clamp(0, table.shape[1] - 2)
     index = start.long().flatten(1)
@@ -174,7 +175,7 @@ def _look_up(table: Tensor, places: Tensor) -> Tensor:
 
 
 def _inside(places: Tensor, first: Tensor, last: Tensor, border: int) -> Tensor:
-    """Return where a place beyond the first and last pixel finds its value."""
+    """Map places beyond the first and last pixel to those where the border rule takes its value."""
     if border == CONSTANT:
         return places
     if border == REFLECT_101:
@@ -198,7 +199,7 @@ def holes(pictures: Tensor, numbers: Mapping[str, Tensor], fill: float) -> Tenso
 def noise(pictures: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
     """Add the noise of ``common.datasets.noise`` and clip to 0..1.
 
-    ``start`` (B,) in the table; ``std`` (B,) with the sign; ``mean`` (B,); ``width`` (B,) of the picture.
+    All (B,): ``start`` in the table, ``std`` with the sign, ``mean``, and the picture's ``width``.
     """
     channels, height, width = pictures.shape[1:]
     columns, rows = (torch.arange(side, device=pictures.device) for side in (width, height))
@@ -230,4 +231,4 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "noise": noise,
     "normalize": normalize,
 }
-"""What can be done to a batch: pictures (B, C, H, W), numbers by name with B first, and the step's constants."""
+"""The steps for batches by kind: functions of pictures (B, C, H, W), numbers by name (B first), and constants."""

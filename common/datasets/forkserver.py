@@ -1,4 +1,4 @@
-"""Imported first by the fork server of loading processes: what the machine denies it is a line and no traceback."""
+"""The fork server of loading processes imports this first, so that a lack of resources gives a line, no traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import TracebackType
 
 
 def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Say in one line that no process, thread or memory is left. Anything else keeps its traceback: it is our fault."""
+    """Print one line if no process, thread or memory is left. Any other error is a bug and keeps its traceback."""
     if not isinstance(error, OSError | MemoryError):
         sys.__excepthook__(kind, error, trace)
         return
@@ -15,4 +15,4 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
     print(f"the process that starts loading processes: {reason}", file=sys.stderr)
 
 
-sys.excepthook = show  # Python has no other hook in a fork server than the import of a module
+sys.excepthook = show  # importing a module is the only hook into a fork server

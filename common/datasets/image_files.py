@@ -1,7 +1,7 @@
-"""The two forms of a stored image's file: plain ``.npy``, and ``.b2nd``, a compressed array of one chunk (Blosc2).
+"""The two file formats of stored images: plain ``.npy``, and ``.b2nd``, a compressed array of one chunk (Blosc2).
 
-A file for each image in either form, so that an image is whole or absent, can be made again alone, and may have any
-shape. Reading opens, reads and closes: nothing is shared, so that any number of threads and processes can do it.
+Each image has a file of its own. It is therefore complete or absent, can be made again alone, and may have any shape.
+Reading shares nothing, so that any number of threads and processes can read at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 SUFFIXES = {"npy": ".npy", "blosc2": ".b2nd"}
-COMPRESSED_SHARE = 0.5  # of the bytes of int16 CT; at most, as benchmarks/image_files.py measures
+COMPRESSED_SHARE = 0.5  # of the bytes of int16 CT, at most, as measured by benchmarks/image_files.py
 
 
 def encode_image(image: np.ndarray, suffix: str) -> tuple[bytes | memoryview, ...]:
-    """Return the content of the file of an image of any shape and plain type, in the form that ``suffix`` names.
+    """Return an image's file content in the format of ``suffix``. The image may have any shape and plain type.
 
-    It comes in parts, to be written one after the other, so that the pixels need not be copied.
+    The content comes in parts to be written one after another, which saves copying the pixels.
     """
     image = np.ascontiguousarray(image)
     if suffix == SUFFIXES["blosc2"]:
@@ -28,10 +28,10 @@ def encode_image(image: np.ndarray, suffix: str) -> tuple[bytes | memoryview, ..
 
 
 def load_image(path: Path) -> np.ndarray:
-    """Read an image file; its suffix says the form.
+    """Read an image file in the format of its suffix.
 
-    Raises FileNotFoundError or another OSError, and ValueError where the file is cut or damaged in a way that shows:
-    neither form has a checksum of its pixels (:func:`common.preprocessing.convert.picture_hash` does that).
+    Raises FileNotFoundError or another OSError, and ValueError if the file is visibly cut or damaged. Neither format
+    has a checksum of its pixels; :func:`common.preprocessing.convert.picture_hash` computes one.
     """
     if path.suffix == SUFFIXES["blosc2"]:
         return _decompress(path.read_bytes())
@@ -43,7 +43,7 @@ def load_image(path: Path) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """Return what np.save writes before the pixels of such an array; it takes 25 microseconds to make it."""
+    """Return what np.save writes before the pixels. Cached, since making it takes 25 microseconds."""
     file = io.BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -53,8 +53,8 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 def _compress(image: np.ndarray) -> bytes:
     import blosc2
 
-    # Neighbouring pixels differ little: their high bytes apart from their low ones, as differences, take 154 KB for a
-    # noisy slice of 512 x 512; bits apart (bitshuffle) 190 KB. A higher level gains 5 % and takes three times as long.
+    # Neighbouring pixels differ little. A noisy slice of 512 x 512 takes 154 KB if high and low bytes are separated and
+    # stored as differences, 190 KB with bitshuffle. A higher level gains 5 % and takes three times as long.
     settings = {
         "codec": blosc2.Codec.ZSTD,
         "clevel": 1,
@@ -70,7 +70,7 @@ def _decompress(content: bytes) -> np.ndarray:
     import blosc2
 
     try:
-        # Not blosc2.open, which would also run the expressions and functions that a .b2nd file can hold.
+        # Not blosc2.open: it would run expressions and functions that a .b2nd file may hold.
         stored = blosc2.ndarray_from_cframe(content)
         if stored.chunks != stored.shape:
             raise ValueError(f"chunks of {stored.chunks} for an array of {stored.shape}")

@@ -1,4 +1,4 @@
-"""Images from files, reduced, transformed and ready for a network."""
+"""Reads images from files, reduces and transforms them for a network."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from common.hashing import stable_hash
 
 
 class SampleKey(NamedTuple):
-    """What a dataset is asked for: the image's index, the epoch, and how often it was drawn in this epoch before.
+    """Asks a dataset for a sample: the image's index, the epoch, and how often it was drawn before in this epoch.
 
-    Loading processes that live for the whole run never hear of an epoch in another way.
+    Loading processes live for the whole run and learn of the epoch only from this key.
     """
 
     index: int
@@ -30,7 +30,7 @@ class SampleKey(NamedTuple):
 
 
 class Transform(Protocol):
-    """A pipeline of ``common.transforms``: HU or windowed picture in, float32 (H, W, C) out; or its draws alone."""
+    """A pipeline of ``common.transforms``: HU or a windowed picture in, float32 (H, W, C) or its draws alone out."""
 
     def set_random_seed(self, seed: int) -> None: ...
 
@@ -39,10 +39,10 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """``image`` float32 (C, H, W), ``target`` float32 (K,) or None; ``size`` (H, W).
+    """``image`` float32 (C, H, W), ``target`` float32 (K,) or None, ``size`` (H, W).
 
-    Where the device does the transform, ``image`` is as it was read, int16 HU or float32 on 0..1, ``steps`` are what it
-    gets and ``size`` is the one afterwards.
+    If the device does the transform, ``image`` is as it was read, int16 HU or float32 in 0..1. ``steps`` are then still
+    to be done, and ``size`` is the one after them.
     """
 
     image: np.ndarray
@@ -53,28 +53,28 @@ class Sample:
 
 
 class Neighbours:
-    """The names of the slices around each of N images, in memory that loading processes share."""
+    """The ids of the slices around each of N images, in memory that loading processes share."""
 
     def __init__(self, names: np.ndarray, rows: np.ndarray) -> None:
-        """``rows`` int (N, slices): places in ``names``, text; the middle one is the image itself."""
+        """``rows`` int (N, slices) are indices into the ids ``names``; the middle one is the image itself."""
         used, places = np.unique(rows, return_inverse=True)
         self._names = SharedArray(np.char.encode(np.asarray(names, dtype=np.str_)[used], "utf-8"))
         self._rows = SharedArray(places.reshape(rows.shape).astype(np.int32))
 
     def names(self, index: int) -> list[str]:
-        """Return the names of an image's slices, in order."""
+        """Return the ids of an image's slices, in order."""
         return [name.decode() for name in self._names.array[self._rows.array[index]].tolist()]
 
     def image_ids(self) -> np.ndarray:
-        """Return all names once, as an array of text."""
+        """Return all ids once, as an array of text."""
         return np.char.decode(self._names.array, "utf-8")
 
 
 class ImageDataset:
-    """Reads ``<image_folder>/<id><suffix>``: int16 Hounsfield units (H, W), or pictures windowed already (H, W, C).
+    """Reads ``<image_folder>/<id><suffix>``: int16 Hounsfield units (H, W), or windowed pictures (H, W, C).
 
-    A picture depends on (seed, epoch, id, occurrence) alone: neither on the process that loads it nor on what was
-    loaded before.
+    A sample depends on (seed, epoch, id, occurrence) alone, not on the process that loads it or on what was loaded
+    before.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class ImageDataset:
         suffix: str = ".npy",
         neighbours: Neighbours | None = None,
     ) -> None:
-        """``targets`` (N, K); ``image_size`` pixels of the longer side, 0: as stored; ``image_form`` hu or window;
+        """``targets`` (N, K). ``image_size`` is the longer side in pixels, 0: as stored. ``image_form``: hu or window.
 
-        ``suffix`` of the files, one of :data:`common.datasets.image_files.SUFFIXES`; ``neighbours``: the slices whose
-        pictures stand side by side, None: an image alone.
+        ``suffix`` of the files is one of :data:`common.datasets.image_files.SUFFIXES`. ``neighbours`` are the slices
+        that are stacked as channels; None: each image alone.
         """
         self.image_folder = image_folder
         self._ids = SharedArray(np.char.encode(np.asarray(image_ids, dtype=np.str_), "utf-8"))
@@ -118,9 +118,9 @@ class ImageDataset:
         return len(self._ids.array)
 
     def check_files(self) -> None:
-        """Raise WorkError, with their number and the first of them, where images have no file.
+        """Raise WorkError, naming the first image without a file and their number.
 
-        One look at the folder before the work, instead of an end in the middle of it.
+        Call this before the work: a run then doesn't fail in the middle.
         """
         found = {entry.name for entry in os.scandir(self.image_folder)} if self.image_folder.is_dir() else set()
         wanted = self.image_ids if self.neighbours is None else self.neighbours.image_ids()
@@ -132,9 +132,9 @@ class ImageDataset:
             )
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
-        """Return the sample at a key of a sampler, or at an index as epoch 0 draws it first.
+        """Return the sample of a sampler's key, or of an index as its first draw in epoch 0.
 
-        Raises :class:`WorkError` naming the file where it is missing, cut or not an image of the dataset's form.
+        Raises :class:`WorkError`, naming the file, if it is missing, cut or not an image of the dataset's form.
         """
         index, epoch, occurrence = key if isinstance(key, tuple) else (key, 0, 0)
         image_id = self._ids.array[index].decode()
@@ -147,9 +147,9 @@ class ImageDataset:
         return Sample(np.ascontiguousarray(picture.transpose(2, 0, 1)), target, image_id, size, result.get("steps"))
 
     def stored(self, index: int) -> np.ndarray:
-        """Return what the transform gets of an image: itself, or (H, W, slices · C) with its neighbours, in order.
+        """Return the transform's input: the image, or with neighbours their stack (H, W, slices · C), in order.
 
-        Raises WorkError, naming two, where neighbours have different sizes.
+        Raises WorkError, naming two images, if neighbours have different sizes.
         """
         image_id = self._ids.array[index].decode()
         if self.neighbours is None:
@@ -166,7 +166,7 @@ class ImageDataset:
         return np.stack(images, axis=-1) if self.image_form == "hu" else np.concatenate(images, axis=-1)
 
     def read(self, image_id: str) -> np.ndarray:
-        """Return the stored image, reduced to the dataset's size: int16 HU, or float32 in 0..1 where it is windowed."""
+        """Return the stored image, reduced to the dataset's size: int16 HU, or float32 in 0..1 if it is windowed."""
         image = read_image(self.image_folder / f"{image_id}{self.suffix}", self.image_form)
         if self.image_form == "hu":
             return resize_area(image, self.image_size, AIR_HU)

@@ -36,7 +36,7 @@ from common.waiting import LIMIT_S, Stalled, Watchdog, start_failed
 SHARED_MEMORY = Path("/dev/shm")  # torch's processes hand tensors over there
 SHARED_MEMORY_FULL = errno.ENOSPC  # how a worker ends that found no space
 IN_HAND = 3  # batches that the trainer holds: trained on, copied, pinned
-DYING_S = 1.0  # from a broken connection to the end of the process that broke it
+DYING_S = 1.0  # between a broken connection and the end of the process that broke it
 PRELOADED = ["common.datasets.forkserver", "torch", "cv2", "albumentations"]
 
 
@@ -51,11 +51,11 @@ def make_loader(
     collate: Callable[[Sequence[Any]], Batch] = collate,
     rows: np.ndarray | None = None,
 ) -> DataLoader:
-    """Return a loader of :class:`Batch`; ``workers`` processes load, 0: the calling one. Under torchrun: of this rank.
+    """Return a loader of :class:`Batch` with ``workers`` processes, 0: none. Under torchrun it loads this rank's part.
 
-    ``collate`` makes a batch of the dataset's samples; ``rows`` (N,): predictions that each of them gives, None: one.
+    ``collate`` makes a batch from samples. ``rows`` (N,) counts the predictions of each sample; None: one each.
 
-    Workers come from a fork server that has the heavy packages loaded: a plain fork would copy the threads' locks and
+    Workers come from a fork server that has imported the heavy packages: a plain fork would copy the threads' locks and
     the buffers of trackers. They live as long as the loader.
     """
     context = None
@@ -63,7 +63,7 @@ def make_loader(
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOADED, type(dataset).__module__])
     shard: EpochSampler | ShardedSampler = sampler
-    if distributed.world_size() > 1 and not drop_last:  # a training's sampler knows of the processes
+    if distributed.world_size() > 1 and not drop_last:  # a training sampler splits its order itself
         shard = ShardedSampler(sampler, batch_size, distributed.rank(), distributed.world_size(), rows)
     return Loader(
         dataset,
@@ -81,17 +81,17 @@ def make_loader(
 
 
 class Loader(DataLoader):
-    """A DataLoader whose persistent processes are ended before Python waits for them at its exit.
+    """A DataLoader that ends its persistent processes at Python's exit, before Python waits for them.
 
-    They leave SIGTERM to the trainer, and that is all that torch and Python have for them where something still holds
-    the loader then: the traceback of an error, a script's variable. Python would wait for them for good.
+    The processes ignore SIGTERM, and torch and Python send nothing else while something still holds the loader, such as
+    a traceback or a script's variable. Python would wait for them forever.
     """
 
     guarded = False
     limit_s = LIMIT_S  # for a batch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches; the first call starts the processes. LoadingFailed where one dies or none answers."""
+        """Yield the batches; the first call starts the processes. Raises LoadingFailed if one dies or none answers."""
         if not self.num_workers:
             yield from super().__iter__()
             return
@@ -105,7 +105,7 @@ class Loader(DataLoader):
             raise LoadingFailed(
                 f"{stalled}; they were ended: look at the disk that the images lie on, and start again"
             ) from None
-        except (RuntimeError, OSError, EOFError) as error:  # torch's own; or it died while it handed a batch over
+        except (RuntimeError, OSError, EOFError) as error:  # from torch, or a process died while handing over a batch
             workers = self._iterator._workers
             if not wait([worker.sentinel for worker in workers], timeout=DYING_S):
                 raise
@@ -120,7 +120,7 @@ class Loader(DataLoader):
             ) from error
 
     def _started(self) -> Iterator[Batch]:
-        """Start the processes. Where /dev/shm has no space for their batches these come through pipes, with a line."""
+        """Start the processes. If /dev/shm is too small for their batches, print a line and use pipes."""
         own, wanted, free = self.collate_fn, self._shared_bytes(), free_shared_bytes()
         if wanted > free:
             _tell_once(
@@ -132,7 +132,7 @@ class Loader(DataLoader):
         before = multiprocessing.active_children()
         try:
             iterator = super().__iter__()
-        except (OSError, EOFError, RuntimeError) as error:  # no process or thread left, here or in the fork server
+        except (OSError, EOFError, RuntimeError) as error:  # no process or thread is left, here or in the fork server
             _kill(set(multiprocessing.active_children()).difference(before))
             ended = "the process that starts them ended, and what it said stands above"
             words = ended if isinstance(error, EOFError) else str(error)
@@ -140,14 +140,14 @@ class Loader(DataLoader):
         finally:
             self.collate_fn = own
         self.guarded = True
-        atexit.register(_end_workers, weakref.ref(iterator), iterator._workers)  # torch's own come after it
+        atexit.register(_end_workers, weakref.ref(iterator), iterator._workers)  # runs before torch's own
         return iterator
 
     def _shared_bytes(self) -> int:
-        """Return how many bytes lie in /dev/shm at a time: loaded ahead, on their way, and with the trainer."""
+        """Return how many bytes lie in /dev/shm at once: batches loaded ahead, under way, and with the trainer."""
         try:
             one = len(pickle.dumps(self.collate_fn([self.dataset[0]])))
-        except Exception:  # a process finds it too, and tells where it stands
+        except Exception:  # a loading process meets it too and reports it better
             return 0
         batches = self.num_workers * self.prefetch_factor + IN_HAND
         return one * self.batch_size * batches * distributed.local_processes()
@@ -155,7 +155,7 @@ class Loader(DataLoader):
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch as bytes, which pass through a pipe, where tensors would lie in /dev/shm."""
+    """A batch as bytes, which go through a pipe; tensors would go through /dev/shm."""
 
     content: bytes
 
@@ -170,7 +170,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Packing:
-    """Collates samples by ``collate`` and packs the batch."""
+    """A collate function that packs the batch made by ``collate``."""
 
     collate: Callable[[Sequence[Any]], Batch]
 
@@ -180,12 +180,12 @@ class Packing:
 
 @functools.cache
 def _tell_once(line: str) -> None:
-    """Tell of what several loaders meet."""
+    """Print a line once, even if several loaders have cause to."""
     distributed.tell([line])
 
 
 def free_shared_bytes() -> float:
-    """Return the space that is free in /dev/shm; infinite where there is none, as shared memory is elsewhere then."""
+    """Return the free space in /dev/shm in bytes. Infinite if there is no /dev/shm: shared memory is then elsewhere."""
     try:
         state = os.statvfs(SHARED_MEMORY)
     except OSError:
@@ -194,7 +194,7 @@ def free_shared_bytes() -> float:
 
 
 def _end_workers(iterator: weakref.ref, workers: Sequence[BaseProcess]) -> None:
-    """End the processes, by force where they don't."""
+    """End the processes, by force if they don't end."""
     if (alive := iterator()) is not None:
         alive._shutdown_workers()
     _kill(workers)
@@ -207,7 +207,7 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 
 
 def start_worker(worker: int) -> None:
-    """Keep a worker to its core, since the processes are the parallelism; it leaves signals to the trainer."""
+    """Keep a worker to one core, since processes are the parallelism, and leave signals to the trainer."""
     ignore_signals()
     threading.Thread(target=_end_with_trainer, daemon=True).start()
     cv2.setNumThreads(0)
@@ -216,7 +216,7 @@ def start_worker(worker: int) -> None:
 
 
 def _end_without_batch(error: Exception, batch: object) -> None:
-    """End this worker where it can't hand a batch over: Python would drop the batch, and the trainer wait for good."""
+    """End a worker that can't hand over a batch: Python would drop the batch, and the trainer would wait forever."""
     if isinstance(error, (RuntimeError, OSError)) and "No space left" in str(error):
         os._exit(SHARED_MEMORY_FULL)
     traceback.print_exception(error)
@@ -224,10 +224,10 @@ def _end_without_batch(error: Exception, batch: object) -> None:
 
 
 def _end_with_trainer() -> None:
-    """End this worker when the process that made the loader ends, however that was killed.
+    """End this worker when the process that made the loader ends, however it was killed.
 
-    torch's own watchdog looks at the parent, which here is the fork server, and that lives as long as its workers:
-    without this each killed run would leave half a gigabyte for every worker, for good.
+    torch's own watchdog looks at the parent, here the fork server, which lives as long as its workers. Without this,
+    a killed run would leave half a gigabyte behind for every worker.
     """
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""One table of normal numbers, from which every device reads the same noise: as quick as memory, and the same bits."""
+"""A table of normal numbers from which every device reads its noise: quick, and the same bits everywhere."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def normal_table() -> np.ndarray:
 
 
 def table_place(seed: int) -> tuple[int, int]:
-    """Return where the noise of a seed (0 to 2**31 - 2) begins in the table, and its sign: -1 or 1."""
+    """Return the start in the table and the sign (-1 or 1) of the noise of a seed (0 to 2**31 - 2)."""
     return seed % TABLE_SIZE, 1 - 2 * (seed // TABLE_SIZE % 2)
 
 
 def noise_field(start: int, count: int) -> np.ndarray:
-    """Return ``count`` normal numbers, those of the table from ``start`` on, over and over."""
+    """Return ``count`` numbers of the table from ``start`` on; its end joins its beginning."""
     if start + count <= TABLE_SIZE:
         return normal_table()[start : start + count]
     return np.take(normal_table(), np.arange(start, start + count), mode="wrap")

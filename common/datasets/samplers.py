@@ -1,7 +1,7 @@
-"""In which order images are drawn: a function of seed and epoch alone, so that a run can be continued anywhere.
+"""Orders in which images are drawn. They follow from seed and epoch, so that a run can be resumed anywhere.
 
-Every process of a distributed run computes the same order of the whole epoch and takes every ``world_size``-th image
-of it from its own rank on, so that the images of one iteration are the same however many processes share them.
+Every process of a distributed run computes the order of the whole epoch and takes every ``world_size``-th image of it,
+starting at its rank. An iteration therefore has the same images, however many processes share them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HEARD_AT_MOST = 1000  # batches whose losses wait on the device before they are 
 
 
 class EpochSampler:
-    """Base of all samplers; iterating gives this process' keys of an epoch, from where :meth:`seek` was told.
+    """Base of all samplers. Iterating yields this process' keys of an epoch, from the place set by :meth:`seek`.
 
-    An epoch is cut to a multiple of ``world_size`` images, so that every process gets as many.
+    An epoch is cut to a multiple of ``world_size`` images, so that all processes get equally many.
     """
 
     def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -35,7 +35,7 @@ class EpochSampler:
         self.offset = 0
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the indices of a whole epoch (``length``) in their order; an index may come more than once."""
+        """Return the indices of a whole epoch (``length``,) in order; an index may be repeated."""
         raise NotImplementedError
 
     def seek(self, epoch: int, offset: int) -> None:
@@ -49,7 +49,7 @@ class EpochSampler:
         return self.length // self.world_size
 
     def __len__(self) -> int:
-        """Samples of this process that are left in the epoch from the offset."""
+        """Samples of this process from the offset to the end of the epoch."""
         return self.epoch_length - self.offset
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -60,17 +60,17 @@ class EpochSampler:
             yield SampleKey(index, self.epoch, occurrence)
 
     def observe(self, image_ids: Sequence[str], losses: Any) -> None:
-        """Hear the losses (N,) of images that were just trained on. Only hard-example sampling makes use of them."""
+        """Take the losses (N,) of images that were just trained on. Only hard-example sampling uses them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the order depends on beside seed and epoch, as plain values and tensors."""
+        """Return what the order depends on besides seed and epoch, as plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
 
     def random(self, purpose: str, epoch: int) -> np.random.Generator:
-        """Return the random numbers of an epoch, the same in every process."""
+        """Return the random generator of an epoch, the same in every process."""
         return np.random.default_rng(stable_hash(purpose, self.seed, epoch))
 
 
@@ -83,7 +83,7 @@ class SequentialSampler(EpochSampler):
 
 
 class RandomSampler(EpochSampler):
-    """Each image once in an epoch, in a random order that is another one in each epoch."""
+    """Each image once in an epoch, in a new random order each epoch."""
 
     def order(self, epoch: int) -> np.ndarray:
         """Return a permutation drawn from (seed, epoch)."""
@@ -93,14 +93,14 @@ class RandomSampler(EpochSampler):
 class BalancedSampler(EpochSampler):
     """As many images as there are, of which a target share is positive for one label.
 
-    Both sides are gone through in random order, each image once before any comes twice, so that the rare side repeats
-    and the common side is thinned out evenly. What the images of an epoch are is drawn anew for each epoch.
+    Both sides are drawn in random rounds, each image once before any comes twice: the rare side repeats, the common
+    side is thinned out evenly. Each epoch draws its images anew.
     """
 
     def __init__(self, positive: np.ndarray, share: float, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """``positive`` (N,) bool; ``share`` in 0..1 of an epoch's images that are positive (rounded to whole images).
+        """``positive`` (N,) bool. ``share`` in 0..1 of an epoch's images is positive, rounded to whole images.
 
-        Raises UsageError where the share asks for images of a side that has none.
+        Raises UsageError if the share needs images of a side that has none.
         """
         super().__init__(len(positive), seed, rank, world_size)
         self.positives = np.flatnonzero(positive)
@@ -126,13 +126,13 @@ class BalancedSampler(EpochSampler):
 
 
 class StudySampler(EpochSampler):
-    """As many images of every study, so that long studies don't count more than short ones.
+    """The same number of images from every study, so that long studies don't count more than short ones.
 
     A study with fewer images repeats them, each once before any comes twice.
     """
 
     def __init__(self, study_ids: Sequence[str], slices: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """``study_ids`` (N,) names each image's study; ``slices``: images of each study in an epoch."""
+        """``study_ids`` (N,) names each image's study. An epoch has ``slices`` images of each study."""
         studies, codes = np.unique(np.asarray(study_ids, dtype=np.str_), return_inverse=True)
         super().__init__(len(studies) * slices, seed, rank, world_size)
         self.slices = slices
@@ -143,7 +143,7 @@ class StudySampler(EpochSampler):
     def order(self, epoch: int) -> np.ndarray:
         """Return the chosen images of all studies, shuffled together."""
         random = self.random("study", epoch)
-        # A random rank within its study for every image; the k-th wanted image is the one of rank k modulo the count.
+        # Rank each study's images at random; the k-th image wanted is the one of rank k modulo their count.
         keys = np.lexsort((random.random(len(self.by_study)), np.repeat(np.arange(len(self.counts)), self.counts)))
         shuffled = self.by_study[keys]
         places = self.starts[:, None] + np.arange(self.slices)[None] % self.counts[:, None]
@@ -151,11 +151,11 @@ class StudySampler(EpochSampler):
 
 
 class HardExampleSampler(EpochSampler):
-    """Images with a high last loss come more often: drawn in proportion to loss ** power, with repeats.
+    """Draws images in proportion to their last loss ** power, with repeats, so that hard ones come more often.
 
-    The epoch before any loss is known is a plain random one. An image whose loss is not known yet counts as the mean
-    of the known ones. A ``floor`` share of the chances is even, so that an easy image is seen again too. An epoch's
-    order is made of the losses known at its begin; both they and the later ones are saved.
+    Until a loss is known, an epoch is a random order. An image without a known loss counts as the mean of the known
+    ones. A ``floor`` share of the chances is even, so that easy images are seen again too. The losses known at the
+    start of an epoch decide its order. These and the later ones are saved.
     """
 
     def __init__(
@@ -168,9 +168,9 @@ class HardExampleSampler(EpochSampler):
         world_size: int = 1,
         gather: Callable[[np.ndarray], Sequence[np.ndarray]] | None = None,
     ) -> None:
-        """``gather`` returns the arrays of all processes, in order of rank; None where there is only this one.
+        """``gather`` returns the arrays of all processes in order of rank; None for a single process.
 
-        It is called at the begin of each epoch and when the state is saved, both of which happen in every process.
+        It is called at the start of each epoch and when the state is saved. Both happen in every process.
         """
         super().__init__(len(image_ids), seed, rank, world_size)
         ids = np.asarray(image_ids, dtype=np.str_)
@@ -180,15 +180,15 @@ class HardExampleSampler(EpochSampler):
         self.floor = floor
         self.gather = gather
         self.losses = np.full(len(ids), np.nan, dtype=np.float32)
-        self.heard_at = np.full(len(ids), -1, dtype=np.int64)  # number of the batch since processes last shared
+        self.heard_at = np.full(len(ids), -1, dtype=np.int64)  # batch of the last loss, counted since sharing
         self.epoch_losses = self.losses.copy()
-        self.losses_epoch = 0  # the epoch that epoch_losses were taken for
+        self.losses_epoch = 0  # the epoch of epoch_losses
         self.heard: list[tuple[Sequence[str], Any]] = []
         self.sent: tuple[Sequence[Sequence[str]], Any] | None = None  # names of batches, a HostCopy
         self.batches = 0
 
     def seek(self, epoch: int, offset: int) -> None:
-        """As the base; at the begin of a new epoch the losses heard so far decide its order."""
+        """Seek as the base. At the start of a new epoch, take the losses known so far for its order."""
         super().seek(epoch, offset)
         if epoch != self.losses_epoch:
             self._share()
@@ -196,7 +196,7 @@ class HardExampleSampler(EpochSampler):
             self.losses_epoch = epoch
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the images of the epoch, drawn by the losses at its begin."""
+        """Return the images of the epoch, drawn by the losses at its start."""
         random = self.random("hard", epoch)
         known = np.isfinite(self.epoch_losses)
         if not known.any():
@@ -206,7 +206,7 @@ class HardExampleSampler(EpochSampler):
         even = np.full(self.length, 1 / self.length)
         total = weights.sum()
         chances = self.floor * even + (1 - self.floor) * (weights / total if total > 0 else even)
-        # Systematic sampling: an image with chance p comes floor(np) or ceil(np) times, never far more or less often.
+        # Systematic sampling: of n draws, an image with chance p comes floor(np) or ceil(np) times, nothing else.
         points = (np.arange(self.length) + random.random()) / self.length
         drawn = np.searchsorted(np.cumsum(chances), points, side="right").clip(max=self.length - 1)
         return random.permutation(drawn)
@@ -219,7 +219,7 @@ class HardExampleSampler(EpochSampler):
             self._send()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the last losses and those that the current epoch was drawn by."""
+        """Return the last losses and those that decided the current epoch."""
         import torch  # here and below: samplers that keep no losses need no torch, and --list none at all
 
         self._share()
@@ -230,7 +230,7 @@ class HardExampleSampler(EpochSampler):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back the losses; UsageError where they are of another number of images."""
+        """Take back the losses. Raises UsageError if they belong to another number of images."""
         if len(state["losses"]) != self.length:
             raise UsageError(
                 f"the checkpoint has the losses of {len(state['losses'])} images and the training set {self.length} "
@@ -243,10 +243,10 @@ class HardExampleSampler(EpochSampler):
         self.heard_at[:] = -1
 
     def _share(self) -> None:
-        """Bring all processes to the same losses: of several losses of an image the latest one counts."""
+        """Give all processes the same losses. The latest loss of an image counts."""
         self._take_in()
         if self.gather is not None:
-            # float64 holds both exactly. Of one batch number the higher rank wins, in every process.
+            # float64 holds both exactly. At equal batch numbers the higher rank wins, in every process.
             both = np.stack(self.gather(np.stack([self.heard_at, self.losses.astype(np.float64)])))
             latest = len(both) - 1 - np.argmax(both[::-1, 0], axis=0)
             self.losses = np.take_along_axis(both[:, 1], latest[None], axis=0)[0].astype(np.float32)
@@ -254,13 +254,13 @@ class HardExampleSampler(EpochSampler):
         self.batches = 0
 
     def _take_in(self) -> None:
-        """Take in all losses that were heard."""
+        """Store all losses observed so far."""
         self._receive()
         self._send()
         self._receive()
 
     def _send(self) -> None:
-        """Send the losses that were heard to the host."""
+        """Start copying the observed losses to the host."""
         import torch
 
         from common.training.arrival import HostCopy
@@ -271,7 +271,7 @@ class HardExampleSampler(EpochSampler):
         self.heard = []
 
     def _receive(self) -> None:
-        """Take in the losses that were sent before."""
+        """Store the losses that :meth:`_send` sent before."""
         if self.sent is None:
             return
         (names, copy), self.sent = self.sent, None
@@ -285,9 +285,9 @@ class HardExampleSampler(EpochSampler):
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What samplers may know of the training set of N images, and of the process that draws.
+    """What samplers may know: the training set of N images, and this process' place among all.
 
-    ``targets`` (N, K) in 0..1 with ``label_names`` (K), ``study_ids`` (N,); ``gather``: see HardExampleSampler.
+    ``targets`` (N, K) in 0..1 with K ``label_names``, N ``study_ids``. ``gather``: see :class:`HardExampleSampler`.
     """
 
     image_ids: Sequence[str]
@@ -316,7 +316,7 @@ def build_random(images: TrainingImages, values: Mapping[str, Any]) -> EpochSamp
 
 
 def build_balanced(images: TrainingImages, values: Mapping[str, Any]) -> EpochSampler:
-    """Balanced by the label ``sampler_label``; UsageError where there is no such label."""
+    """Balanced by the label ``sampler_label``. Raises UsageError for an unknown label."""
     label = values["sampler_label"]
     if label not in images.label_names:
         known = ", ".join(images.label_names)
@@ -337,7 +337,7 @@ def build_hard(images: TrainingImages, values: Mapping[str, Any]) -> EpochSample
 
 
 def count_occurrences(order: np.ndarray) -> np.ndarray:
-    """Return for each position how often its value stands before it: (5, 2, 5, 5) gives (0, 0, 1, 2)."""
+    """Count for each position how often its value occurs before it: (5, 2, 5, 5) gives (0, 0, 1, 2)."""
     if len(order) == 0:
         return np.zeros(0, dtype=np.int64)
     by_value = np.argsort(order, kind="stable")

@@ -1,4 +1,4 @@
-"""The orders of the training images by name: what ``--data_sampler`` chooses from. A new order is a class and a row."""
+"""Table of the orders of training images, for ``--data_sampler``. A new order is a class and a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplerRow(Row):
-    """One order, and the dotted path of what builds it from the training images and the options that it knows."""
+    """One order. ``path`` names its builder, a function of the training images and the order's option values."""
 
     path: str = field(kw_only=True)
 

@@ -1,4 +1,4 @@
-"""Series of slices for a sequence model: features or pictures in geometric order, batches of like lengths."""
+"""Series of slices for sequence models: features or pictures in geometric order, in batches of similar lengths."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from common.datasets.samplers import EpochSampler
 from common.dicom.geometry import local_spacing, scanned_places
 from common.hashing import stable_hash
 
-UNKNOWN_SPACING_MM = 5.0  # of a series whose slices have no position: what head CT mostly has
-PADDED = ("features", "logits")  # what a batch of SequenceSample holds, padded
-POOL = 100  # batches among which like lengths are put together
+UNKNOWN_SPACING_MM = 5.0  # for a series without positions: the usual spacing of head CT
+PADDED = ("features", "logits")  # attributes of SequenceSample that a batch holds padded
+POOL = 100  # number of batches within which series are sorted by length
 
 
 class SeriesKey(NamedTuple):
-    """A :class:`~common.datasets.images.SampleKey` with the ``share`` of the batch that the series is drawn for.
+    """A :class:`~common.datasets.images.SampleKey` with the ``share`` of the series' batch.
 
-    See :class:`~common.datasets.batch.Batch`.
+    For ``share`` see :class:`~common.datasets.batch.Batch`.
     """
 
     index: int
@@ -51,7 +51,7 @@ class SequenceSample:
 
 
 class Series:
-    """Each series of some images as one sample, in geometric order."""
+    """A dataset of N images whose samples are whole series in geometric order."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Series:
         reverse: float,
         seed: int,
     ) -> None:
-        """All of N images. ``reverse``: the chance that a series comes from its other end."""
+        """Arrays have N rows. ``reverse`` is the chance that a series is drawn in reverse order."""
         series = np.unique(np.asarray(series_ids, dtype=np.str_), return_inverse=True)[1].reshape(-1)
         places = known_places(series, np.asarray(positions_mm, dtype=np.float64), np.asarray(slice_index))
         self.order = np.lexsort((slice_index, places, series))
@@ -79,13 +79,13 @@ class Series:
         return len(self.starts)
 
     def images_of(self, index: int) -> np.ndarray:
-        """Return which images make up a series, in geometric order."""
+        """Return the images of a series by their numbers, in geometric order."""
         return self.order[self.starts[index] : self.starts[index] + self.lengths[index]]
 
     def drawn(self, key: SeriesKey) -> tuple[np.ndarray, Tensor]:
-        """Return the images of a series and their places, float32 (L,), with mean 0.
+        """Return the images of a series as drawn, and their places, float32 (L,), with mean 0.
 
-        Whether it is reversed depends on (seed, epoch, series, occurrence) alone.
+        Whether the series is reversed depends on (seed, epoch, series, occurrence) alone.
         """
         images = self.images_of(key.index)
         places = self.places[images] - self.places[images].mean()
@@ -97,12 +97,12 @@ class Series:
         return images, torch.from_numpy(places.astype(np.float32))
 
     def target_of(self, images: np.ndarray) -> Tensor | None:
-        """Return the targets (L, C) of images."""
+        """Return the targets (L, C) of L images."""
         return None if self.targets is None else torch.from_numpy(self.targets[images])
 
 
 class SequenceDataset(Series):
-    """Series of features; what is read of them lies on disk until it is asked for."""
+    """Series of features, which stay on disk until a sample needs them."""
 
     def __init__(
         self,
@@ -177,15 +177,15 @@ class PictureSeries(Series):
 
 
 def series_key(key: SeriesKey | SampleKey | int) -> SeriesKey:
-    """Return the key of a sampler, or an index as epoch 0 draws it first, with all parts."""
+    """Return a complete key from a sampler's key, or from an index as its first draw in epoch 0."""
     return SeriesKey(*key) if isinstance(key, tuple) else SeriesKey(key)
 
 
 def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
-    """Return a place in mm for each slice (N,), also where it has none.
+    """Return a place in mm for each slice (N,), even for one without a position.
 
-    Slices without a position stand behind the others of their series, as far from each other as the last ones that have
-    one; a series without any goes by ``slice_index``, 5 mm apart.
+    Slices without a position follow the others of their series at the spacing of the last ones that have one. A series
+    without any position is ordered by ``slice_index``, 5 mm apart.
     """
     places = slice_places(series, positions_mm, slice_index)
     found = np.isfinite(positions_mm)
@@ -199,7 +199,7 @@ def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.n
     first, centers = scanned_places(series[order], places[order])
     owners = series[order][first]
     last, spacing = np.zeros((2, series.max() + 1))
-    # Of several values for one series the last is kept: that of its highest place.
+    # Assignment keeps the last of several values: the one of the series' highest place.
     last[series[order]], spacing[owners] = places[order], local_spacing(owners, centers)
     for row in missing[np.lexsort((slice_index[missing], series[missing]))]:
         last[series[row]] += spacing[series[row]]
@@ -208,20 +208,20 @@ def known_places(series: np.ndarray, positions_mm: np.ndarray, slice_index: np.n
 
 
 class LengthSampler(EpochSampler):
-    """Each series once in an epoch, in random order, but so that batches hold series of like lengths.
+    """Each series once in an epoch, in random order, but with series of similar lengths in a batch.
 
-    What several processes draw for one iteration is such a batch of all together, the same as one process draws that
-    takes so many series at once.
+    The batches of several processes in one iteration together equal the batch of a single process of the same total
+    size.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """``lengths`` (S,) of the series; ``batch_size`` of each process."""
+        """``lengths`` (S,) of the series in slices; ``batch_size`` is that of each process."""
         super().__init__(len(lengths), seed, rank, world_size)
         self.lengths = lengths
         self.batch_size = batch_size * world_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return whole batches in random order, and at the end the random few that fill none."""
+        """Return whole batches in random order, then the few series that fill no batch."""
         random = self.random("lengths", epoch)
         drawn = random.permutation(self.length)
         whole = self.length - self.length % self.batch_size
@@ -232,20 +232,20 @@ class LengthSampler(EpochSampler):
         return np.concatenate([batches[random.permutation(len(batches))].ravel(), drawn[whole:]])
 
     def __iter__(self) -> Iterator[SeriesKey]:
-        """Yield this process' keys with what its batches weigh beside the others': their slices by the mean's."""
+        """Yield this process' keys, each with its batch's share: the batch's slices over the processes' mean."""
         whole = self.length - self.length % self.batch_size
         own = self.batch_size // self.world_size
         slices = self.lengths[self.order(self.epoch)[:whole]].reshape(-1, own, self.world_size).sum(axis=1)
         shares = (slices[:, self.rank] / slices.mean(axis=1)).tolist()
         for place, key in enumerate(super().__iter__(), start=self.offset):
             batch = place // own
-            yield SeriesKey(*key, shares[batch] if batch < len(shares) else 1.0)  # those that fill no batch aren't used
+            yield SeriesKey(*key, shares[batch] if batch < len(shares) else 1.0)  # the rest is not used
 
 
 def collate_sequences(samples: Sequence[SequenceSample]) -> Batch:
-    """Pad series to the longest: ``features`` (B, L, F), ``logits`` (B, L, C) and what :func:`placed` gives.
+    """Pad series to the longest: ``features`` (B, L, F), ``logits`` (B, L, C) and the inputs of :func:`placed`.
 
-    ``target`` (N, C) and ``image_id`` (N) are of the slices alone, series after series.
+    ``target`` (N, C) and ``image_id`` (N) have no padding: they list the slices, series after series.
     """
     targets = [sample.target for sample in samples if sample.target is not None]
     return placed(
@@ -259,20 +259,20 @@ def collate_sequences(samples: Sequence[SequenceSample]) -> Batch:
 
 
 def collate_pictures(samples: Sequence[PictureSample]) -> Batch:
-    """Put the pictures of all series one after another, ``image`` (N, C, H, W), beside what :func:`placed` gives.
+    """Concatenate the pictures of all series, ``image`` (N, C, H, W), and add the inputs of :func:`placed`.
 
-    ``target`` (N, K) and ``image_id`` (N) in the same order. Raises WorkError as :func:`common.datasets.batch.collate`.
+    ``target`` (N, K) and ``image_id`` (N) have the same order. Errors as :func:`common.datasets.batch.collate`.
     """
     pictures = [picture for sample in samples for picture in sample.pictures]
     return placed(collate(pictures), samples)
 
 
 def placed(batch: Batch, samples: Sequence[SequenceSample | PictureSample]) -> Batch:
-    """Return a batch of N slices with where they lie in its B series, which are padded to L slices.
+    """Return a batch of N slices with their places in its B series, which are padded to L slices.
 
     ``position_mm`` float32 (B, L); ``mask`` bool (B, L), true for slices; ``places`` int64 (N,): each slice's place
-    among the B · L, series after series; ``lengths``: slices of each series. All are made here, on the host: whoever
-    looks for the slices by the mask on a GPU makes the host wait for it.
+    among the B · L, series after series; ``lengths``: slices of each series. All are computed here, on the host:
+    finding the slices by the mask on a GPU would make the host wait.
     """
     positions_mm = [sample.position_mm for sample in samples]
     lengths = torch.tensor([len(one) for one in positions_mm])

@@ -1,4 +1,4 @@
-"""One order of images for several processes: each takes its own batches of it."""
+"""Splits one order of images among several processes, batch by batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from common.datasets.samplers import EpochSampler
 
 
 class ShardedSampler:
-    """The part of a sampler's order that one process of N loads: batch number i is that of rank i mod N.
+    """The part of a sampler's order that one of N processes loads: batch i goes to rank i mod N.
 
-    Every image belongs to one process, none comes twice, and a batch is composed as in a single process: what is
-    computed from it is the same to the bit. Processes may get different numbers of batches.
+    Every image goes to exactly one process. Batches are composed as in a single process, so that results are equal to
+    the bit. Processes may get different numbers of batches.
     """
 
     def __init__(
         self, sampler: EpochSampler, batch_size: int, rank: int, world_size: int, rows: np.ndarray | None = None
     ) -> None:
-        """``sampler`` gives the whole order; ``rows`` (N,): predictions that each sample gives, None: one."""
+        """``sampler`` gives the whole order. ``rows`` (N,) counts each sample's predictions; None: one each."""
         self.sampler = sampler
         self.batch_size = batch_size
         self.rank = rank
@@ -28,12 +28,12 @@ class ShardedSampler:
         self.rows = np.ones(sampler.length, dtype=np.int64) if rows is None else rows
 
     def positions(self, rank: int) -> np.ndarray:
-        """Return which samples belong to ``rank``, by their place in the order."""
+        """Return the samples of ``rank``, by their places in the order."""
         places = np.arange(len(self.sampler))
         return places[places // self.batch_size % self.world_size == rank]
 
     def predictions(self, rank: int) -> np.ndarray:
-        """Return which rows of a single process' predictions ``rank`` gives, in the order in which it gives them."""
+        """Return which rows of a single process' predictions ``rank`` computes, in its own order."""
         rows = self.rows[self.sampler.order(self.sampler.epoch)]
         starts, own = np.cumsum(rows) - rows, self.positions(rank)
         return np.concatenate([own[:0], *(np.arange(starts[place], starts[place] + rows[place]) for place in own)])

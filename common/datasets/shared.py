@@ -1,4 +1,4 @@
-"""Tables that loading processes share instead of copying."""
+"""Arrays that loading processes share instead of copying."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 
 
 class SharedArray:
-    """A numpy array in memory that several processes see: passing it to a worker costs a file handle, not its bytes.
+    """A numpy array in shared memory. Passing it to a worker costs a file handle, not its bytes.
 
-    An array of Python objects, or one that is pickled, would be copied into every worker, and copied again page by
-    page as reference counts change. ``array`` must not be written to. The memory has no name and takes no space in
-    /dev/shm, of which a container may have 64 MB.
+    A pickled array, or one of Python objects, would be copied into every worker, and again page by page as reference
+    counts change. Don't write to ``array``. The memory has no name and takes no space in /dev/shm, which in a container
+    may have only 64 MB.
     """
 
     def __init__(self, array: np.ndarray) -> None:
@@ -33,7 +33,7 @@ class SharedArray:
         return np.ndarray(self.shape, self.dtype, self.memory)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a process that is being started needs."""
+        """Return what a new process needs."""
         return {"dtype": self.dtype, "shape": self.shape, "file": reduction.DupFd(self.file)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class SharedArray:
 
 
 def _nameless_file(size: int) -> int:
-    """Return a file of zeros that is gone when nobody has it open any more: in memory where the system has such."""
+    """Return a file of zeros that vanishes once nobody has it open; it lies in memory if the system can do that."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("table")
     else:

@@ -1,4 +1,4 @@
-"""A step of a transform as plain data: the same for one picture on the CPU and for a batch on the device."""
+"""Transform steps as plain data, the same for one picture on the CPU and for a batch on the device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CONSTANT, REPLICATE, REFLECT, REFLECT_101 = 0, 1, 2, 4
 class Step:
     """What one picture gets at one ``place`` of its transform file.
 
-    ``kind``: what is done, a key of :data:`common.transforms.pictures.FORMS` and, for batches, of
-    :data:`common.datasets.finish.KERNELS`. ``constants``: what all pictures share there. ``numbers``: the picture's
-    own. Places rise along a picture's steps. Steps of one place, with all else equal but the numbers' values, are done
-    to a batch in one go.
+    ``kind`` says what is done: a key of :data:`common.transforms.pictures.FORMS` and, for batches, of
+    :data:`common.datasets.finish.KERNELS`. ``constants`` are shared by all pictures, ``numbers`` belong to
+    this one. Places rise along a picture's steps. A batch gets the steps of one place together if they differ in the
+    numbers' values only.
     """
 
     place: tuple[int, ...]
@@ -28,6 +28,6 @@ class Step:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What must agree to be done in one go."""
+        """What steps must have in common to be done together."""
         shapes = tuple((name, values.shape) for name, values in self.numbers.items())
         return (self.place, self.kind, self.constants, shapes)
