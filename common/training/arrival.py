@@ -1,6 +1,7 @@
-"""Results on their way to the host, which is a few batches ahead of a GPU and never waits for the newest.
+"""Brings results from a GPU to the host, which stays a few batches ahead and never waits for the newest.
 
-Without a bound the host would hand over a whole set: what lies in the GPU's queue keeps its memory until it is done.
+The lead is bounded: work in the GPU's queue keeps its memory until it is done, and without a bound the host would queue
+a whole set.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-AHEAD = 2  # batches that may be computed while the host looks at the one before them
+AHEAD = 2  # batches that may be computed while the host handles the one before them
 
 T = TypeVar("T")
 
 
 def arrived(parts: Iterable[tuple[T, Sequence[Tensor]]]) -> Iterator[tuple[T, list[Tensor]]]:
-    """Yield the parts in their order with their tensors on the host; what is asked of ``parts`` is computed meanwhile.
+    """Yield the parts in order with their tensors on the host, while the GPU computes the next parts.
 
-    Of a GPU's parts the host takes :data:`AHEAD` more from ``parts`` before it waits for one; without a GPU each comes
-    at once, its tensors as they are.
+    The host takes :data:`AHEAD` more from ``parts`` before it waits for one. Without a GPU it yields each part at once,
+    with its tensors as they are.
     """
     waiting: deque[tuple[T, HostCopy]] = deque()
     for facts, tensors in parts:
@@ -34,10 +35,10 @@ def arrived(parts: Iterable[tuple[T, Sequence[Tensor]]]) -> Iterator[tuple[T, li
 
 
 class HostCopy:
-    """A copy of tensors to pinned memory that begins when the device comes to it, while the host goes on."""
+    """A copy of tensors to pinned memory that the device makes in its queue, while the host goes on."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Ask for the copy; tensors that are on the host already are taken as they are."""
+        """Queue the copy. Tensors that are on the host already are kept as they are."""
         self.tensors = list(tensors)
         self.event: torch.cuda.Event | None = None
         if any(tensor.is_cuda for tensor in tensors):
@@ -49,7 +50,7 @@ class HostCopy:
             self.event.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> list[Tensor]:
-        """Wait until the copy is there; return it."""
+        """Wait for the copy and return it."""
         if self.event is not None:
             self.event.synchronize()
         return self.tensors

@@ -1,4 +1,4 @@
-"""Ways for a model to compute on a CPU: memory format and precision, and which is the quickest on this machine."""
+"""Measures which memory format and precision computes a model quickest on this CPU."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from common.networks.network import evaluation_mode
 from common.training.ways import WAYS, Way
 
 ROUNDS = 3
-HOPELESS = 1.5  # times the quickest way's first time: left out of the rounds
-WORTH = 0.95  # share of the time of the ways before it that a way must stay below to be taken
+HOPELESS = 1.5  # a way that takes this multiple of the quickest first time is left out of the rounds
+WORTH = 0.95  # a way is taken if it needs less than this share of the time of the ways before it
 
 
 class InFloat32(nn.Module):
-    """A layer that computes in float32 under autocast too."""
+    """Computes a layer in float32, under autocast too."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class InFloat32(nn.Module):
 
 
 def keep_ends_exact(model: nn.Module) -> None:
-    """Let the first layer and the head of timm's ``model`` compute in float32 under autocast too; they get other names.
+    """Let the first layer and the head of timm's ``model`` compute in float32 under autocast too. This renames them.
 
-    A picture has large areas of one value, air above all, whose rounding to bfloat16 is the same error everywhere and
-    doesn't average out: most of what bfloat16 changes comes from the first layer, which does little of the work.
+    A picture has large areas of one value, mostly air. Rounding it to bfloat16 makes the same error everywhere, which
+    doesn't average out. The first layer causes most of what bfloat16 changes, and does little of the work.
     """
     for key in ("first_conv", "classifier"):
         names = getattr(model, "pretrained_cfg", {}).get(key) or ()
@@ -46,7 +46,7 @@ def keep_ends_exact(model: nn.Module) -> None:
 
 
 def quickest(times: Mapping[str, float]) -> str:
-    """Return the way with the lowest time; a plainer one that is nearly as quick comes before it."""
+    """Return the way with the lowest time, but prefer a plainer one that is nearly as quick."""
     chosen = next(iter(times))
     for name, seconds in times.items():
         if seconds < WORTH * times[chosen]:
@@ -57,10 +57,10 @@ def quickest(times: Mapping[str, float]) -> str:
 def measure(
     steps: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Return the seconds of each step, the median of some interleaved rounds after a first one that warms up.
+    """Return the seconds of each step: the median of interleaved rounds after a first one to warm up.
 
-    A step that is hopeless in the first round keeps that time, so that measuring costs little where one way is far
-    quicker than the others, and where one is very slow.
+    A step that is hopeless in the first round is not measured again and keeps that time. Measuring thus costs little if
+    one way is far quicker than the others, or very slow.
     """
 
     def timed(step: Callable[[], None]) -> float:
@@ -82,8 +82,8 @@ def measure(
 def measure_ways(model: nn.Module, pictures: Tensor, *, training: bool) -> dict[str, float]:
     """Return the seconds that ``model`` takes for ``pictures`` (B, C, H, W) by each way.
 
-    ``training``: forward and backward, else forward alone. Copies of the model are measured, so that it stays as it is;
-    so do random numbers.
+    ``training`` measures forward and backward, else forward alone. It measures copies of the model and restores the
+    random numbers.
     """
     step = _train if training else _predict
     random = torch.get_rng_state()
@@ -99,7 +99,7 @@ def measure_ways(model: nn.Module, pictures: Tensor, *, training: bool) -> dict[
 
 
 def describe(times: Mapping[str, float], chosen: str, images: int) -> str:
-    """Say in one line what was measured and chosen."""
+    """Describe in one line what was measured and chosen."""
     listing = ", ".join(f"{name} {1000 * seconds / images:.0f}" for name, seconds in times.items())
     return f"computes in the way {chosen}, the quickest here: {listing} ms an image"
 

@@ -1,6 +1,6 @@
-"""Rank, world size, and exchange over torch.distributed; one process is the trivial case, in which nothing is sent.
+"""Rank, world size and exchange between processes over torch.distributed. A single process sends nothing.
 
-Processes are started by torchrun, which tells each of them its place by environment variables.
+torchrun starts the processes and tells each its place by environment variables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=30)  # rank 0 may validate, save or make folders for so long while the others wait
+TIMEOUT = timedelta(minutes=30)  # the others wait so long while rank 0 validates, saves or makes folders
 
 
 def world_size() -> int:
@@ -38,17 +38,17 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """This process's number among those that train together, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and talks."""
+    """Whether this is the process that writes files and prints."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """This process's number on its machine: that of its GPU."""
+    """This process's number on its machine, which is also its GPU's."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -63,7 +63,7 @@ def restarts() -> int:
 
 
 def launch_id() -> str | None:
-    """Return what the restarts of one torchrun have in common; None without torchrun. A hash: it names no machine."""
+    """Return an id shared by all restarts of one torchrun; None without torchrun. A hash, so it names no machine."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     parts = (os.environ["TORCHELASTIC_RUN_ID"], socket.gethostname(), os.getppid())
@@ -72,9 +72,9 @@ def launch_id() -> str | None:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Within this context the processes of a torchrun are connected; without one nothing happens.
+    """Connect the processes of a torchrun within this context. Without torchrun nothing happens.
 
-    A connection that breaks becomes one line: the process that failed has told why.
+    A broken connection becomes a WorkError of one line, since the process that failed has said why.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -90,8 +90,8 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(local_rank())
     store, number, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
     if local_processes() == size:
-        # torchrun's store outlives a restart, and the addresses of the processes before would be found in it. (Several
-        # machines don't count restarts alike: see docs/sweeps.md.)
+        # torchrun's store outlives a restart and still holds the addresses of the old processes. (Several machines
+        # don't count restarts alike: see docs/sweeps.md.)
         store = dist.PrefixStore(f"restart_{restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
@@ -99,7 +99,7 @@ def process_group() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             if rank():
-                warnings.simplefilter("ignore")  # the first process's stand for all
+                warnings.simplefilter("ignore")  # those of the first process are enough
             yield
         failed = False
     except (dist.DistError, RuntimeError) as error:
@@ -112,15 +112,15 @@ def process_group() -> Iterator[None]:
             f"({text[:100]})"
         ) from error
     finally:
-        # Gloo's threads may need Python's lock to let go of a last result. The group's own end, in torch 2.11, waits
-        # for them while it holds that lock: forever, if they don't get it before.
+        # Gloo's threads may need Python's lock to release a last result. destroy_process_group of torch 2.11 holds that
+        # lock while it waits for them: forever, unless they got it before.
         time.sleep(0.1)
-        if not (failed and gpus):  # nccl would wait for what the others sent, and its process ends anyway
+        if not (failed and gpus):  # nccl would wait for the other processes, and this one ends anyway
             dist.destroy_process_group()
 
 
 def main_first(function: Callable[[], T]) -> T:
-    """Call ``function`` in the main process alone and return its result, or raise its UserError, in all."""
+    """Call ``function`` in the main process alone. All processes return its result or raise its UserError."""
     if world_size() == 1:
         return function()
     outcome: list[Any] = [None]
@@ -137,7 +137,7 @@ def main_first(function: Callable[[], T]) -> T:
 
 
 def any_process(flag: bool) -> bool:
-    """Return in all processes whether ``flag`` is set in one of them."""
+    """Return, in all processes, whether ``flag`` is set in any."""
     if world_size() == 1:
         return flag
     value = torch.tensor([int(flag)])
@@ -146,7 +146,7 @@ def any_process(flag: bool) -> bool:
 
 
 def mean(value: float) -> float:
-    """Return the mean of the processes' values."""
+    """Return the mean of ``value`` over the processes."""
     if world_size() == 1:
         return value
     total = torch.tensor([value], dtype=torch.float64)
@@ -155,7 +155,7 @@ def mean(value: float) -> float:
 
 
 def maximum_(flags: Tensor) -> Tensor:
-    """Replace each element, on the device, by its maximum over the processes; returns ``flags`` of the same type."""
+    """Return the maximum of each element over the processes, on the device and of the type of ``flags``."""
     if world_size() == 1:
         return flags
     numbers = flags.to(torch.uint8)
@@ -164,7 +164,7 @@ def maximum_(flags: Tensor) -> Tensor:
 
 
 def gather(value: T) -> list[T]:
-    """Return the processes' values (plain types, arrays and tensors on the CPU), by rank, in all of them."""
+    """Return, in all processes, the values of all by rank: plain types, arrays, tensors on the CPU."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -173,14 +173,14 @@ def gather(value: T) -> list[T]:
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``model`` such that its gradients are the mean over the processes; one process: as it is."""
+    """Wrap ``model`` so that gradients are averaged over the processes. A single process gets it unwrapped."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def check_synchronized_norms(model: nn.Module) -> None:
-    """Raise UsageError where batch norms can't count the images of all processes: torch has no kernel for a CPU."""
+    """Raise UsageError where batch norms can't see the images of all processes: torch has no CPU kernel for it."""
     if not torch.cuda.is_available() or world_size() == 1:
         raise UsageError("--tr_sync_bn=1 needs several GPUs, a process of torchrun for each; use --tr_sync_bn=0")
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
@@ -188,28 +188,28 @@ def check_synchronized_norms(model: nn.Module) -> None:
 
 
 def synchronized_norms(model: nn.Module) -> nn.Module:
-    """Return ``model``, its weights under the same names, with batch norms that count the images of all processes."""
-    from timm.layers import convert_sync_batchnorm  # torch's own leaves timm's norms with an activation alone
+    """Return ``model`` with batch norms that see the images of all processes. Its weights keep their names."""
+    from timm.layers import convert_sync_batchnorm  # torch's own skips timm's norms with an activation
 
     return convert_sync_batchnorm(model)
 
 
 @contextmanager
 def gradients_exchanged(model: nn.Module, exchanged: bool) -> Iterator[None]:
-    """Within this context a backward pass of a :func:`data_parallel` model exchanges gradients, or only adds them."""
+    """Let backward passes of a :func:`data_parallel` model exchange gradients, or only accumulate them."""
     with nullcontext() if exchanged or not isinstance(model, DistributedDataParallel) else model.no_sync():
         yield
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all processes the main one's buffers, such as a batch norm's running statistics."""
+    """Copy the main process's buffers, such as running statistics of batch norms, to all processes."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def tell(lines: Iterable[str]) -> None:
-    """Print lines on stderr, by the main process alone, and log them."""
+    """Print lines on stderr and log them, in the main process alone."""
     for line in lines if is_main() else ():
         console.tell(line)
         logger.info("%s", line, extra={FILE_ONLY: True})

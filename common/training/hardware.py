@@ -1,4 +1,4 @@
-"""How the device computes: precision, determinism, memory layout, compilation. Asked for and impossible is an error."""
+"""Sets precision, determinism, memory layout and compilation of the device. What it can't do is an error."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ logger = logging.getLogger(__name__)
 
 DEVICE_FILES = Path("/dev")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-GRAPH_MODES = ("reduce-overhead", "max-autotune")  # in which torch.compile records CUDA graphs
-LOADING_PROCESSES = 16  # of a run at most: each takes half a gigabyte, and so many feed any GPU
+GRAPH_MODES = ("reduce-overhead", "max-autotune")  # modes in which torch.compile records CUDA graphs
+LOADING_PROCESSES = 16  # at most in a run: each takes half a gigabyte, and 16 feed any GPU
 
 
 def cpu_cores(n_jobs: int) -> int:
-    """Return how many CPU cores to use: ``n_jobs``, or for 0 this process's share of all that it may use."""
+    """Return how many CPU cores to use: ``n_jobs``, or for 0 this process's share of the usable ones."""
     return n_jobs or max(1, usable_cores() // distributed.local_processes())
 
 
 def loader_workers(n_jobs: int, device: torch.device) -> int:
-    """Return the number of loading processes: a core each beside a GPU, one where the CPU computes, none on one core.
+    """Return the number of loading processes: one per core beside a GPU, one if the CPU computes, none on one core.
 
-    At most LOADING_PROCESSES. Results don't depend on it.
+    At most LOADING_PROCESSES. Results don't depend on the number.
     """
     cores = cpu_cores(n_jobs)
     return 0 if cores == 1 else 1 if device.type == "cpu" else min(cores, LOADING_PROCESSES)
 
 
 def training_loader_workers(n_jobs: int, device: torch.device) -> tuple[int, int]:
-    """Return the numbers of loading processes of a training's two loaders: training, and a quarter for validation.
+    """Return the numbers of loading processes for training and for validation, which gets a quarter as many.
 
-    Both live as long as the run; together they are at most LOADING_PROCESSES.
+    Both live as long as the run. Together they are at most LOADING_PROCESSES.
     """
     workers = loader_workers(n_jobs, device)
     validation = min(workers, max(1, workers // 4))
@@ -50,14 +50,14 @@ def training_loader_workers(n_jobs: int, device: torch.device) -> tuple[int, int
 
 
 def this_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
+    """Return this process's GPU if there is one, else the CPU."""
     return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def select_device(n_jobs: int, *, tf32: bool, deterministic: bool) -> torch.device:
-    """Return :func:`this_device`, set to compute as asked for; UsageError where it can't.
+    """Return :func:`this_device`, set to compute as asked. Raises UsageError if it can't.
 
-    A GPU that torch leaves alone is told of in a line.
+    A GPU that torch doesn't use gets a line of warning.
     """
     torch.set_num_threads(cpu_cores(n_jobs))
     device = this_device()
@@ -70,10 +70,10 @@ def select_device(n_jobs: int, *, tf32: bool, deterministic: bool) -> torch.devi
 
 
 def check_architecture(device: torch.device) -> None:
-    """Raise UsageError for a GPU that this build of torch has no kernels for: the first one would end the run.
+    """Raise UsageError for a GPU that this build of torch has no kernels for. The first kernel would end the run.
 
-    Kernels (sm_80) run on newer GPUs of the same generation (8.0 to 8.9), those named sm_90a on their own alone, and
-    compute_90 is code that any newer GPU translates.
+    Kernels such as sm_80 run on the newer GPUs of the same generation (8.0 to 8.9). Those such as sm_90a run on that
+    GPU alone. compute_90 is code that any newer GPU translates.
     """
     capability = torch.cuda.get_device_capability(device)
     built = torch.cuda.get_arch_list()
@@ -93,7 +93,7 @@ def check_architecture(device: torch.device) -> None:
 
 
 def unused_gpu() -> str | None:
-    """Say why torch doesn't use the NVIDIA GPU that is here; None where there is none, or the user hides it."""
+    """Say why torch doesn't use this machine's NVIDIA GPU; None if there is none or the user hides it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and not re.match(r"\s*(\d|GPU-|MIG-)", hidden):
         return None
@@ -115,7 +115,7 @@ def unused_gpu() -> str | None:
 
 
 def _can_open(path: Path) -> bool:
-    """Whether a device may be used; a job without one on a cluster may see the others' files."""
+    """Whether a device file can be opened. A cluster job without a GPU may see the files of others' GPUs."""
     try:
         os.close(os.open(path, os.O_RDWR))
     except OSError:
@@ -124,7 +124,7 @@ def _can_open(path: Path) -> bool:
 
 
 def select_amp_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the type of mixed precision (auto, bfloat16, float16); UsageError where the device can't compute in it."""
+    """Return the type of mixed precision (auto, bfloat16, float16). Raises UsageError if the device lacks it."""
     if name == "float16" and device.type == "cpu":
         raise UsageError("--tr_amp_dtype=float16 needs a GPU and there is none here; use bfloat16")
     has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -136,24 +136,24 @@ def select_amp_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Say whether a device computes products in TF32."""
+    """Whether a device can compute products in TF32."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def set_computation(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
-    """Choose between exact and TF32 products of float32, and between the fastest and repeatable kernels.
+    """Choose exact or TF32 products of float32, and the fastest or repeatable kernels.
 
-    Raises UsageError for TF32 where the device has none. With ``deterministic`` an operation that has no repeatable
-    kernel is an error when it is reached.
+    Raises UsageError for TF32 on a device without it. With ``deterministic`` an operation without a repeatable kernel
+    raises an error when the run reaches it.
     """
     if tf32 and not has_tf32(device):
         raise UsageError("--tr_tf32=1 needs a GPU with TF32 (Ampere or newer) and there is none here; use --tr_tf32=0")
-    # Both of torch's interfaces: after the newer one alone the older one's getters raise, which Inductor, torch.export
+    # Set both of torch's interfaces. With the newer alone, the older one's getters raise, which Inductor, torch.export
     # and torch.backends.cudnn.flags call. The older can't tell recurrent layers from convolutions.
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     for place in (matmul, cudnn):
         place.allow_tf32 = tf32
-    for place in (matmul, cudnn, cudnn.conv, cudnn.rnn):  # torch's own default of the last two is tf32
+    for place in (matmul, cudnn, cudnn.conv, cudnn.rnn):  # torch's default for the last two is tf32
         place.fp32_precision = "tf32" if tf32 else "ieee"
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
@@ -164,7 +164,7 @@ def set_computation(device: torch.device, *, tf32: bool, deterministic: bool) ->
 def arrange_model(
     model: nn.Module, *, channels_last: bool = False, grad_checkpoint: bool = False, compile_mode: str = "none"
 ) -> nn.Module:
-    """Return ``model`` with what was asked for; its parameters keep their names. UsageError where it can't be."""
+    """Return ``model`` with what was asked for; its parameters keep their names. Raises UsageError if it can't."""
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if grad_checkpoint:
@@ -178,9 +178,9 @@ def arrange_model(
 
 
 def check_graphs(compile_mode: str, accumulation_step: int, device: torch.device) -> None:
-    """Raise UsageError where CUDA graphs would add up gradients: the next graph writes over the first's.
+    """Raise UsageError where CUDA graphs would accumulate gradients: the next graph overwrites the first's.
 
-    Torch then ends the run, or gives a part of the sum without a word (its issues 169545 and 96693).
+    torch then ends the run, or silently returns a part of the sum (its issues 169545 and 96693).
     """
     if compile_mode in GRAPH_MODES and accumulation_step > 1 and device.type == "cuda":
         raise UsageError(
@@ -190,7 +190,7 @@ def check_graphs(compile_mode: str, accumulation_step: int, device: torch.device
 
 
 def _with_own_outputs(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a compiled model's call whose outputs stay as they are: a CUDA graph writes each into the same memory."""
+    """Let a compiled model return copies of its outputs: a CUDA graph writes each into the same memory."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
@@ -210,7 +210,7 @@ def _checkpoint_gradients(model: nn.Module) -> None:
 
 
 def check_compiler() -> None:
-    """Raise UsageError unless a function of one line can be compiled: there may be no C++ compiler or no Triton."""
+    """Raise UsageError unless a small function can be compiled. C++ compiler or Triton may be missing."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(4, device=device))
