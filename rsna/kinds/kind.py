@@ -1,7 +1,7 @@
-"""What a kind of network has of its own: its data, model, network, predictions and limits.
+"""The base class of all kinds of network: each has its own data, model, network, predictions and limits.
 
-A kind is a class of this protocol and a row of :data:`rsna.kinds.table.KINDS`. All other code asks
-``kind_of(config)`` for what it needs and never which kind there is.
+To add a kind, write a subclass of :class:`Kind` and a row in :data:`rsna.kinds.table.KINDS`. Other code calls the
+methods of ``kind_of(config)``. It never asks which kind it has.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything about the data that a run needs.
+    """The data of a training run.
 
-    ``hash``: of the fold's images and labels; ``prevalences`` (6,): share of positives among the training images;
-    ``constant_log_loss``: what predicting them for every validation image scores; ``transforms``: the JSON documents of
-    the pipelines by split; ``channels``: of the pictures, or how many numbers the model sees of an image.
+    - ``prevalences`` (6,): share of positives among the training images.
+    - ``constant_log_loss``: score of predicting these prevalences for every validation image.
+    - ``transforms``: JSON document of the pipeline of each split.
+    - ``channels``: channels of a picture, or number of features of an image.
+    - ``hash``: hash of the fold's images and labels.
     """
 
     train_loader: DataLoader
@@ -63,7 +65,7 @@ class TrainingData:
         transforms: dict[str, dict[str, Any]],
         channels: int,
     ) -> TrainingData:
-        """Return loaders of a fold's rows with what follows from the rows."""
+        """Build the data from loaders and rows; prevalences, constant predictor and hash follow from the rows."""
         prevalences = prevalences_of(train_rows[list(LABELS)])
         constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
         hashed = rows_hash(train_rows, valid_rows)
@@ -72,11 +74,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network rebuilt from a checkpoint, with the settings that its images need; ``weights``: raw or an average.
+    """A network rebuilt from a checkpoint, with the settings that its images need.
 
-    ``pipeline`` is None for a kind that sees no pictures; ``data_hash``: of the images and labels of the training,
-    ``trained_on`` the name of their dataset; ``features_sha256``: of the features that a sequence model was trained on.
-    Batches of ``config.tr_batch_size`` are predicted; ``trained_batch``: that of the training.
+    - ``config``: the training's options; ``tr_batch_size`` is the batch size to predict with.
+    - ``pipeline``: validation transform; None for a kind that sees no pictures.
+    - ``weights``: name of the loaded weights, raw or an average.
+    - ``data_hash``, ``trained_on``: hash of the training's images and labels, and name of their dataset.
+    - ``features_sha256``: hash of the features that a sequence model was trained on.
+    - ``trained_batch``: batch size of the training.
     """
 
     network: RSNANetwork
@@ -94,9 +99,10 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class ExportForm:
-    """How a network is written for other programs; ``model`` and what follows it as of ``export_model``.
+    """How to write a network for other programs.
 
-    ``takes``: what goes in and comes out, in words; ``checked_on``: the real data that the file is checked on.
+    ``takes`` describes inputs and outputs in words. ``checked_on`` names the real data that the file is checked on. The
+    other fields are parameters of ``export_model``.
     """
 
     model: nn.Module
@@ -110,14 +116,15 @@ class ExportForm:
 
 
 class Kind(ABC):
-    """One kind of network. The three abstract methods make one that trains, resumes, predicts and is evaluated.
+    """One kind of network. With the three abstract methods it can train, resume, predict and be evaluated.
 
-    - ``network``: its class, ``noun``: what people call it, ``unit``: what a batch is of, ``sees``: what it sees.
-    - ``sees_pictures`` of slices: it has views (--tta) and heat, and predicts DICOM files.
-    - ``has_ways``: a CPU may compute it in several ways (--net_compute).
-    - ``gives_features``: other networks may learn from what its head sees (predict.py --features=1).
-    - ``reads_features``: it is such another network.
-    - ``judges_studies`` by more than their highest slice.
+    - ``network``: class of the network.
+    - ``noun``, ``unit``, ``sees``: words for messages: what it is called, what a batch consists of, what it sees.
+    - ``sees_pictures``: it sees pictures of slices, so that it has --tta and heat maps, and predicts DICOM files.
+    - ``has_ways``: a CPU can compute it in several ways (--net_compute).
+    - ``gives_features``: it can write features for other networks (predict.py --features=1).
+    - ``reads_features``: it learns from such features.
+    - ``judges_studies``: it predicts whole studies itself; otherwise a study gets the value of its highest slice.
     """
 
     network: ClassVar[type[RSNANetwork]] = RSNANetwork
@@ -132,7 +139,7 @@ class Kind(ABC):
 
     @abstractmethod
     def build_data(self, config: TrainConfig, device: torch.device) -> TrainingData:
-        """Read the fold and build its loaders; UsageError where the options don't fit it."""
+        """Read the fold and build its loaders; UsageError if the options don't fit the data."""
 
     @abstractmethod
     def build_architecture(self, config: TrainConfig, channels: int) -> nn.Module:
@@ -142,13 +149,13 @@ class Kind(ABC):
     def predict(
         self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Transform | None, workers: int, label: str
     ) -> Probabilities:
-        """Return probabilities of ``rows`` and, of a kind that judges studies, of whole studies, else None.
+        """Return the probabilities of ``rows``, and of their studies if the kind judges studies, otherwise None.
 
-        ``pipeline``: what the loading processes, ``workers`` of them, do to pictures; ``label``: of the progress bar.
+        ``workers`` processes load the pictures and apply ``pipeline``. ``label`` stands before the progress bar.
         """
 
     def build_model(self, config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
-        """Build the model of a run; ``starting_weights``: no checkpoint will bring them."""
+        """Build the model of a run; ``starting_weights``: load the weights to start from (a resumed run needs none)."""
         return self.build_architecture(config, channels)
 
     def build_network(
@@ -160,51 +167,51 @@ class Kind(ABC):
         training: Training | None = None,
         loss: Loss | None = None,
     ) -> RSNANetwork:
-        """Return the network around a model; ``training`` and ``loss``: of one that is trained."""
+        """Return the network around a model; a network that only predicts has neither ``training`` nor ``loss``."""
         return self.network(model, device, amp_dtype, training, loss, **self.network_options(config))
 
     def network_options(self, config: TrainConfig) -> dict[str, Any]:
-        """Return what the network takes beside what each takes."""
+        """Return further arguments for the network's constructor."""
         return {}
 
     def model_name(self, config: TrainConfig) -> str:
-        """Return what the model is called."""
+        """Return the name of the model."""
         return config.net_kind
 
     def describe_sample(self, batch: Batch, seen: Tensor) -> str:
-        """Say what a batch of one holds; ``seen``: the model's first input of it."""
+        """Describe a batch of one in words; ``seen`` is the model's first input for it."""
         return f"an image {by(seen.shape[1:])}"
 
     def check_training(self, config: TrainConfig, data: TrainingData, model: nn.Module) -> None:
-        """Raise UsageError where this model can't learn from batches of this data."""
+        """Raise UsageError if this model can't learn from batches of this data."""
         return
 
     def known_rows(self, config: TrainConfig, tables: Mapping[int, pd.DataFrame]) -> Mapping[int, pd.DataFrame]:
-        """Return of each fold the images that this kind can learn from."""
+        """Return the images of each fold that this kind can learn from."""
         return tables
 
     def fold_options(self, config: TrainConfig) -> dict[str, Any]:
-        """Return the options that a fold's run in another folder is given anew: paths in place of ids."""
+        """Return options that a fold's run, which has another output folder, needs changed: paths instead of ids."""
         return {}
 
     def load_pipeline(self, checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline | None:
-        """Return the validation transform of a checkpoint; None of a kind that sees no pictures."""
+        """Return the validation transform of a checkpoint; None for a kind that sees no pictures."""
         return None
 
     def saved_channels(self, state: Mapping[str, Tensor], pipeline: Pipeline | None, weight_file: Path) -> int:
-        """Return the ``channels`` that weights are for; WorkError where they are another model's."""
+        """Return the number of ``channels`` that the weights expect; WorkError if they belong to another model."""
         return 0 if pipeline is None else pipeline.channels
 
     def slice_network(self, model: nn.Module) -> nn.Module:
-        """Return what sees single slices of a model that sees pictures."""
+        """Return the part of a model that sees single slices."""
         return model
 
     def study_rule(self, config: TrainConfig) -> str:
-        """Say how a study gets its probabilities."""
+        """Describe in words how a study gets its probabilities."""
         return "highest slice"
 
     def export_form(self, trained: TrainedNetwork) -> ExportForm:
-        """Return how the network is written for other programs; UsageError where it can't be."""
+        """Return how to write the network for other programs; UsageError if it can't be exported."""
         raise UsageError(f"{self.noun} is exported as --export_format=checkpoint alone")
 
 
@@ -215,7 +222,7 @@ def kind_of(config: TrainConfig) -> Kind:
 
 
 def dataset_folder_of(trained: TrainedNetwork) -> Path:
-    """Return the folder of the dataset that a trained network predicts."""
+    """Return the folder of the dataset to predict."""
     return dataset_folder(trained.config.data_input_folder, trained.config.data_dataset)
 
 

@@ -1,4 +1,4 @@
-"""Trained networks: rebuilt from a checkpoint alone, and what they predict."""
+"""Trained networks: rebuild one from its checkpoint, predict images with it, and write the predictions."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def load_network(
     batch_size: int | None = None,
     compute: str = TRAINING,
 ) -> TrainedNetwork:
-    """Rebuild network, transforms and settings from a checkpoint alone; None keeps what the training had.
+    """Rebuild network, transforms and settings from a checkpoint. A parameter that is None keeps the training's value.
 
-    ``compute``: how, see --net_compute. Raises the errors of :func:`common.checkpoint.load_checkpoint`, WorkError for
-    weights that don't fit the model named in the checkpoint, and UsageError for a kind that sees no pictures unless
-    ``any_kind`` allows one.
+    ``compute`` is the value of --net_compute. Raises the errors of :func:`common.checkpoint.load_checkpoint`, WorkError
+    if the weights don't fit the model that the checkpoint names, and UsageError for a kind that sees no pictures, but
+    not with ``any_kind``.
     """
     checkpoint = load_checkpoint(weight_file)
     check_task(checkpoint, weight_file)
@@ -116,12 +116,12 @@ def load_network(
 
 
 def checkpoint_options(checkpoint: Mapping[str, Any], weight_file: Path) -> TrainConfig:
-    """Return the options of the training that wrote a checkpoint; UsageError, naming the file, for impossible ones."""
+    """Return the options of the training that wrote a checkpoint; UsageError, naming the file, if they are invalid."""
     return from_dict(TrainConfig, checkpoint["config"], f"{weight_file} (its configuration)")
 
 
 def without_lacking_precision(config: TrainConfig, weight_file: Path) -> TrainConfig:
-    """Return the options of a training without the types that it computed in and this machine can't, with a warning."""
+    """Return the options with float32 in place of number types that this machine lacks, and warn about them."""
     device, lacking = this_device(), []
     if config.tr_tf32 and not has_tf32(device):
         lacking.append("--tr_tf32=1")
@@ -142,7 +142,7 @@ def without_lacking_precision(config: TrainConfig, weight_file: Path) -> TrainCo
 def computed_as_asked(
     config: TrainConfig, compute: str, model: nn.Module, pipeline: Pipeline | None, device: torch.device
 ) -> TrainConfig:
-    """Return a network's options with what --net_compute asks for, or measures; UsageError where it can't."""
+    """Return the options as --net_compute sets them, by a measurement for ``auto``; UsageError if it can't."""
     kind = kind_of(config)
     if not kind.has_ways:
         raise UsageError(f"--net_compute={compute}: is for slice networks, and this is {kind.noun}; leave it out")
@@ -154,7 +154,7 @@ def computed_as_asked(
 
 
 def picture_shape(config: TrainConfig, pipeline: Pipeline) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) that the network gets of a picture, which is 512 x 512 where it comes as stored."""
+    """Return the shape (C, H, W) of the network's input; a picture that is not resized counts as 512 x 512."""
     windows, windowed = pipeline_windows(dataset_folder(config.data_input_folder, config.data_dataset), config)
     side, slices = config.data_image_size or STORED_SIDE, 2 * config.data_context + 1
     if windowed:
@@ -166,7 +166,7 @@ def picture_shape(config: TrainConfig, pipeline: Pipeline) -> tuple[int, int, in
 
 
 def check_sees_pictures(config: TrainConfig, weight_file: Path) -> None:
-    """Raise UsageError, naming what to use, where a network that sees pictures is needed and this one sees none."""
+    """Raise UsageError if this network sees no pictures; the message says what to use instead."""
     kind = kind_of(config)
     if kind.sees_pictures:
         return
@@ -175,7 +175,7 @@ def check_sees_pictures(config: TrainConfig, weight_file: Path) -> None:
 
 
 def load_asked(config: TrainedOptions, weight_file: Path, compute: str = TRAINING) -> TrainedNetwork:
-    """Rebuild a network of any kind as a command's options ask for; see :func:`load_network`."""
+    """Rebuild a network of any kind by a command's options; see :func:`load_network`."""
     return load_network(
         weight_file,
         weights=config.net_weights,
@@ -187,13 +187,13 @@ def load_asked(config: TrainedOptions, weight_file: Path, compute: str = TRAININ
 
 
 def place_of(config: WeightsOptions) -> dict[str, Any]:
-    """Return the options of a command that say where and how :func:`load_network`'s network predicts."""
+    """Return the arguments of :func:`load_network` that a command's options give: cores, dataset, batch size."""
     names = ("n_jobs", "data_input_folder", "data_dataset", "batch_size")
     return {name: getattr(config, name) for name in names if name in config.__dataclass_fields__}
 
 
 def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
-    """Raise WorkError where a checkpoint is of another task, or lacks what predicting and evaluating need."""
+    """Raise WorkError if a checkpoint has other classes than this task, or lacks the monitored metric."""
     if tuple(checkpoint["class_names"]) != LABELS:
         names = ", ".join(map(str, checkpoint["class_names"]))
         raise WorkError(f"{weight_file}: its classes are {names}; {', '.join(LABELS)} are expected, in this order")
@@ -202,7 +202,7 @@ def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
 
 
 def known_prevalences(written: Sequence[float]) -> np.ndarray:
-    """Return a checkpoint's prevalences; where an earlier version wrote 0 or 1, a thousandth off that."""
+    """Return a checkpoint's prevalences; 0 and 1, which earlier versions wrote, become 0.001 and 0.999."""
     values = np.asarray(written, dtype=np.float64)
     certain = (values <= 0) | (values >= 1)
     return np.where(certain, np.clip(values, UNSEEN_PREVALENCE, 1 - UNSEEN_PREVALENCE), values)
@@ -221,21 +221,21 @@ def split_rows(trained: TrainedNetwork, split: str) -> pd.DataFrame:
     if split == "holdout":
         return read_holdout(folder, config.data_dataset)
     fold = read_fold(folder, config.data_dataset, config.data_fold)
-    if config.tr_overfit:  # such a run validates on what it trains on
+    if config.tr_overfit:  # --tr_overfit validates on the images that it trains on
         return overfit_rows(select_rows(fold, "train", config.dev_enabled), config.tr_overfit, trained.trained_batch)
     return select_rows(fold, split, config.dev_enabled)
 
 
 @dataclass(frozen=True)
 class Views:
-    """Test-time augmentation: the views of each image, and how their predictions are put together (mean or logit)."""
+    """Test-time augmentation: the views of each image, and how to average their predictions (mean or logit)."""
 
     pipelines: Sequence[FixedView]
     method: str
 
 
 def load_views(trained: TrainedNetwork, config: TTAOptions) -> Views | None:
-    """Build the views of --tta, None without it; UsageError where they don't fit the trained network."""
+    """Build the views of --tta, or None without it; UsageError if they don't fit the trained network."""
     if config.tta is None:
         return None
     if trained.pipeline is None:
@@ -250,7 +250,7 @@ def load_views(trained: TrainedNetwork, config: TTAOptions) -> Views | None:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Temperatures by label: of slices' logits, and of studies' where the network judges them too."""
+    """Temperature of each label: for slices, and for studies if the network judges studies."""
 
     slices: dict[str, float]
     studies: dict[str, float] | None
@@ -259,9 +259,9 @@ class Calibration:
 def write_calibration(
     trained: TrainedNetwork, frame: pd.DataFrame, judged: pd.DataFrame | None, rows: pd.DataFrame, path: Path
 ) -> None:
-    """Fit a temperature for each label to predictions of the validation images, and write which weights it is for.
+    """Fit a temperature for each label to the validation images' predictions, and write them with the weights' name.
 
-    ``judged``: what the network says of whole studies (index ``study_id``), None of one that says nothing of them.
+    ``judged`` are the network's probabilities of studies (index ``study_id``), None if it doesn't judge studies.
     """
     document = {
         "weights": trained.weights,
@@ -275,10 +275,9 @@ def write_calibration(
 
 
 def load_calibration(weight_file: Path, weights: str, iteration: int, *, studies: bool) -> Calibration:
-    """Return the temperatures of ``calibration.json`` beside ``weight_file``; with ``studies`` those of them too.
+    """Return the temperatures in ``calibration.json`` beside ``weight_file``; with ``studies`` also theirs.
 
-    Raises UsageError where there are none, or they belong to other ``weights`` of the file; WorkError where they are
-    damaged.
+    Raises UsageError if there is no such file or it belongs to other ``weights``, WorkError if it is damaged.
     """
     path = weight_file.parent / CALIBRATION_FILE
     try:
@@ -310,7 +309,7 @@ def _temperatures(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def asked_calibration(config: ProbabilityOptions, weight_file: Path, trained: TrainedNetwork) -> Calibration | None:
-    """Return the calibration of a network where --calibrate asks for it; errors as :func:`load_calibration`."""
+    """Return the network's calibration with --calibrate=1, otherwise None; errors as :func:`load_calibration`."""
     if not config.calibrate:
         return None
     judges = kind_of(trained.config).judges_studies
@@ -320,10 +319,10 @@ def asked_calibration(config: ProbabilityOptions, weight_file: Path, trained: Tr
 def predict_rows(
     trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None, workers: int | None = None
 ) -> pd.DataFrame:
-    """Return probabilities (index ``id``) of ``rows``; with ``views`` put together from those of each view.
+    """Return the probabilities (index ``id``) of ``rows``; with ``views`` the average over the views.
 
-    ``workers`` load the images, 0: this process; None: as many as there are cores for. Raises UsageError
-    where a view gives pictures of another size than the network was validated on.
+    ``workers`` processes load the images. 0: this process; None: as many as the cores allow. Raises UsageError if a
+    view gives pictures of another size than the network was validated on.
     """
     return predict_with_studies(trained, rows, views, workers)[0]
 
@@ -331,9 +330,9 @@ def predict_rows(
 def predict_with_studies(
     trained: TrainedNetwork, rows: pd.DataFrame, views: Views | None = None, workers: int | None = None
 ) -> Probabilities:
-    """Return probabilities as :func:`predict_rows`, and from the same pass those of whole studies.
+    """Return the probabilities of :func:`predict_rows`, and from the same pass those of studies (index ``study_id``).
 
-    These (index ``study_id``) are None of a network that says nothing of them.
+    The latter are None if the network doesn't judge studies.
     """
     config, device, predict = trained.config, trained.network.device, kind_of(trained.config).predict
     if workers is None:
@@ -351,9 +350,9 @@ def predict_with_studies(
 
 
 def mean_of(predicted: Mapping[str, Probabilities], method: str = "mean") -> Probabilities:
-    """Return the mean (of probabilities, or by ``method`` logit of logits) of what models or views say of slices.
+    """Average the predictions of several models or views: their probabilities, or with ``method`` logit their logits.
 
-    Also of whole studies, where all of them judge these.
+    The studies' part is None unless all of them judge studies.
     """
     equal = [1.0] * len(predicted)
     frame = combine({name: slices for name, (slices, _) in predicted.items()}, equal, method)
@@ -362,7 +361,7 @@ def mean_of(predicted: Mapping[str, Probabilities], method: str = "mean") -> Pro
 
 
 def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView) -> None:
-    """Raise UsageError where a view's pictures have another size than those of the validation."""
+    """Raise UsageError if a view gives pictures of another size than the validation's."""
     viewed = picture_dataset(trained.config, dataset_folder_of(trained), rows, view)
     view.trial(viewed.stored(0))
     sizes = [dataset[0].size for dataset in (seen_pictures(trained, rows), viewed)]
@@ -375,16 +374,16 @@ def check_view_size(trained: TrainedNetwork, rows: pd.DataFrame, view: FixedView
 
 
 def sample_submission(trained: TrainedNetwork, split: str) -> Path | None:
-    """Return the competition's sample for the test set, None for other splits and for data of another origin."""
+    """Return the competition's sample submission for the test set; None for other splits and other data."""
     path = dataset_folder(trained.config.data_input_folder, trained.config.data_dataset) / SAMPLE_FILE
     return path if split == "test" and path.is_file() else None
 
 
 def output_path(config: SplitConfig, trained: TrainedNetwork, folder: Path) -> Path:
-    """Return the file to write: --output_file, or in ``folder`` submission.csv or ``predictions_<split>.csv``.
+    """Return the file to write: --output_file, or submission.csv or ``predictions_<split>.csv`` in ``folder``.
 
-    submission.csv and predictions_valid.csv are taken as the experiment's by other commands, so that predictions of
-    another dataset, and of validation images by views or by temperatures that were fitted to them, have other names.
+    Other commands read submission.csv and predictions_valid.csv as the experiment's own results. So predictions of
+    another dataset get another name, and so do those of validation images with --tta or --calibrate=1.
     """
     name = "submission" if sample_submission(trained, config.split) else f"predictions_{config.split}"
     if trained.config.data_dataset != trained.trained_on:
@@ -397,10 +396,10 @@ def output_path(config: SplitConfig, trained: TrainedNetwork, folder: Path) -> P
 
 
 def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, path: Path) -> None:
-    """Write probabilities: in the competition's form where there is a sample, else a row for each image.
+    """Write probabilities: as a submission if there is a sample submission, otherwise with one row for each image.
 
-    The sample submission of the test set rules which rows the former has: an image that has no prediction gets the
-    training prevalences, with a counted warning; one that the sample doesn't ask for is left out.
+    A submission has exactly the sample's images. Images without a prediction get the training prevalences, and a
+    warning counts them. Predictions of other images are left out.
     """
     sample_path = sample_submission(trained, split)
     if sample_path is None:
@@ -421,29 +420,29 @@ def write_predictions(trained: TrainedNetwork, frame: pd.DataFrame, split: str, 
 
 
 def write_studies(studies: pd.DataFrame, path: Path) -> Path:
-    """Write the probabilities of whole studies beside those of their slices in ``path``; return the file."""
+    """Write the probabilities of studies beside ``path``, the file of their slices; return the new file."""
     write_csv(studies_file(path), studies, index=True)
     return studies_file(path)
 
 
 def studies_file(path: Path) -> Path:
-    """Return where the predictions of studies stand beside those of slices in ``path``."""
+    """Return the file for predictions of studies that belongs to ``path``, the file of their slices."""
     return path.with_name(f"{path.stem}_studies.csv")
 
 
 def logged_value(trained: TrainedNetwork) -> float:
-    """Return the metric that the training logged for the network's weights."""
+    """Return the metric that the training logged for these weights."""
     return trained.metrics[metric_key(MONITOR, trained.weights)]
 
 
 def says_how_it_flatters(config: SplitConfig, trained: TrainedNetwork, path: Path) -> bool:
-    """Whether predictions in ``path`` are of images in no fold, as the validation's are of the fold that chose."""
+    """Whether ``path`` gets plain predictions of the hold-out, which show how far the validation flatters."""
     as_validated = config.tta is None and not config.calibrate and trained.config.data_fold != HOLDOUT
     return as_validated and config.split == HOLDOUT and path == config.net_weight_file.parent / HOLDOUT_FILE
 
 
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:
-    """Say in one line whether the evaluation gives the value that the training logged for these weights."""
+    """Return a line that says whether the evaluation reproduces the value that the training logged."""
     logged = logged_value(trained)
     difference = abs(float(table.loc[WEIGHTED, "log_loss"]) - logged)
     if difference <= REPRODUCED:

@@ -1,6 +1,6 @@
-"""The callbacks of a run by name, in the order of their calls. A new one is a file and a row.
+"""The callbacks of a run, in the order of their calls. To add one, write a file and a row.
 
-A row of your own needs no edit here: ``--tr_callbacks=examples.callback.WEIGHT_NORMS`` names it by its path.
+Your own row needs no edit here: name its path, as in ``--tr_callbacks=examples.callback.WEIGHT_NORMS``.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from rsna_network import MONITOR, prediction_frame
 
 @dataclass(frozen=True)
 class Watched:
-    """What callbacks are built from: the run's options, folder, data, and where its values go.
+    """What callbacks are built from: the run's options, folder and data, and the loggers of its values.
 
-    ``description``: what a checkpoint tells of the run beside weights and counters.
+    ``description``: what a checkpoint holds about the run besides weights and counters.
     """
 
     config: TrainConfig
@@ -51,9 +51,9 @@ class Watched:
 
 @dataclass(frozen=True)
 class CallbackRow(Row):
-    """One callback: how it is built, and which options bring it; without any it is brought by ``--tr_callbacks`` alone.
+    """One callback: ``build`` makes it, and ``brought_by`` says whether a run's options ask for it.
 
-    ``by_all``: every process of a distributed run has it, not only the one that writes.
+    ``by_all``: every process of a distributed run has it, not only the main process.
     """
 
     build: Callable[[Watched], Callback] = field(kw_only=True)
@@ -62,12 +62,12 @@ class CallbackRow(Row):
 
 
 def build_early_stopping(run: Watched) -> Callback:
-    """Return what ends the run where the metric no longer falls."""
+    """Build the callback that ends the run when the metric no longer falls."""
     return EarlyStopping(MONITOR, run.config.tr_early_stop, run.config.tr_early_stop_delta or 0.0)
 
 
 def build_checkpoint(run: Watched) -> Callback:
-    """Return what writes weights, and the predictions of the best ones."""
+    """Build the callback that writes checkpoints, and the predictions of the best weights."""
 
     def write_valid_predictions(predictions: Predictions) -> None:
         write_csv(run.folder / VALID_FILE, prediction_frame(predictions), index=True)
@@ -76,7 +76,7 @@ def build_checkpoint(run: Watched) -> Callback:
     return ModelCheckpoint(run.folder, MONITOR, dict(run.description), write_valid_predictions, minutes)
 
 
-# What only watches the training comes first, so that what is logged and saved has the values of this iteration.
+# Callbacks that observe the training come first, so that logs and checkpoints have the values of this iteration.
 FIRST: dict[str, CallbackRow] = table(
     (
         CallbackRow("telemetry", "rates, memory and gradients", build=lambda run: run.telemetry, by_all=True),
@@ -116,17 +116,14 @@ LAST: dict[str, CallbackRow] = table(
 
 
 def own_callbacks(config: TrainConfig) -> list[CallbackRow]:
-    """Return the rows that --tr_callbacks names; UsageError for a path without one."""
+    """Return the rows that --tr_callbacks names; UsageError for a path that leads to none."""
     return [own_row("tr_callbacks", path, CallbackRow) for path in config.tr_callbacks]
 
 
 def build_callbacks(
     config: TrainConfig, folder: Path, data: TrainingData, tracker: Tracker, lineage: Lineage | None
 ) -> Sequence[Callback]:
-    """Return the callbacks of a run, in the order of their calls.
-
-    ``lineage``: what the network will have learnt from.
-    """
+    """Build the callbacks of a run, in the order of their calls; its checkpoints will hold ``lineage``."""
     description = {
         "config": to_dict(config),
         "transforms": data.transforms,

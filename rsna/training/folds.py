@@ -1,8 +1,8 @@
-"""Cross-validation: a run for each fold, in a process of its own, inside one experiment; what the folds say together.
+"""Cross-validation: train each fold in a process of its own, inside one experiment, and combine the results.
 
-``output/results/<id>/`` has config.yaml, environment.json, train.log, a folder ``fold_<k>`` for each fold, which is an
-experiment like any other, and, once all are finished, ``predictions_oof.csv`` (each image predicted by the model that
-saw neither it nor its patient) and ``cross_validation.json``.
+``output/results/<id>/`` has config.yaml, environment.json, train.log and a folder ``fold_<k>`` for each fold, which is
+an experiment like any other. When all folds are finished it also has ``cross_validation.json`` and
+``predictions_oof.csv``: each image predicted by the model that saw neither the image nor its patient.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent.parent
 FORMAT_VERSION = 1
 OWN_OPTIONS = ("data_fold", "experiment_id", "output_dir", "cv_run", "tr_resume", "tr_resume_change")
-ORPHAN_S = 60  # for which the last steps of a killed cross-validation's fold are waited for
+ORPHAN_S = 60  # seconds to wait for the last steps of a fold whose cross-validation was killed
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A fold of the data: its number, and the images that its model trains on and is validated on."""
+    """A fold: its number, and the images (index ``id``) that train and validate its model."""
 
     number: int
     train: pd.DataFrame
@@ -87,33 +87,33 @@ class Fold:
 
     @property
     def hash(self) -> str:
-        """That of the run which trains on it."""
+        """Hash of its images and labels, the same as in its run's checkpoints."""
         return rows_hash(self.train, self.valid)
 
 
 def fold_name(number: int) -> str:
-    """Return the name of a fold's experiment inside the cross-validation's."""
+    """Return the name of a fold's experiment inside the cross-validation's folder."""
     return f"fold_{number}"
 
 
 def asks_for_folds(config: TrainConfig) -> bool:
-    """Whether a command line begins a cross-validation or goes on with one."""
+    """Whether the options start a cross-validation or continue one."""
     if config.is_cross_validation:
         return True
     return config.tr_resume is not None and is_cross_validation(resumed_folder(config))
 
 
 def resumed_folder(config: TrainConfig) -> Path:
-    """Return the folder that --tr_resume names, be it one or not."""
+    """Return the folder that --tr_resume names, whether it exists or not."""
     path = Path(config.tr_resume)
     return path if len(path.parts) > 1 else config.output_dir / path
 
 
 def cross_validate(config: TrainConfig, arguments: Sequence[str], conclude: Conclude) -> Path:
-    """Train the folds that are not finished, put all together, print the experiment's folder last and return it.
+    """Train the unfinished folds, combine all, print the experiment's folder as the last line and return it.
 
-    Raises UsageError where folds, options or an experiment don't fit, WorkError where a fold failed, and Interrupted,
-    with the command that goes on, after a signal.
+    Raises UsageError if folds, options and experiment don't fit each other, WorkError if a fold failed, and
+    Interrupted, with the command that continues, after a signal.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -131,7 +131,7 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str], conclude: Conc
         tell(f"{len(folds)} folds: predict.py --features=1, for --net_kind=sequence, needs {FEWEST_FOLDS} or more")
     with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
         config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
-        status = None if config.cv_run is not None else FAILED  # what one of several jobs can't know
+        status = None if config.cv_run is not None else FAILED  # one of several jobs can't know how all end
         try:
             if run_folds(config, folds, experiment):
                 status = FINISHED
@@ -146,9 +146,9 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str], conclude: Conc
 
 
 def joined_options(config: TrainConfig, arguments: Sequence[str]) -> tuple[TrainConfig, Path | None]:
-    """Return the options, and the folder of the cross-validation that is gone on with or joined; None for a new one.
+    """Return the options, and the folder of the cross-validation to continue or join, None for a new one.
 
-    An experiment of the same name is gone on with where it is a cross-validation with the same options.
+    A cross-validation of the same name and options is continued.
     """
     folder = None
     if config.tr_resume is not None:
@@ -175,10 +175,10 @@ def joined_options(config: TrainConfig, arguments: Sequence[str]) -> tuple[Train
 
 
 def read_folds(config: TrainConfig) -> list[Fold]:
-    """Read the folds and check that no model is judged by images or patients that it was trained on.
+    """Read the folds and check that no model is validated on images or patients that it trains on.
 
-    Raises WorkError, naming file and patients or images, where a patient stands on both sides of a fold or is held out
-    by two, or where --data_fold=all doesn't hold out every image.
+    Raises WorkError, naming file and patients or images, if a patient is on both sides of a fold, if two folds hold out
+    the same patient, or if --data_fold=all doesn't hold out every image.
     """
     folder, dataset = dataset_folder(config.data_input_folder, config.data_dataset), config.data_dataset
     read_dataset_info(folder)
@@ -199,7 +199,7 @@ def read_folds(config: TrainConfig) -> list[Fold]:
 
 
 def check_lineages(config: TrainConfig, folds: Sequence[Fold]) -> None:
-    """Raise UsageError, before any fold is trained, where starting weights or features learnt from what validates."""
+    """Raise UsageError, before any fold trains, if starting weights or features learnt from validation images."""
     for fold in folds:
         weights = starting_weights(config.net_weight_file, fold.number) if starts_from_folds(config) else None
         own = replace(config, data_fold=fold.number, cv_run=None, net_weight_file=weights or config.net_weight_file)
@@ -209,7 +209,7 @@ def check_lineages(config: TrainConfig, folds: Sequence[Fold]) -> None:
 
 
 def check_disjoint(tables: Mapping[int, pd.DataFrame], paths: Mapping[int, Path], everything: bool) -> None:
-    """Raise WorkError where folds share patients or images; with ``everything`` also where an image is in none."""
+    """Raise WorkError if two folds hold out the same images or patients, or with ``everything`` if none holds one."""
     held: dict[int, pd.DataFrame] = {}
     for number, rows in tables.items():
         valid = rows[rows["sample_type"] == "valid"]
@@ -246,7 +246,7 @@ def check_disjoint(tables: Mapping[int, pd.DataFrame], paths: Mapping[int, Path]
 
 @contextmanager
 def claimed(config: TrainConfig, folder: Path | None, typed: Sequence[str]) -> Iterator[Experiment]:
-    """Yield the experiment, made or joined. Jobs that train a fold each share it; otherwise it is under its lock."""
+    """Yield the experiment, new or existing, with its lock held. Jobs with --cv_run share it without the lock."""
     if folder is None:
         try:
             experiment = create_experiment(
@@ -256,7 +256,7 @@ def claimed(config: TrainConfig, folder: Path | None, typed: Sequence[str]) -> I
             again = None if config.cv_run is None else joined_options(config, ())[1]
             if again is None:
                 raise
-            experiment = Experiment(again.name, again)  # another job was quicker
+            experiment = Experiment(again.name, again)  # another job made it first
     else:
         folder = folder.resolve()
         experiment = Experiment(folder.name, folder)
@@ -264,15 +264,17 @@ def claimed(config: TrainConfig, folder: Path | None, typed: Sequence[str]) -> I
         if folder is not None:
             options = to_dict(replace(config, cv_run=None, tr_resume=None))
             finished = read_record(folder).status == FINISHED
-            done = int(read_options(folder)["tr_iteration_num"]) if finished else 0  # by each fold; 0: they differ
+            done = (
+                int(read_options(folder)["tr_iteration_num"]) if finished else 0
+            )  # 0: the folds differ
             add_to_history(experiment.folder, typed, done, options)
         yield experiment
 
 
 def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment) -> bool:
-    """Train what is left, and put the folds together where all are finished; return whether they are.
+    """Train the folds that are left, combine them if all are finished, and return whether they are.
 
-    A first fold that couldn't begin leaves no experiment behind.
+    If the first fold can't start, the experiment is removed again.
     """
     folder = experiment.folder
     wanted = [fold.number for fold in folds if config.cv_run in (None, fold.number)]
@@ -295,12 +297,15 @@ def run_folds(config: TrainConfig, folds: Sequence[Fold], experiment: Experiment
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a fold's run came to its end."""
+    """Whether a fold's run is finished and has its predictions."""
     return read_record(folder).status == FINISHED and (folder / PREDICTION_FILES[1]).is_file()
 
 
 def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
-    """Return a fold's run, with what differs from the defaults as flags. A killed one's last steps are waited for."""
+    """Return the plan of a fold's run, with flags for all options that differ from their defaults.
+
+    If the fold still runs because only its cross-validation was killed, wait for its end.
+    """
     folder = parent / fold_name(number)
     default = to_dict(TrainConfig())
     options = {name: value for name, value in to_dict(config).items() if value != default[name]}
@@ -317,12 +322,12 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
 
 
 def starts_from_folds(config: TrainConfig) -> bool:
-    """Whether each fold starts from the network of its own of another cross-validation."""
+    """Whether each fold starts from the network of the same fold of another cross-validation."""
     return config.net_weight_file is not None and config.net_weight_file.is_dir()
 
 
 def starting_weights(folder: Path, number: int) -> Path:
-    """Return the weights of a fold of the cross-validation in ``folder``; UsageError where it has no such fold."""
+    """Return the weight file of a fold of the cross-validation in ``folder``; UsageError if it has no such fold."""
     facts = finished_folds(folder)
     if number not in facts:
         raise UsageError(f"--net_weight_file={folder}: has no fold {number}; it has {', '.join(map(str, facts))}")
@@ -330,7 +335,7 @@ def starting_weights(folder: Path, number: int) -> Path:
 
 
 def check_outcomes(config: TrainConfig, outcomes: Sequence[Outcome], plan: Sequence[Planned], folder: Path) -> None:
-    """Raise what ended the cross-validation early; its fold has told why."""
+    """Raise the error that ended the cross-validation early; the fold's own message said why."""
     codes = [outcome.code for outcome in outcomes if outcome.code]
     if not codes and len(outcomes) == len(plan):
         return
@@ -348,9 +353,9 @@ def check_outcomes(config: TrainConfig, outcomes: Sequence[Outcome], plan: Seque
 
 
 def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
-    """Write predictions_oof.csv and cross_validation.json; return what they say as text.
+    """Write predictions_oof.csv and cross_validation.json; return their contents as text.
 
-    Raises WorkError where a fold was trained on other images than it has now, or predicted others.
+    Raises WorkError if a fold was trained on other images than it has now, or predicted other images.
     """
     frames, facts = [], []
     for fold in folds:
@@ -385,14 +390,14 @@ def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
 
 
 def oof_provenance(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> Provenance:
-    """Return which networks made the out-of-fold predictions, in the folds' order, and what those learnt from."""
+    """Return which networks made the out-of-fold predictions, in the order of the folds, and their lineage."""
     weights = {fold.number: folder / fold_name(fold.number) / BEST for fold in folds}
     numbers = np.concatenate([np.full(len(fold.valid), fold.number) for fold in folds])
     return fold_provenance(weights, numbers, config.data_input_folder, pd.concat([fold.valid for fold in folds]).index)
 
 
 def fold_result(folder: Path, fold: Fold) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return what a fold's best weights say of the images that it held out, and its part of cross_validation.json."""
+    """Return a fold's predictions of its validation images, and its entry in cross_validation.json."""
     checkpoint = load_checkpoint(folder / BEST)
     if checkpoint["data_hash"] != fold.hash:
         raise WorkError(f"{folder}: the fold's images or labels changed since it was trained; cross-validate anew")

@@ -1,4 +1,4 @@
-"""What networks of this task learnt from: the lineage of a dataset's images, of weights, and of a training run."""
+"""Lineage in this task: which images a network learnt from, by its dataset, its starting weights and its run."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from rsna_dataset import (
 
 
 def dataset_images(folder: Path) -> tuple[pd.Index, Images]:
-    """Return the ids of all images of a dataset, and whose they are in hashes; errors as :func:`read_identities`."""
+    """Return the ids and the hashed identities of all images of a dataset; errors as :func:`read_identities`."""
     states = ((folder / name).stat() for name in (METADATA_FILE, DATASET_INFO) if (folder / name).is_file())
     return _dataset_images(folder, tuple((state.st_mtime_ns, state.st_size) for state in states))
 
 
-@lru_cache(maxsize=2)  # a command asks several times: of its training and of its validation images, of each fold
+@lru_cache(maxsize=2)  # a command asks several times: for training and validation images, for each fold
 def _dataset_images(folder: Path, stamp: tuple[tuple[int, int], ...]) -> tuple[pd.Index, Images]:
     rows = read_identities(folder)
     names = np.stack([name_hashes(rows[column]) for column in ("patient_id", "study_id")], axis=1)
@@ -51,7 +51,7 @@ def learnt_from(folder: Path, ids: Iterable[str]) -> Lineage:
 
 
 def overlap(provenance: Provenance, folder: Path, ids: pd.Index) -> Overlap:
-    """Compare images of a dataset, which ``provenance`` tells row by row who predicted, with what those learnt from."""
+    """Compare images of a dataset with those that their networks learnt from; ``provenance`` has a row for each."""
     index, images = dataset_images(folder)
     return provenance.overlap(images, index.get_indexer(ids))
 
@@ -59,11 +59,11 @@ def overlap(provenance: Provenance, folder: Path, ids: pd.Index) -> Overlap:
 def checkpoint_lineage(
     checkpoint: Mapping[str, Any], source: str, input_folder: Path, trail: tuple[Path, ...] = ()
 ) -> Lineage:
-    """Return what a network of this project learnt from; ``source`` names its file.
+    """Return the lineage of a network of this project; ``source`` names its file.
 
-    A checkpoint of an earlier version, and one that was handed on without it, doesn't say it: it follows from the fold
-    that the network was trained on, where this is still here as it was, and from its ancestors' files. Otherwise it is
-    lost. Raises WorkError where it is damaged.
+    Checkpoints of earlier versions, and those exported without lineage, hold none. It then follows from the fold that
+    the network was trained on, if that is unchanged, and from the weight files that it started from. Otherwise the
+    lineage is lost. Raises WorkError if it is damaged.
     """
     if "lineage" in checkpoint:
         return read_lineage(checkpoint["lineage"], source)
@@ -79,7 +79,7 @@ def checkpoint_lineage(
 
 
 def weights_lineage(path: Path, input_folder: Path, trail: tuple[Path, ...] = ()) -> Lineage:
-    """Return what the weights in a file learnt from: unknown of other programs' files, lost of one that is gone."""
+    """Return the lineage of a weight file: unknown for other programs' files, lost if the file is gone."""
     if path.resolve() in trail:
         return Lineage(lost=(str(path),))
     try:
@@ -92,7 +92,7 @@ def weights_lineage(path: Path, input_folder: Path, trail: tuple[Path, ...] = ()
 
 
 def starting_lineage(config: TrainConfig, input_folder: Path, trail: tuple[Path, ...] = ()) -> Lineage:
-    """Return what a training's starting weights learnt from; nothing where it starts from random ones."""
+    """Return the lineage of a training's starting weights; it is empty for random weights."""
     if config.net_weight_file is not None:
         return weights_lineage(config.net_weight_file, input_folder, trail)
     return Lineage(unknown=(f"timm's {config.net_model} (--net_pretrained=1)",)) if config.net_pretrained else Lineage()
@@ -101,10 +101,10 @@ def starting_lineage(config: TrainConfig, input_folder: Path, trail: tuple[Path,
 def training_lineage(
     config: TrainConfig, train_ids: Iterable[str], valid_ids: Iterable[str], resumed: Mapping[str, Any] | None = None
 ) -> Lineage | None:
-    """Return what a run will have learnt from, its starting weights' ancestors included.
+    """Return the lineage that a run will have: its training images and the lineage of its starting weights.
 
-    ``resumed``: the checkpoint that it goes on from, which is never refused; None is returned where nobody can know it
-    any more. Raises UsageError as :func:`check_starting_weights`.
+    ``resumed`` is the checkpoint that a resumed run continues from. Such a run is never refused; the result is None if
+    its lineage is lost. Raises UsageError as :func:`check_starting_weights`.
     """
     own = learnt_from(dataset_folder(config.data_input_folder, config.data_dataset), train_ids)
     if resumed is not None and "lineage" in resumed:
@@ -117,13 +117,13 @@ def training_lineage(
 
 
 def check_starting_weights(config: TrainConfig, valid_ids: Iterable[str], started: Lineage | None = None) -> None:
-    """Raise UsageError where ``--net_weight_file``, or a network it started from, learnt from what validates a run.
+    """Raise UsageError if ``--net_weight_file``, or a network that it started from, learnt from validation images.
 
-    Also where a network of this project no longer tells what it learnt from. Files of other programs pass: what is made
-    of them says that their lineage is unknown. A run of --tr_overfit validates on what it trains on anyway.
+    Also raise it if the lineage of a network of this project is lost. Files of other programs pass: results then say
+    that their lineage is unknown. A run with --tr_overfit passes too, since it validates on its training images anyway.
     """
     path = config.net_weight_file
-    if path is None or config.tr_overfit or not path.is_file():  # the model's loading names a file that is missing
+    if path is None or config.tr_overfit or not path.is_file():  # loading the model reports a missing file
         return
     started = starting_lineage(config, config.data_input_folder) if started is None else started
     ids = pd.Index(valid_ids)
@@ -145,12 +145,12 @@ def check_starting_weights(config: TrainConfig, valid_ids: Iterable[str], starte
 
 
 def lost_text(found: Overlap) -> str:
-    """Say whose lineage is lost, as the middle of a sentence."""
+    """Return the part of a sentence that names the networks whose lineage is lost."""
     return f"{', '.join(found.lost)} doesn't say what it learnt from, and its training's data is gone or changed"
 
 
 def refuse_seen(found: Overlap, source: str, what: str, advice: str) -> None:
-    """Raise UsageError where the networks behind ``source`` learnt from images of ``what``, or nobody can know it."""
+    """Raise UsageError if the networks behind ``source`` learnt from images of ``what``, or their lineage is lost."""
     if found.seen.any():
         raise UsageError(
             f"{source}: it, or a network that it started from, was trained on {found.seen.sum()} of the "
@@ -161,9 +161,9 @@ def refuse_seen(found: Overlap, source: str, what: str, advice: str) -> None:
 
 
 def overlap_lines(found: Overlap, *, left_out: bool = True) -> list[str]:
-    """Return what a result that depends on these images has to say of them, a line each; none where all is known.
+    """Return the lines that a result must show about its images' lineage; none if everything is known.
 
-    ``left_out``: what was learnt from judges nothing.
+    ``left_out``: images of patients that the model was trained on are left out of the result.
     """
     lines = []
     if found.seen.any():
@@ -187,8 +187,8 @@ def overlap_lines(found: Overlap, *, left_out: bool = True) -> list[str]:
 def training_rows(checkpoint: Mapping[str, Any], input_folder: Path) -> tuple[Path, pd.DataFrame] | None:
     """Return the dataset's folder and the images that a checkpoint's network was trained on, as ``read_fold``.
 
-    The dataset is looked for where the training had it and in ``input_folder``; None where it is not there, or its
-    fold is another one than that of the training.
+    Look for the dataset in the training's input folder, then in ``input_folder``. Return None if it is in neither, or
+    if its fold has changed since the training.
     """
     place = checkpoint["config"]
     dataset, fold = str(place.get("data_dataset")), str(place.get("data_fold"))
@@ -204,5 +204,5 @@ def training_rows(checkpoint: Mapping[str, Any], input_folder: Path) -> tuple[Pa
 
 
 def fold_hashes(rows: pd.DataFrame) -> set[str]:
-    """Return the hashes that runs on a fold may have: of all its images, and of those of a rehearsal."""
+    """Return the hashes that runs on a fold may have: of all its images, and of those used by --dev_enabled=1."""
     return {fold_hash(rows), rows_hash(*(select_rows(rows, split, True) for split in ("train", "valid")))}

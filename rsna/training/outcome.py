@@ -1,4 +1,4 @@
-"""What a run or a cross-validation leaves in its folder for others to read: predictions, and how far they flatter."""
+"""Files that a run or a cross-validation leaves for other commands: predictions, and how far their score flatters."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from common.trackers.tracker import Tracker
 from rsna_dataset import known_groups
 from rsna_network import pooled_metrics
 
-CROSS_VALIDATION_FILE = "cross_validation.json"  # of all folds together
+CROSS_VALIDATION_FILE = "cross_validation.json"  # the result of all folds together
 OUT_OF_FOLD_FILE, VALID_FILE = "predictions_oof.csv", "predictions_valid.csv"
-PREDICTION_FILES = (OUT_OF_FOLD_FILE, VALID_FILE)  # of images that no model behind them was trained on
-HOLDOUT_FILE = "predictions_holdout.csv"  # of the images in no fold, by what predicts the test set
-FLATTERY_FILE = "flattery.json"  # what an experiment's models score on images in no fold
+PREDICTION_FILES = (OUT_OF_FOLD_FILE, VALID_FILE)  # of images that their models were not trained on
+HOLDOUT_FILE = "predictions_holdout.csv"  # of the images in no fold, predicted like the test set
+FLATTERY_FILE = "flattery.json"  # score of an experiment's models on images in no fold
 
 
 class Conclude(Protocol):
-    """What a command does at a run's end: write its report, note how it ended (None: it goes on elsewhere), list it.
+    """What to do when a run ends: write its status and report, and update the leaderboard.
 
-    Training calls it and does not know what a report is. ``tracker`` gets the figures of one run.
+    The command hands it to the training, which doesn't know reports. ``status`` None: other jobs still train the
+    experiment. ``tracker`` gets the figures of a single run.
     """
 
     def __call__(
@@ -38,7 +39,7 @@ class Conclude(Protocol):
 
 
 def holds_out_folds(options: Mapping[str, Any]) -> bool:
-    """Whether an experiment's options are those of a cross-validation."""
+    """Whether an experiment's options ask for a cross-validation."""
     try:
         return isinstance(parse_folds(str(options.get("data_fold", 0))), tuple)
     except ValueError:
@@ -51,12 +52,12 @@ def is_cross_validation(folder: Path) -> bool:
 
 
 def predictions_path(folder: Path) -> Path | None:
-    """Return an experiment's predictions of images that it wasn't trained on; None where it has none."""
+    """Return an experiment's file of predictions of images that it wasn't trained on; None if it has none."""
     return next((folder / name for name in PREDICTION_FILES if (folder / name).is_file()), None)
 
 
 def experiment_predictions(folder: Path) -> Path:
-    """Return an experiment's predictions as :func:`predictions_path`; UsageError where it has none."""
+    """Return an experiment's file of predictions as :func:`predictions_path`; UsageError if it has none."""
     path = predictions_path(folder)
     if path is None:
         raise UsageError(f"{folder}: the experiment has no predictions yet ({' or '.join(PREDICTION_FILES)})")
@@ -64,9 +65,10 @@ def experiment_predictions(folder: Path) -> Path:
 
 
 def write_flattery(folder: Path, alone: Sequence[pd.DataFrame], rows: pd.DataFrame, chosen: float) -> str:
-    """Note in an experiment's ``flattery.json`` what its models score on images in no fold, each ``alone``; say it.
+    """Write ``flattery.json``: the mean score of an experiment's single models on images in no fold; describe it.
 
-    ``chosen``: their weighted log loss on the images by which their weights were chosen, in cross-validation of all.
+    ``alone`` are the predictions of each model. ``chosen`` is the weighted log loss on the images that chose the best
+    weights (for a cross-validation that of all folds together).
     """
     each = [pooled_metrics(frame.loc[rows.index], rows)["weighted_log_loss"] for frame in alone]
     found = {"images": len(rows), "patients": len(np.unique(known_groups(rows))), "log_loss": float(np.mean(each))}
@@ -75,9 +77,9 @@ def write_flattery(folder: Path, alone: Sequence[pd.DataFrame], rows: pd.DataFra
 
 
 def describe_flattery(folder: Path) -> str:
-    """Say that an experiment's value on the images that chose its weights flatters, and by how much if that is known.
+    """Say that an experiment's score on its validation images flatters, and by how much if that is known.
 
-    Of all validations the best one is taken, by luck as well as by skill: what it scores is lower than on new patients.
+    The best of all validations is best partly by luck, so that its log loss is lower than on new patients.
     """
     said = "the weights are the best of their validations on these very images, so that their value flatters"
     try:
@@ -91,7 +93,7 @@ def describe_flattery(folder: Path) -> str:
 
 
 def finished_folds(folder: Path) -> dict[int, dict[str, Any]]:
-    """Return the folds' parts of cross_validation.json by number; UsageError where not all are finished."""
+    """Return the folds' entries in cross_validation.json by number; UsageError if not all are finished."""
     path = folder / CROSS_VALIDATION_FILE
     try:
         document = read_json(path)

@@ -1,4 +1,4 @@
-"""Which networks made predictions, and what those learnt from: of a network, of features, of written predictions."""
+"""Provenance: which networks made predictions or features, row by row, and what these networks learnt from."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ from rsna_dataset import dataset_folder
 
 
 def lineage_file(path: Path) -> Path:
-    """Return where the lineage of the predictions in the CSV ``path`` stands."""
+    """Return the file for the lineage of the predictions in the CSV ``path``."""
     return path.with_name(f"{path.name.removesuffix('.csv')}.lineage.npz")
 
 
 def write_provenance(path: Path, provenance: Provenance) -> None:
-    """Write beside predictions in the CSV ``path``, which stands there already, what made them."""
+    """Write the provenance of predictions beside their CSV ``path``, which must exist already."""
     provenance.write(lineage_file(path), path.read_bytes())
 
 
 def tell_lines(lines: Iterable[str]) -> None:
-    """Say what a result depends on."""
+    """Tell the user each of these lines."""
     for line in lines:
         tell(line)
 
 
 def features_used(config: TrainConfig, ids: pd.Index, kind: str = OUT_OF_FOLD) -> Provenance:
-    """Return which networks made the features of the images ``ids`` that --seq_features names."""
+    """Return which networks made the features (--seq_features) of the images ``ids``."""
     features = open_features(config, kind)
-    places = features.rows.index.get_indexer(ids)  # the loader of the features names images that have none
+    places = features.rows.index.get_indexer(ids)  # loading the features reports images without any
     return feature_provenance(feature_folder(config, kind), features, config.data_input_folder).rows(places)
 
 
 def check_features_lineage(config: TrainConfig, ids: pd.Index) -> None:
-    """Raise UsageError where features of ``ids`` were made by networks that learnt from these images."""
+    """Raise UsageError if a network that made features of the images ``ids`` learnt from these images."""
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     found = overlap(features_used(config, ids), folder, ids)
     what = f"{folder.name} that its features are of"
@@ -68,7 +68,7 @@ def check_features_lineage(config: TrainConfig, ids: pd.Index) -> None:
 
 
 def feature_provenance(folder: Path, features: FeatureSet, input_folder: Path) -> Provenance:
-    """Return which networks made the features in ``folder``, row by row; of earlier versions' by their weight files."""
+    """Return which networks made the features in ``folder``, row by row; for earlier versions by their weight files."""
     path = folder / LINEAGE_FILE
     if path.is_file():
         found = read_provenance(path, (folder / ROWS_FILE).read_bytes())
@@ -77,7 +77,7 @@ def feature_provenance(folder: Path, features: FeatureSet, input_folder: Path) -
         return found
     facts = features.document.get("folds", {})
     weights = {int(fold): known["weights"] for fold, known in facts.items() if known.get("weights")}
-    if len(weights) < len(facts):  # of another program
+    if len(weights) < len(facts):  # written by another program
         return Provenance.of([Lineage(unknown=(f"features of {features.document['dataset']}",))], len(features.rows))
     files = {fold: folder.parent.parent / name for fold, name in weights.items()}
     return fold_provenance(files, features.rows["fold"].to_numpy(), input_folder)
@@ -86,9 +86,10 @@ def feature_provenance(folder: Path, features: FeatureSet, input_folder: Path) -
 def fold_provenance(
     weights: Mapping[int, Path], folds: np.ndarray, input_folder: Path, ids: pd.Index | None = None
 ) -> Provenance:
-    """Return the provenance of images that the network of their fold predicted, of NO_FOLD all: ``folds`` (N,).
+    """Return the provenance of images, each predicted by the network of its fold; ``folds`` (N,) are their folds.
 
-    With the images' ``ids``, of sequence models that of the features too, which other networks made.
+    Images of NO_FOLD are predicted by all networks. With the images' ``ids``, the provenance of sequence models also has
+    the networks that made their features.
     """
     numbers = np.array(list(weights), dtype=np.int64)
     used = (folds[:, None] == numbers[None]) | (folds[:, None] == NO_FOLD)
@@ -98,7 +99,7 @@ def fold_provenance(
     behind: dict[tuple[str, str | None], tuple[Path, TrainConfig, np.ndarray]] = {}
     for path, predicted in zip(weights.values(), used.T, strict=True):
         known = _sequence_model(path, input_folder)
-        if known is not None:  # the models of a cross-validation mostly share their features
+        if known is not None:  # models of one cross-validation usually share their features
             config, made_of = known
             *_, before = behind.get((config.seq_features, made_of), (path, config, np.zeros(len(ids), dtype=bool)))
             behind[config.seq_features, made_of] = path, config, before | predicted
@@ -121,7 +122,7 @@ def _sequence_model(path: Path, input_folder: Path) -> tuple[TrainConfig, str | 
 
 
 def _features_behind(path: Path, config: TrainConfig, made_of: str | None, ids: pd.Index) -> Provenance:
-    """Return which networks made the features that the sequence model in ``path`` saw; lost where they are others."""
+    """Return which networks made the features of the sequence model in ``path``; lost if these features are gone."""
     lost = Provenance.of([Lineage(lost=(f"{path} (by its features, {config.seq_features})",))], len(ids))
     try:
         same = made_of == features_hash(feature_folder(config, OUT_OF_FOLD))
@@ -134,8 +135,8 @@ def _features_behind(path: Path, config: TrainConfig, made_of: str | None, ids: 
 def written_provenance(path: Path, input_folder: Path) -> tuple[pd.Index, Provenance]:
     """Return the ids of the predictions in a CSV, and which networks made them, row by row.
 
-    Told by the file beside it, else by the weights that lie in its experiment's folder. Of other files it is unknown,
-    and of one that is no longer the one that was written.
+    The file beside the CSV says so, or else the weights in its experiment's folder. The provenance of other files is
+    unknown, and so is that of a CSV that was changed after it was written.
     """
     ids, folder = read_predictions(path).index, path.parent
     beside = lineage_file(path)
@@ -153,7 +154,7 @@ def written_provenance(path: Path, input_folder: Path) -> tuple[pd.Index, Proven
 
 
 def _of_folds(folder: Path, ids: pd.Index, input_folder: Path) -> Provenance:
-    """Return the provenance of a cross-validation that was put together by an earlier version, from its folds."""
+    """Return the provenance of out-of-fold predictions of an earlier version, by their folds."""
     try:
         facts: list[dict[str, Any]] = json.loads((folder / CROSS_VALIDATION_FILE).read_text("utf-8"))["folds"]
         weights = {int(fact["fold"]): folder / str(fact["weights"]) for fact in facts}

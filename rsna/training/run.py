@@ -1,4 +1,4 @@
-"""A run of training: its experiment, network, callbacks and trackers from a configuration, data and a model."""
+"""The steps of a training run: load the data, build the network, open the experiment, start trackers, finish."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ logger = logging.getLogger(__name__)
 def build_training_data(
     config: TrainConfig, device: torch.device, resumed: Mapping[str, Any] | None = None
 ) -> tuple[TrainingData, Lineage | None]:
-    """Build the data that the configured kind of network is trained on, and what the network will have learnt from.
+    """Build the training data of the configured kind, and the lineage that the trained network will have.
 
-    See :func:`rsna.training.lineage.training_lineage`. UsageError also where features were made by networks that learnt
-    from their images.
+    Errors as :func:`rsna.training.lineage.training_lineage`. Raises UsageError too if a network that made the features
+    was trained on the images that it made them of.
     """
     kind = kind_of(config)
     data = kind.build_data(config, device)
@@ -77,7 +77,7 @@ def build_training_data(
 
 
 def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
-    """Build optimizer and schedule; UsageError where an option is given that they or the model don't know."""
+    """Build optimizer and schedule; UsageError for an option that they or the model don't know."""
     given = given_options(config, "optim_", "optim_lr", "optim_weight_decay")
     optimizer = build_optimizer(config.optim, model, config.optim_lr, config.optim_weight_decay, given)
     steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
@@ -85,15 +85,15 @@ def build_optimization(config: TrainConfig, model: nn.Module) -> tuple[torch.opt
 
 
 def choose_precision(run: Run[TrainConfig], device: torch.device) -> tuple[TrainConfig, torch.dtype | None]:
-    """Return a run's options with the type of mixed precision that ``auto`` means on this device, and that type.
+    """Return a run's options with ``auto`` replaced by this device's type of mixed precision, and that type.
 
-    It is stored so: a resumed run computes in the type that it began with. UsageError where the device has not got it.
+    The options are stored with this type, so that a resumed run keeps it. Raises UsageError if the device lacks it.
     """
     config = run.config
     if not config.tr_use_amp:
         return config, None
     name = config.tr_amp_dtype
-    if name == "auto" and run.checkpoint is not None:  # of a version that did not store it
+    if name == "auto" and run.checkpoint is not None:  # an earlier version did not store the type
         name = "float16" if run.checkpoint["scaler"] else "bfloat16"
     try:
         dtype = select_amp_dtype(name, device)
@@ -105,7 +105,7 @@ def choose_precision(run: Run[TrainConfig], device: torch.device) -> tuple[Train
 
 
 def training_memory_advice(config: TrainConfig) -> str:
-    """Return what to do where a training is out of memory."""
+    """Return advice for a training that runs out of memory."""
     hint = "; --tr_batch_find=1 tells what fits" if torch.cuda.is_available() else ""
     pictures = "lower --data_image_size, or " if kind_of(config).sees_pictures else ""
     return (
@@ -115,7 +115,7 @@ def training_memory_advice(config: TrainConfig) -> str:
 
 
 def check_choices(config: TrainConfig, model: nn.Module, device: torch.device) -> None:
-    """Build what the options choose once, before there is a folder, so that what can't work leaves none behind."""
+    """Check the chosen components before the experiment's folder exists, so that a bad choice leaves none behind."""
     check_graphs(config.tr_compile, config.tr_accumulation_step, device)
     if config.tr_batch_find and not torch.cuda.is_available():
         raise UsageError("--tr_batch_find=1 needs a GPU: without one the system ends a run that takes too much")
@@ -136,10 +136,10 @@ def check_choices(config: TrainConfig, model: nn.Module, device: torch.device) -
 
 
 def settle_computing(run: Run[TrainConfig], data: TrainingData, device: torch.device) -> Run[TrainConfig]:
-    """Return a new run with what --tr_compute=auto finds in its place, by which the run could be given it as well.
+    """Return a new run in which the options that --tr_compute=auto measures to be quickest replace ``auto``.
 
-    Random numbers are as before, so that the run has the weights of one that is given it. Raises UsageError for an
-    option that it would overrule, and where there is a GPU.
+    A run that is given these options by hand trains the same: the measurement leaves random numbers as they were.
+    Raises UsageError for an option that the measurement would override, and on a GPU.
     """
     config = run.config
     settled = ("tr_use_amp", "tr_amp_dtype", "tr_channels_last", "tr_compile")
@@ -161,7 +161,7 @@ def checkpoint_bytes(model: nn.Module) -> int:
 
 @contextmanager
 def find_run(config: TrainConfig, arguments: Sequence[str]) -> Iterator[Run[TrainConfig]]:
-    """Yield the run that ``--tr_resume`` names, or that torchrun starts again, under its lock; or a new one."""
+    """Yield the run that ``--tr_resume`` names or torchrun restarts, with its lock held; otherwise a new run."""
     resume = config.tr_resume
     if resume is None and distributed.any_process(distributed.restarts() > 0):
         resume = distributed.main_first(lambda: launched_experiment(config.output_dir, distributed.launch_id()))
@@ -180,7 +180,7 @@ def find_run(config: TrainConfig, arguments: Sequence[str]) -> Iterator[Run[Trai
 def claim_experiment(
     run: Run[TrainConfig], config: TrainConfig, data: TrainingData, model: nn.Module, arguments: Sequence[str]
 ) -> Iterator[Experiment]:
-    """Yield the experiment: a new one under its lock, or the resumed run's, cut back to its checkpoint."""
+    """Yield the experiment: a new one with its lock held, or the resumed one, cut back to its checkpoint."""
     typed = ["python", "train.py", *arguments]
     if run.folder is not None:
         run.check_data(data.hash, data.transforms)
@@ -204,7 +204,7 @@ def claim_experiment(
 
 
 def check_interrupted(network: AbstractNetwork, experiment: Experiment, config: TrainConfig) -> None:
-    """Raise :class:`Interrupted`, with the command that goes on, where a signal ended the run before its time."""
+    """If a signal stopped the run, raise :class:`Interrupted` with the command that continues it."""
     if network.interrupted:
         default = config.output_dir == TrainConfig.output_dir
         where = experiment.id if default else experiment.folder / LAST
@@ -224,9 +224,9 @@ def build_network(
     tracker: Tracker,
     lineage: Lineage | None,
 ) -> RSNANetwork:
-    """Join data, model, optimizer, schedule and callbacks to a network that is ready to fit.
+    """Build a network that is ready to fit from data, model, optimizer, schedule and callbacks.
 
-    ``lineage`` is what its checkpoints say that it learnt from.
+    Its checkpoints will hold ``lineage``.
     """
     if config.tr_sync_bn:
         model = distributed.synchronized_norms(model)
@@ -251,19 +251,19 @@ def build_network(
 
 
 def build_training_loss(config: TrainConfig, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build the training loss for logits on ``device``; UsageError where an option is given that it doesn't know."""
+    """Build the training loss for logits on ``device``; UsageError for an option that the loss doesn't know."""
     return build_loss(config.loss, given_options(config, "loss_"), LABEL_WEIGHTS, device)
 
 
 def build_weight_averages(config: TrainConfig, model: nn.Module) -> dict[str, Average]:
-    """Build the averages that are asked for; UsageError where an option of one is given that isn't."""
+    """Build the chosen averages of the weights; UsageError for an option of an average that is not chosen."""
     steps = -(-config.tr_iteration_num // config.tr_accumulation_step)
     given = given_options(config, "tr_ema_") | given_options(config, "tr_swa_")
     return build_averages(model, steps, {"ema": config.tr_ema, "swa": config.tr_swa}, given)
 
 
 def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) -> None:
-    """Print and log what is about to run: model, data, steps, a memory estimate, seed, versions."""
+    """Print and log what will run: model, data, steps, estimated memory, seed and versions."""
     batch = network.prepare_batch(data.train_loader.collate_fn([data.train_loader.dataset[0]]))
     inputs = network.inputs_of(batch)
     facts = measure_model(network.model, *inputs)
@@ -292,7 +292,7 @@ def report_start(config: TrainConfig, data: TrainingData, network: RSNANetwork) 
 
 
 def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwork) -> None:
-    """Do what --tr_batch_find and --tr_lr_find ask for; the network is as before afterwards."""
+    """Search as --tr_batch_find and --tr_lr_find ask, and print the results; the network stays as it was."""
     lines = []
     if config.tr_batch_find:
         found = find_batch_size(network, len(network.training.train_loader.dataset))
@@ -310,15 +310,16 @@ def run_finders(config: TrainConfig, experiment: Experiment, network: RSNANetwor
 
 
 def tracker_names(config: TrainConfig) -> list[str]:
-    """Return the trackers that are asked for."""
+    """Return the names of the chosen trackers."""
     return [*config.trackers, *["neptune"] * config.nml_enabled]
 
 
 @contextmanager
 def observed(config: TrainConfig, experiment: Experiment, conclude: Conclude) -> Iterator[Tracker]:
-    """Start the trackers: metrics.jsonl always, others where asked for. However the run ends, ``conclude`` is called.
+    """Yield the started trackers: metrics.jsonl, and those that the options choose.
 
-    The trackers are told how it ended, which ``status.json`` says too.
+    When the run ends, even by an error, call ``conclude`` and tell the trackers how it ended: finished, stopped or
+    failed. ``status.json`` holds the same word.
     """
     trackers: list[Tracker] = [JsonlTracker()] if distributed.is_main() else []
     if distributed.is_main() and not config.dev_enabled:
@@ -345,7 +346,7 @@ def observed(config: TrainConfig, experiment: Experiment, conclude: Conclude) ->
 
 
 def conclude_again(run: Run[TrainConfig], conclude: Conclude) -> None:
-    """Do for a run that trained to its end what it may have been killed before: its note, report and leaderboard."""
+    """Write status, report and leaderboard of a fully trained run again, in case it was killed before it wrote them."""
     if distributed.is_main():
         remove_temporaries(run.folder)
         conclude(run.folder, FINISHED, report=run.config.tr_report)

@@ -37,7 +37,7 @@ from rsna.training.run import (
 def train(config: TrainConfig, arguments: Sequence[str], conclude: Conclude) -> Path:
     """Train as the options say; print the experiment's folder as the last line on stdout and return it.
 
-    ``arguments`` are the command line's, ``conclude`` what is done at a run's end.
+    ``arguments`` is the command line, which the experiment records. ``conclude`` is called when a run ends.
     """
     if asks_for_folds(config):
         return cross_validate(config, arguments, conclude)
