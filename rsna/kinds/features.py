@@ -1,9 +1,13 @@
-"""Slice embeddings on disk: what each model of a cross-validation says of images that it was not trained on.
+"""Features on disk: embeddings and logits of slices, by models that were not trained on these slices.
 
-A folder of features has ``features.npy`` float16 (N, F), ``logits.npy`` float32 (N, 6), ``rows.csv`` (id, fold; N rows
-in the arrays' order, fold -1 where no fold has the image), ``lineage.npz`` (what the networks learnt from, by row) and
-``features.json`` with the others' hashes, which is written last. Models of a second stage take these alone: embeddings
-of images that the network was trained on promise a certainty that it hasn't on others.
+A folder of features has
+
+- ``features.npy``: float16 (N, F), ``logits.npy``: float32 (N, 6)
+- ``rows.csv``: id and fold of the N images, in the order of the arrays; fold -1 for an image in no fold
+- ``lineage.npz``: what the networks learnt from, row by row
+- ``features.json``: description and hashes of the other files, written last.
+
+A second stage must not learn from other features: on its own training images a network looks more certain than it is.
 """
 
 from __future__ import annotations
@@ -30,13 +34,13 @@ from rsna_dataset import LABELS, dataset_folder, fold_hash, fold_path, read_data
 
 FORMAT_VERSION = 1
 OUT_OF_FOLD, TEST = "out_of_fold", "test"
-FEWEST_FOLDS = 3  # of a cross-validation: an image that two folds saw, by which their networks are compared
-FOLDERS = {OUT_OF_FOLD: "features/train", TEST: "features/test"}  # in a cross-validation's
+FEWEST_FOLDS = 3  # in a cross-validation, so that any two networks have training images in common
+FOLDERS = {OUT_OF_FOLD: "features/train", TEST: "features/test"}  # inside a cross-validation's folder
 NO_FOLD = -1
 FEATURES_FILE, LOGITS_FILE, ROWS_FILE, INFO_FILE = "features.npy", "logits.npy", "rows.csv", "features.json"
 LINEAGE_FILE = "lineage.npz"
 HASHED_ROWS = 2**14
-MOST_FEATURES = 2**16  # timm's widest network has some 5,000
+MOST_FEATURES = 2**16  # timm's widest network has about 5,000
 MOST_ROW_BYTES = 300  # of rows.csv: an image's id is the name of its file
 MOST_HEADER_BYTES = 4096
 HOW = "python predict.py --net_weight_file=<a cross-validation's folder> --features=1 makes them"
@@ -44,9 +48,10 @@ HOW = "python predict.py --net_weight_file=<a cross-validation's folder> --featu
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features as read: ``rows`` has index ``id`` and column ``fold``, in the order of the arrays' rows.
+    """Features of N images. ``rows`` (index ``id``, column ``fold``) has the order of the arrays.
 
-    ``features`` (N, F) float16 and ``logits`` (N, 6) float32 stay on disk (memory maps). ``document``: features.json.
+    ``features`` (N, F) float16 and ``logits`` (N, 6) float32 are memory maps of the files. ``document`` is the content
+    of features.json.
     """
 
     rows: pd.DataFrame
@@ -62,7 +67,7 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Block:
-    """Features of some images: ``ids`` (n), ``features`` (n, F), ``logits`` (n, 6), and the fold that holds them."""
+    """Features of n images of one fold: ``ids`` (n,), ``features`` (n, F), ``logits`` (n, 6) and the fold's number."""
 
     ids: list[str]
     features: np.ndarray
@@ -78,19 +83,19 @@ def write_features(
     document: Mapping[str, Any],
     lineages: Mapping[int, Lineage] | None = None,
 ) -> Path:
-    """Write ``count`` rows that come in blocks, whole or not at all, never holding more than one; return the folder.
+    """Write ``count`` rows, block by block, whole or not at all; return the folder.
 
-    ``document`` is features.json without its format, size and the files' hashes. ``lineages``: what the networks of
-    each fold learnt from, where that is known; images of :data:`NO_FOLD` were seen by all of them. Raises WorkError
-    for another number of rows, an image twice, or values that float16 can't hold.
+    ``document`` is the content of features.json without format, size and hashes. ``lineages``: what the network of each
+    fold learnt from, if known; all networks saw the images of :data:`NO_FOLD`. Raises WorkError for another number of
+    rows, an image twice, or values that float16 can't hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / INFO_FILE).unlink(missing_ok=True)  # without it what a killed writer leaves is not read
+    (folder / INFO_FILE).unlink(missing_ok=True)  # nobody reads the rest of a killed writer without it
     ids: list[str] = []
     folds: list[int] = []
     digests = {FEATURES_FILE: xxhash.xxh3_128(), LOGITS_FILE: xxhash.xxh3_128()}
     with ExitStack() as stack:
-        # Plain writes, since a memory map on a full disk ends the process.
+        # Plain writes: on a full disk a memory map would kill the process.
         paths = [stack.enter_context(atomic_path(folder / name)) for name in (FEATURES_FILE, LOGITS_FILE)]
         files = [stack.enter_context(path.open("wb")) for path in paths]
         for file, dtype, width in zip(files, (np.float16, np.float32), (num_features, len(LABELS)), strict=True):
@@ -120,9 +125,9 @@ def write_features(
 
 
 def _check_hashes(folder: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError where a file is another than the one that was written; earlier versions kept no hashes.
+    """Raise ValueError if a file changed since it was written; earlier versions stored no hashes.
 
-    Rows in another order than their arrays would give each image another one's features.
+    If the order of rows.csv changed, images would get each other's features.
     """
     known = document.get("hashes")
     if known is None:
@@ -139,7 +144,7 @@ def _check_hashes(folder: Path, document: Mapping[str, Any], arrays: Mapping[str
 
 
 def _check_sizes(folder: Path, document: Mapping[str, Any], images: int) -> None:
-    """Raise ValueError where the files hold more than features of so many images can, before one of them is read."""
+    """Raise ValueError, before reading them, if the files are larger than features of this many images can be."""
     if not 0 < document["num_features"] <= MOST_FEATURES:
         raise ValueError(f"{INFO_FILE}: num_features is not 1 to {MOST_FEATURES:,}")
     widths = {FEATURES_FILE: 2 * document["num_features"], LOGITS_FILE: 4 * len(LABELS), ROWS_FILE: MOST_ROW_BYTES}
@@ -157,7 +162,7 @@ def _write_header(file: IO[bytes], dtype: Any, shape: tuple[int, int]) -> None:
 
 
 def _stored(block: Block, folder: Path) -> npt.NDArray[np.float16]:
-    """Return a block's features as they are kept; WorkError, naming ``folder``, for values that float16 can't hold."""
+    """Return a block's features as float16; WorkError, naming ``folder``, for values that float16 can't hold."""
     with np.errstate(over="ignore"):
         features = np.asarray(block.features).astype(np.float16)
     wrong = ~np.isfinite(features).all(axis=-1)
@@ -167,9 +172,9 @@ def _stored(block: Block, folder: Path) -> npt.NDArray[np.float16]:
 
 
 def features_in_memory(blocks: Iterable[Block], folder: Path) -> FeatureSet:
-    """Return features that are not written, with the values that they would have on disk.
+    """Return features without writing them, with the same values as from disk.
 
-    WorkError, naming ``folder``, as :func:`write_features`.
+    Raises WorkError, naming ``folder``, as :func:`write_features`.
     """
     parts = list(blocks)
     rows = pd.DataFrame({"fold": NO_FOLD}, index=pd.Index([name for part in parts for name in part.ids], name="id"))
@@ -180,9 +185,8 @@ def features_in_memory(blocks: Iterable[Block], folder: Path) -> FeatureSet:
 def read_features(folder: Path, dataset: Path, kind: str = OUT_OF_FOLD) -> FeatureSet:
     """Read and check a folder of features of the dataset in the folder ``dataset``.
 
-    Raises UsageError where there are none, they are of another kind (features of images that a model was trained on
-    are never taken) or another dataset, the folds changed since, or images of the folds are missing; WorkError for
-    damaged files.
+    Raises UsageError if there are no features, if they are of another kind or dataset, if the folds changed since, or
+    if images of the folds are missing. Raises WorkError for damaged files.
     """
     document = read_document(folder)
     if document["kind"] != kind:
@@ -215,7 +219,7 @@ def read_features(folder: Path, dataset: Path, kind: str = OUT_OF_FOLD) -> Featu
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """Read features.json; UsageError where there is none or one of another version, WorkError where it is damaged."""
+    """Read features.json; UsageError if it is missing or of another version, WorkError if it is damaged."""
     path = folder / INFO_FILE
     try:
         document = read_json(path)
@@ -232,7 +236,7 @@ def read_document(folder: Path) -> dict[str, Any]:
 
 
 def _check_folds(folder: Path, dataset: Path, rows: pd.DataFrame, folds: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UsageError unless ``rows`` are exactly the images that the present folds hold out, each in its own."""
+    """Raise UsageError unless ``rows`` are exactly the images that the folds hold out now, each with its fold."""
     for fold, facts in folds.items():
         table = read_fold(dataset, dataset.name, int(fold))
         path = fold_path(dataset, dataset.name, int(fold))
@@ -254,24 +258,24 @@ def _check_folds(folder: Path, dataset: Path, rows: pd.DataFrame, folds: Mapping
 
 
 def features_parent(config: TrainConfig) -> Path:
-    """Return the cross-validation's folder that ``--seq_features`` means: an experiment's id, or the folder."""
+    """Return the cross-validation's folder that ``--seq_features`` names, by id or by path."""
     named, path = config.output_dir / config.seq_features, Path(config.seq_features)
     if not named.is_dir() and not path.is_dir():
-        experiment_folder(config.output_dir, config.seq_features, "--seq_features")  # says which there are
+        experiment_folder(config.output_dir, config.seq_features, "--seq_features")  # its error lists the experiments
     return named if named.is_dir() else path
 
 
 def feature_folder(config: TrainConfig, kind: str) -> Path:
-    """Return the folder of features of a kind that ``--seq_features`` means."""
+    """Return the folder of features (out of fold or test) in the cross-validation that ``--seq_features`` names."""
     return features_parent(config) / FOLDERS[kind]
 
 
 def open_features(config: TrainConfig, kind: str) -> FeatureSet:
-    """Read features of a kind, checked against the dataset; errors as :func:`rsna.kinds.features.read_features`."""
+    """Read the features that ``--seq_features`` names and check them; errors as :func:`read_features`."""
     dataset = dataset_folder(config.data_input_folder, config.data_dataset)
     return read_features(feature_folder(config, kind), dataset, kind)
 
 
 def features_hash(folder: Path) -> str:
-    """Return the hash of what describes a folder of features."""
+    """Return the sha256 of features.json, which holds the hashes of the other files."""
     return hashlib.sha256((folder / INFO_FILE).read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the kinds of network that see pictures share: a fold's images, transforms, loaders, the trial before a run."""
+"""Shared by all kinds that see pictures: images of a fold, transforms, loaders, and the trial before a run."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRIAL_IMAGES = 8  # that are tried before a run begins, at most
+TRIAL_IMAGES = 8  # at most so many are tried before a run
 
 
 def checkpoint_pipeline(checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline:
-    """Return the validation transform of a checkpoint whose network sees pictures; WorkError where it has none."""
+    """Return the validation transform in a checkpoint; WorkError if it has none."""
     if "valid" not in checkpoint["transforms"]:
         raise WorkError(f"{weight_file}: the checkpoint lacks the validation transform; use another one of the run")
     windows, windowed = pipeline_windows(dataset_folder(config.data_input_folder, config.data_dataset), config)
@@ -51,9 +51,10 @@ def checkpoint_pipeline(checkpoint: Mapping[str, Any], config: TrainConfig, weig
 
 
 def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.device) -> Pipeline | DevicePart:
-    """Return what the loading processes do of a pipeline: all, or the draws alone for a device that does the rest.
+    """Return the part of a pipeline that the loading processes run.
 
-    A pipeline with a step that has no form for batches stays whole, with a line that names the step.
+    On the CPU this is the whole pipeline. If the device transforms whole batches, the processes only draw the random
+    numbers. A pipeline with a step that can't run on batches stays on the CPU, and a warning names the step.
     """
     if not transforms_on_device(config, device):
         return pipeline
@@ -65,18 +66,18 @@ def place_transform(pipeline: Pipeline, config: TrainConfig, device: torch.devic
 
 
 def check_transform_device(config: TrainConfig, device: torch.device) -> None:
-    """Raise UsageError where a training's transforms are to be computed on a GPU that isn't there."""
+    """Raise UsageError for --data_transform_device=cuda without a GPU."""
     if config.data_transform_device == "cuda" and device.type != "cuda":
         raise UsageError("--data_transform_device=cuda needs a GPU and there is none here; use auto or cpu")
 
 
 def transforms_on_device(config: TrainConfig, device: torch.device) -> bool:
-    """Say whether transforms are computed in whole batches where the model computes."""
+    """Whether transforms run on whole batches on the model's device."""
     return device.type == "cuda" and config.data_transform_device != "cpu"
 
 
 def trial_indices(folder: Path, rows: pd.DataFrame, config: TrainConfig) -> Sequence[int]:
-    """Return which of ``rows`` to try before the run: the first, or with --data_image_size=0 one of each size."""
+    """Return the places of the rows to try before the run: the first, or with --data_image_size=0 one of each size."""
     if config.data_image_size:
         return [0]
     sizes = read_metadata(folder)[["rows", "columns"]].reindex(rows.index)
@@ -84,10 +85,10 @@ def trial_indices(folder: Path, rows: pd.DataFrame, config: TrainConfig) -> Sequ
 
 
 def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) -> None:
-    """Load images through the whole pipeline, so that what would end the run later ends it before it begins.
+    """Try the pipeline on some images, so that a bad image or step is found before the run starts.
 
-    Each step of the pipeline works on each image once, whatever its probability. Raises UsageError where one can't take
-    it, for values that are not finite, and for sizes that can't stand in one batch.
+    Every step runs once on each image, whatever its probability. Raises UsageError if a step refuses an image, if
+    values are not finite, or if pictures have different sizes, which can't form a batch.
     """
     found: dict[tuple[int, ...], str] = {}
     for index in indices:
@@ -107,7 +108,7 @@ def check_trial_images(flag: str, dataset: RSNADataset, indices: Sequence[int]) 
 
 
 def warn_of_other_size(train_set: RSNADataset, valid_set: RSNADataset) -> None:
-    """Warn where training pictures have another size than validation pictures, which is seldom meant."""
+    """Warn if training and validation pictures have different sizes, which is rarely intended."""
     sizes = [" x ".join(map(str, finished_picture(dataset, 0).shape[1:])) for dataset in (train_set, valid_set)]
     if sizes[0] != sizes[1]:
         logger.warning(
@@ -119,14 +120,14 @@ def warn_of_other_size(train_set: RSNADataset, valid_set: RSNADataset) -> None:
 
 
 def fold_rows(config: TrainConfig) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
-    """Return the dataset's folder, and the images of the fold that train and that validate (index ``id``)."""
+    """Return the dataset's folder, and the fold's training and validation images (index ``id``)."""
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     rows = read_fold(folder, config.data_dataset, config.data_fold)
     return folder, *(select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
 
 
 def overfit_rows(rows: pd.DataFrame, batches: int, batch_size: int) -> pd.DataFrame:
-    """Return the images of ``batches`` batches, evenly spread over ``rows``; UsageError where there are too few."""
+    """Return enough images for ``batches`` batches, evenly spread over ``rows``; UsageError if there are too few."""
     count = batches * batch_size
     if count > len(rows):
         most = len(rows) // batch_size
@@ -138,9 +139,9 @@ def overfit_rows(rows: pd.DataFrame, batches: int, batch_size: int) -> pd.DataFr
 
 
 def load_pipelines(folder: Path, config: TrainConfig) -> tuple[Pipeline, Pipeline]:
-    """Load the transforms of training and validation; UsageError where they don't fit each other.
+    """Load the transforms of training and validation; UsageError if they don't fit each other.
 
-    Also for ``--data_windows`` where the pictures, or both files, have windows already.
+    Also raise UsageError for ``--data_windows`` if the stored pictures or both files already have windows.
     """
     windows, windowed = pipeline_windows(folder, config)
     options = seen_by(config, windowed)
@@ -155,12 +156,12 @@ def load_pipelines(folder: Path, config: TrainConfig) -> tuple[Pipeline, Pipelin
 
 
 def seen_by(config: TrainConfig, windowed: bool) -> dict[str, Any]:
-    """Return what a pipeline needs to know of the pictures that it gets, beside their windows."""
+    """Return the arguments that describe the input of a pipeline, except its windows."""
     return {"windowed": windowed, "fuse": config.data_transform_fuse, "slices": 2 * config.data_context + 1}
 
 
 def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
-    """Return the windows of the pictures, and whether the dataset's pictures are windowed already."""
+    """Return the windows of the pictures, and whether the dataset stores windowed pictures."""
     info = read_dataset_info(folder)
     if info["image_form"] == "hu":
         return config.data_windows, False
@@ -175,7 +176,7 @@ def pipeline_windows(folder: Path, config: TrainConfig) -> tuple[Windows, bool]:
 def build_loader(
     folder: Path, rows: pd.DataFrame, pipeline: Transform, config: TrainConfig, workers: int
 ) -> DataLoader:
-    """Build a loader that gives every row once, in order."""
+    """Build a loader that yields every row once, in order."""
     dataset = picture_dataset(config, folder, rows, pipeline)
     dataset.check_files()
     sampler = SequentialSampler(len(dataset), config.seed)
@@ -183,12 +184,12 @@ def build_loader(
 
 
 def picture_dataset(config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Transform) -> RSNADataset:
-    """Return images of a dataset as ``pipeline`` gives them to a network of this configuration."""
+    """Return the dataset of ``rows``, transformed by ``pipeline`` for a network of this configuration."""
     return RSNADataset(folder, rows, pipeline, config.data_image_size, config.seed, config.data_context)
 
 
 def seen_pictures(trained: TrainedNetwork, rows: pd.DataFrame) -> RSNADataset:
-    """Return images of a dataset as a trained network sees them."""
+    """Return the dataset of ``rows`` as a trained network sees them."""
     config = trained.config
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
     return picture_dataset(config, folder, rows, trained.pipeline)

@@ -45,22 +45,21 @@ from rsna.kinds.series import (
 )
 from rsna_dataset import dataset_folder, read_fold, read_metadata, select_rows
 
-IN_NO_FOLD = {"split": "test", "sample_type": HOLDOUT}  # a column of rows, and what stands there of such images
+IN_NO_FOLD = {"split": "test", "sample_type": HOLDOUT}  # columns and their values for images in no fold
 
 
 class SequenceKind(SeriesKind):
-    """A sequence model over features of slice networks, which it never sees images through that these learnt from."""
+    """A sequence model on features of slice networks, made only of images that these did not learn from."""
 
     noun = "a sequence model"
     sees = "features and no pictures"
     reads_features = True
 
     def build_data(self, config: TrainConfig, device: torch.device) -> TrainingData:
-        """Read fold and out-of-fold features and build the loaders of series; UsageError where they don't fit.
+        """Read fold and out-of-fold features and build the loaders of series; UsageError if they don't fit.
 
-        The model learns from images of the other folds by features that their own folds' networks gave, and is
-        validated on the fold's images by those of its network. No image is seen through a network that was trained on
-        it. What remains of a leak: networks of other folds learnt from the labels of this one, as in all stacking.
+        The features of each image come from the network of the image's own fold, which was not trained on it. One leak
+        remains, as in all stacking: the networks of the other folds learnt from the labels of this one.
         """
         folder = dataset_folder(config.data_input_folder, config.data_dataset)
         rows = read_fold(folder, config.data_dataset, config.data_fold)
@@ -81,7 +80,7 @@ class SequenceKind(SeriesKind):
         )
 
     def build_architecture(self, config: TrainConfig, channels: int) -> nn.Module:
-        """Build the sequence model for so many features."""
+        """Build the sequence model for ``channels`` features."""
         return build_sequence(config, channels)
 
     def model_name(self, config: TrainConfig) -> str:
@@ -89,7 +88,7 @@ class SequenceKind(SeriesKind):
         return config.seq_model
 
     def describe_sample(self, batch: Batch, seen: Tensor) -> str:
-        """Say what a batch of one series holds."""
+        """Describe a batch of one series in words."""
         return f"a series of {len(batch)} slices x {by(seen.shape[2:])}"
 
     def known_rows(self, config: TrainConfig, tables: Mapping[int, pd.DataFrame]) -> Mapping[int, pd.DataFrame]:
@@ -102,7 +101,7 @@ class SequenceKind(SeriesKind):
         return {"seq_features": str(features_parent(config).resolve())}
 
     def saved_channels(self, state: Mapping[str, Tensor], pipeline: Pipeline | None, weight_file: Path) -> int:
-        """Return the number of features that weights are for; it doesn't matter where the model sees none."""
+        """Return the number of features that the weights expect; 0 for a model that sees only logits."""
         if "norm.weight" in state:
             return len(state["norm.weight"])
         if "project_logits.weight" in state:
@@ -112,12 +111,12 @@ class SequenceKind(SeriesKind):
     def predict(
         self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Transform | None, workers: int, label: str
     ) -> Probabilities:
-        """Return probabilities of ``rows`` and of their studies, by the features that --seq_features names."""
+        """Return the probabilities of ``rows`` and of their studies, from the features that --seq_features names."""
         check_features(trained)
         return predict_features(trained.network, trained.config, rows)
 
     def export_form(self, trained: TrainedNetwork) -> ExportForm:
-        """Return the model for padded series, checked on some that the dataset has out-of-fold features of."""
+        """Return the model for padded series, to be checked on series with out-of-fold features."""
         check_features(trained)
         config, folder = trained.config, dataset_folder_of(trained)
         features = open_features(config, OUT_OF_FOLD)
@@ -138,20 +137,20 @@ class SequenceKind(SeriesKind):
 
 
 def padded_features(samples: Sequence[SequenceSample]) -> dict[str, Tensor]:
-    """Return what a sequence model takes of series."""
+    """Return the inputs of a sequence model for some series, padded to one length."""
     batch = collate_sequences(samples)
     return {name: batch.inputs[name] for name in RSNASequenceNetwork.inputs}
 
 
 def rows_with_features(rows: pd.DataFrame, features: FeatureSet) -> pd.DataFrame:
-    """Return the fold's images that have features: a cross-validation may be of some folds only."""
+    """Return the images that have features; a cross-validation may cover only some folds."""
     return rows[rows.index.isin(features.rows.index)]
 
 
 def sequence_dataset(
     config: TrainConfig, rows: pd.DataFrame, features: FeatureSet, reverse: float = 0.0
 ) -> SequenceDataset:
-    """Return the series of ``rows`` (index ``id``); UsageError where images of them have no features."""
+    """Return the series of ``rows`` (index ``id``); UsageError if images have no features."""
     places = features.rows.index.get_indexer(rows.index)
     if (places < 0).any():
         missing = rows.index[places < 0]
@@ -165,9 +164,9 @@ def sequence_dataset(
 def predict_features(
     network: RSNASequenceNetwork, config: TrainConfig, rows: pd.DataFrame, features: FeatureSet | None = None
 ) -> Probabilities:
-    """Return the same as :func:`predict_series`, by ``features``.
+    """Predict as :func:`predict_series`, from ``features``.
 
-    None: those of --seq_features, for images that no fold has the test features, for others the out-of-fold ones.
+    None: from those of --seq_features, the test features for images in no fold and out-of-fold features for others.
     """
     if features is None:
         new = any(bool((rows[name] == part).all()) for name, part in IN_NO_FOLD.items() if name in rows)
@@ -178,7 +177,7 @@ def predict_features(
 
 
 def check_width(network: RSNASequenceNetwork, config: TrainConfig, dataset: SequenceDataset) -> None:
-    """Raise UsageError where the features are of another width than the model was trained on."""
+    """Raise UsageError if the features have another width than the model was trained on."""
     found, wanted = dataset.features.shape[1], network.model.num_features
     if found != wanted and network.model.inputs != "logits":
         raise UsageError(
@@ -187,10 +186,10 @@ def check_width(network: RSNASequenceNetwork, config: TrainConfig, dataset: Sequ
 
 
 def check_features(trained: TrainedNetwork) -> None:
-    """Raise UsageError where --seq_features has other features than those that a sequence model was trained on.
+    """Raise UsageError if --seq_features names other features than the sequence model was trained on.
 
-    Embeddings of other networks are another language, whatever their width; logits mean the same of any. Also where
-    the test images' features are of another making than the out-of-fold ones.
+    Embeddings of other networks mean something else, even at the same width. Logits mean the same from any network.
+    Also raise UsageError if the test features were not made together with the out-of-fold features.
     """
     config = trained.config
     if trained.features_sha256 is None or settings_of(config)["seq_inputs"] == "logits":

@@ -1,4 +1,4 @@
-"""What kinds over whole series share: a sequence model's network, loaders of series, predictions of studies, export."""
+"""Shared by all kinds over whole series: the network, loaders of series, predictions of studies, export."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SERIES_OUTPUTS = {"slice_logits": "(batch, slices, labels), 0 in padding", "stud
 
 
 class RSNASequenceNetwork(RSNANetwork):
-    """The same over series of slices: each slice's logits, and one of the study beside them."""
+    """The network for series of slices: it gives logits of each slice and of the study."""
 
     inputs: ClassVar[tuple[str, ...]] = ("features", "logits", "position_mm", "mask")
 
@@ -55,12 +55,12 @@ class RSNASequenceNetwork(RSNANetwork):
         self.study_weight = study_weight
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the loss of the batch's slices plus that of its series, whose labels are their slices' highest."""
+        """Return the loss of the batch's slices plus that of its series, whose label is the highest of its slices."""
         output, places = model(*self.inputs_of(batch)), batch.inputs["places"]
         logits = of_slices(output.slices, places)
         with torch.autocast(self.device.type, enabled=False):
             loss = batch.share * self.loss(logits.float(), batch.target)
-            # Where gradients are exchanged every weight must have one, also those that a weight of 0 leaves alone.
+            # Processes exchange gradients of all parameters, so that each needs one even with a study weight of 0.
             if self.study_weight or distributed.world_size() > 1:
                 targets = in_series(batch.target, places, output.slices.shape[:2]).amax(dim=1)
                 loss = loss + self.study_weight * self.loss(output.study.float(), targets)
@@ -71,7 +71,7 @@ class RSNASequenceNetwork(RSNANetwork):
         return of_slices(model(*self.inputs_of(batch)).slices, batch.inputs["places"])
 
     def inputs_of(self, batch: Batch) -> tuple[Tensor | tuple[int, ...], ...]:
-        """Return what the model takes of a batch, in its order; the lengths follow."""
+        """Return the model's inputs from a batch, followed by the lengths of its series."""
         return *super().inputs_of(batch), batch.lengths
 
     def predict_with_studies(self, batches: Iterable[Batch]) -> tuple[Predictions, np.ndarray]:
@@ -87,7 +87,7 @@ class RSNASequenceNetwork(RSNANetwork):
 
 
 class SeriesKind(Kind):
-    """What kinds over whole series have in common: a sequence model, and logits of studies beside the slices'."""
+    """A kind over whole series: it has a sequence model, and gives logits of studies besides those of slices."""
 
     network = RSNASequenceNetwork
     unit = "series"
@@ -98,7 +98,7 @@ class SeriesKind(Kind):
         return {"study_weight": settings_of(config)["seq_study_weight"]}
 
     def study_rule(self, config: TrainConfig) -> str:
-        """Say how the sequence model makes the study's probabilities."""
+        """Describe how the sequence model computes the study's probabilities."""
         return f"sequence model ({settings_of(config)['seq_study']})"
 
 
@@ -110,10 +110,10 @@ def series_form(
     metadata: Mapping[str, Any],
     folder: Path,
 ) -> ExportForm:
-    """Return how a network over series is written: checked on ``count`` of a dataset's, each alone and all together.
+    """Return how to export a network over series. The file is checked on ``count`` series, each alone and all together.
 
-    ``inputs_of`` makes what the model takes of some series. Raises UsageError where the dataset has no two series of
-    different lengths.
+    ``inputs_of`` makes the model's inputs from some series. Raises UsageError if all series of the dataset have the
+    same length.
     """
     series = shortest_to_longest(dataset, count, folder)
     together = inputs_of(series)
@@ -148,19 +148,19 @@ def build_sequence(config: TrainConfig, num_features: int) -> nn.Module:
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """Return the values of the sequence model's options, given or its own."""
+    """Return the values of all options of the sequence model; the model's defaults replace those not given."""
     return sequence_settings(config.seq_model, sequence_options(config))
 
 
 def sequence_options(config: TrainConfig) -> dict[str, Any]:
-    """Return the ``seq_…`` options of the model itself, None where not given."""
+    """Return the ``seq_…`` options of the model itself; None for those not given."""
     return given_options(config, "seq_", "seq_model", "seq_features")
 
 
 def training_series(
     config: TrainConfig, dataset: Series, collate: Callable[[Sequence[Any]], Batch], workers: int
 ) -> DataLoader:
-    """Build the loader of training series, by ``workers`` processes; UsageError where they don't fill one batch."""
+    """Build the loader of training series with ``workers`` processes; UsageError if the series don't fill a batch."""
     batch, processes = config.tr_batch_size, distributed.world_size()
     if len(dataset) < batch * processes:
         many = f" in each of {processes} processes" if processes > 1 else ""
@@ -177,7 +177,7 @@ def training_series(
 def series_in_order(
     config: TrainConfig, dataset: Series, collate: Callable[[Sequence[Any]], Batch], workers: int
 ) -> DataLoader:
-    """Build a loader that gives every series of ``dataset`` once, in one order."""
+    """Build a loader that yields every series of ``dataset`` once, in order."""
     return make_loader(
         dataset,
         SequentialSampler(len(dataset), config.seed),
@@ -193,7 +193,7 @@ def series_in_order(
 def series_of(
     config: TrainConfig, rows: pd.DataFrame
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return ids, series, positions in mm, slice indices and, where known, labels of ``rows``; see :class:`Series`."""
+    """Return ids, series, positions in mm, slice indices and labels (or None) of ``rows``; see :class:`Series`."""
     metadata = read_metadata(dataset_folder(config.data_input_folder, config.data_dataset)).reindex(rows.index)
     if metadata["series_id"].isna().any():
         raise WorkError(
@@ -212,10 +212,10 @@ def series_of(
 def predict_series(
     network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame, label: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return probabilities of ``rows``, whose series a loader gives, and of their whole studies; ``label``: of the bar.
+    """Return the probabilities of ``rows`` (index ``id``, same order) and of their studies (index ``study_id``).
 
-    Slices (index ``id``, in the order of ``rows``) are seen beside their series' others; of several series of a study
-    (index ``study_id``) each label has the highest.
+    ``loader`` yields the series of ``rows``; ``label`` stands before the progress bar. For a study with several series,
+    each label gets the highest probability.
     """
     slices, logits = network.predict_with_studies(progress(loader, desc=label, unit="batch"))
     data = loader.dataset

@@ -49,7 +49,7 @@ EXPORT_IMAGES = 8
 
 
 class SliceKind(Kind):
-    """A network that sees slices one by one: a timm model over pictures."""
+    """A network for single slices: a timm model over pictures."""
 
     noun = "a slice network"
     sees_pictures = True
@@ -57,7 +57,7 @@ class SliceKind(Kind):
     gives_features = True
 
     def build_data(self, config: TrainConfig, device: torch.device) -> TrainingData:
-        """Read fold and transforms and build the loaders; UsageError where they don't fit each other."""
+        """Read fold and transforms and build the loaders; UsageError if they don't fit each other."""
         folder, train_rows, valid_rows = fold_rows(config)
         if config.tr_overfit:
             train_rows = valid_rows = overfit_rows(train_rows, config.tr_overfit, config.tr_batch_size)
@@ -114,7 +114,7 @@ class SliceKind(Kind):
         return config.net_model
 
     def check_training(self, config: TrainConfig, data: TrainingData, model: nn.Module) -> None:
-        """Raise UsageError for batches of one image where a batch norm would see single values: no variance."""
+        """Raise UsageError for batches of one image if a batch norm would see single values, which have no variance."""
         if config.tr_batch_size > 1 or config.tr_sync_bn:
             return
         loader = data.train_loader
@@ -134,12 +134,12 @@ class SliceKind(Kind):
     def predict(
         self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Transform | None, workers: int, label: str
     ) -> Probabilities:
-        """Return probabilities of ``rows``; it says nothing of studies."""
+        """Return the probabilities of ``rows``, and None for their studies."""
         loader = build_loader(dataset_folder_of(trained), rows, pipeline, trained.config, workers)
         return prediction_frame(trained.network.predict(progress(loader, desc=label, unit="batch"))), None
 
     def export_form(self, trained: TrainedNetwork) -> ExportForm:
-        """Return the model as it is, checked on some of the dataset's images."""
+        """Return the model as it is, to be checked on some images of the dataset."""
         pictures = real_pictures(trained)
         shape = tuple(pictures.shape[1:])
         return ExportForm(
@@ -152,7 +152,7 @@ class SliceKind(Kind):
 
 
 def real_pictures(trained: TrainedNetwork) -> torch.Tensor:
-    """Return some of the dataset's images, evenly spread, as the network gets them: (B, C, H, W)."""
+    """Return some images of the dataset, evenly spread, as the network gets them: (B, C, H, W)."""
     rows = read_metadata(dataset_folder_of(trained))
     chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(EXPORT_IMAGES, len(rows))).round().astype(int)]
     dataset = seen_pictures(trained, chosen)
@@ -160,7 +160,7 @@ def real_pictures(trained: TrainedNetwork) -> torch.Tensor:
 
 
 def picture_metadata(trained: TrainedNetwork, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return what another program needs to know to make pictures, in JSON's types."""
+    """Return what another program must know to prepare pictures, in JSON's types."""
     options = to_dict(trained.config)
     return {
         "input": list(shape),

@@ -1,4 +1,4 @@
-"""The kind ``study``: a slice network and a sequence model as one, from the pictures of whole series."""
+"""The kind ``study``: a slice network and a sequence model as one network, for the pictures of whole series."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ from rsna_model import build_slice_network, build_timm_model
 
 
 class RSNAStudyNetwork(RSNASequenceNetwork):
-    """The same from the pictures of whole series: :class:`common.models.study_layers.StudyNetwork`."""
+    """The network for pictures of whole series, around :class:`common.models.study_layers.StudyNetwork`."""
 
     inputs: ClassVar[tuple[str, ...]] = ("image", "position_mm", "mask", "places")
 
 
 class StudyKind(SeriesKind):
-    """A slice network and a sequence model over what it sees, trained as one from the pictures of whole series."""
+    """A slice network and a sequence model over its features, trained together on the pictures of whole series."""
 
     network = RSNAStudyNetwork
     noun = "a network over whole series"
     sees_pictures = True
 
     def build_data(self, config: TrainConfig, device: torch.device) -> TrainingData:
-        """Read fold and transforms and build the loaders of whole series; UsageError where they don't fit."""
+        """Read fold and transforms and build the loaders of whole series; UsageError if they don't fit."""
         folder, train_rows, valid_rows = fold_rows(config)
         check_transform_device(config, device)
         train_pipeline, valid_pipeline = (
@@ -81,14 +81,14 @@ class StudyKind(SeriesKind):
         return TrainingData.of(train_loader, valid_loader, train_rows, valid_rows, documents, train_pipeline.channels)
 
     def build_architecture(self, config: TrainConfig, channels: int) -> nn.Module:
-        """Build both as one."""
+        """Build slice network and sequence model as one model."""
         return join_networks(config, build_timm_model(config, channels))
 
     def build_model(self, config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
-        """Build both as one, the slice network with its starting weights and what is not trained frozen."""
+        """Build both as one model; the slice network gets its starting weights, and --net_freeze is applied."""
         slices = build_slice_network(config, channels, starting_weights)
         if config.net_freeze == "backbone":
-            slices.requires_grad_(False)  # with its head, whose logits the sequence model begins with
+            slices.requires_grad_(False)  # with its head: the sequence model builds on its logits
         return join_networks(config, slices)
 
     def model_name(self, config: TrainConfig) -> str:
@@ -96,7 +96,7 @@ class StudyKind(SeriesKind):
         return f"{config.net_model} and {config.seq_model}"
 
     def describe_sample(self, batch: Batch, seen: Tensor) -> str:
-        """Say what a batch of one series holds."""
+        """Describe a batch of one series in words."""
         return f"a series of {len(batch)} slices x {by(seen.shape[1:])}"
 
     def load_pipeline(self, checkpoint: Mapping[str, Any], config: TrainConfig, weight_file: Path) -> Pipeline | None:
@@ -110,14 +110,14 @@ class StudyKind(SeriesKind):
     def predict(
         self, trained: TrainedNetwork, rows: pd.DataFrame, pipeline: Transform | None, workers: int, label: str
     ) -> Probabilities:
-        """Return probabilities of ``rows``, which hold whole series, and of their studies."""
+        """Return the probabilities of ``rows``, which must be whole series, and of their studies."""
         loader = study_loader(trained.config, dataset_folder_of(trained), rows, pipeline, workers)
         return predict_series(trained.network, loader, rows, label)
 
     def export_form(self, trained: TrainedNetwork) -> ExportForm:
-        """Return the model for padded series of pictures, checked on some of the dataset's.
+        """Return the model for padded series of pictures, to be checked on two series of the dataset.
 
-        All pictures of a check go through at once, so that the series are few.
+        The check computes all their pictures at once, so that more series would need too much memory.
         """
         folder, model = dataset_folder_of(trained), StudyForExport(trained.network.model)
         dataset = picture_series(trained.config, folder, read_metadata(folder), trained.pipeline)
@@ -129,14 +129,14 @@ class StudyKind(SeriesKind):
 
 
 def padded_pictures(samples: Sequence[PictureSample]) -> dict[str, Tensor]:
-    """Return what an exported study network takes of series: ``image`` (B, L, C, H, W), 0 in padding, and the rest."""
+    """Return the inputs of an exported study network: ``image`` (B, L, C, H, W), 0 in padding, positions and mask."""
     inputs = collate_pictures(samples).inputs
     image = in_series(inputs["image"], inputs["places"], inputs["mask"].shape)
     return {"image": image, "position_mm": inputs["position_mm"], "mask": inputs["mask"]}
 
 
 def join_networks(config: TrainConfig, slices: nn.Module) -> nn.Module:
-    """Return the slice network with a sequence model over it; UsageError where its head is no linear layer."""
+    """Join the slice network with a sequence model over it; UsageError if its head is no linear layer."""
     head = slices.get_classifier()
     if not isinstance(head, nn.Linear):
         raise UsageError(
@@ -148,7 +148,7 @@ def join_networks(config: TrainConfig, slices: nn.Module) -> nn.Module:
 def picture_series(
     config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Transform, reverse: float = 0.0
 ) -> PictureSeries:
-    """Return the series of ``rows`` (index ``id``) with their pictures; WorkError where files are missing."""
+    """Return the series of ``rows`` (index ``id``) with their pictures; WorkError if files are missing."""
     pictures = picture_dataset(config, folder, rows, pipeline)
     pictures.check_files()
     return PictureSeries(*series_of(config, rows), reverse, config.seed, pictures)
@@ -157,5 +157,5 @@ def picture_series(
 def study_loader(
     config: TrainConfig, folder: Path, rows: pd.DataFrame, pipeline: Transform, workers: int
 ) -> DataLoader:
-    """Build a loader that gives every series of ``rows`` once, in one order."""
+    """Build a loader that yields every series of ``rows`` once, in order."""
     return series_in_order(config, picture_series(config, folder, rows, pipeline), collate_pictures, workers)

@@ -1,6 +1,6 @@
-"""The kinds of network by name: what ``--net_kind`` chooses from. A new kind is a file and a row.
+"""The kinds of network that ``--net_kind`` chooses from. To add a kind, write a file and a row.
 
-This module imports nothing heavy, so that a command line is checked without torch.
+This module imports nothing heavy, so that a command line can be checked without torch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from common.errors import UsageError
 
 @dataclass(frozen=True)
 class KindRow(Row):
-    """One kind: the class (a :class:`rsna.kinds.kind.Kind`) that a dotted path names, and the options that it refuses.
+    """One kind: the dotted path of its class, a :class:`rsna.kinds.kind.Kind`, and the options that it refuses.
 
-    ``meaningless``: patterns of names of options that mean nothing to it, as in ``seq_*``; ``but``: names that match
-    one of them and mean something. ``needs``: options of which one must be given, ``why``: what is said where none is.
+    - ``meaningless``: patterns of options that mean nothing to the kind, as in ``seq_*``; ``but``: exceptions.
+    - ``needs``: at least one of these options must be given; ``why``: the error message if none is.
     """
 
     path: str = field(kw_only=True)
@@ -30,19 +30,19 @@ class KindRow(Row):
     why: str = field(default="", kw_only=True)
 
     def refuses(self, names: Iterable[str]) -> list[str]:
-        """Return those of ``names`` that mean nothing to this kind."""
+        """Return the options among ``names`` that mean nothing to this kind."""
         matching = [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.meaningless)]
         return [name for name in matching if name not in self.but]
 
     def check(self, config: Any) -> None:
-        """Raise UsageError where options are given that mean nothing to this kind, or none of those that it needs."""
+        """Raise UsageError if an option is given that means nothing to this kind, or none that it needs."""
         fields = config.__dataclass_fields__
         refuse_given(config, self.refuses(fields), f"means nothing to --net_kind={config.net_kind}; leave it out")
         if self.needs and all(getattr(config, name) == fields[name].default for name in self.needs):
             raise UsageError(f"--net_kind={config.net_kind} {self.why}")
 
 
-# What a kind over whole series has no use for, or can't do.
+# Options that kinds over whole series don't support.
 OF_SINGLE_SLICES = ("tr_channels_last", "tr_compute", "tr_compile", "tr_grad_checkpoint", "tr_sync_bn", "tr_overfit")
 SAMPLER = ("data_sampler", "sampler_*")
 

@@ -264,9 +264,7 @@ def claimed(config: TrainConfig, folder: Path | None, typed: Sequence[str]) -> I
         if folder is not None:
             options = to_dict(replace(config, cv_run=None, tr_resume=None))
             finished = read_record(folder).status == FINISHED
-            done = (
-                int(read_options(folder)["tr_iteration_num"]) if finished else 0
-            )  # 0: the folds differ
+            done = int(read_options(folder)["tr_iteration_num"]) if finished else 0  # 0: the folds differ
             add_to_history(experiment.folder, typed, done, options)
         yield experiment
 

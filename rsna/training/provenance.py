@@ -88,8 +88,8 @@ def fold_provenance(
 ) -> Provenance:
     """Return the provenance of images, each predicted by the network of its fold; ``folds`` (N,) are their folds.
 
-    Images of NO_FOLD are predicted by all networks. With the images' ``ids``, the provenance of sequence models also has
-    the networks that made their features.
+    Images of NO_FOLD are predicted by all networks. With the images' ``ids``, the provenance of a sequence model also
+    has the networks that made its features.
     """
     numbers = np.array(list(weights), dtype=np.int64)
     used = (folds[:, None] == numbers[None]) | (folds[:, None] == NO_FOLD)
