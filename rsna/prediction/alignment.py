@@ -25,7 +25,7 @@ from rsna.kinds.kind import TrainedNetwork
 from rsna.prediction.options import SourceConfig
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, as shares of the features' mean variance
-FEWEST_PATIENTS = 10  # with fewer, single images are held out for the choice of the penalty
+FEWEST_PATIENTS = 10  # with fewer patients, hold out single images to choose the penalty
 ALIGNMENT_FILE = "alignment.npy"  # in features/, float32 (K, F + 1, F): each fold's matrix, and its offset as last row
 REFIT_FILE, REFIT_INFO = "refit.npy", "refit.json"  # in features/: the map of --feature_refit, and which network it is
 REFIT = "refit"  # in place of a fold's number
@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Alignment:
-    """A map into the first fold's space, x → x · ``matrix`` + ``offset``; ``r2`` is of held-out patients."""
+    """A map into the first fold's space, x → x · ``matrix`` + ``offset``; ``r2`` is measured on held-out patients."""
 
     matrix: Floats
     offset: Floats
@@ -49,7 +49,7 @@ class Alignment:
 def fit_alignment(features: Floats, reference: Floats, patients: np.ndarray) -> Alignment:
     """Fit the map from ``features`` (n, F) to ``reference`` (n, F) of the same images; ``patients`` (n,).
 
-    A fifth of the patients (or of the images, where there are few patients) is held out to choose the penalty.
+    A fifth of the patients (of the images, if there are few patients) is held out to choose the penalty.
     """
     names = np.unique(patients)
     held = np.isin(patients, names[::5]) if len(names) >= FEWEST_PATIENTS else np.arange(len(patients)) % 5 == 0
@@ -76,9 +76,9 @@ def _explained(features: Floats, reference: Floats, held: np.ndarray, penalty: f
 
 
 def read_refit_alignment(config: SourceConfig, refit: TrainedNetwork) -> Alignment:
-    """Read the map of ``--feature_refit``'s network that was written with features/test.
+    """Read the map of the network ``--feature_refit``, which was written together with features/test.
 
-    Raises UsageError where there is none or it is another network's, WorkError where the file is damaged.
+    Raises UsageError if there is none or it belongs to another network, WorkError if the file is damaged.
     """
     parent = config.net_weight_file
     info, path = parent / "features" / REFIT_INFO, parent / "features" / REFIT_FILE
@@ -105,7 +105,7 @@ def first_width(alignments: Mapping[Any, Alignment]) -> int:
 
 
 def write_alignments(path: Path, alignments: Mapping[int, Alignment]) -> str:
-    """Write the maps, in their order, as one array. Return the file's sha256."""
+    """Write the maps in order as one array; return the file's sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     maps = np.stack([np.vstack([alignment.matrix, alignment.offset]) for alignment in alignments.values()])
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -114,10 +114,10 @@ def write_alignments(path: Path, alignments: Mapping[int, Alignment]) -> str:
 
 
 def read_alignments(parent: Path) -> dict[int, Alignment]:
-    """Read the map of each fold with which the features of the cross-validation ``parent`` were made.
+    """Read the maps that made the features of the cross-validation ``parent``, one for each fold.
 
-    Raises UsageError where there are no features, or an older program made them and kept no maps, WorkError where the
-    file is not the one that features.json names.
+    Raises UsageError if there are no features, or if an older version made them and kept no maps. Raises WorkError if
+    the file is not the one that features.json names.
     """
     document = read_document(parent / FOLDERS[OUT_OF_FOLD])
     path = parent / "features" / ALIGNMENT_FILE
@@ -135,7 +135,7 @@ def read_alignments(parent: Path) -> dict[int, Alignment]:
 
 
 def _read_maps(path: Path, sha256: str) -> Floats:
-    """Read maps (K, F + 1, F); OSError or ValueError where the file can't be read or has changed."""
+    """Read maps (K, F + 1, F); OSError or ValueError if the file can't be read or has changed."""
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise ValueError("not the file that the features were made with")
     return np.load(path, allow_pickle=False)

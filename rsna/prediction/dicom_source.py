@@ -1,7 +1,7 @@
-"""Predicts the studies of any DICOM folder, archive or file: tables, JSON, a picture of each series. Needs no dataset.
+"""Predict the studies in any DICOM folder, archive or file, without a dataset: tables, JSON, a picture of each series.
 
-The files become a dataset for the time of the command, by the same parts and in the same form as the training's, so
-that a slice gets the prediction that it would get in a preprocessed dataset. Identifiers are pseudonyms everywhere.
+The command converts the files to a temporary dataset, with the same code and in the same form as the training's. So a
+slice gets the same prediction as in a preprocessed dataset. All identifiers in the output are pseudonyms.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ from rsna_dataset import (
 logger = logging.getLogger(__name__)
 
 DATASET = "source"
-WORK = ".rsna_source"  # says that a folder is ours, whose pictures may be removed
+WORK = ".rsna_source"  # marks a folder as ours, so that its pictures may be removed
 CAM_SLICES = 4
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study's predictions: ``slices``, the metadata's rows with probabilities of :data:`LABELS`; ``study``'s own."""
+    """A study's result: ``slices`` are rows of metadata with probabilities, ``study`` the study's own probabilities."""
 
     study_id: str
     slices: pd.DataFrame
@@ -84,13 +84,13 @@ class StudyResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedConfig(SourceConfig):
-    """The options of ``--source`` where its files are converted: they are a dataset in ``data_input_folder``."""
+    """The options of ``--source`` after its files were converted to a dataset in ``data_input_folder``."""
 
     data_dataset: str = DATASET
 
 
 def predict_source(config: SourceConfig) -> Path:
-    """Predict the studies of ``--source`` and write all to ``--predict_output``; return that folder."""
+    """Predict the studies of ``--source``, write the results to ``--predict_output``, and return that folder."""
     images = stored_form(config)
     check_models(config)
     folder = config.predict_output
@@ -106,7 +106,7 @@ def predict_source(config: SourceConfig) -> Path:
 
 
 def predict_to(config: SourceConfig, images: PreprocessingConfig, inputs: Path, folder: Path) -> None:
-    """Predict the studies of ``--source``, whose images go to ``inputs``, and write all to ``folder``."""
+    """Convert ``--source`` to a dataset in ``inputs``, predict its studies, and write the results to ``folder``."""
     form = image_form(images)
     started = time.perf_counter()
     convert_source(config, images, form, inputs, folder)
@@ -124,9 +124,9 @@ def predict_to(config: SourceConfig, images: PreprocessingConfig, inputs: Path, 
 
 @contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder in ``output``, there until all is written; what a killed or failed one left is removed.
+    """Yield an empty work folder in ``output``, and remove it at the end; first remove what an earlier failure left.
 
-    Raises UsageError where ``output`` can't be made, holds something else, or another prediction is writing there.
+    Raises UsageError if ``output`` can't be made, holds something else, or is in use by another prediction.
     """
     work = output / WORK
     try:
@@ -153,16 +153,16 @@ def work_folder(output: Path) -> Iterator[Path]:
             finished = True
         finally:
             shutil.rmtree(work)
-            if not finished and any(output.iterdir()):  # it says why, in failed.csv, and is ours to write over
+            if not finished and any(output.iterdir()):  # failed.csv says why; a later run may overwrite the folder
                 work.mkdir()
     finally:
         os.close(handle)
 
 
 def stored_form(config: SourceConfig) -> PreprocessingConfig:
-    """Return the preprocessing of the training's images, which the weight file knows.
+    """Return the preprocessing options of the training's images, from the weight file.
 
-    Weight files of before it did so need the training's dataset; UsageError where that is gone.
+    Older weight files don't hold them: then read the training's dataset, and raise UsageError if it is gone.
     """
     weight_file = first_weight_file(config.net_weight_file)
     checkpoint = load_checkpoint(weight_file)
@@ -193,9 +193,9 @@ def stored_form(config: SourceConfig) -> PreprocessingConfig:
 def convert_source(
     config: SourceConfig, images: PreprocessingConfig, form: ImageForm, inputs: Path, output: Path
 ) -> None:
-    """Make the dataset ``inputs/datasets/source`` of the files, and ``failed.csv`` in ``output`` of those that fail.
+    """Convert the files to the dataset ``inputs/datasets/source``, and list failed files in ``output/failed.csv``.
 
-    Raises UsageError where there is no such source or it is empty, WorkError where no file gave an image.
+    Raises UsageError if the source doesn't exist or is empty, WorkError if no file gave an image.
     """
     source = find_files(config.source)
     key_file = find_key(config, output)
@@ -211,7 +211,7 @@ def convert_source(
     found = convert_all(tasks, form, jobs, pseudonyms)
     files = named_by_path(files, record_table(found))
     again = misnamed(files, record_table(found), pseudonyms)
-    if len(again):  # those that share their SOPInstanceUID
+    if len(again):  # files that share a SOPInstanceUID
         tasks = file_tasks(source.tree, files.loc[again], folder / "images")
         found = [record for record in found if record.source_id not in again]
         found += convert_all(tasks, form, jobs, pseudonyms)
@@ -245,7 +245,7 @@ def convert_source(
 
 
 def convert_all(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> list[Record]:
-    """Return the records of all files."""
+    """Convert all files with a progress bar; return their records."""
     records: list[Record] = []
     with progress(total=len(tasks), desc="reading", unit="file") as bar:
         for chunk in convert_files(tasks, form, jobs, pseudonyms) if tasks else ():
@@ -255,9 +255,10 @@ def convert_all(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: P
 
 
 def find_key(config: SourceConfig, output: Path) -> Path:
-    """Return the file of the pseudonyms' key, which doesn't depend on the folder that the command is called in.
+    """Return the key file of the pseudonyms, whatever the current folder is.
 
-    It is --pseudonym_key, else in --data_input_folder, else in the training's, else in this project's ``input``.
+    Take --pseudonym_key, or else the key in --data_input_folder, in the training's input folder, or in this project's
+    ``input``.
     """
     if config.pseudonym_key is not None:
         place = config.pseudonym_key
@@ -275,8 +276,8 @@ def find_key(config: SourceConfig, output: Path) -> Path:
 def write_map(
     key_file: Path, output: Path, records: Sequence[Record], files: pd.DataFrame, failed: pd.DataFrame
 ) -> None:
-    """Write beside the key which file and patient each id of these predictions stands for, and say where."""
-    place = hashlib.blake2b(os.fsencode(output.resolve()), digest_size=4).hexdigest()  # another output, another map
+    """Write beside the key which file and patient each predicted id stands for, and tell the user where."""
+    place = hashlib.blake2b(os.fsencode(output.resolve()), digest_size=4).hexdigest()  # one map for each output folder
     id_map = IdMap(key_file.with_name(ID_MAP.format(f"predict_{place}")))
     rows = [row for row in map_rows(records, files["path"].get) if row[0]]
     rows = pd.concat([pd.DataFrame(rows, columns=list(COLUMNS)), file_rows(failed)], ignore_index=True)
@@ -284,9 +285,9 @@ def write_map(
 
 
 def find_files(path: Path) -> Source:
-    """Return what ``--source`` names; UsageError where there is nothing.
+    """Return the files that ``--source`` names; UsageError if there are none.
 
-    The ids of the competition's own files, which stand in a folder of its layout, are pseudonyms already and stay.
+    In a folder with the competition's layout the ids are pseudonyms already, and they are kept.
     """
     tree = open_tree(path)
     if tree is None:
@@ -296,7 +297,7 @@ def find_files(path: Path) -> Source:
 
 
 def predict_study(model: StudyModel, study_id: str, rows: pd.DataFrame, folder: Path, reading: float) -> StudyResult:
-    """Predict a study's slices and draw each of its series; ``reading``: the seconds that its files took."""
+    """Predict a study and draw each of its series; ``reading`` is the time in seconds that its files took."""
     started = time.perf_counter()
     predicted = model.predict(rows)
     ended = time.perf_counter()
@@ -313,7 +314,7 @@ def predict_study(model: StudyModel, study_id: str, rows: pd.DataFrame, folder: 
 
 
 def draw_one_series(model: StudyModel, title: str, series: pd.DataFrame, predicted: Predicted, path: Path) -> None:
-    """Draw a series to a PNG file."""
+    """Draw a series with its probabilities and heat maps to a PNG file."""
     datasets = [seen_pictures(network, series) for network in model.networks.values()]
     probabilities = series[list(LABELS)].to_numpy(np.float64)
     order = np.argsort(-probabilities[:, OVERALL], kind="stable")[:CAM_SLICES]
@@ -365,7 +366,7 @@ def likeliest(probabilities: np.ndarray) -> str:
 
 
 def mean_heat(model: StudyModel, datasets: Sequence[RSNADataset], places: np.ndarray) -> np.ndarray | None:
-    """Return Grad-CAM (B, h, w) of ``any`` for some slices, the mean of the slice networks; None where one has none."""
+    """Return the networks' mean Grad-CAM (B, h, w) of ``any`` for some slices; None if a network has none."""
     maps = []
     for trained, dataset in zip(model.networks.values(), datasets, strict=True):
         found = heat_maps(trained, dataset, places)
@@ -376,7 +377,7 @@ def mean_heat(model: StudyModel, datasets: Sequence[RSNADataset], places: np.nda
 
 
 def describe_study(result: StudyResult) -> str:
-    """Say in one line what a study got and how long it took."""
+    """Return a line with a study's result and its time."""
     total = sum(result.seconds.values())
     parts = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
     return (
@@ -410,7 +411,7 @@ def write_results(folder: Path, model: StudyModel, results: list[StudyResult]) -
 
 
 def results_document(model: StudyModel, results: list[StudyResult]) -> dict[str, Any]:
-    """Return predictions.json: the notice, which models it was, and each study with its slices and seconds."""
+    """Return the content of predictions.json: notice, models, and each study with its slices and times."""
     return {
         "notice": NOTICE,
         "models": model.document(),

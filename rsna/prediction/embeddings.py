@@ -1,4 +1,4 @@
-"""Embeddings, the features of an image that a network's head sees."""
+"""Embeddings: the features of an image that go into a network's head."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Key = TypeVar("Key", int, str)
 
 
 def embed(network: RSNANetwork, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return embeddings (B, F) and logits (B, 6) of a batch on the device, as float32 on the device."""
+    """Return the embeddings (B, F) and logits (B, 6) of a batch; batch and results (float32) are on the device."""
     model = network.model
     with evaluation_mode([model]), torch.inference_mode(), head_input(model) as seen, network.autocast():
         logits = network.prediction_step(model, batch)
@@ -34,7 +34,7 @@ def embed(network: RSNANetwork, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def embeddings(model: TrainedNetwork, rows: pd.DataFrame, label: str) -> Iterator[tuple[list[str], Floats, Floats]]:
-    """Yield ids, embeddings (B, F) and logits (B, 6) of ``rows``, a batch at a time."""
+    """Yield ids, embeddings (B, F) and logits (B, 6) of ``rows``, batch by batch."""
     network = model.network
     parts = ((batch.image_id, embed(network, network.prepare_batch(batch))) for batch in batches(model, rows, label))
     for ids, (features, logits) in arrived(parts):
@@ -51,7 +51,7 @@ def batches(model: TrainedNetwork, rows: pd.DataFrame, label: str, workers: int 
 
 
 def table(parts: Iterator[tuple[list[str], Floats, Floats]]) -> Floats:
-    """Return the embeddings (N, F) of all batches that :func:`embeddings` yields."""
+    """Concatenate the embeddings (N, F) of all batches that :func:`embeddings` yields."""
     return np.concatenate([features for _, features, _ in parts])
 
 
@@ -61,7 +61,7 @@ def mean_blocks(
     rows: pd.DataFrame,
     workers: int | None = None,
 ) -> Iterator[Block]:
-    """Yield the mean of all models' aligned embeddings, and of their logits, for images that no model has seen."""
+    """Yield the mean of the models' aligned embeddings and logits, for images that no model has seen."""
     first = next(iter(models.values()))
 
     def seen() -> Iterator[tuple[list[str], list[Tensor]]]:

@@ -1,4 +1,4 @@
-"""A trained network as a file for other programs, checked on images of its own dataset."""
+"""Export a trained network for other programs, and check the file on images of its dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOGITS = "logits; a probability is 1 / (1 + exp(-logit))"
 
 
 def export_network(config: ExportConfig) -> Path:
-    """Write the network of a weight file in another form; return the file."""
+    """Write the network in the form --export_format; return the file."""
     if config.export_format == CHECKPOINT:
         return export_checkpoint(config)
     path = config.export_file or config.net_weight_file.with_suffix(FORMATS[config.export_format].suffix)
@@ -44,7 +44,7 @@ def export_network(config: ExportConfig) -> Path:
 
 
 def export_checkpoint(config: ExportConfig) -> Path:
-    """Write the weights with all that predicting needs, and no state of a run, for this program elsewhere."""
+    """Write a checkpoint with all that prediction needs but without the state of the run; return the file."""
     path = config.export_file or config.net_weight_file.with_name(f"{config.net_weight_file.stem}_shared.pt")
     checkpoint = load_checkpoint(config.net_weight_file)
     lineage = known_lineage(config)
@@ -56,7 +56,7 @@ def export_checkpoint(config: ExportConfig) -> Path:
 
 
 def known_lineage(config: ExportConfig) -> Lineage | None:
-    """Return what the network learnt from where the file shall say it and anybody knows it."""
+    """Return the network's lineage; None if it is lost or --lineage=0 leaves it out."""
     if not config.lineage:
         return None
     checkpoint = load_checkpoint(config.net_weight_file)
@@ -66,7 +66,7 @@ def known_lineage(config: ExportConfig) -> Lineage | None:
 
 
 def lineage_line(lineage: Lineage | None) -> str:
-    """Say whether the file tells what the network learnt from."""
+    """Return a line that says whether the file holds the lineage."""
     if lineage is None:
         return "without lineage: the file doesn't say what it learnt from, and can't be kept from being judged by that"
     return (
@@ -76,7 +76,7 @@ def lineage_line(lineage: Lineage | None) -> str:
 
 
 def plain_lineage(lineage: Lineage | None) -> dict[str, Any]:
-    """Return a lineage in JSON's types: sorted unsigned 64-bit numbers, little endian, as base64; none: nothing."""
+    """Return a lineage in JSON's types: hashes as sorted little-endian uint64 in base64; empty for None."""
     if lineage is None:
         return {}
 
@@ -88,7 +88,7 @@ def plain_lineage(lineage: Lineage | None) -> dict[str, Any]:
 
 
 def described(trained: TrainedNetwork, form: ExportForm) -> dict[str, Any]:
-    """Return what another program needs to know to make inputs and to read the outputs, in JSON's types."""
+    """Return what another program must know to make inputs and read outputs, in JSON's types."""
     return {
         "notice": NOTICE,
         "labels": list(LABELS),

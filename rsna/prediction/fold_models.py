@@ -1,4 +1,4 @@
-"""The models of a finished cross-validation, and one trained on all its folds: how they are loaded and checked."""
+"""Load and check the models of a finished cross-validation, and a network trained on all its folds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rsna_model import way_of
 def load_fold_models(
     config: WeightsOptions, folder: Path, weights: Mapping[int, str] | None = None, **more: Any
 ) -> dict[int, TrainedNetwork]:
-    """Load the models of all folds; UsageError where the folder is no finished cross-validation.
+    """Load the models of all folds; UsageError if the folder is no finished cross-validation.
 
-    ``weights`` names each fold's weights (raw, ema, swa) in place of --net_weights. ``more`` goes to
+    ``weights`` names each fold's weights (raw, ema, swa) and overrides --net_weights. ``more`` goes to
     :func:`rsna.prediction.trained.load_network`.
     """
     more |= place_of(config)
@@ -36,7 +36,7 @@ def load_fold_models(
 
 
 def several_models(folder: Path) -> UsageError:
-    """Return the error for --calibrate=1 with a cross-validation, which has no images that none of its models saw."""
+    """Return the error for --calibrate=1 with a cross-validation: every image was seen by some of its models."""
     return UsageError(
         f"--calibrate=1 needs one model's weights, and the cross-validation {folder} has several; python ensemble.py "
         f"{folder.name} --ens_calibrate=temperature writes its calibrated submission, by images that none of them saw "
@@ -45,7 +45,7 @@ def several_models(folder: Path) -> UsageError:
 
 
 def load_refit(config: FeaturesConfig | SourceConfig, compute: str = TRAINING) -> TrainedNetwork:
-    """Load the network of ``--feature_refit``; UsageError where it was not trained on all folds."""
+    """Load the network of ``--feature_refit``; UsageError if it was not trained on all folds."""
     path = config.feature_refit
     refit = load_network(weight_file(path), weights=config.net_weights, compute=compute, **place_of(config))
     if refit.config.data_fold != HOLDOUT:
@@ -57,12 +57,12 @@ def load_refit(config: FeaturesConfig | SourceConfig, compute: str = TRAINING) -
 
 
 def weight_file(path: Path) -> Path:
-    """Return the weight file at ``path``, or in it where it is an experiment's folder."""
+    """Return ``path``, or its best.pt if it is an experiment's folder."""
     return path / BEST if path.is_dir() else path
 
 
 def check_made_by(document: Mapping[str, Any], models: Mapping[int, TrainedNetwork], parent: Path) -> None:
-    """Raise UsageError unless just these models made the features of ``document`` (features.json)."""
+    """Raise UsageError unless these models made the features that ``document`` (features.json) describes."""
     known = {int(fold): (facts["chosen"], facts["iteration"]) for fold, facts in document["folds"].items()}
     if known != {fold: (model.weights, model.iteration) for fold, model in models.items()}:
         raise UsageError(

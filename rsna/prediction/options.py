@@ -1,4 +1,4 @@
-"""The options of predict.py and export.py, and those that every command has that predicts."""
+"""The options of predict.py and export.py, and those of all commands that predict."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from common.training.ways import AUTO, WAYS
 from config import ConsoleOptions
 from rsna.prepare.options import PseudonymOptions
 
-TRAINING = "training"  # as --net_compute: as the network was trained
-FILLS = {"half": "0.5", "prevalence": "the label's prevalence"}  # of rows that an audited submission lacks
-CHECKPOINT = "checkpoint"  # as a form of export
+TRAINING = "training"  # value of --net_compute: as the network was trained
+FILLS = {"half": "0.5", "prevalence": "the label's prevalence"}  # what --audit_fill writes for missing rows
+CHECKPOINT = "checkpoint"  # value of --export_format
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Slices as people look at them: grey in the brain window, and where a network saw hemorrhage in them."""
+"""Pictures of slices for people: grey in the brain window, and heat maps of what a network looked at."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rsna_dataset import LABELS, RSNADataset
 logger = logging.getLogger(__name__)
 
 BRAIN = (40.0, 80.0)  # centre, width in HU
-OVERALL = LABELS.index("any")  # what frames and heat are about
+OVERALL = LABELS.index("any")  # the label that frames and heat maps show
 
 
 def grey_slices(trained: TrainedNetwork, dataset: RSNADataset) -> Iterator[np.ndarray]:
-    """Yield each slice as grey (H, W): what the network is given, before it is normalized, in the brain window.
+    """Yield each slice as a grey picture (H, W) in the brain window, before the network's normalization.
 
-    Stored windows are shown by their first channel; where the transform moves pixels, the network's own picture is.
+    A dataset of stored windows shows its first window. If the transform moves pixels, show the network's input.
     """
     for index, image_id in enumerate(dataset.image_ids.tolist()):
         if moves_pixels(trained):
-            picture = dataset[index].image  # the slice itself stands in the middle of its neighbours
+            picture = dataset[index].image  # the slice is in the middle of its neighbours
             shown = picture[trained.config.data_context * len(picture) // (2 * trained.config.data_context + 1)]
             low, high = float(shown.min()), float(shown.max())
             shown = (shown - low) / max(high - low, 1e-6)
@@ -41,16 +41,16 @@ def grey_slices(trained: TrainedNetwork, dataset: RSNADataset) -> Iterator[np.nd
 
 
 def moves_pixels(trained: TrainedNetwork) -> bool:
-    """Whether a step of the transform changes where things are, so that heat doesn't fit the stored picture."""
+    """Whether a step of the transform moves pixels, so that a heat map doesn't fit the stored picture."""
     from albumentations import DualTransform
 
     return any(isinstance(step, DualTransform) for step in trained.pipeline.transforms)
 
 
 def heat_maps(trained: TrainedNetwork, dataset: RSNADataset, places: np.ndarray) -> np.ndarray | None:
-    """Return Grad-CAM (B, h, w) of ``any`` for some slices; None, with a warning, where the model has none.
+    """Return Grad-CAM (B, h, w) of ``any`` for some slices; None, with a warning, if the model allows none.
 
-    Of a network over whole series it is that of its slice network. It computes as its predictions did (--net_compute).
+    A network over whole series gives that of its slice network. --net_compute holds here as for predictions.
     """
     network = trained.network
     model = kind_of(trained.config).slice_network(network.model)

@@ -1,4 +1,4 @@
-"""The mean predictions of a cross-validation's models, for predict.py and evaluate.py."""
+"""Mean predictions of the models of a cross-validation, for predict.py and evaluate.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rsna.training.provenance import write_provenance
 
 
 def predict_by_folds(config: SplitConfig) -> Path:
-    """Write the mean of all folds' predictions of new images. Return the file, as predict.py does for one model."""
+    """Write the mean of all folds' predictions of new images; return the file."""
     if config.split in ("train", "valid"):
         raise UsageError(
             f"--split={config.split}: {config.net_weight_file / 'predictions_oof.csv'} has the predictions of these "
@@ -64,7 +64,7 @@ def predict_by_folds(config: SplitConfig) -> Path:
 
 
 def folds_provenance(models: Mapping[int, TrainedNetwork], folder: Path, ids: pd.Index) -> Provenance:
-    """Return the provenance of the models' mean predictions of images that are in no fold."""
+    """Return the provenance of the models' mean predictions for images in no fold."""
     facts = finished_folds(folder)
     parts = [
         network_provenance(model, folder / facts[fold]["weights"], ids, new=True) for fold, model in models.items()
@@ -75,14 +75,14 @@ def folds_provenance(models: Mapping[int, TrainedNetwork], folder: Path, ids: pd
 def mean_by_folds(
     config: TTAOptions, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, np.ndarray]:
-    """Return the models' mean probabilities of ``rows``, those of whole studies (or None), and their prevalences."""
+    """Return the models' mean probabilities of ``rows``, those of studies (or None), and the mean prevalences."""
     return *mean_of(predicted_by_folds(config, models, rows)), mean_prevalences(models)
 
 
 def predicted_by_folds(
     config: TTAOptions, models: Mapping[int, TrainedNetwork], rows: pd.DataFrame
 ) -> dict[str, tuple[pd.DataFrame, pd.DataFrame | None]]:
-    """Return each model's probabilities of ``rows``, and those of whole studies where it predicts them."""
+    """Return each model's probabilities of ``rows``, and those of studies if it judges studies."""
     return {
         f"fold {fold}": predict_with_studies(model, rows, load_views(model, config)) for fold, model in models.items()
     }

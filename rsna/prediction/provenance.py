@@ -1,4 +1,4 @@
-"""Whether a network has seen the images that it is asked about."""
+"""Check that a network did not learn from the images that it predicts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rsna.training.provenance import features_used, tell_lines
 
 
 def network_provenance(trained: TrainedNetwork, weight_file: Path, ids: pd.Index, *, new: bool = False) -> Provenance:
-    """Return what made a network's predictions of the images ``ids``: it, and of a sequence model the features too.
+    """Return the provenance of a network's predictions of the images ``ids``; for a sequence model with its features'.
 
-    ``new``: no fold has the images, so that their features are the mean of all folds' networks.
+    ``new``: the images are in no fold, so that their features are the mean over all folds' networks.
     """
     own = Provenance.of([weights_lineage(weight_file, trained.config.data_input_folder)], len(ids))
     if not kind_of(trained.config).reads_features:
@@ -28,9 +28,9 @@ def network_provenance(trained: TrainedNetwork, weight_file: Path, ids: pd.Index
 
 
 def check_predicted(provenance: Provenance, folder: Path, ids: pd.Index, config: SplitConfig) -> None:
-    """Raise UsageError where predictions of validation or held-out images are by a network that learnt from them.
+    """Raise UsageError if a network learnt from the validation or held-out images that it predicts.
 
-    Say whose lineage is unknown. Predictions of training images are what they are.
+    Tell the user which lineage is unknown. Predictions of training images are not checked.
     """
     if config.split == "train":
         return

@@ -1,4 +1,4 @@
-"""``predict.py`` of a dataset's split: by one network, or by the models of a cross-validation."""
+"""``predict.py --split``: predict a part of a dataset with one network or with the models of a cross-validation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rsna.training.provenance import write_provenance
 
 
 def predict_split(config: SplitConfig) -> Path:
-    """Write the predictions of ``--split`` by what ``--net_weight_file`` names; return the file."""
+    """Predict ``--split`` with the network or the cross-validation in ``--net_weight_file``; return the file."""
     if config.net_weight_file.is_dir():
         return predict_by_folds(config)
     trained = load_asked(config, config.net_weight_file, config.net_compute)
@@ -46,7 +46,7 @@ def predict_split(config: SplitConfig) -> Path:
         print(write_flattery(path.parent, [frame], rows, logged_value(trained)))
     if studies is not None:
         print(write_studies(studies, path))
-    write_predictions(trained, frame, config.split, path)  # last: a sweep takes it for all
+    write_predictions(trained, frame, config.split, path)  # last: a sweep takes this file as the end of the prediction
     if provenance is not None:
         write_provenance(path, provenance)
     return path

@@ -1,4 +1,4 @@
-"""What predicts studies of any origin: a slice network, a cross-validation's, or sequence models over the latter."""
+"""Models for studies of any origin: a network, the networks of a cross-validation, or sequence models over these."""
 
 from __future__ import annotations
 
@@ -39,38 +39,38 @@ from rsna_dataset import LABELS
 
 @dataclass(frozen=True)
 class Predicted:
-    """Probabilities of :data:`LABELS`: of the ``slices`` (index ``id``), and of the whole ``study``."""
+    """Probabilities of :data:`LABELS` for the ``slices`` (index ``id``) and for the ``study``."""
 
     slices: pd.DataFrame
     study: pd.Series
 
 
 class StudyModel(Protocol):
-    """Predicts the slices of a study and the study; ``judges_studies``: by more than its highest slice."""
+    """Predicts the slices of a study, and the study."""
 
     @property
     def judges_studies(self) -> bool:
-        """Whether a study gets more than its highest slice."""
+        """Whether the model judges a study itself, not by its highest slice."""
 
     @property
     def networks(self) -> Mapping[str, TrainedNetwork]:
         """The slice networks by name."""
 
     def predict(self, rows: pd.DataFrame) -> Predicted:
-        """Predict one study's ``rows`` of metadata.csv, in this process alone."""
+        """Predict one study from its ``rows`` of metadata.csv, without further processes."""
 
     def describe(self) -> str:
-        """Say in a few words what predicts."""
+        """Describe the model in a few words."""
 
     def document(self) -> dict[str, Any]:
-        """Return which weights predict, in JSON's types."""
+        """Return which weights the model uses, in JSON's types."""
 
 
 @dataclass(frozen=True)
 class SliceModels:
-    """One network or several, whose probabilities' mean is taken.
+    """One network, or the mean of several.
 
-    The study's are its highest slices', or what networks over whole series say of it.
+    A study gets the probabilities of its highest slices, or those of networks over whole series.
     """
 
     networks: Mapping[str, TrainedNetwork]
@@ -115,10 +115,10 @@ class SliceModels:
 
 @dataclass(frozen=True)
 class SequenceModels:
-    """Sequence models over what slice ``networks`` see of each slice; several sequence models' mean is taken.
+    """One sequence model, or the mean of several, over the features of slice ``networks``.
 
-    Each network's embeddings go through its own map into the common space, and their mean stands for the slice, as in
-    features/test. ``folder``: the cross-validation's.
+    Each network's embeddings are mapped into the common space. Their mean is the feature of the slice, as in
+    features/test. ``folder`` is the folder of the cross-validation.
     """
 
     judges_studies: ClassVar[bool] = True
@@ -163,7 +163,7 @@ class SequenceModels:
 
 
 def describe_networks(networks: Mapping[str, TrainedNetwork]) -> str:
-    """Return the number and kind of slice networks as text."""
+    """Describe number and model of slice networks in words."""
     first = next(iter(networks.values()))
     kind = kind_of(first.config).model_name(first.config)
     if len(networks) == 1:
@@ -172,7 +172,7 @@ def describe_networks(networks: Mapping[str, TrainedNetwork]) -> str:
 
 
 def study_rule(networks: Mapping[str, TrainedNetwork]) -> str:
-    """Say how networks of one kind make the study's probabilities."""
+    """Describe how networks of one kind compute the study's probabilities."""
     config = next(iter(networks.values())).config
     return kind_of(config).study_rule(config)
 
@@ -193,19 +193,19 @@ def network_documents(networks: Mapping[str, TrainedNetwork]) -> list[dict[str, 
 
 
 def fold_key(fold: int) -> str:
-    """Return a fold's name among models."""
+    """Return the name of a fold's model."""
     return f"fold {fold}"
 
 
 def first_weight_file(path: Path) -> Path:
-    """Return the weight file that ``--net_weight_file`` names, of a cross-validation's folder the first fold's."""
+    """Return the weight file that ``--net_weight_file`` names; for a cross-validation that of the first fold."""
     if not path.is_dir():
         return path
     return path / next(iter(finished_folds(path).values()))["weights"]
 
 
 def check_models(config: SourceConfig) -> None:
-    """Raise UsageError, before there is any output, for models and options that don't go together."""
+    """Raise UsageError, before anything is written, for models and options that don't go together."""
     folder = config.net_weight_file.is_dir()
     slice_file = first_weight_file(config.net_weight_file)
     check_sees_pictures(checkpoint_options(load_checkpoint(slice_file), slice_file), slice_file)
@@ -223,7 +223,7 @@ def check_models(config: SourceConfig) -> None:
 
 
 def check_calibration(config: SourceConfig) -> None:
-    """Raise UsageError where what predicts is several models, or has no temperatures; errors as load_calibration's."""
+    """Raise UsageError if several models predict or temperatures are missing; errors as :func:`load_calibration`."""
     files = {"": config.net_weight_file} if config.sequence is None else sequence_files(config.sequence)
     (file,) = files.values() if len(files) == 1 else [None]
     if file is None or file.is_dir():
@@ -234,7 +234,7 @@ def check_calibration(config: SourceConfig) -> None:
 
 
 def load_study_model(config: SourceConfig) -> StudyModel:
-    """Load what ``--net_weight_file`` and ``--sequence`` name, for the dataset that ``config`` names.
+    """Load the models that ``--net_weight_file`` and ``--sequence`` name, for the dataset of ``config``.
 
     Raises UsageError for models that don't go together, and the errors of :func:`rsna.prediction.trained.load_network`.
     """
@@ -274,9 +274,9 @@ def sequence_files(path: Path) -> dict[str, Path]:
 
 
 def load_sequences(config: SourceConfig, parent: Path) -> dict[str, TrainedNetwork]:
-    """Load the sequence models of ``--sequence``: a file, an experiment's best.pt, or a cross-validation's.
+    """Load the sequence models of ``--sequence``: a file, an experiment's best.pt, or those of a cross-validation.
 
-    Raises UsageError for another kind of model, and for one that was trained on other features than those of the
+    Raises UsageError for another kind of model, and for a model that was trained on other features than those of the
     cross-validation ``parent``.
     """
     path = config.sequence

@@ -1,4 +1,4 @@
-"""An audit of a submission, whoever made it: what would have it refused, and what looks wrong although it wouldn't."""
+"""Audit any submission: faults for which the competition would refuse it, and remarks on what looks wrong."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rsna.forms import check_submission, read_submission_texts
 from rsna.prediction.options import FILLS, AuditConfig
 from rsna_dataset import LABELS, PUBLISHED, SAMPLE_FILE, dataset_folder, read_dataset_info, read_metadata
 
-SUSPECT_RATIO = 2.0  # of a label's mean and its prevalence, either way
+SUSPECT_RATIO = 2.0  # between a label's mean and its prevalence, in either direction
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a submission is held against: the rows of ``sample``, in order, where there is one, and ``prevalences``.
+    """What a submission should look like: the rows of ``sample`` in order (None without a sample), and prevalences.
 
-    ``origin`` says where the prevalences (index :data:`LABELS`) are from.
+    ``origin`` says where the ``prevalences`` (index :data:`LABELS`) come from.
     """
 
     sample_path: Path | None
@@ -37,10 +37,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. ``faults`` have it refused, ``remarks`` don't; ``missing`` are rows that the sample asks for.
+    """The findings. The competition refuses a submission with ``faults``; ``remarks`` are only worth a look.
 
-    ``rows``: the submission's (index ID, as it stands there; column Label, NaN for what is no number); ``table``:
-    statistics by label.
+    - ``rows``: rows of the submission; index ID as written, column Label, NaN for text that is no number.
+    - ``missing``: rows of the sample that the submission lacks.
+    - ``table``: statistics by label.
     """
 
     rows: pd.DataFrame
@@ -51,9 +52,9 @@ class Audit:
 
 
 def audit_submission(config: AuditConfig) -> Path:
-    """Print the audit of ``--audit``, fill it where that is asked for, and return the valid file.
+    """Print the audit of ``--audit``, fill in missing rows with ``--audit_fill``, and return the valid file.
 
-    Raises WorkError where it is not valid and can't be made so by filling in missing rows.
+    Raises WorkError if the submission is not valid and filling can't make it valid.
     """
     path = config.audit
     expected = expectations(config)
@@ -79,12 +80,12 @@ def audit_submission(config: AuditConfig) -> Path:
 
 
 def expectations(config: AuditConfig) -> Expected:
-    """Return the rows and prevalences to expect: of --audit_sample, of the dataset, or none and the published ones."""
+    """Return rows and prevalences to expect, from --audit_sample or the dataset, else no rows and published ones."""
     folder = dataset_folder(
         config.data_input_folder or TrainConfig.data_input_folder, config.data_dataset or TrainConfig.data_dataset
     )
     if config.data_dataset is not None:
-        read_dataset_info(folder)  # one that is asked for is there
+        read_dataset_info(folder)  # a dataset that the user names must exist
     path = config.audit_sample
     if path is None and (folder / SAMPLE_FILE).is_file():
         path = folder / SAMPLE_FILE
@@ -100,7 +101,7 @@ def expectations(config: AuditConfig) -> Expected:
 
 
 def examine(path: Path, expected: Expected) -> Audit:
-    """Look at a submission; UsageError where it can't be read, WorkError where it has no columns ID and Label."""
+    """Audit a submission; UsageError if it can't be read, WorkError if it has no columns ID and Label."""
     texts = read_submission_texts(path)
     if texts.empty:
         raise WorkError(f"{path}: has no rows")
@@ -140,7 +141,7 @@ def examine(path: Path, expected: Expected) -> Audit:
 
 
 def written_otherwise(path: Path) -> list[str]:
-    """Return what the competition doesn't read and this program does: tables as spreadsheet programs write them."""
+    """Return faults in the form of the table that this program reads but the competition refuses."""
     form = table_form(path)
     lacking = [name for name in ("ID", "Label") if name not in form.header]
     faults = [f"has no column {', '.join(lacking)}, in these capitals"] * bool(lacking)
@@ -150,7 +151,7 @@ def written_otherwise(path: Path) -> list[str]:
 
 
 def consistency(wide: pd.DataFrame) -> list[str]:
-    """Say how many images have an ``any`` that can't be: below one of its kinds, or above their sum."""
+    """Say how many images have an impossible ``any``: below one of the kinds, or above their sum."""
     whole = wide.dropna()
     kinds = whole[[name for name in LABELS if name != "any"]]
     below, above = kinds.max(axis=1) - whole["any"], whole["any"] - kinds.sum(axis=1)
@@ -165,7 +166,7 @@ def consistency(wide: pd.DataFrame) -> list[str]:
 
 
 def distribution(wide: pd.DataFrame, prevalences: pd.Series) -> list[str]:
-    """Say which labels are constant, far from their prevalence, or have certainties that a log loss punishes."""
+    """Say which labels are constant, far from their prevalence, or so certain that an error costs much log loss."""
     found = []
     for name in LABELS:
         values = wide[name].dropna()
@@ -185,7 +186,7 @@ def distribution(wide: pd.DataFrame, prevalences: pd.Series) -> list[str]:
 
 
 def statistics(wide: pd.DataFrame, prevalences: pd.Series) -> pd.DataFrame:
-    """Return by label the prevalence, and the predictions' mean, quantiles and share of at least 0.5."""
+    """Return a row for each label: prevalence, and the predictions' mean, quantiles and share from 0.5 up."""
     return pd.DataFrame(
         {
             "prevalence": prevalences.astype(float),
@@ -200,7 +201,7 @@ def statistics(wide: pd.DataFrame, prevalences: pd.Series) -> pd.DataFrame:
 
 
 def fill(audit: Audit, expected: Expected, rule: str, path: Path) -> None:
-    """Write all rows of the sample in its order; those that are missing get 0.5, or their label's prevalence."""
+    """Write all rows of the sample in its order; missing ones get 0.5 or their label's prevalence."""
     values = audit.rows["Label"].reindex(expected.sample)
     lacking = expected.sample.isin(audit.missing)
     labels = [name.rpartition("_")[2] for name in expected.sample[lacking]]
@@ -209,7 +210,7 @@ def fill(audit: Audit, expected: Expected, rule: str, path: Path) -> None:
 
 
 def describe_audit(audit: Audit, expected: Expected) -> str:
-    """Return an audit as text for a console."""
+    """Return an audit as text for the console."""
     asked = "none" if expected.sample is None else f"{len(expected.sample)} rows"
     lines = [f"{len(audit.rows)} rows; sample submission: {asked}", f"prevalences {expected.origin}", ""]
     lines += [format_table(audit.table), ""]

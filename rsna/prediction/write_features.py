@@ -1,4 +1,4 @@
-"""The features of all images by a cross-validation's networks, for a second stage (``predict.py --features=1``)."""
+"""``predict.py --features=1``: write the features of all images by a cross-validation's networks."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from rsna.training.lineage import weights_lineage
 from rsna.training.outcome import finished_folds, is_cross_validation
 from rsna_dataset import dataset_folder, known_groups, new_images, read_dataset_info, read_fold, rows_hash, select_rows
 
-ANCHORS = 8192  # images that a map is fitted to, at most
+ANCHORS = 8192  # largest number of images to fit a map to
 
 
 def write_all_features(config: FeaturesConfig) -> Path:
-    """Write features/train (out of fold), and features/test for images that are in no fold. Return features/.
+    """Write features/train (out of fold), and features/test for images in no fold; return features/.
 
-    With --feature_refit, write features/test only, by that network. Raises WorkError where a fold's images or labels
-    have changed since its model was trained.
+    With --feature_refit, write only features/test, by that network. Raises WorkError if a fold's images or labels have
+    changed since its model was trained.
     """
     if config.feature_refit is not None:
         return write_refit_features(config)
     parent = config.net_weight_file
     if not is_cross_validation(parent):
-        finished_folds(parent)  # says so
+        finished_folds(parent)  # its error says so
     folder, folds = features_data(config)
-    if len(folds) < FEWEST_FOLDS:  # said even before they are trained
+    if len(folds) < FEWEST_FOLDS:  # checked first: the folds may not be trained yet
         raise UsageError(f"--features=1 needs {FEWEST_FOLDS} folds or more: {parent} has {len(folds)}")
     trained = finished_folds(parent)
     check_trained_on(trained, folds, parent)
@@ -96,7 +96,7 @@ def write_test_features(
     document: Mapping[str, Any],
     lineages: Mapping[int, Lineage],
 ) -> None:
-    """Write features/test, the mean of ``models``, where the dataset has images that are in no fold."""
+    """Write features/test, the mean of ``models``, if the dataset has images in no fold."""
     new = new_images(dataset)
     if len(new):
         blocks = mean_blocks(models, alignments, new)
@@ -105,10 +105,10 @@ def write_test_features(
 
 
 def write_refit_features(config: FeaturesConfig) -> Path:
-    """Write features/test and the map of one network that was trained on all folds. Return features/.
+    """Write features/test and the map of one network that was trained on all folds; return features/.
 
-    Its map into the first fold's space is fitted to images that both that fold's network and this one were trained on.
-    Raises UsageError where there are no features/train, or the network was trained on other images than those of all
+    The map into the first fold's space is fitted to images that both this network and that fold's were trained on.
+    Raises UsageError if there is no features/train, or if the network was trained on other images than those of all
     folds.
     """
     parent = config.net_weight_file
@@ -141,7 +141,7 @@ def write_refit_features(config: FeaturesConfig) -> Path:
 
 
 def check_refit(config: FeaturesConfig, refit: TrainedNetwork, dataset: Path, folds: Mapping[int, Fold]) -> None:
-    """Raise UsageError where the network was trained on other images or labels than ``folds`` have now."""
+    """Raise UsageError if the network was trained on other images or labels than ``folds`` have now."""
     rows = read_fold(dataset, dataset.name, HOLDOUT)
     train, valid = (select_rows(rows, kind, refit.config.dev_enabled) for kind in ("train", "valid"))
     images = pd.concat([fold.valid for fold in folds.values()]).index
@@ -153,7 +153,7 @@ def check_refit(config: FeaturesConfig, refit: TrainedNetwork, dataset: Path, fo
 
 
 def fit_alignments(models: Mapping[int, TrainedNetwork], folds: Mapping[int, Fold]) -> dict[int, Alignment]:
-    """Fit each fold's map into the first fold's space, by images that neither of the two networks held out."""
+    """Fit each fold's map into the first fold's space, to images that both networks were trained on."""
     reference, *others = folds
     anchors = common_images(folds, reference)
     target = table(embeddings(models[reference], anchors, "common images, first fold"))
@@ -168,7 +168,7 @@ def fit_alignments(models: Mapping[int, TrainedNetwork], folds: Mapping[int, Fol
 
 
 def common_images(folds: Mapping[int, Fold], reference: int) -> pd.DataFrame:
-    """Return images, evenly spread over the folds, on which the model of the fold ``reference`` was trained."""
+    """Return images, evenly spread over the folds, that the model of the fold ``reference`` was trained on."""
     labelled = pd.concat([fold.valid for fold in folds.values()])
     spread = np.linspace(0, len(labelled) - 1, min(ANCHORS, len(labelled))).round().astype(int)
     anchors = labelled.iloc[spread]
@@ -182,7 +182,7 @@ def features_document(
     alignments: Mapping[int, Alignment],
     models: Mapping[int, TrainedNetwork],
 ) -> dict[str, Any]:
-    """Return what features.json says of the models. ``trained``: their parts of cross_validation.json."""
+    """Return the models' part of features.json; ``trained`` are the folds' entries in cross_validation.json."""
     return {
         "dataset": dataset.name,
         "dataset_hash": read_dataset_info(dataset).get("hash"),
@@ -201,7 +201,7 @@ def features_document(
 
 
 def check_trained_on(trained: Mapping[int, Mapping[str, Any]], folds: Mapping[int, Fold], parent: Path) -> None:
-    """Raise WorkError where a fold's images or labels have changed since its model was trained."""
+    """Raise WorkError if a fold's images or labels have changed since its model was trained."""
     for number, fold in folds.items():
         if trained.get(number, {}).get("hash") != fold.hash:
             raise WorkError(f"{parent}: fold {number}'s images or labels changed since; cross-validate anew")
