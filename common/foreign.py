@@ -1,7 +1,7 @@
-"""YAML, JSON and NumPy files that somebody else wrote: read within limits of bytes, depth and size, as plain values.
+"""Read YAML, JSON and NumPy files from others as plain values, within limits of bytes, depth and size.
 
-A file of a few hundred bytes can ask for gigabytes (aliases of aliases), for any depth, or for a number that nothing
-can print. What goes beyond the limits is refused before it is built.
+A file of a few hundred bytes can expand to gigabytes (aliases of aliases), to any depth, or to a number too long to
+print. A document beyond the limits is refused before it is built.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 MOST_BYTES = 4 * 2**20
 MOST_DEPTH = 40
 MOST_VALUES = 200_000
-MOST_HOLES = 2**30  # a file system that compresses has holes where zeros are
+MOST_HOLES = 2**30  # a compressing file system shows zeros as holes
 LARGEST_INTEGER = 2**63 - 1  # what a table's column, a tensor and SQLite can hold
 
 
 class Unreadable(ValueError):
-    """The file holds no document that can be used. The text says why and quotes nothing of the file's values."""
+    """The file holds no usable document. The message says why, without values from the file."""
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     """Return the JSON document of a file: dict, list, str, int, float (finite), bool, None.
 
-    Raises OSError where it can't be read, Unreadable where it is no JSON or beyond the limits.
+    Raises OSError if it can't be read, Unreadable if it is no JSON or beyond the limits.
     """
     return parse_json(read_text(path, most_bytes))
 
 
 def read_yaml(path: Path, *, texts: bool = False, most_bytes: int = MOST_BYTES) -> Any:
-    """Return the YAML document of a file as :func:`read_json` does; ``texts``: every scalar as the text it is.
+    """Return the YAML document of a file as :func:`read_json` does; ``texts``: keep every scalar as text.
 
-    Dates become ISO texts; numbers may be infinite, as YAML has them. Raises OSError and Unreadable, as read_json.
+    Dates become ISO texts. Numbers may be infinite, as YAML allows. Raises OSError and Unreadable, as read_json.
     """
     return parse_yaml(read_text(path, most_bytes), texts=texts)
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
-    """Return a file's text (UTF-8, with or without a byte order mark); OSError, or Unreadable for too much of it."""
+    """Return a file's text (UTF-8, with or without a byte order mark); OSError, or Unreadable if it is too large."""
     try:
         return read_bytes(path, most_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -52,7 +52,7 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
 
 
 def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """Return a file's content; OSError where it can't be read, Unreadable for too much of it."""
+    """Return a file's content; OSError if it can't be read, Unreadable if it is too large."""
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
@@ -61,15 +61,15 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
 
 
 def check_bytes(path: Path, most_bytes: int) -> None:
-    """Raise Unreadable where a file holds more, before anything of it is read; OSError where there is none."""
+    """Raise Unreadable, before reading it, if a file is larger than this; OSError if it doesn't exist."""
     if path.stat().st_size > most_bytes:
         raise Unreadable(f"larger than {most_bytes:,} bytes")
 
 
 def check_written(path: Path) -> None:
-    """Raise Unreadable where most of a large file was never written: it says nothing, and reading it takes for ever.
+    """Raise Unreadable if most of a large file was never written; reading it would take for ever.
 
-    A download or copy that was cut is such a file, where the space for it was taken first.
+    An interrupted download or copy can leave such a file, if the program reserved the space first.
     """
     facts = path.stat()
     holes = facts.st_size - 512 * facts.st_blocks
@@ -78,9 +78,9 @@ def check_written(path: Path) -> None:
 
 
 def check_archive(archive: zipfile.ZipFile) -> None:
-    """Raise Unreadable where the members of a zip file would take more memory than it has bytes.
+    """Raise Unreadable if the members of a zip file need more memory than the file has bytes.
 
-    torch and NumPy compress nothing, and no part of an honest file lies in another.
+    torch and NumPy don't compress, and in an honest file no member overlaps another.
     """
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -90,7 +90,7 @@ def check_archive(archive: zipfile.ZipFile) -> None:
 
 
 def read_arrays(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
-    """Return the arrays of a file that ``numpy.savez`` wrote, no objects; OSError, or Unreadable, a ValueError."""
+    """Return the arrays, without objects, in a file of ``numpy.savez``; OSError, or Unreadable (a ValueError)."""
     import numpy as np
 
     try:
@@ -111,7 +111,7 @@ def parse_json(text: str | bytes) -> Any:
         raise Unreadable(f"nested more than {MOST_DEPTH} deep") from None
     except Unreadable:
         raise
-    except ValueError as error:  # of JSON, of UTF-8, and of a number with thousands of digits
+    except ValueError as error:  # from JSON, UTF-8, or a number with thousands of digits
         place = (
             f"line {error.lineno}: {error.msg}"
             if isinstance(error, json.JSONDecodeError)
@@ -121,10 +121,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str, *, texts: bool = False) -> Any:
-    """Return a YAML document; see :func:`read_yaml`. Its size and depth are counted before anything is built."""
+    """Return a YAML document; see :func:`read_yaml`. Size and depth are checked before it is built."""
     import yaml
 
-    # libyaml's parser where PyYAML was built with it: ten times as fast.
+    # Use libyaml's parser if PyYAML has it: it is ten times as fast.
     safe, base = (getattr(yaml, f"C{name}", getattr(yaml, name)) for name in ("SafeLoader", "BaseLoader"))
     try:
         _check_events(yaml.parse(text, Loader=base))
@@ -137,20 +137,20 @@ def parse_yaml(text: str, *, texts: bool = False) -> Any:
         raise Unreadable(f"nested more than {MOST_DEPTH} deep") from None
     except Unreadable:
         raise
-    except (ValueError, TypeError, AttributeError, OverflowError):  # of a date that is none, a tag on another kind
+    except (ValueError, TypeError, AttributeError, OverflowError):  # an impossible date, or a tag on another type
         raise Unreadable("a value is not of the type that its tag names") from None
 
 
 def plain_values(document: Any, *, finite: bool = False) -> Any:
-    """Return a document of plain types with the same values; Unreadable where it is beyond the limits.
+    """Return a document with the same values in plain types; Unreadable if it is beyond the limits.
 
-    ``finite``: a number that is not finite is beyond them too.
+    ``finite``: also refuse numbers that are not finite.
     """
     return _Walk(finite).plain(document, 0)
 
 
 class _Walk:
-    """Walks a document once and counts, also what is shared and so would be written several times."""
+    """Walks a document and counts its values; a shared part counts each time that it appears."""
 
     def __init__(self, finite: bool) -> None:
         self.finite = finite
@@ -181,7 +181,7 @@ def _scalar(value: Any) -> Any:
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair can't be written
+        return value.encode("utf-8", "replace").decode("utf-8")  # replaces half a surrogate pair
     if isinstance(value, int):
         if abs(value) > LARGEST_INTEGER:
             raise Unreadable("a whole number beyond 2**63")
@@ -196,11 +196,11 @@ def _no_number(word: str) -> NoReturn:
 
 
 def _check_events(events: Iterator[Any]) -> None:
-    """Raise Unreadable where the document would be too deep or, its aliases written out, too large."""
+    """Raise Unreadable if the document is too deep, or too large with its aliases expanded."""
     import yaml
 
-    sizes: dict[str, int] = {}  # of what an anchor names
-    open_: list[tuple[str | None, int]] = []  # anchor and values so far of each list or mapping around
+    sizes: dict[str, int] = {}  # number of values that an anchor names
+    open_: list[tuple[str | None, int]] = []  # of each open list or mapping: anchor, values before it
     total = 0
 
     def add(values: int) -> None:
@@ -226,4 +226,4 @@ def _check_events(events: Iterator[Any]) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_):
                 raise Unreadable("a part holds itself")
-            add(sizes.get(event.anchor, 1))  # an anchor that there isn't is the reader's to refuse
+            add(sizes.get(event.anchor, 1))  # the reader refuses an unknown anchor

@@ -1,4 +1,4 @@
-"""Hashes that are the same on every machine, from which random streams are seeded."""
+"""Hashes that are the same on every machine, to seed random streams."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ HASH_BITS = 63
 def stable_hash(*parts: str | int) -> int:
     """Return a number in [0, 2**63) that depends on ``parts`` only: not on process, machine or Python version.
 
-    Each part goes into BLAKE2b with its type and length before it, so that ("ab", "c"), ("a", "bc") and ("a", "b", "c")
-    differ, and so do 1 and "1". Anything but text and whole numbers raises TypeError: its text could differ elsewhere.
+    BLAKE2b gets each part after its type and length, so that ("ab", "c"), ("a", "bc") and ("a", "b", "c") differ, and
+    so do 1 and "1". Raises TypeError for anything but text and whole numbers, whose text could differ elsewhere.
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:

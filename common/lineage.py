@@ -1,9 +1,9 @@
-"""What a network learnt from, as hashes, and which other images it has therefore seen.
+"""Lineage: hashes of the images that a network learnt from, to find out which other images it has seen.
 
-A lineage holds 64-bit hashes of pictures and of names (a patient's or a study's pseudonym), of all images that a
-network or any network it started from was trained on. Pictures can be compared wherever they come from. Names can be
-compared only where the same key made the pseudonyms. Whoever has a lineage and a scan can tell whether the scan was
-trained on: hand it on only where that may be known.
+A lineage holds 64-bit hashes of pictures and of names (pseudonyms of patients and studies), of all images that the
+network, or any network that it started from, was trained on. Pictures can always be compared. Names can be compared
+only if the same key made the pseudonyms. Anyone with a lineage and a scan can tell whether the scan was trained on, so
+share a lineage only with people who may know that.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Flags = npt.NDArray[np.bool_]
 
 NOTHING = np.zeros(0, dtype=np.uint64)
 HEX_DIGITS = 16  # of 64 bits
-PERSON = b"lineage"  # so that no other hash of a name is the same
+PERSON = b"lineage"  # keeps these hashes different from other hashes of names
 FORMAT_VERSION = 1
-MOST_BYTES = 2**27  # of a file: one of 750,000 images in five folds has 8 MB
+MOST_BYTES = 2**27  # of a file; 750,000 images in five folds take 8 MB
 
 
 def picture_hashes(digests: Sequence[str]) -> Hashes:
-    """Return the first 64 bits of pictures' hexadecimal hashes (N,); 0 for "", a picture that links nobody."""
+    """Return the first 64 bits of pictures' hexadecimal hashes (N,); 0 for "", a picture that identifies nobody."""
     return np.fromiter((int(text[:HEX_DIGITS] or "0", 16) for text in digests), np.uint64, len(digests))
 
 
 def name_hashes(names: npt.ArrayLike) -> Hashes:
-    """Return a hash of each name (N,), a pseudonym; 0 for ""."""
+    """Return a hash of each pseudonym (N,); 0 for ""."""
     different, place = np.unique(np.asarray(names).astype(str), return_inverse=True)
     digests = (hashlib.blake2b(name.encode(), digest_size=8, person=PERSON).digest() for name in different.tolist())
     values = np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
@@ -47,10 +47,10 @@ def name_hashes(names: npt.ArrayLike) -> Hashes:
 
 @dataclass(frozen=True)
 class Images:
-    """Images as they are compared: ``pictures`` (N,) and ``names`` (N, K) hashes, 0 for none.
+    """N images to compare: hashes of ``pictures`` (N,) and of ``names`` (N, K), 0 for none.
 
-    ``key`` is the fingerprint of the key that made the names, "" where nobody knows; ``groups`` (N,) numbers what
-    belongs together: where one image of a group was learnt from, all of it was seen.
+    ``key`` is the fingerprint of the key that made the names, "" if it is unknown. ``groups`` (N,) numbers the images'
+    groups: if a network learnt from one image of a group, it has seen the whole group.
     """
 
     pictures: Hashes
@@ -61,10 +61,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What was learnt from: sorted hashes of ``pictures``, and of ``names`` by the fingerprint of their key.
+    """What a network learnt from: sorted hashes of ``pictures``, and of ``names`` by the fingerprint of their key.
 
-    ``unknown`` names ancestors of which nobody knows what they learnt from: weights of other programs, CSV files.
-    ``lost`` names networks of this program that don't say it, and whose training's data is gone or changed.
+    ``unknown`` names sources that never say what they learnt from: weights of other programs, CSV files. ``lost`` names
+    networks of this program without lineage, whose training data is gone or changed.
     """
 
     pictures: Hashes = field(default_factory=lambda: NOTHING)
@@ -73,7 +73,7 @@ class Lineage:
     lost: tuple[str, ...] = ()
 
     def __or__(self, other: Lineage) -> Lineage:
-        """Return what either learnt from."""
+        """Return the union of both."""
         names = {
             key: np.union1d(self.names.get(key, NOTHING), other.names.get(key, NOTHING))
             for key in sorted({*self.names, *other.names})
@@ -86,7 +86,7 @@ class Lineage:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return it in plain types and tensors (int64 with the bits of the hashes), as a checkpoint holds it."""
+        """Return the lineage for a checkpoint, in plain types and tensors (int64 with the bits of the hashes)."""
         return {
             "format_version": FORMAT_VERSION,
             "pictures": _tensor(self.pictures),
@@ -96,7 +96,7 @@ class Lineage:
 
 
 def read_lineage(state: Any, source: str) -> Lineage:
-    """Return the lineage of a :meth:`Lineage.state`; WorkError, naming ``source``, where it is none."""
+    """Return the lineage from a :meth:`Lineage.state`; WorkError, naming ``source``, if it is damaged."""
     try:
         if state["format_version"] != FORMAT_VERSION:
             raise ValueError(f"of format {state['format_version']}")
@@ -121,7 +121,7 @@ def _hashes(tensor: Any) -> Hashes:
 
 
 def learnt(images: Images, places: npt.NDArray[np.int64]) -> Lineage:
-    """Return the lineage of a network that is trained on the images at ``places``."""
+    """Return the lineage of a network trained on the images at ``places``."""
     names = images.names[places].ravel()
     known = {images.key: _known(names)} if images.key and names.any() else {}
     return Lineage(_known(images.pictures[places]), known)
@@ -134,11 +134,12 @@ def _known(values: Hashes) -> Hashes:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a comparison found of N images.
+    """The result of comparing N images with lineages.
 
-    ``seen``: learnt from, or of a group with an image that was. ``unchecked``: no picture or name of theirs could be
-    compared with all that made their predictions. ``by_picture``: compared by their pictures alone, since their names
-    come from another key. ``unknown`` and ``lost`` as of :class:`Lineage`, of all that was compared with.
+    - ``seen``: a network learnt from the image, or from another image of its group.
+    - ``unchecked``: neither picture nor name could be compared with all networks that predicted the image.
+    - ``by_picture``: only the picture could be compared, since the names come from another key.
+    - ``unknown``, ``lost``: as in :class:`Lineage`, of all these networks.
     """
 
     seen: Flags
@@ -148,7 +149,7 @@ class Overlap:
     lost: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
-        """Return in JSON's types what a result that depends on these images has to say."""
+        """Return the counts that a result must report, in JSON's types."""
         left = ~self.seen
         return {
             "images_left_out": int(self.seen.sum()),
@@ -172,7 +173,7 @@ def _compare(lineage: Lineage, images: Images) -> tuple[Flags, Flags, bool]:
 
 
 def _among(values: Hashes, known: Hashes) -> Flags:
-    """Return whether each value is one of ``known``, which is sorted; 0 is none."""
+    """Return whether each value is in ``known``, which is sorted; 0 never is."""
     if not len(known):
         return np.zeros(values.shape, dtype=bool)
     places = np.minimum(np.searchsorted(known, values), len(known) - 1)
@@ -181,34 +182,34 @@ def _among(values: Hashes, known: Hashes) -> Flags:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Which networks made the predictions (or features) of N images: ``used`` (N, S) says it of S ``lineages``."""
+    """Which of S networks made the predictions (or features) of N images: ``used`` (N, S), and their ``lineages``."""
 
     lineages: tuple[Lineage, ...]
     used: Flags
 
     @classmethod
     def of(cls, lineages: Sequence[Lineage], count: int) -> Provenance:
-        """Return that of ``count`` images which all the networks predicted."""
+        """Return the provenance of ``count`` images that all the networks predicted."""
         return cls(tuple(lineages), np.ones((count, len(lineages)), dtype=bool))
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The ancestors of which nobody knows what they learnt from."""
+        """The sources with unknown lineage."""
         return tuple(dict.fromkeys(name for lineage in self.lineages for name in lineage.unknown))
 
     def beside(self, other: Provenance) -> Provenance:
-        """Return that of what was made of both, row by row."""
+        """Return the provenance of a result that was made from both, row by row."""
         return Provenance(self.lineages + other.lineages, np.hstack([self.used, other.used]))
 
     def rows(self, places: npt.ArrayLike) -> Provenance:
-        """Return that of the images at ``places``."""
+        """Return the provenance of the images at ``places``."""
         return Provenance(self.lineages, self.used[np.asarray(places, dtype=np.int64)])
 
     def overlap(self, images: Images, places: npt.NDArray[np.int64]) -> Overlap:
-        """Compare the N predicted images, which stand at ``places`` among ``images``, with what their networks saw.
+        """Compare the N predicted images, at ``places`` among ``images``, with the lineages of their networks.
 
-        The one place where this is decided. ``images`` are those of a whole dataset, so that a group is known as a
-        whole; a place of -1 is an image that nobody knows anything of, which stays unchecked.
+        ``images`` are those of a whole dataset, so that groups are complete. A place of -1 is an unknown image, which
+        stays unchecked. All code that must know whether an image was seen asks here.
         """
         count = len(places)
         seen, unchecked, by_picture = (np.zeros(count, dtype=bool) for _ in range(3))
@@ -230,9 +231,9 @@ class Provenance:
         return Overlap(seen, unchecked & ~seen, by_picture & ~unchecked & ~seen, tuple(unknown), tuple(lost))
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write it as a file that belongs to the predictions with ``content``; hashes that several share stand once.
+        """Write a file that belongs to the predictions with ``content``; shared hashes are stored once.
 
-        Of 750,000 images in five folds 8 MB.
+        750,000 images in five folds take 8 MB.
         """
         sources = [{"unknown": source.unknown, "lost": source.lost} for source in self.lineages]
         keys = sorted({key for source in self.lineages for key in source.names})
@@ -250,7 +251,7 @@ class Provenance:
 
 
 def read_provenance(path: Path, content: bytes) -> Provenance | None:
-    """Read what :meth:`Provenance.write` wrote; None where it belongs to other predictions, WorkError for damage."""
+    """Read a file of :meth:`Provenance.write`; None if it belongs to other predictions, WorkError if it is damaged."""
     try:
         arrays = read_arrays(path, MOST_BYTES)
         meta = parse_json(arrays["meta"].tobytes())
@@ -276,7 +277,7 @@ def read_provenance(path: Path, content: bytes) -> Provenance | None:
 
 
 def content_hash(content: bytes) -> str:
-    """Return what tells a file of predictions from any other."""
+    """Return the hash that identifies a file of predictions."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores by affinity, quota and share, and memory by the container's limit."""
+"""Resources that this process may use: cores by affinity, quota and share, memory by the container's limit."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Read by joblib too: an environment variable with the most cores that a process and its children may use.
+# An environment variable with the largest number of cores for a process and its children; joblib reads it too.
 CORES_VARIABLE = "LOKY_MAX_CPU_COUNT"
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may use: by affinity, cgroup quota (docker's --cpus) and CORES_VARIABLE."""
+    """Return the number of cores that affinity, cgroup quota (docker's --cpus) and CORES_VARIABLE allow."""
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     limits += [math.ceil(quota) for quota in _quotas()]
     share = os.environ.get(CORES_VARIABLE, "")
@@ -24,14 +24,14 @@ def usable_cores() -> int:
 
 
 def memory_limit() -> int | None:
-    """Return the bytes that the container or job may use (docker's --memory), or None where only the machine limits."""
+    """Return the memory limit of the container or job in bytes (docker's --memory); None if there is none."""
     limits = [int(text) for text in _texts("memory", "memory.max", "memory.limit_in_bytes") if text.isdigit()]
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min((limit for limit in limits if limit < machine), default=None)
 
 
 def _quotas() -> Iterator[float]:
-    """Yield the cores of each quota that holds here: processor time by the period that it is for."""
+    """Yield each cgroup quota in cores: processor time divided by its period."""
     for text in _texts("cpu", "cpu.max", "cpu.cfs_quota_us"):
         quota, _, period = text.partition(" ")
         if quota.isdigit() and period.isdigit():
@@ -39,13 +39,13 @@ def _quotas() -> Iterator[float]:
 
 
 def _texts(controller: str, name: str, name_v1: str) -> Iterator[str]:
-    """Yield what a controller's file says in this process's group and in those above it, as of cgroup version 2.
+    """Yield the content of a controller's file in this process's group and in all groups above, in version 2's form.
 
-    A container sees its own group as the root, whatever path the kernel names: what is not there is passed over.
+    A container sees its own group as the root, whatever path the kernel names. A missing file yields an empty text.
     """
     try:
         lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)

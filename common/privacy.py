@@ -1,4 +1,4 @@
-"""Texts for others, as reports and trackers, without the names of the user and the machine."""
+"""Remove the names of user and machine from texts for others, such as reports and trackers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def anonymous(text: str) -> str:
-    """Return ``text`` with ``~`` for the home folder, ``<user>`` and ``<host>`` for these names as parts of paths."""
+    """Replace the home folder by ``~``, and names of user and host in paths by ``<user>`` and ``<host>``."""
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)

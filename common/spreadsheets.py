@@ -1,8 +1,8 @@
-"""CSV tables as people's programs write them: the columns that are asked for, as texts, with the rows' numbers.
+"""Read CSV tables from any program: chosen columns as texts, with the rows' numbers in the file.
 
 Excel alone writes commas or semicolons, a byte order mark or none, UTF-8 or UTF-16 with tabs, a first line ``sep=;``,
-rows of nothing but separators, and numbers with a decimal comma. Names of columns count without regard to capitals and
-to spaces around them.
+rows of nothing but separators, and numbers with a decimal comma. Column names are compared without capitals and without
+spaces around them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pandas as pd
 from common.errors import UsageError, UserError, WorkError, nearest, nearest_file
 
 SEPARATORS = (",", ";", "\t", "|")
-HEADER_BYTES = 2**16  # in which the header ends
+HEADER_BYTES = 2**16  # the header must end within these
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -31,13 +31,13 @@ class TableFile(Protocol):
     """A path, or a file in an archive."""
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Return the content as a file; OSError where it can't be read."""
+        """Return the content as a file; OSError if it can't be read."""
         ...
 
 
 @dataclass(frozen=True)
 class TableForm:
-    """How a table is written: its text's encoding, what separates its fields, and the lines before its header."""
+    """The form of a table: encoding, separator of its fields, number of lines before the header, and the header."""
 
     encoding: str
     separator: str
@@ -45,7 +45,7 @@ class TableForm:
     header: tuple[str, ...]
 
     def place(self, name: str) -> int | None:
-        """Return where the column of this name stands, however its name is written; None where there is none."""
+        """Return the place of the column with this name, compared by :func:`plain_name`; None if there is none."""
         names = [plain_name(known) for known in self.header]
         return names.index(plain_name(name)) if plain_name(name) in names else None
 
@@ -60,7 +60,7 @@ def plain_name(name: str) -> str:
 
 
 def table_form(path: TableFile) -> TableForm:
-    """Return how a table is written, by its beginning; UsageError where it can't be read or is empty."""
+    """Find the form of a table from its beginning; UsageError if it can't be read or is empty."""
     try:
         with path.open("rb") as file:
             start = file.read(HEADER_BYTES)
@@ -84,16 +84,16 @@ def table_form(path: TableFile) -> TableForm:
 
 
 def _named_separator(line: str) -> tuple[str, ...]:
-    """Return the separator that Excel's own first line names, as in ``sep=;``; nothing for another line."""
+    """Return the separator that Excel's first line names, as in ``sep=;``; empty for any other line."""
     name = line.strip("\r\n ")
     return (name[4],) if name[:4].lower() == "sep=" and name[4:] in SEPARATORS else ()
 
 
 def read_texts(path: TableFile, columns: Sequence[str]) -> pd.DataFrame:
-    """Read columns as text; the index is the row's number in the file, rows without any of them are left out.
+    """Read columns as text. The index is the row's number in the file; rows that are empty in all columns are left out.
 
-    Raises UsageError where the file can't be read, WorkError where it lacks a column, has it twice, or has a row with
-    too many fields.
+    Raises UsageError if the file can't be read, WorkError if it lacks a column, has it twice, or has a row with too
+    many fields.
     """
     form = table_form(path)
     missing = [name for name in columns if form.place(name) is None]
@@ -105,7 +105,7 @@ def read_texts(path: TableFile, columns: Sequence[str]) -> pd.DataFrame:
         if counts[plain_name(name)] > 1:
             raise WorkError(f"{path}: has the column {name} {counts[plain_name(name)]} times; leave one of them")
     try:
-        # All columns, since pandas overlooks a row with too many fields where only some are asked for: a decimal comma
+        # Read all columns: with only some of them pandas overlooks a row with too many fields, and a decimal comma
         # would turn 0,5 into 0.
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -130,17 +130,17 @@ def read_texts(path: TableFile, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def to_numbers(texts: pd.Series) -> np.ndarray:
-    """Return the numbers that texts stand for, with a decimal point or comma, (N,) float64; NaN for no number."""
+    """Convert texts with a decimal point or comma to numbers (N,), float64; NaN for text that is no number."""
     numbers = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64, copy=True)
     rest = np.isnan(numbers)
     if rest.any():
-        with_point = texts[rest].str.replace(",", ".", regex=False)  # of two commas none gives a number
+        with_point = texts[rest].str.replace(",", ".", regex=False)  # a text with two commas is no number either way
         numbers[rest] = pd.to_numeric(with_point, errors="coerce")
     return numbers
 
 
 def checked_numbers(path: TableFile, column: pd.Series) -> np.ndarray:
-    """Convert a column of texts to float64; WorkError with its row for the first that is empty or no finite number."""
+    """Convert a column of texts to float64; WorkError, with the row, for a text that is empty or no finite number."""
     codes, texts = pd.factorize(column)
     values = to_numbers(pd.Series(texts, dtype=object))
     wrong = ~np.isfinite(values)
@@ -153,7 +153,7 @@ def checked_numbers(path: TableFile, column: pd.Series) -> np.ndarray:
 
 
 def first_row(mask: np.ndarray, rows: Sequence[int]) -> tuple[int, int]:
-    """Return the place of the first that ``mask`` (N,) marks, and its row's number in the file."""
+    """Return the place of the first True in ``mask`` (N,), and its row's number in the file."""
     place = int(np.argmax(mask))
     return place, int(rows[place])
 

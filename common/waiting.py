@@ -1,7 +1,7 @@
-"""Waits that end: for a process, a thread or a lock that may never answer, and starts that may fail, as one line each.
+"""Wait for processes, threads and locks without hanging for ever, and start processes with clear errors.
 
-Whatever the project waits for is waited for by :func:`wait_for`: loading processes, helpers that read files, the
-experiments of a sweep, folds, trackers, locks.
+All waits of the project use :func:`wait_for`: for loading processes, helpers that read files, experiments of a sweep,
+folds, trackers and locks.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from common.errors import WorkError
 
 R = TypeVar("R")
 
-LIMIT_S = 600.0  # without progress, after which nobody waits any longer
-RUN_LIMIT_S = 3 * LIMIT_S  # for a whole command, whose own waits end before
-SAVING_S = 120.0  # without progress, for one that was told to save its state
-DYING_S = 1.0  # after a signal that ends a process
+LIMIT_S = 600.0  # without progress until a wait gives up
+RUN_LIMIT_S = 3 * LIMIT_S  # for a whole command: its own waits must end first
+SAVING_S = 120.0  # without progress, for a process that was told to save its state
+DYING_S = 1.0  # for a process to end after SIGKILL
 LOOK_S = 0.5
 LOCK_POLL_S = 0.05
-LOOKS = 20  # at the progress, within a limit
+LOOKS = 20  # how often to look at the progress within a limit
 
 
 class Stalled(WorkError):
-    """What was waited for made no progress. The message says who waited for whom, and how long."""
+    """A wait gave up, since there was no progress. The message says who waited for what, and how long."""
 
 
 class StartFailed(WorkError):
-    """A process couldn't start. The message has its last words."""
+    """A process couldn't start. The message has the last line that it printed."""
 
 
 def wait_for(
@@ -44,10 +44,10 @@ def wait_for(
     limit_s: float = LIMIT_S,
     progress: Callable[[], object] | None = None,
 ) -> None:
-    """Return as soon as ``ready(seconds)`` says so, which itself waits so long at most.
+    """Call ``ready(seconds)``, which waits at most so long, until it returns True.
 
-    Raises Stalled, with ``waits`` ("the training waits for …"), after ``limit_s`` seconds, or where there is a
-    ``progress`` after as long a time in which what it returns stayed the same.
+    Raises Stalled after ``limit_s`` seconds. With ``progress``, the time starts again whenever the value that
+    ``progress()`` returns changes. ``waits`` begins the message: "the training waits for …".
     """
     looked = since = time.monotonic()
     seen = progress() if progress is not None else None
@@ -62,10 +62,10 @@ def wait_for(
 
 
 class Watchdog:
-    """Calls that block, and may block for good: what they wait for is ended then, from a thread, so that they fail."""
+    """Guards calls that may block for ever: a thread ends what they wait for, so that they fail."""
 
     def __init__(self, waits: str, end: Callable[[], object], limit_s: float) -> None:
-        """``waits`` as of :func:`wait_for`; ``end`` makes a call fail that takes ``limit_s`` seconds."""
+        """``waits`` as in :func:`wait_for`; ``end()`` makes a call fail that takes longer than ``limit_s`` seconds."""
         self.waits, self.end, self.limit_s = waits, end, limit_s
         self.since: float | None = None
         self.over = threading.Event()
@@ -79,7 +79,7 @@ class Watchdog:
         self.over.set()
 
     def wait(self, call: Callable[[], R]) -> R:
-        """Return ``call()``; Stalled where it took too long, whatever it raised then."""
+        """Return ``call()``; Stalled if it fails because it took too long."""
         self.since = time.monotonic()
         try:
             return call()
@@ -100,7 +100,7 @@ class Watchdog:
 
 
 def lock_file(file: int | IO[Any], waits: str, limit_s: float = LIMIT_S) -> None:
-    """Lock an open file or folder for this process alone. Stalled where another keeps it; OSError where none can."""
+    """Lock an open file or folder for this process; Stalled if another keeps it, OSError if locks don't work there."""
 
     def ready(seconds: float) -> bool:
         try:
@@ -114,7 +114,7 @@ def lock_file(file: int | IO[Any], waits: str, limit_s: float = LIMIT_S) -> None
 
 
 def start_process(command: Sequence[str], what: str, **options: Any) -> subprocess.Popen:
-    """Start ``command`` as subprocess.Popen does; StartFailed, naming ``what``, where no process is left."""
+    """Start ``command`` as subprocess.Popen does; StartFailed, naming ``what``, if no process can be started."""
     try:
         return subprocess.Popen(command, **options)
     except (OSError, subprocess.SubprocessError, MemoryError) as error:
@@ -122,7 +122,7 @@ def start_process(command: Sequence[str], what: str, **options: Any) -> subproce
 
 
 def start_failed(what: str, words: str) -> StartFailed:
-    """Return the error of a process that couldn't start; ``words``: all that it said, of which the last line counts."""
+    """Return the error for a process that couldn't start; it quotes the last line of its output ``words``."""
     last = (words.strip().splitlines() or ["it said nothing"])[-1].strip()
     return StartFailed(
         f"{what} can't be started ({last}); that takes memory and free processes: look at ulimit -v, ulimit -u and the "
@@ -131,17 +131,17 @@ def start_failed(what: str, words: str) -> StartFailed:
 
 
 def activity(pid: int) -> tuple[int, int]:
-    """Return what a process and its descendants did so far: whole seconds of processors, MB read and written.
+    """Return the work of a process and its descendants so far: whole seconds of processor time, MB read and written.
 
-    What waits for ever stays below a second's work even where it looks up now and then. A process that ended: (0, 0).
+    A process that waits for ever stays below one second, even if it polls. A process that ended gives (0, 0).
     """
-    import psutil  # here, since helpers import this module
+    import psutil  # here: small helper processes import this module
 
     seconds, transferred = 0.0, 0
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         for one in (process, *process.children(recursive=True)):
-            with suppress(psutil.Error, AttributeError):  # it ended meanwhile; no such count on this system
+            with suppress(psutil.Error, AttributeError):  # it ended meanwhile, or the system has no such count
                 seconds += sum(one.cpu_times()[:2])
                 counts = one.io_counters()
                 transferred += counts.read_bytes + counts.write_bytes
@@ -151,10 +151,10 @@ def activity(pid: int) -> tuple[int, int]:
 def run_to_end(
     process: subprocess.Popen, waits: str, limit_s: float = RUN_LIMIT_S, look: Callable[[], object] = lambda: None
 ) -> str:
-    """Wait for the end of a process that leads a session; return what it wrote to stdout, where that is a pipe.
+    """Wait until a process that leads a session ends; return what it wrote to stdout if that is a pipe.
 
-    ``look`` is called now and then meanwhile, and at the end. A process in which nothing moves for ``limit_s`` seconds
-    is ended, and Stalled says so.
+    Call ``look`` about twice a second, and at the end. If the process does no work for ``limit_s`` seconds, end it and
+    raise Stalled.
     """
     said: list[str] = []
 
@@ -173,7 +173,7 @@ def run_to_end(
 
 
 def end_process(process: subprocess.Popen, limit_s: float = RUN_LIMIT_S) -> bool:
-    """Have a process that leads a session save its state (SIGTERM) and end; kill it, with what it started, if it hangs.
+    """Ask a process that leads a session to save its state and end (SIGTERM); if it hangs, kill its whole session.
 
     Return whether it ended by itself.
     """
@@ -190,7 +190,7 @@ def end_process(process: subprocess.Popen, limit_s: float = RUN_LIMIT_S) -> bool
     except Stalled:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        ended(DYING_S)  # not even a signal reaches one that waits in the kernel, as for a lost disk
+        ended(DYING_S)  # a process that waits in the kernel, as for a lost disk, gets no signal
         return False
 
 

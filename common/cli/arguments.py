@@ -1,7 +1,7 @@
-"""Command-line options from frozen dataclasses: one field is one option with its type, default, help and range.
+"""Command-line options from frozen dataclasses: each field is one option with its type, default, help and range.
 
-No option is known by name here. ``--config file.yaml`` is expanded into arguments that stand before the command
-line's own, so that a value from a file passes the same checks as a flag and a flag wins over the file.
+This module knows no option by name. ``--config file.yaml`` is expanded into arguments before those of the command line.
+So values from a file pass the same checks as flags, and a flag overrides the file.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from common.errors import UsageError, nearest
 
 ConfigT = TypeVar("ConfigT")
 
-LISTED_CHOICES = 12  # longer lists hide the suggestion that follows them
+LISTED_CHOICES = 12  # a longer list would hide the suggestion after it
 CONFIG_FLAG = "config"
 NONE_WORDS = ("none", "null", "~", "")
 BOOLEAN_WORDS = {"0": False, "1": True, "false": False, "true": True}
 REQUIRED: Any = dataclasses.MISSING
 EXAMPLES = 3
-LARGEST = 2**31 - 1  # whole number that an option takes, where its field doesn't say
+LARGEST = 2**31 - 1  # whole number that an option takes unless its field says otherwise
 
 
 class Shown(typing.NamedTuple):
-    """One option as people read it: its field, its flag, the form of its values, its default, its meaning."""
+    """One option for people to read: field, flag, form of its values, default and meaning."""
 
     name: str
     flag: str
@@ -43,7 +43,7 @@ class Shown(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What the command line needs to know of a field beside its type and default."""
+    """What the command line needs to know about a field besides its type and default."""
 
     help: str
     choices: tuple[str, ...] = ()
@@ -73,12 +73,12 @@ def option(
 ) -> Any:
     """Declare a field of a configuration dataclass.
 
-    ``default`` may be :data:`REQUIRED`. ``minimum`` and ``maximum`` are inclusive. ``parse`` turns text into a value of
-    a type that is not built in (it raises ValueError with a sentence) and ``form`` turns the value back into that
-    text. ``positional`` options have no flag and take one or more values (their type is a tuple). ``metavar`` is shown
-    by ``--help`` in place of the choices or the type. ``changeable``: may be another one when a run is resumed, since
-    it does not change the result. ``own_rows``: it also takes the dotted path of a row of the user's own;
-    see :func:`common.cli.choices.choose`.
+    - ``default`` may be :data:`REQUIRED`; ``minimum`` and ``maximum`` are inclusive.
+    - ``parse`` turns text into a value (it raises ValueError with a sentence), ``form`` turns the value back into text.
+    - ``positional``: the option has no flag and takes one or more values; its type is a tuple.
+    - ``metavar``: what ``--help`` shows instead of the choices or the type.
+    - ``changeable``: a resumed run may change it, since it doesn't change the result.
+    - ``own_rows``: it also takes the path of a row of the user's own, see :func:`common.cli.choices.choose`.
     """
     spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional, metavar, changeable, own_rows)
     return dataclasses.field(default=default, metadata={"option": spec})
@@ -89,22 +89,22 @@ def parse_args(
 ) -> ConfigT:
     """Build a ``config_class`` from a command line: default < ``saved`` < ``--config file.yaml`` < flag.
 
-    ``saved`` are options in :func:`to_dict`'s form.
+    ``saved`` are options in the form of :func:`to_dict`. ``--help`` prints and exits with 0.
 
-    Raises :class:`UsageError` with one line for an unknown flag (naming the nearest), a wrong type, choice or range,
-    a required option that is missing, or a YAML file that can't be used. ``--help`` prints and exits with 0.
+    Raises :class:`UsageError` with one line for an unknown flag (naming the nearest), a wrong type, choice or range, a
+    missing required option, or a YAML file that can't be used.
     """
     return _build(config_class, _named_values(config_class, argv, saved))
 
 
 def parse_mode(command: type, argv: Sequence[str] | None = None) -> Any:
-    """Build the configuration of the mode of ``command`` that the given options choose; see :func:`parse_args`.
+    """Build the configuration of the mode of ``command`` that the options choose; see :func:`parse_args`.
 
-    ``command`` inherits from the classes of its modes, and ``command.modes`` names them. The option ``chosen_by`` of a
-    mode chooses it; the last mode has none and stands for the rest. With the modes ``AuditConfig`` (chosen by
-    ``audit``) and ``SplitConfig``, ``--audit=a.csv`` gives an ``AuditConfig``, no flag at all a ``SplitConfig``.
+    ``command`` inherits from the classes of its modes, and ``command.modes`` lists them. A mode's ``chosen_by`` is the
+    option that chooses it; the last mode has none and is the default. With the modes ``AuditConfig`` (chosen by
+    ``audit``) and ``SplitConfig``, ``--audit=a.csv`` gives an ``AuditConfig``, and no flag a ``SplitConfig``.
 
-    Raises UsageError, naming it, for an option that only other modes have.
+    Raises UsageError for an option that only other modes have.
     """
     named = _named_values(command, argv)
     fields = command.__dataclass_fields__  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ def parse_mode(command: type, argv: Sequence[str] | None = None) -> Any:
 
 
 def _describe_foreign(name: str, mode: Any, homes: Sequence[Any]) -> str:
-    """Return the refusal of an option that belongs to the modes ``homes``."""
+    """Return the error message for an option that belongs only to the modes ``homes``."""
     if mode.chosen_by:
         titles = " and ".join(f"'{_title(home)}'" for home in homes)
         return f"--{name} doesn't go with --{mode.chosen_by}, leave it out; it belongs to {titles}"
@@ -129,7 +129,7 @@ def _describe_foreign(name: str, mode: Any, homes: Sequence[Any]) -> str:
 def _named_values(
     config_class: type, argv: Sequence[str] | None, saved: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the values of the options that are named anywhere; errors as :func:`parse_args`."""
+    """Return the options given on the command line, in files or in ``saved``; errors as :func:`parse_args`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _build_parser(config_class)
     config_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -157,7 +157,7 @@ def _named_values(
 
 
 def _build(config_class: type[ConfigT], named: Mapping[str, Any]) -> ConfigT:
-    """Build a configuration from the options that are named; UsageError where a required one is not."""
+    """Build a configuration from the given options; UsageError if a required one is missing."""
     missing = [
         name for name, (_, spec) in _fields(config_class).items() if name not in named and _required(config_class, name)
     ]
@@ -173,32 +173,32 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(config_class: type[ConfigT], values: Mapping[str, Any], source: str = "configuration") -> ConfigT:
-    """Build a ``config_class`` from :func:`to_dict`'s form, with the checks of a command line; ``source`` names it."""
+    """Build a ``config_class`` from the form of :func:`to_dict`, with all checks; errors name ``source``."""
     arguments = _expand(config_class, values, source)
     _check_values(_build_parser(config_class), arguments, source)
     return parse_args(config_class, arguments)
 
 
 def given_options(config: Any, prefix: str, *without: str) -> dict[str, Any]:
-    """Return the options whose names start with ``prefix``, but ``without``; what the user didn't give is None."""
+    """Return the options whose names start with ``prefix``, except ``without``; those not given are None."""
     names = [field.name for field in dataclasses.fields(config) if field.name.startswith(prefix)]
     return {name: getattr(config, name) for name in names if name not in without}
 
 
 def changeable_options(config_class: type) -> set[str]:
-    """Return the names of the options that a resumed run may be given anew."""
+    """Return the names of the options that a resumed run may change."""
     return {name for name, (_, spec) in _fields(config_class).items() if spec.changeable}
 
 
 def refuse_given(config: Any, names: Iterable[str], why: str) -> None:
-    """Raise UsageError, "--name ``why``", for the first of ``names`` that has another value than its default."""
+    """Raise UsageError "--name ``why``" for the first of ``names`` whose value is not its default."""
     for name in names:
         if getattr(config, name) != config.__dataclass_fields__[name].default:
             raise UsageError(f"--{name} {why}")
 
 
 def option_groups(config_class: type) -> dict[str, list[Shown]]:
-    """Return the options by the title of their group, ordered as in ``--help``; the command's own have no title."""
+    """Return the options by the title of their group, in the order of ``--help``; the command's own have no title."""
     hints = typing.get_type_hints(config_class)
     groups: dict[str, list[Shown]] = {}
     for owner in reversed(config_class.__mro__):
@@ -242,7 +242,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=110)
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        """Leave out the list of all flags: the groups below show them with their meaning."""
+        """Leave out the list of all flags, since the groups below explain them."""
         positional = [action for action in actions if not action.option_strings]
         names = "".join(f" {action.metavar} [{action.metavar} ...]" for action in positional)
         super().add_usage(f"python {self._prog}{names} [--flag=value ...]", [], [], prefix)
@@ -275,7 +275,7 @@ def _add_option(group: Any, shown: Shown, hint: Any, spec: Option) -> None:
 
 
 class _Converter:
-    """Text to value, with every check; argparse shows the message of what it raises."""
+    """Converts text to a value with all checks; argparse shows the message of its errors."""
 
     def __init__(self, kind: Any, optional: bool, spec: Option) -> None:
         self.kind = typing.get_args(kind)[0] if spec.positional else kind
@@ -376,10 +376,10 @@ def _describe_unknown(config_class: type, argument: str) -> str:
 
 
 def _check_values(parser: argparse.ArgumentParser, arguments: list[str], source: str) -> None:
-    """Parse what a file says on its own, so that an error in it names the file."""
+    """Parse the arguments of a file separately, so that an error names the file."""
     flags = [argument for argument in arguments if argument.startswith("--")]
     try:
-        parser.parse_known_args([*flags, "anything"])  # positional values may stand on the command line instead
+        parser.parse_known_args([*flags, "anything"])  # positional values may be on the command line
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
 
@@ -391,7 +391,7 @@ def _read_yaml(path: Path, source: str) -> dict[str, Any]:
 
     try:
         text = read_text(path)
-        # Every scalar as the text it is: "1e-3", "007" and "yes" mean the same as on the command line.
+        # Keep every scalar as text: "1e-3", "007" and "yes" then mean the same as on the command line.
         document = parse_yaml(text, texts=True)
     except OSError as error:
         raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
@@ -403,7 +403,7 @@ def _read_yaml(path: Path, source: str) -> dict[str, Any]:
         raise UsageError(f"{source}: must hold lines of the form 'option: value'")
     names = [str(key.value) for key, _ in yaml.compose(text, Loader=yaml.BaseLoader).value]
     repeated = [name for name in names if names.count(name) > 1]
-    if repeated:  # YAML itself forbids it, its reader takes the last without a word
+    if repeated:  # YAML forbids this, but its reader silently takes the last one
         raise UsageError(f"{source}: option {repeated[0]!r} stands there twice")
     return document
 

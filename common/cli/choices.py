@@ -1,4 +1,4 @@
-"""Rows of the tables that options choose from, and the rule that a choice is never given what it doesn't know."""
+"""Tables that options choose from: their rows, and the check that a choice knows the options given with it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 
 from common.errors import UsageError, nearest
 
-PROJECT = Path(__file__).parent.parent.parent  # where modules of your own lie
+PROJECT = Path(__file__).parent.parent.parent  # the folder for modules of your own
 
 
 @dataclass(frozen=True)
 class Row:
-    """One choice: its name on the command line, what it is, and the options that it knows with their defaults.
+    """One choice: its name on the command line, a summary, and the options that it knows with their defaults.
 
-    ``parameters`` maps an option's name (``optim_momentum``) to the value it has where the user gives none; this is the
-    only place where that default is written.
+    ``parameters`` maps an option's name (``optim_momentum``) to its default for this choice. The default is written
+    nowhere else.
     """
 
     name: str
@@ -37,7 +37,7 @@ def table(rows: Iterable[RowT]) -> dict[str, RowT]:
 def choose(option: str, name: str, rows: Mapping[str, RowT]) -> RowT:
     """Return the row called ``name``, or the row of your own that a dotted path names: ``examples.kind.HISTOGRAM``.
 
-    Raises UsageError, naming the nearest, where ``--option`` has no such choice.
+    Raises UsageError, naming the nearest choice, if ``--option`` has no such choice.
     """
     if name in rows:
         return rows[name]
@@ -47,13 +47,13 @@ def choose(option: str, name: str, rows: Mapping[str, RowT]) -> RowT:
 
 
 def is_dotted_path(text: str) -> bool:
-    """Whether a text may name something in a module: ``examples.kind.HISTOGRAM``."""
+    """Whether a text has the form of a path to something in a module, as ``examples.kind.HISTOGRAM``."""
     parts = text.split(".")
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
 def own_row(option: str, path: str, kind: type[RowT]) -> RowT:
-    """Return the row that a dotted path names; UsageError where there is none, or it is no row of ``--option``."""
+    """Return the row that a dotted path names; UsageError if there is none or it is no row for ``--option``."""
     module, _, name = path.rpartition(".")
     file = own_file(module)
     if not file.is_file():
@@ -65,18 +65,18 @@ def own_row(option: str, path: str, kind: type[RowT]) -> RowT:
 
 
 def own_file(module: str) -> Path:
-    """Return where a module of the user's own lies: in this project's folder, whether it is there or not.
+    """Return the file of a module of the user's own, in this project's folder, whether it exists or not.
 
-    Nothing else is imported by its name. A checkpoint holds such names too, so that one from elsewhere could make its
-    reader import what the reader did not put there.
+    Modules elsewhere are never imported by name: checkpoints hold such names too, and a stranger's checkpoint could
+    otherwise import any module.
     """
     return PROJECT.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def settings(option: str, row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of every option that ``row`` knows: the ``given`` one, or its default where that is None.
+    """Return the value of every option that ``row`` knows: the ``given`` value, or the default if that is None.
 
-    Raises UsageError, naming the choice and what it knows, for an option that is given and that ``row`` doesn't know.
+    Raises UsageError, listing the known options, for a given option that ``row`` doesn't know.
     """
     for name, value in given.items():
         if value is not None and name not in row.parameters:
@@ -86,7 +86,7 @@ def settings(option: str, row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(rows: Mapping[str, Row]) -> list[str]:
-    """Return a line for each row: name, summary, and the options it knows with their defaults."""
+    """Return a line for each row: name, summary, and the options that it knows with their defaults."""
     width = max(map(len, rows))
     return [
         f"{name:{width}}  {row.summary}" + "".join(f" --{key}={_text(value)}" for key, value in row.parameters.items())
@@ -95,12 +95,12 @@ def describe(rows: Mapping[str, Row]) -> list[str]:
 
 
 def summaries(rows: Mapping[str, Row]) -> str:
-    """Return what the rows are, for the help of an option: ``mean: mean of the probabilities; logit: …``."""
+    """Return names and summaries for the help of an option: ``mean: mean of the probabilities; logit: …``."""
     return "; ".join(f"{name}: {row.summary}" for name, row in rows.items())
 
 
 def load(path: str) -> Any:
-    """Return what a dotted path names, such as ``torch.optim.SGD``; the module is imported only now."""
+    """Import a module and return what a dotted path names in it, such as ``torch.optim.SGD``."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 

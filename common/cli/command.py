@@ -15,15 +15,15 @@ from common.errors import EXIT_USAGE, EXIT_WORK, UserError, shortened
 P = ParamSpec("P")
 R = TypeVar("R")
 EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141  # as a shell says it of one that SIGPIPE ended
-NO_SPACE = "failed to map segment"  # what the loader of shared libraries says where no memory is left
+EXIT_BROKEN_PIPE = 141  # what a shell reports after SIGPIPE
+NO_SPACE = "failed to map segment"  # message of the loader of shared libraries without memory
 
 
 def command(main: Callable[P, R]) -> Callable[P, R]:
     """Wrap an entry point: a :class:`UserError` becomes one line on stderr and its exit code, Ctrl-C becomes 130.
 
-    Where the reader of stdout is gone (``| head``) the rest is left unsaid. Everything else keeps its traceback, since
-    it is a fault of ours and not of the user's.
+    If the reader of stdout is gone (``| head``), end quietly. Other exceptions keep their traceback: they are our
+    faults, not the user's.
     """
 
     @functools.wraps(main)
@@ -37,7 +37,7 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
             raise SystemExit(EXIT_BROKEN_PIPE) from None
         except UserError as error:
-            line = " ".join(str(error).splitlines())  # a file's name may hold a line break
+            line = " ".join(str(error).splitlines())  # a file name may hold a line break
             print(f"{error.prefix}{line}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
         except OSError as error:

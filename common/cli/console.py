@@ -1,4 +1,4 @@
-"""What a command says: how much of it (``--verbosity``), and bars that suit terminals, log files and CI alike."""
+"""Console output: how much a command prints (``--verbosity``), and progress bars for terminals, log files and CI."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 QUIET, NORMAL, ALL = 0, 1, 2
-FILE_ONLY = "file_only"  # marks a log record that the console gets in another way
-LINE_S = 60.0  # between two lines of a bar where no terminal shows it
+FILE_ONLY = "file_only"  # marks a log record that reaches the console in another way
+LINE_S = 60.0  # between two lines of a bar without a terminal
 FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 _level = NORMAL
 
 
 def verbosity() -> int:
-    """Return how much the command says: QUIET, NORMAL or ALL."""
+    """Return how much the command prints: QUIET, NORMAL or ALL."""
     return _level
 
 
 def set_verbosity(level: int, reads: object = None) -> None:
-    """Say as much as ``level`` allows until the command ends, whose main function :func:`restored` surrounds.
+    """Print as much as ``level`` allows until the command ends; :func:`restored` must surround its main function.
 
-    ``reads``: what the command reads first, which a terminal shows at once: imports alone may take many seconds.
-    QUIET: stdout is kept back but for the path of the result, the last line that is one; stderr has warnings and errors
-    only. ALL: stderr also has all that is logged.
+    - QUIET: stdout gets only the path of the result (its last line that is a path), stderr only warnings and errors.
+    - ALL: stderr also gets everything that is logged.
+
+    ``reads`` is what the command reads first. A terminal shows it at once, since imports may take many seconds.
     """
     global _level
     _level = level
@@ -46,7 +47,7 @@ def set_verbosity(level: int, reads: object = None) -> None:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Undo :func:`set_verbosity` at the end; print the result that was kept back with the rest, if all went well."""
+    """Undo :func:`set_verbosity` at the end; after success print the result that QUIET kept back."""
     global _level
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
@@ -61,27 +62,27 @@ def restored() -> Iterator[None]:
             root.removeHandler(handler)
     if kept is not sys.stdout:
         lines = [line for line in kept.getvalue().splitlines() if line]
-        paths = [line for line in lines if os.path.exists(line)]  # noqa: PTH110 - Path refuses what can't be one
+        paths = [line for line in lines if os.path.exists(line)]  # noqa: PTH110 - Path raises for some texts
         print("".join(f"{line}\n" for line in (paths or lines)[-1:]), end="")
 
 
 def tell(line: str) -> None:
-    """Print a line on stderr, above a bar that stands there; nothing where the user wants it quiet."""
-    from tqdm import tqdm  # here, so that --help needs none of it
+    """Print a line on stderr, above any progress bar; print nothing if QUIET."""
+    from tqdm import tqdm  # here: --help doesn't need it
 
     if _level != QUIET:
         tqdm.write(line, file=sys.stderr)
 
 
 def say(line: str) -> None:
-    """Print a line of the result on stdout, above a bar that stands there."""
+    """Print a line of the result on stdout, above any progress bar."""
     from tqdm import tqdm
 
     tqdm.write(line, file=sys.stdout)
 
 
 def progress(*iterable: Any, **options: Any) -> tqdm:
-    """Return a tqdm bar on stderr; where that is no terminal, a line a minute; where it shall be quiet, neither."""
+    """Return a tqdm bar on stderr; without a terminal it prints a line each minute, if QUIET nothing."""
     from tqdm import tqdm
 
     if _level == QUIET:
@@ -94,7 +95,7 @@ def progress(*iterable: Any, **options: Any) -> tqdm:
 
 
 def _draws() -> bool:
-    """Whether stderr is a terminal; one without a width (of some CI systems) shows no bar."""
+    """Whether stderr is a terminal that can show a bar; those of some CI systems have no width."""
     try:
         return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):
@@ -102,7 +103,7 @@ def _draws() -> bool:
 
 
 class _Lines(io.TextIOBase):
-    """Takes what tqdm draws again and again in one place, and prints each as a line."""
+    """A file for tqdm that prints every state of the bar as a line of its own."""
 
     def write(self, text: str) -> int:
         line = text.strip("\r\n ")

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it is told, and stops where it can be continued from."""
+"""Signals that ask a run to stop: the run saves its state first, so that it can continue later."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 def heard_signals() -> tuple[signal.Signals, ...]:
-    """Return SIGTERM, SIGUSR1 (what schedulers send ahead), Ctrl-C, and SIGHUP (a lost terminal) but under nohup."""
+    """Return SIGTERM, SIGUSR1 (a scheduler's warning), Ctrl-C, and SIGHUP (a lost terminal) except under nohup."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return tuple(number for number in SIGNALS if number != signal.SIGHUP or not nohup)
 
 
 def leave_lost_terminal() -> None:
-    """Send what is written from here on nowhere where the terminal is gone: each word would be an error."""
-    for descriptor in (1, 2):  # stdout and stderr, whatever Python has in their place
+    """If the terminal is gone, discard all further output, which would raise errors."""
+    for descriptor in (1, 2):  # stdout and stderr, even if Python replaced them
         try:
             os.write(descriptor, b"")
         except OSError:
@@ -30,9 +30,9 @@ def leave_lost_terminal() -> None:
 
 @contextmanager
 def interruptible(request: Callable[[], None]) -> Iterator[None]:
-    """Within this context the signals of :func:`heard_signals` call ``request``, with a line.
+    """Call ``request`` and print a line for each signal of :func:`heard_signals` within this context.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. In a thread, which can't hear signals, nothing changes.
+    A second Ctrl-C raises KeyboardInterrupt at once. In a thread, which gets no signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -59,6 +59,6 @@ def interruptible(request: Callable[[], None]) -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Leave the signals of :func:`interruptible` to the parent: they often go to the whole group of processes."""
+    """Ignore these signals in a child process: they often go to the whole group, and the parent handles them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

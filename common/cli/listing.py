@@ -1,4 +1,4 @@
-"""What ``--list`` prints: the rows of a table, models, transform files. Imports only what the question needs."""
+"""Output of ``--list``: rows of a table, models, or transform files. It imports only what it needs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def listing(question: str) -> list[str]:
 
 
 def model_names(pattern: str) -> list[str]:
-    """Return timm's models that match ``pattern`` (with * and ?, or a part of the name), and which have weights."""
+    """Return timm's models that match ``pattern`` (with * and ?, or part of a name), and say which have weights."""
     import timm
 
     names = timm.list_models()

@@ -1,6 +1,6 @@
-"""Values of options that are written as text of their own: names, numbers, windows, folds, weight files.
+"""Option values with a text form of their own: names, numbers, windows, folds, weight files.
 
-A ``parse_…`` reads the text and raises ValueError with a sentence; a ``format_…`` writes what it reads.
+``parse_…`` reads the text and raises ValueError with a sentence. ``format_…`` writes a value back as text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 Windows = tuple[tuple[float, float], ...]
 
-HOLDOUT = "holdout"  # as a fold: all folds train, what was kept out of them validates
+HOLDOUT = "holdout"  # value of --data_fold: all folds train, the hold-out validates
 
 _WINDOW = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
@@ -37,7 +37,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
-    """Read ``0.9,0.999``; ValueError for what is no number, negative or not finite."""
+    """Read ``0.9,0.999``; ValueError if a part is no number, negative or not finite."""
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -53,7 +53,7 @@ def format_numbers(numbers: tuple[float, ...] | None) -> str:
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """Read ``1,2,0.5``; ValueError as :func:`parse_numbers`, and where all are 0."""
+    """Read ``1,2,0.5``; ValueError as :func:`parse_numbers`, and if all are 0."""
     weights = parse_numbers(text)
     if sum(weights) == 0:
         raise ValueError(f"{text!r}: weights must not all be 0")
@@ -61,7 +61,7 @@ def parse_weights(text: str) -> tuple[float, ...]:
 
 
 def parse_folds(text: str) -> int | str | tuple[int, ...]:
-    """Read a fold's number, several (``0,1,2``) as a tuple, ``all`` as an empty one, or ``holdout``; or ValueError."""
+    """Read a fold: ``0``, several as a tuple (``0,1,2``), ``all`` as (), or ``holdout``; ValueError otherwise."""
     if text.strip().lower() == "all":
         return ()
     if text.strip().lower() == HOLDOUT:
@@ -83,6 +83,6 @@ def format_folds(folds: int | str | tuple[int, ...]) -> str:
 
 
 def parse_weight_file(text: str) -> Path:
-    """Return the path that a text names; of an experiment's folder that of its best weights."""
+    """Return the path that a text names; for an experiment's folder its best.pt."""
     path = Path(text)
     return path / "best.pt" if (path / "best.pt").is_file() else path
