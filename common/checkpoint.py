@@ -1,4 +1,4 @@
-"""Checkpoints: a dict of plain types and tensors, written whole or not at all, read without unpickling objects."""
+"""Checkpoints: dicts of plain types and tensors, written atomically, read without unpickling objects."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FORMAT_VERSION = 1
 WRAPPED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 BEST_WEIGHTS = "best"
 BEST, LAST, PREVIOUS = "best.pt", "last.pt", "previous.pt"
-RAW = "raw"  # the name, beside those of the averages, of the weights that are trained
+RAW = "raw"  # name of the trained weights, beside the averages' names
 
-# The one list of keys. Every checkpoint has the required ones, which predict and evaluate need; last.pt also has
-# the optional ones, which going on with a run needs.
+# The one list of keys. Every checkpoint has the required ones, which predict and evaluate need. last.pt also has the
+# optional ones, which resuming needs.
 REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
     "format_version": int,
     "model": dict,  # state_dict
@@ -38,12 +38,11 @@ REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
     "iteration": int,  # finished micro-batches
     "step": int,  # finished optimizer updates
     "metrics": dict,  # of the last validation
-    "averages": dict,  # name (ema, swa) -> its state, with the averaged state_dict under "model"; none: {}
-    "best_weights": str,  # raw, or the average's name, whose metric was the best
+    "averages": dict,  # name (ema, swa) -> state, with the averaged state_dict under "model"; {} without averages
+    "best_weights": str,  # the weights with the best metric: raw or an average's name
 }
-# What best.pt also has: how the training's images were stored, so that others can be brought to the same form, and the
-# hash of the images and labels that it was trained and validated on; what it and its ancestors learnt from (see
-# common/lineage.py).
+# best.pt also has: how the training's images were stored, so that others can be brought to the same form; the hash of
+# the images and labels of training and validation; and what it and its ancestors learnt from (see common/lineage.py).
 DESCRIPTIVE_KEYS = (*REQUIRED_KEYS, "images", "data_hash", "lineage")
 OPTIONAL_KEYS = (
     "images",
@@ -63,16 +62,16 @@ PLAIN_TYPES = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Paramet
 DICT_TYPES = (dict, OrderedDict, Counter)
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
-MOST_PICKLE_BYTES = 2**25  # of the part that is no tensor; a run's is some hundred kilobytes
-MOST_VALUES, MOST_DEPTH = 1_000_000, 40  # values shared by several places are counted in each
-MOST_SHARED = 8  # times that a file's numbers may be used: layers share weights, averages begin as the weights
+MOST_PICKLE_BYTES = 2**25  # of the part without tensors; a run has some hundred kilobytes
+MOST_VALUES, MOST_DEPTH = 1_000_000, 40  # a value counts at each place that shares it
+MOST_SHARED = 8  # uses of a file's numbers: layers share weights, and averages begin as the weights
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
     """Write ``contents`` and the format version to ``path``, atomically.
 
-    Raises ValueError for a key that is missing or not in the list above, and for a value that is neither a plain type
-    nor a tensor, naming where it stands (both are faults of ours); WorkError for a full or read-only disk.
+    Raises WorkError for a full or read-only disk. Two bugs raise ValueError: a key that is missing or not in the list
+    above, and a value that is neither a plain type nor a tensor; the message names its place.
     """
     contents = {**contents, "format_version": FORMAT_VERSION}
     missing = [key for key in REQUIRED_KEYS if key not in contents]
@@ -88,8 +87,8 @@ def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project onto the CPU and check its format and keys.
 
-    Raises UsageError where ``path`` is no file, WorkError where it is cut, damaged, a pickle, of another program
-    or of a newer version of this one; the message names what beside it can be used.
+    Raises UsageError if ``path`` is no file, WorkError if it is cut, damaged, a pickle, from another program or from a
+    newer version of this one. The message names usable checkpoints beside it.
     """
     try:
         return _load(path)
@@ -98,7 +97,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _instead(path: Path) -> str:
-    """Return the end of a message that names the whole checkpoints of the project beside ``path``."""
+    """Return the end of a message that names the usable checkpoints beside ``path``."""
     usable = []
     for other in sorted(path.parent.glob("*.pt"), key=lambda file: file.name != PREVIOUS):
         with suppress(WorkError, UsageError):
@@ -120,16 +119,16 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def metric_key(key: str, weights: str) -> str:
-    """Return the metric's key for ``weights``: valid/x is valid/x for the trained ones and valid_ema/x for ema."""
+    """Return the metric's key for ``weights``: valid/x stays valid/x for the trained ones, is valid_ema/x for ema."""
     prefix, _, name = key.partition("/")
     return key if weights == RAW else f"{prefix}_{weights}/{name}"
 
 
 def chosen_weights(checkpoint: dict[str, Any], choice: str = BEST_WEIGHTS) -> tuple[str, dict[str, torch.Tensor]]:
-    """Return the name (raw, or an average's) and the state_dict of the weights of ``choice``.
+    """Return the name (raw, or an average's) and the state_dict of the chosen weights.
 
-    :data:`BEST_WEIGHTS` are those that validated best. Raises UsageError, naming what there is, for an average that the
-    checkpoint doesn't have.
+    :data:`BEST_WEIGHTS` chooses those that validated best. Raises UsageError, naming the known ones, for an average
+    that the checkpoint doesn't have.
     """
     name = checkpoint["best_weights"] if choice == BEST_WEIGHTS else choice
     if name == RAW:
@@ -141,20 +140,20 @@ def chosen_weights(checkpoint: dict[str, Any], choice: str = BEST_WEIGHTS) -> tu
 
 
 def load_weights_file(path: Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a model onto the CPU: of a checkpoint of this project, or a plain state_dict of torch.
+    """Read a model's weights onto the CPU, from a checkpoint of this project or a plain state_dict of torch.
 
-    timm's and torchvision's training scripts, Lightning and torch before 1.6 write other forms, which are read too.
-    Raises the errors of :func:`load_checkpoint`.
+    The forms of timm's and torchvision's training scripts, of Lightning and of torch before 1.6 are read too. Errors as
+    :func:`load_checkpoint`.
     """
     contents = _read(path)
-    for key in WRAPPED_KEYS:  # timm's and torchvision's reference scripts save the state_dict beside other things
+    for key in WRAPPED_KEYS:  # timm's and torchvision's scripts save the state_dict beside other things
         if isinstance(contents, dict) and "format_version" not in contents and _is_state_dict(contents.get(key)):
             return contents[key]
     return contents if _is_state_dict(contents) else chosen_weights(_check_contents(path, contents))[1]
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Refuse what ``weights_only`` would not load back: exact types, since np.float64 is a float and still refused."""
+    """Refuse what ``weights_only`` would not load back. It compares exact types: np.float64 is refused."""
     if type(value) in DICT_TYPES:
         for key, item in value.items():
             if type(key) not in (str, int):
@@ -171,7 +170,7 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def _write(path: Path, contents: dict[str, Any]) -> None:
-    """torch.save to an open file. torch's writer may hide the file's OSError in a RuntimeError: bring it back."""
+    """torch.save to an open file. torch may hide the file's OSError in a RuntimeError: raise the OSError."""
     try:
         with path.open("wb") as file:
             torch.save(contents, file)
@@ -183,14 +182,14 @@ def _write(path: Path, contents: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> Any:
-    """Return what torch.load finds in ``path``; every way in which that fails becomes one line."""
+    """Return what torch.load finds in ``path``. Every failure becomes an error of one line."""
     _check_is_file(path)
     try:
         check_written(path)
         _check_archive(path)
-        # timm and torchvision save the options of a training beside its weights, and nothing of a Namespace is run.
+        # timm and torchvision save a training's options beside its weights. Loading a Namespace runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of the form before 1.6 in a newer pickle's words
+            warnings.simplefilter("ignore", UserWarning)  # about the form before 1.6 with a newer pickle
             contents = torch.load(path, map_location="cpu", weights_only=True)
         _check_size(contents, path.stat().st_size)
         return contents
@@ -223,12 +222,12 @@ def _check_is_file(path: Path) -> None:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what is no whole torch archive (a zip file). torch skips the checksums, so they are checked here."""
+    """Refuse what is not a complete torch archive (a zip file). torch skips the checksums; they are checked here."""
     with path.open("rb") as file:
         start = file.read(len(ZIP_MAGIC))
     if not start:
         raise WorkError(f"{path}: is empty")
-    if start.startswith(PICKLE_MAGIC):  # the form of torch before 1.6: numbers and tensors are read of it too
+    if start.startswith(PICKLE_MAGIC):  # the form of torch before 1.6, whose numbers and tensors are read too
         return
     if not start.startswith(ZIP_MAGIC[: len(start)]):
         raise WorkError(f"{path}: not a file of torch; give a checkpoint of this project, such as best.pt")
@@ -284,9 +283,9 @@ def _check_contents(path: Path, contents: Any) -> dict[str, Any]:
 
 
 def _check_size(contents: Any, file_bytes: int) -> None:
-    """Raise ValueError where walking the contents would take for ever, or their numbers more memory than the file has.
+    """Raise ValueError if walking the contents would take forever, or their tensors more memory than the file has.
 
-    Values that share parts grow by each level. A tensor of a stride of 0 says the same number any number of times.
+    Values that share parts multiply at each level. A tensor with a stride of 0 repeats a number any number of times.
     """
     around, count, tensor_bytes = [(contents, 0)], 0, 0
     while around:
@@ -307,7 +306,7 @@ def _check_size(contents: Any, file_bytes: int) -> None:
 
 
 def _plain_mapping(most: int) -> Callable[[Any], bool]:
-    """Return a check for a dict of at most ``most`` plain values, no tensors, however they are nested."""
+    """Return a check for a dict of at most ``most`` plain values, nested in any way, without tensors."""
 
     def check(value: Any) -> bool:
         around, count = [value], 0
@@ -333,7 +332,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-# What a key of a checkpoint must be beyond its type: files may be anybody's.
+# Checks of a checkpoint's values beyond their types, since a file may come from anybody.
 FORMS: dict[str, Callable[[Any], bool]] = {
     "model": lambda value: _is_state_dict(value),
     "config": _plain_mapping(5000),

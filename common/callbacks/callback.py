@@ -12,44 +12,44 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Eight events with empty bodies; override the ones you need.
+    """Eight events with empty bodies. Override the ones you need.
 
-    Callbacks observe: they never change the loss, the batch or the weights. To end a run early set
-    ``network.should_stop = True``. They are called in the order of the list that the network was given.
+    Callbacks observe: they never change the loss, the batch or the weights. To end a run early, set
+    ``network.should_stop = True``. The network calls them in the order of its list.
 
-    A checkpoint keeps the state of each under its ``name``, by default that of its class. Of two of one class one needs
-    a name of its own: ``self.name = "Second"`` in its constructor.
+    A checkpoint keeps the state of each under its ``name``, by default its class's name. If a run has two of one class,
+    give one another name: ``self.name = "Second"`` in its constructor.
     """
 
     name = "Callback"
 
     def __init_subclass__(cls) -> None:
-        """Name a subclass by itself, where its body doesn't."""
+        """Set the default name of a subclass."""
         cls.name = cls.__dict__.get("name", cls.__name__)
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
         """Before the first iteration of this ``fit``."""
 
     def on_epoch_begin(self, network: AbstractNetwork) -> None:
-        """Before the first batch of an epoch, or of the rest of one."""
+        """Before the first batch of an epoch, or of its rest in a resumed run."""
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
-        """After each micro-batch; ``network.iteration`` counts it already."""
+        """After each micro-batch, which ``network.iteration`` already counts."""
 
     def on_step_end(self, network: AbstractNetwork) -> None:
-        """After each optimizer update; ``network.step`` counts it already. Comes before its ``on_iteration_end``."""
+        """After each optimizer update, which ``network.step`` already counts. Its ``on_iteration_end`` comes later."""
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
-        """After a validation over the whole set; keys such as ``valid/weighted_log_loss``."""
+        """After a validation over the whole set. Keys are such as ``valid/weighted_log_loss``."""
 
     def on_epoch_end(self, network: AbstractNetwork) -> None:
         """After the last batch of an epoch."""
 
     def on_train_end(self, network: AbstractNetwork) -> None:
-        """After the last iteration of this ``fit``; not called when an error ended it."""
+        """After the last iteration of this ``fit``. Not called after an error."""
 
     def on_interrupt(self, network: AbstractNetwork) -> None:
-        """In place of ``on_train_end``, at a step boundary, where a signal ended this ``fit`` before its time."""
+        """In place of ``on_train_end``, at a step boundary, when a signal ended this ``fit`` early."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values and tensors."""
@@ -60,7 +60,7 @@ class Callback:
 
 
 def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
-    """Return the callbacks by their names; UsageError where two have the same: one's state would be lost."""
+    """Return the callbacks by name. UsageError if two share a name: a checkpoint would lose one's state."""
     named = {callback.name: callback for callback in callbacks}
     if len(named) < len(callbacks):
         names = [callback.name for callback in callbacks]

@@ -1,4 +1,4 @@
-"""Ends a run whose validation metric has stopped to fall."""
+"""Ends a run whose validation metric has stopped falling."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(Callback):
-    """Stops after ``patience`` validations in a row that were not better than the best one by more than ``delta``.
+    """Stops after ``patience`` validations in a row that did not improve the best value by more than ``delta``.
 
-    As for best.pt the better of the trained weights and their averages counts.
+    The best of the trained weights and their averages counts, as for best.pt.
     """
 
     def __init__(self, monitor: str, patience: int, delta: float = 0.0) -> None:
-        """``monitor`` is a metric's key, the lower the better; ``delta`` in the metric's unit."""
+        """``monitor`` is a metric's key; lower values are better. ``delta`` has the metric's unit."""
         self.monitor = monitor
         self.patience = patience
         self.delta = delta
@@ -31,7 +31,7 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
-        """Count the validation; set ``network.should_stop`` where the patience is at its end."""
+        """Count the validation. When the patience ends, set ``network.should_stop``."""
         value = min(metrics[metric_key(self.monitor, name)] for name in network.valid_predictions)
         if value < self.best - self.delta:
             self.best, self.waited = value, 0
@@ -48,9 +48,9 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and the validations since."""
+        """Return the best value and the number of validations since."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting where an interrupted run was."""
+        """Go on counting from an interrupted run's state."""
         self.best, self.waited = state["best"], state["waited"]

@@ -1,4 +1,4 @@
-"""Training loss and validation metrics to a tracker; the host never waits for the newest values of the device."""
+"""Logs training loss and validation metrics to a tracker, without waiting for the device's newest values."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """A line that is due after ``iteration``: what the host knew then, and what is on its way from the device.
+    """A line to write after ``iteration``: the ``values`` known to the host, and ``copies`` still on their way.
 
-    ``names`` are those of the ``copies``, which come after the loss's sum and count. ``attempt`` is the update of which
-    the host did not know yet whether it landed.
+    ``copies`` begin with the loss's sum and count; ``names`` name the rest. ``attempt`` is the update whose outcome the
+    host did not know yet.
     """
 
     network: AbstractNetwork
@@ -40,14 +40,14 @@ class Line:
 class MetricLogger(Callback):
     """Logs ``train/loss`` (mean since the last line), ``train/learning_rate`` and every validation's metrics.
 
-    The mean is over the micro-batches whose loss is finite, so that a skipped one doesn't hide the others. The rate is
-    that of the last optimizer step, the highest of all parameter groups. On a GPU a line is written an iteration late,
-    when its values are there, but before anything else is logged or saved. ``latest`` holds the last values logged, for
-    whoever shows them.
+    The mean leaves out micro-batches whose loss is not finite, so that a skipped one doesn't hide the others. The rate
+    is that of the last optimizer step, the highest of all parameter groups. On a GPU a line is written one iteration
+    late, when its values have arrived, but before anything else is logged or saved. ``latest`` holds the last logged
+    values, for display.
     """
 
     def __init__(self, tracker: Tracker, interval: int, telemetry: Telemetry | None = None) -> None:
-        """``interval``: iterations between two lines of the training loss, which ``telemetry`` adds its values to."""
+        """``interval``: iterations between two lines of the training loss. ``telemetry`` adds values to each line."""
         self.telemetry = telemetry
         self.tracker = tracker
         self.interval = interval
@@ -57,11 +57,11 @@ class MetricLogger(Callback):
         self.line: Line | None = None
 
     def on_step_end(self, network: AbstractNetwork) -> None:
-        """Write the line that was due before this step: the device has the step's work, so that it never idles."""
+        """Write the line that was due before this step. The device is busy with the step meanwhile."""
         self._write()
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
-        """Add the loss on the device; send it to the host when a line is due."""
+        """Add up the loss on the device. Send it to the host when a line is due."""
         self._write()
         loss = output.loss.detach().double()
         finite = torch.isfinite(loss)
@@ -87,7 +87,7 @@ class MetricLogger(Callback):
         self._write()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loss that is summed but not logged yet, the mean over the processes; write what is due before."""
+        """Write what is due, then return the loss summed since, as the mean over the processes."""
         self._write()
         return {
             "loss_sum": distributed.mean(float(self.loss_sum)),
@@ -95,12 +95,12 @@ class MetricLogger(Callback):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the sum of an interrupted run."""
+        """Go on with an interrupted run's sum."""
         self.loss_sum = state["loss_sum"]
         self.loss_count = state["loss_count"]
 
     def _send(self, network: AbstractNetwork) -> None:
-        """Send the values of a line to the host."""
+        """Start sending the values of a line to the host."""
         measured = self.telemetry.values(network) if self.telemetry else {}
         there = {name: value for name, value in measured.items() if isinstance(value, Tensor)}
         known = {name: value for name, value in measured.items() if name not in there}
@@ -115,7 +115,7 @@ class MetricLogger(Callback):
         self.loss_sum, self.loss_count = 0.0, 0.0
 
     def _write(self) -> None:
-        """Write the line that is due, if there is one. All processes come here at the same places of the loop."""
+        """Write the line that is due, if any. All processes call this at the same places of the loop."""
         line, self.line = self.line, None
         if line is None:
             return

@@ -1,4 +1,4 @@
-"""``last.pt`` at each validation, every some minutes and at an interruption; ``best.pt`` at the best validation."""
+"""Saves ``best.pt`` at the best validation; ``last.pt`` at validations, interruptions and every few minutes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class ModelCheckpoint(Callback):
-    """Writes the checkpoints of a run; stands last in the list of callbacks, so that it saves the others' state.
+    """Writes the checkpoints of a run. Put it last in the list of callbacks, so that it saves the others' new state.
 
-    ``best.pt`` follows the lowest ``monitor``, of the trained weights or of an average of them; ``best_weights`` says
-    which. At each new best ``on_best`` is called first (it writes the predictions that belong to it). Both files hold
-    ``description`` (config, transforms, class names, …), which is what predict and evaluate rebuild the model from.
+    ``best.pt`` follows the lowest ``monitor`` of the trained weights and their averages; ``best_weights`` says which.
+    At each new best ``on_best`` is called first, which writes the predictions of these weights. Both files hold
+    ``description`` (config, transforms, class names, …), from which predict and evaluate rebuild the model.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class ModelCheckpoint(Callback):
         on_best: Callable[[Predictions], None],
         minutes: float = 0.0,
     ) -> None:
-        """``monitor`` is a metric's key, the lower the better, such as ``valid/weighted_log_loss``.
+        """``monitor`` is a metric's key, such as ``valid/weighted_log_loss``; lower values are better.
 
-        ``minutes`` between two ``last.pt`` at most, at step boundaries; 0: at validations only.
+        ``last.pt`` is saved at least every ``minutes``, at step boundaries; 0: at validations only.
         """
         self.folder = folder
         self.monitor = monitor
@@ -52,11 +52,11 @@ class ModelCheckpoint(Callback):
         self.saved_at = time.monotonic()
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
-        """Count the minutes from here."""
+        """Start counting the minutes."""
         self.saved_at = time.monotonic()
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
-        """Save the state where the last one is old enough; a validation that is due will do it itself."""
+        """Save the state if the last one is old enough. A validation that is due saves it anyway."""
         if not self.minutes or not network.at_step_boundary or network.validation_due:
             return
         if distributed.any_process(time.monotonic() - self.saved_at >= 60 * self.minutes):
@@ -67,7 +67,7 @@ class ModelCheckpoint(Callback):
         self._save_last(network, self._contents(network))
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
-        """Save the state after this validation."""
+        """Save the state after this validation, and the weights if they are the best so far."""
         weights, value = min(self._candidates(network, metrics), key=lambda candidate: candidate[1])
         improved = value < self.best
         if improved:
@@ -82,11 +82,11 @@ class ModelCheckpoint(Callback):
         self._save_last(network, contents)
 
     def _contents(self, network: AbstractNetwork) -> dict[str, Any]:
-        """Return what a checkpoint holds; all processes must take part, since each has random numbers of its own."""
+        """Return a checkpoint's contents. All processes must call this: each has random numbers of its own."""
         return {**self.description, **network.state_dict(), **self.latest}
 
     def _save_last(self, network: AbstractNetwork, contents: dict[str, Any]) -> None:
-        """Write last.pt; the one before stays as previous.pt, for where a disk damages the newer."""
+        """Write last.pt. Keep the one before as previous.pt, in case a disk damages the newer."""
         if distributed.is_main():
             keep_copy(self.folder / LAST, self.folder / PREVIOUS)
             save_checkpoint(self.folder / LAST, contents)
@@ -97,7 +97,7 @@ class ModelCheckpoint(Callback):
         return [(name, metrics[metric_key(self.monitor, name)]) for name in network.valid_predictions]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far with its iteration and weights, and the last validation."""
+        """Return the best value with its iteration and weights, and the last validation."""
         return {
             "best": self.best,
             "best_iteration": self.best_iteration,
@@ -106,7 +106,7 @@ class ModelCheckpoint(Callback):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on comparing with an interrupted run's best."""
+        """Go on from an interrupted run's best value."""
         self.best = state["best"]
         self.best_iteration = state["best_iteration"]
         self.best_weights = state["best_weights"]

@@ -1,4 +1,4 @@
-"""Where the time of an iteration goes: a trace for a viewer and a table by phase."""
+"""Shows where the time of an iteration goes: a trace for a viewer and a table by phase."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "profile.json"
-SKIPPED = 3  # the first iterations start processes, choose kernels and fill caches
-# What the loop (and torch's DataLoader, by the start of its name) calls its phases.
+SKIPPED = 3  # iterations left out: the first ones start processes, choose kernels and fill caches
+# Names of the phases in a trace: the loop's own, and the start of torch's DataLoader's.
 PHASES = {
     "waiting for data": "enumerate(DataLoader)",
     "copy to the device": "phase: copy",
@@ -36,12 +36,12 @@ PHASES = {
 class Profiler(Callback):
     """Traces some iterations of a run, then writes ``profile.json`` (Chrome's trace format) and prints a table.
 
-    The host's column is the time that the loop spends in a phase; the device's the time that a GPU needs for what it
-    was given there, which may be later and beside other phases.
+    The host's column is the time that the loop spends in a phase. The device's column is the time that a GPU needs for
+    that phase's work, which may run later and beside other phases.
     """
 
     def __init__(self, folder: Path, iterations: int) -> None:
-        """``iterations`` to trace, after three that are not."""
+        """``iterations`` to trace, after the first three."""
         self.folder = folder
         self.iterations = iterations
         self.seen = 0
@@ -49,7 +49,7 @@ class Profiler(Callback):
         self.started = 0.0
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
-        """Start or end the trace where it is time."""
+        """Start or end the trace when it is time."""
         self.seen += 1
         if self.seen == SKIPPED:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (network.device.type == "cuda")
@@ -73,7 +73,7 @@ class Profiler(Callback):
 
 
 def phase_table(events: Iterable[Any], seconds: float, iterations: int) -> list[str]:
-    """Return the table's lines: milliseconds an iteration by phase, and the host's share of ``seconds``."""
+    """Return the table's lines: milliseconds per iteration by phase, and the share of ``seconds`` on the host."""
     whole = 1000 * seconds / iterations
     lines = [f"{'phase':<20}{'host ms':>10}{'share':>8}{'device ms':>12}"]
     rest = whole

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar, and a line for each validation."""
+"""Shows a run's progress: a bar, and a line for each validation."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar(Callback):
-    """A bar over the run's iterations on stderr, or a line a minute where that is no terminal; one each validation."""
+    """A bar over the run's iterations on stderr (without a terminal a line a minute), and a line each validation."""
 
     def __init__(self, metrics: MetricLogger, monitor: str, reference: float) -> None:
-        """``metrics`` logs the values to show; ``reference`` is the constant predictor's value of ``monitor``."""
+        """``metrics`` has the values to show. ``reference`` is the constant predictor's value of ``monitor``."""
         self.metrics = metrics
         self.monitor = monitor
         self.reference = reference
@@ -33,20 +33,20 @@ class ProgressBar(Callback):
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
         """Open the bar where the run stands."""
-        # tqdm's own time left knows nothing of validations; the postfix has the honest one.
+        # tqdm's own time left ignores validations. The postfix shows one that counts them.
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         whole = network.training.iteration_num
         self.bar = console.progress(total=whole, initial=network.iteration, unit="it", bar_format=form)
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
-        """Advance by one iteration; show the time left, from the first one on, and what was logged last."""
+        """Advance by one iteration. Show the time left and the values logged last."""
         telemetry = self.metrics.telemetry
         left = {} if telemetry is None else {"perf/eta_seconds": telemetry.seconds_left(network)}
         self.bar.set_postfix_str(describe_pace(self.metrics.latest | left), refresh=False)
         self.bar.update()
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
-        """Print a line: where the run stands, the metric and the constant predictor's."""
+        """Print the iteration, the metric, and the constant predictor's value."""
         self.best = min(self.best, (metrics[self.monitor], network.iteration))
         self._print(
             f"iteration {network.iteration}/{network.training.iteration_num}: {self.monitor} "
@@ -88,9 +88,9 @@ class ProgressBar(Callback):
 
 
 def describe_pace(latest: Mapping[str, float]) -> str:
-    """Return what is known of time left (validations included), loss, speed, waiting and memory.
+    """Describe what is known: time left (with validations), loss, speed, waiting and memory.
 
-    The last of them are cut off where a terminal is narrow.
+    A narrow terminal cuts off the last of them.
     """
     parts = []
     if "perf/eta_seconds" in latest:

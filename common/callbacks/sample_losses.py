@@ -1,4 +1,4 @@
-"""Tells a hard-example sampler the loss of each image that was trained on."""
+"""Gives a hard-example sampler the loss of each image that was trained on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class SampleLosses(Callback):
-    """Gives the training sampler each image's binary cross entropy, the classes weighted as in the metric.
+    """Gives the training sampler each image's binary cross entropy, with the metric's class weights.
 
-    It is the metric's loss and not the training's, so that hard means the same whatever the training optimizes.
+    This is the metric's loss, not the training's, so that "hard" means the same for every training loss.
     """
 
     def __init__(self, class_weights: torch.Tensor) -> None:
@@ -24,11 +24,11 @@ class SampleLosses(Callback):
         self.class_weights = class_weights
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
-        """Put the weights where the losses will be: a copy in each iteration would let the host wait."""
+        """Move the weights to the device once. A copy in each iteration would make the host wait."""
         self.class_weights = self.class_weights.to(network.device)
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
-        """Hand the losses over, without waiting for the device."""
+        """Hand over the losses without waiting for the device."""
         with torch.no_grad():
             losses = functional.binary_cross_entropy_with_logits(
                 output.logits.float(), output.targets.float(), reduction="none"

@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for, what memory it takes, and when it will be done."""
+"""Measures a run's speed, waiting for data, memory, and time left."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from common.callbacks.callback import Callback
 if TYPE_CHECKING:
     from common.networks.network import AbstractNetwork, StepOutput
 
-# Before the first validation its time is guessed: a forward pass is about a third of forward and backward.
+# Guess of a validation's time before the first: a forward pass takes about a third of forward and backward.
 FORWARD_SHARE = 1 / 3
-LISTED_S = 10.0  # how old the list of this run's processes may be: to make it, all of the machine's are looked at
+LISTED_S = 10.0  # the list of this run's processes may be so old; making it looks at all of the machine's
 
 
 class Telemetry(Callback):
-    """Measures between two readings of :meth:`values`, which MetricLogger takes into each of its lines.
+    """Measures between two calls of :meth:`values`, which MetricLogger adds to each of its lines.
 
-    Nothing in here waits for the device. Validations are measured apart, so that the speed is that of training, and the
-    time left counts the validations that are to come.
+    Nothing here waits for the device. Validations are timed apart: the speed is that of training alone, and the time
+    left includes the validations to come.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         """``clock`` gives seconds."""
         self.clock = clock
         self.images = 0
-        self.started = 0.0  # of the interval
-        self.waited = 0.0  # the network's count of seconds at the interval's begin
+        self.started = 0.0  # start of the interval
+        self.waited = 0.0  # the network's wait_seconds at the start of the interval
         self.iterations = 0
-        self.iteration_seconds = 0.0  # of all iterations of this fit but the first interval's
+        self.iteration_seconds = 0.0  # of this fit's finished intervals
         self.iterations_timed = 0
         self.validation_seconds: float | None = None
         self.processes: list[psutil.Process] = []
         self.listed_at = -math.inf
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         self._begin(network)
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:
@@ -51,14 +51,14 @@ class Telemetry(Callback):
         self.iterations += 1
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
-        """Take the validation's time out of the interval."""
+        """Leave the validation's time out of the interval."""
         self.validation_seconds = network.validation_seconds
         self.started += network.validation_seconds
 
     def values(self, network: AbstractNetwork) -> dict[str, float | Tensor]:
-        """Return the measured values since the last call, by the names that metrics.jsonl has; begin anew.
+        """Return the values measured since the last call, by their names in metrics.jsonl, and start anew.
 
-        What lies on the device is a tensor (scalar) that was not waited for.
+        A value on the device is a scalar tensor, which is not waited for.
         """
         seconds = max(self.clock() - self.started, 1e-9)
         values = {
@@ -78,7 +78,7 @@ class Telemetry(Callback):
 
     @staticmethod
     def skips(network: AbstractNetwork) -> dict[str, float]:
-        """Return how many updates did not land, as far as the host knows."""
+        """Return the number of updates that did not land, as far as the host knows."""
         values = {}
         if network.scaler.is_enabled():
             values["train/scaler_skips"] = network.guard.scaler_skips
@@ -87,14 +87,14 @@ class Telemetry(Callback):
         return values
 
     def seconds_left(self, network: AbstractNetwork) -> float:
-        """Return the seconds until the run's end, validations included, at the pace so far; 0 before any iteration."""
+        """Return the seconds to the end of the run with validations, at the pace so far; 0 before any iteration."""
         training = network.training
         timed = self.iterations_timed + self.iterations
         if not timed:
             return 0.0
         pace = (self.iteration_seconds + self.clock() - self.started) / timed
         interval = training.iteration_valid
-        # The validation that is due after this very iteration is still to come.
+        # A validation due after this iteration is still to come.
         validations = -(-training.iteration_num // interval) - (network.iteration - 1) // interval
         each = self.validation_seconds
         if each is None:
@@ -110,7 +110,7 @@ class Telemetry(Callback):
         self.waited = network.wait_seconds
 
     def _host_memory_gb(self) -> float:
-        """Return the memory of this process and those it started, in GB; pages that they share count once for each."""
+        """Return the memory of this process and its children in GB. Shared pages count once for each process."""
         if self.clock() - self.listed_at >= LISTED_S:
             own = psutil.Process()
             self.processes = [own, *own.children(recursive=True)]

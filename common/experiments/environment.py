@@ -1,4 +1,4 @@
-"""What a person needs to run a command again: packages' versions, git commit, platform, GPUs."""
+"""Records what a person needs to repeat a command: package versions, git commit, platform, GPUs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ GIT_TIMEOUT_S = 10.0
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Return what environment.json says of this run of ``command``, without the user's and the host's name.
+    """Return the contents of environment.json for this run of ``command``, without the names of user and host.
 
-    It imports no package: versions come from the packages' metadata. The GPUs' names are None where torch isn't loaded.
+    This imports no package: versions come from the packages' metadata. The GPUs' names are None if torch isn't loaded.
     """
     return {
         "command": anonymous(shlex.join(command)),
@@ -59,7 +59,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_state(folder: Path) -> dict[str, Any]:
-    """Return ``git_commit`` and ``git_dirty`` of the checkout at ``folder``; both are None where it is none."""
+    """Return ``git_commit`` and ``git_dirty`` of the checkout at ``folder``, or None for both without a checkout."""
     top = _git(folder, "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != folder:  # the project may lie as plain files in another repository
         return {"git_commit": None, "git_dirty": None}
@@ -69,7 +69,7 @@ def _git_state(folder: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None where it fails."""
+    """Return what git prints, or None if it fails."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # hooks set GIT_DIR
     try:
         result = subprocess.run(

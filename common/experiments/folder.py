@@ -1,4 +1,4 @@
-"""An experiment's folder: how it is claimed and locked, its config.yaml, and the history of its resumed runs."""
+"""Experiment folders: claiming and locking them, config.yaml, and the history of resumed runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOCK_FILE = ".lock"
 LOCK_ATTEMPTS = 5
 ENVIRONMENT = "environment.json"
 CONFIG = "config.yaml"
-PLACE = ("experiment_id", "output_dir")  # options that a resumed run can't change
+PLACE = ("experiment_id", "output_dir")  # a resumed run can't change these options
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ def create_experiment(
 ) -> Experiment:
     """Claim ``output_dir/<experiment_id>`` (None: the next number), write config.yaml and environment.json into it.
 
-    Processes that ask at the same time get different folders. ``config`` is flat. ``command`` is what the user typed.
-    The disk must have ``free_bytes`` free. All restarts of one launch have the same ``launch``.
+    Processes that claim at the same time get different folders. ``config`` is flat. ``command`` is what the user typed.
+    The disk must have ``free_bytes`` free. All restarts of one launch share the same ``launch``.
 
-    Raises UsageError for an id that exists or isn't allowed and for an output folder that can't be one, WorkError for a
-    full disk. An error leaves no experiment behind.
+    Raises UsageError for an id that exists or isn't allowed and for an output folder that can't be made, WorkError for
+    a full disk. An error leaves no experiment behind.
     """
     if experiment_id is not None:
         check_experiment_id(experiment_id)
@@ -68,7 +68,7 @@ def create_experiment(
         with _claimed(output_dir, experiment_id) as experiment:
             try:
                 write_json(experiment.folder / ENVIRONMENT, {**environment(command), "launch": launch})
-                write_text(experiment.folder / CONFIG, config_text(config))  # last: it makes the folder an experiment's
+                write_text(experiment.folder / CONFIG, config_text(config))  # last: it makes an experiment of it
             except BaseException:
                 shutil.rmtree(experiment.folder, ignore_errors=True)
                 raise
@@ -78,7 +78,7 @@ def create_experiment(
 
 
 def config_text(config: Mapping[str, Any]) -> str:
-    """Return flat options as config.yaml holds them."""
+    """Return the text of config.yaml for flat options."""
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
 
 
@@ -89,7 +89,7 @@ def check_experiment_id(experiment_id: str, flag: str = "--experiment_id") -> No
 
 
 def wait_for_orphan(folder: Path, limit_s: float = LIMIT_S) -> None:
-    """Wait until the run that holds ``folder`` has saved its state and ended, where its parent was killed.
+    """Wait until a run whose parent was killed has saved its state, ended, and so released ``folder``.
 
     Raises Stalled after ``limit_s`` seconds.
     """
@@ -105,7 +105,7 @@ def wait_for_orphan(folder: Path, limit_s: float = LIMIT_S) -> None:
 
 @contextmanager
 def lock_experiment(folder: Path) -> Iterator[None]:
-    """Hold the experiment's lock, which ends with this context or this process; WorkError where another holds it."""
+    """Hold the experiment's lock until this context or this process ends. WorkError if another process holds it."""
     try:
         file = (folder / LOCK_FILE).open("a")
     except OSError as error:
@@ -116,7 +116,7 @@ def lock_experiment(folder: Path) -> Iterator[None]:
 
 
 def _take(file: IO[str], folder: Path) -> None:
-    for attempt in range(LOCK_ATTEMPTS):  # is_in_progress holds the lock for a moment
+    for attempt in range(LOCK_ATTEMPTS):  # is_in_progress may hold the lock for a moment
         time.sleep(0.1 if attempt else 0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,16 +144,16 @@ def is_in_progress(folder: Path) -> bool:
 def add_to_history(
     folder: Path, command: Sequence[str], iteration: int, config: Mapping[str, Any], named: Sequence[str] = ()
 ) -> None:
-    """Note that the run goes on from ``iteration`` with the flat options ``config``.
+    """Record that the run goes on from ``iteration`` with the flat options ``config``.
 
     config.yaml gets the options, but keeps the experiment's id and place. environment.json gets an entry in ``resumed``
-    with the command, the options that differ from before (``changed``, as ``{name: [before, now]}``), and those of them
-    that the user named (``named``).
+    with the command, the options that changed (``changed``: ``{name: [before, now]}``), and those of them that the user
+    named (``named``).
     """
     path = folder / ENVIRONMENT
     try:
         document = dict(read_json(path))
-    except (OSError, ValueError, TypeError):  # the process was killed while it made the folder
+    except (OSError, ValueError, TypeError):  # a process was killed while it made the folder
         document = {}
     before = experiment_options(folder)
     now = plain(config) | {name: before[name] for name in PLACE if name in before}
@@ -165,7 +165,7 @@ def add_to_history(
 
 
 def experiment_options(folder: Path) -> dict[str, Any]:
-    """Return the options of an experiment's config.yaml in plain types; WorkError where it can't be read."""
+    """Return the options of an experiment's config.yaml in plain types. WorkError if it can't be read."""
     path = folder / CONFIG
     try:
         return dict(read_yaml(path))
@@ -176,7 +176,7 @@ def experiment_options(folder: Path) -> dict[str, Any]:
 
 
 def launched_experiment(output_dir: Path, launch: str | None) -> str | None:
-    """Return the folder, as text, of the newest experiment of this ``launch``; None where there is none."""
+    """Return the folder, as text, of the newest experiment of this ``launch``, or None."""
     files = output_dir.glob(f"*/{ENVIRONMENT}") if launch is not None else ()
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         with suppress(OSError, ValueError, AttributeError):
@@ -187,9 +187,9 @@ def launched_experiment(output_dir: Path, launch: str | None) -> str | None:
 
 
 def experiment_folder(output_dir: Path, experiment_id: str, flag: str = "--experiment_id") -> Path:
-    """Return the folder of an experiment by the name that the leaderboard shows, as in ``3`` or ``search/trial_0001``.
+    """Return the folder of an experiment by its name on the leaderboard, such as ``3`` or ``search/trial_0001``.
 
-    Raises UsageError, naming ``flag`` and the experiments that there are, where it is not there.
+    Raises UsageError for an unknown experiment, naming ``flag`` and the known ones.
     """
     folder = output_dir / experiment_id
     if {"", ".", ".."} & set(experiment_id.split("/")) or not folder.is_dir():
@@ -202,7 +202,7 @@ def experiment_folder(output_dir: Path, experiment_id: str, flag: str = "--exper
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` (of a configuration) in types that YAML and JSON have: paths as text, tuples as lists."""
+    """Return a configuration's ``value`` in types of YAML and JSON: paths as text, tuples as lists."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -216,10 +216,10 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def _claimed(output_dir: Path, experiment_id: str | None) -> Iterator[Experiment]:
-    """Yield the experiment with a folder that no other process has.
+    """Yield an experiment whose folder no other process has.
 
-    A named folder without config.yaml is what a killed process left, and is taken. While another process is making the
-    folder, this one waits for its config.yaml.
+    A named folder without config.yaml was left by a killed process and is taken over. While another process is making
+    the folder, this one waits for its config.yaml.
     """
     if experiment_id is None:
         folder = _next_number(output_dir)
@@ -244,7 +244,7 @@ def _claimed(output_dir: Path, experiment_id: str | None) -> Iterator[Experiment
 
 
 def _next_number(output_dir: Path) -> Path:
-    """Make the next numbered folder. Of several processes, mkdir lets one have a number."""
+    """Make the next numbered folder. mkdir gives each number to one process only."""
     while True:
         numbers = [int(entry.name) for entry in output_dir.iterdir() if NUMBER_PATTERN.fullmatch(entry.name)]
         folder = output_dir / str(max(numbers, default=0) + 1)
@@ -254,7 +254,7 @@ def _next_number(output_dir: Path) -> Path:
 
 
 def _check_free_space(folder: Path, free_bytes: int) -> None:
-    """Raise WorkError if the disk of ``folder``, which need not exist yet, has less than ``free_bytes`` free."""
+    """Raise WorkError if the disk of ``folder`` has less than ``free_bytes`` free. The folder need not exist yet."""
     existing = folder.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -267,7 +267,7 @@ def _check_free_space(folder: Path, free_bytes: int) -> None:
 
 
 def folder_error(folder: Path, error: OSError) -> UserError:
-    """Return the error to raise where ``folder`` can't be made or written."""
+    """Return the error to raise if ``folder`` can't be made or written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WorkError(f"--output_dir={folder}: the disk is full; make space or choose another folder")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):

@@ -22,9 +22,9 @@ LOG_FILE = "train.log"
 def setup_logging(folder: Path, console: bool) -> Iterator[None]:
     """Within this context, write all log messages to ``folder/train.log`` with UTC times.
 
-    The console (stderr) gets warnings too, and with ``console`` or --verbosity=2 all messages. It gets Python's own
-    warnings only together with all messages. An error that leaves the context is logged. The end of the context
-    restores logging, so that the next run in this process doesn't write into this file.
+    The console (stderr) gets warnings too, and with ``console`` or --verbosity=2 all messages. Python's own warnings
+    reach it only together with all messages. An error that leaves the context is logged. At its end logging is
+    restored, so that the next run in this process doesn't write into this file.
     """
     try:
         log_file = LogFile(folder / LOG_FILE, encoding="utf-8")
@@ -41,7 +41,7 @@ def setup_logging(folder: Path, console: bool) -> Iterator[None]:
     level = root.level
     root.setLevel(logging.INFO)
     root.addHandler(log_file)
-    if verbosity() != ALL:  # else the console gets all that is logged already
+    if verbosity() != ALL:  # else the console already gets everything
         root.addHandler(terminal)
     logging.captureWarnings(True)
     try:
@@ -72,7 +72,7 @@ class UtcFormatter(logging.Formatter):
 
 
 class LogFile(logging.FileHandler):
-    """A log file whose disk may fill up: the run goes on, and the console gets a single warning."""
+    """A log file that survives a full disk: the run goes on, and the console gets a single warning."""
 
     def __init__(self, path: Path, encoding: str) -> None:
         super().__init__(path, encoding=encoding)
@@ -88,7 +88,7 @@ class LogFile(logging.FileHandler):
     def close(self) -> None:
         try:
             super().close()
-        except OSError as error:  # closing writes what the full disk refused before
+        except OSError as error:  # closing tries again what the full disk refused
             self.warn_once(error)
 
     def warn_once(self, error: OSError) -> None:

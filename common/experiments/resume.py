@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: which checkpoint, with which options, and what of the folder is cut back to it."""
+"""Resumes a run: finds its checkpoint, joins its options with new ones, and cuts its folder back to the checkpoint."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclass(frozen=True)
 class Run(Generic[ConfigT]):
-    """A run to begin or to go on with: its options, and where it stands.
+    """A new run or one to resume, with its options and its checkpoint.
 
-    ``folder`` is None for a new run, whose folder is not claimed yet. ``checkpoint`` is None for it, and for one that
-    was killed before its first checkpoint: that one starts over in its folder. ``config`` are the run's options with
-    what the command line changes; ``changed`` names those of them that change the result.
+    ``folder`` is None for a new run, whose folder is not claimed yet. ``checkpoint`` is None for a new run, and for one
+    that was killed before its first checkpoint, which starts over in its folder. ``config`` holds the run's options
+    with the changes of the command line. ``changed`` names the changed options that change the result.
     """
 
     config: ConfigT
@@ -51,7 +51,7 @@ class Run(Generic[ConfigT]):
         return done or (loop["should_stop"] and not self.changed)
 
     def check_data(self, data_hash: str, transforms: Mapping[str, Any]) -> None:
-        """Raise WorkError where images, labels or transform files are not those that the run began with."""
+        """Raise WorkError if images, labels or transform files changed since the run began."""
         if self.checkpoint is None:
             return
         what = [
@@ -69,13 +69,13 @@ class Run(Generic[ConfigT]):
             )
 
     def cut_back(self) -> None:
-        """Remove what was logged or half written after the checkpoint."""
+        """Remove what was logged or half written since the checkpoint."""
         remove_temporaries(self.folder)
         validated = 0 if self.checkpoint is None else self.checkpoint["loop"]["validated"]
         cut_metrics(self.folder / FILE_NAME, self.iteration, validated)
 
     def restore(self, network: AbstractNetwork) -> None:
-        """Put the network where the run stands; nothing to do for one that starts."""
+        """Load the checkpoint, if there is one, into the network."""
         if self.checkpoint is not None:
             network.load_state_dict(self.checkpoint, keep_options=bool(self.changed))
 
@@ -84,11 +84,11 @@ class Run(Generic[ConfigT]):
 def resume_run(
     config_class: type[ConfigT], arguments: Sequence[str], resume: str, changes: Sequence[str], output_dir: Path
 ) -> Iterator[Run[ConfigT]]:
-    """Find the run that ``resume`` means, lock its folder for this context, and join its options with ``arguments``.
+    """Find the run called ``resume``, lock its folder for this context, and join its options with ``arguments``.
 
-    ``resume`` is an experiment's id, or the path of its last.pt. An option that differs from the run's and is not
-    marked as changeable must be named in ``changes``. Raises UsageError for that and where there is nothing to go on
-    with, WorkError for a damaged checkpoint and for a run that is in progress.
+    ``resume`` is an experiment's id or the path of its last.pt. An option that differs from the run's must be marked as
+    changeable or named in ``changes``, else UsageError is raised, as for a run that can't be found or resumed. Raises
+    WorkError for a damaged checkpoint and for a run that is in progress.
     """
     folder, file = _find(resume, output_dir)
     with lock_experiment(folder) if distributed.is_main() else nullcontext():
@@ -106,7 +106,7 @@ def resume_run(
 
 
 def as_settled(before: ConfigT, config: ConfigT, changes: Sequence[str]) -> ConfigT:
-    """Return ``config`` with what the run settled on where it says auto, unless ``changes`` names the option."""
+    """Replace each "auto" in ``config`` by what the run chose, unless ``changes`` names the option."""
     free = {*changeable_options(type(config)), *changes}
     old, new = to_dict(before), to_dict(config)
     settled = [name for name, value in new.items() if value == "auto" and name not in free and old[name] != value]
@@ -114,7 +114,7 @@ def as_settled(before: ConfigT, config: ConfigT, changes: Sequence[str]) -> Conf
 
 
 def check_place(config: Any, folder: Path) -> None:
-    """Raise UsageError where a command line names another experiment or results folder than the resumed ``folder``."""
+    """Raise UsageError if a command line names another experiment or results folder than the resumed ``folder``."""
     if config.experiment_id not in (None, folder.name):
         raise UsageError(f"--experiment_id={config.experiment_id}: --tr_resume goes on in {folder}; leave it out")
     if config.output_dir != type(config).output_dir and config.output_dir.resolve() != folder.resolve().parent:
@@ -122,10 +122,10 @@ def check_place(config: Any, folder: Path) -> None:
 
 
 def _find(resume: str, output_dir: Path) -> tuple[Path, Path | None]:
-    """Return the experiment's folder, and its checkpoint where there is one yet."""
+    """Return the experiment's folder, and its checkpoint or None."""
     path = Path(resume)
     if len(path.parts) > 1 and not path.exists() and (output_dir / resume).is_dir():
-        path = output_dir / resume  # by the name that the leaderboard shows
+        path = output_dir / resume  # its name on the leaderboard
     if path.suffix == ".pt" or (len(path.parts) > 1 and not path.is_dir()):
         if not path.is_file():
             raise UsageError(f"--tr_resume={resume}: no such file; give an experiment's id or the path of its last.pt")
@@ -142,7 +142,7 @@ def _find(resume: str, output_dir: Path) -> tuple[Path, Path | None]:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """Return the options of an experiment's config.yaml, as texts; WorkError where it can't be read."""
+    """Return the options of an experiment's config.yaml as text. WorkError if it can't be read."""
     try:
         document = read_yaml(folder / "config.yaml", texts=True)
     except (OSError, ValueError) as error:
@@ -153,9 +153,9 @@ def read_options(folder: Path) -> dict[str, Any]:
 
 
 def changed_options(before: Any, config: Any, changes: Sequence[str], instead: str | None = None) -> tuple[str, ...]:
-    """Return the options that differ and change the result; UsageError for those that ``changes`` does not name.
+    """Return the options that differ and change the result. UsageError for those not named in ``changes``.
 
-    ``instead``: what else can be done, where it is not --tr_resume_change.
+    ``instead`` tells the user what to do, if not --tr_resume_change.
     """
     old, new = to_dict(before), to_dict(config)
     unknown = [name for name in changes if name not in new]

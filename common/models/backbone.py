@@ -1,4 +1,4 @@
-"""Classification models by name: timm's, with a head of our number of classes and errors of one line."""
+"""Builds timm's models by name, with a head for our number of classes and errors of one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.models.pool_layers import replace_pool
 from common.models.pooling import POOLS
 from common.models.pretrained import find_weights, pretrained_config
 
-# What timm and its models raise for an option or a file that they can't take; there is no common base class.
+# What timm and its models raise for an option or a file that they can't take. They have no common base class.
 MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, KeyError, AttributeError, IndexError)
 
 
@@ -32,18 +32,18 @@ def create_model(
 ) -> nn.Module:
     """Return timm's model ``name`` (``resnet18``, or with a weight tag ``resnet18.a1_in1k``), ready to be trained.
 
-    It maps (N, in_channels, height, width) to logits (N, num_classes) and has ``num_features`` (the width of what it
-    gives to its head). ``pretrained`` loads timm's weights from the local cache or the network (see
-    :mod:`common.models.pretrained`), all of them or none; then the head is replaced by a fresh one, and a first layer
-    for other than 3 channels is adapted by timm. ``image_size`` in pixels (0: not known) is passed to models that are
-    built for one size, as most transformers are, and the model is tried on one empty image of it.
+    The model maps (N, in_channels, height, width) to logits (N, num_classes). Its ``num_features`` is the width of the
+    head's input. ``pretrained`` loads timm's weights from the local cache or the network (see
+    :mod:`common.models.pretrained`), all of them or none. The head is then replaced by a fresh one, and timm adapts the
+    first layer to other than 3 channels. Models built for one size, as most transformers are, get ``image_size`` in
+    pixels (0: not known). The model is tried on one empty image of that size.
 
-    ``drop`` (before the head) and ``drop_path`` (stochastic depth) are rates, ``pool`` a row of
-    :data:`common.models.pooling.POOLS`; None: the model's own.
+    ``drop`` (before the head) and ``drop_path`` (stochastic depth) are rates. ``pool`` is a row of
+    :data:`common.models.pooling.POOLS`; None: the model's own pooling.
 
-    Raises UsageError for an unknown name, rates or a pooling that the model doesn't know, weights that don't exist or
-    can't be reached, and a size or number of channels that the model can't take; WorkError for a weight file that can't
-    be read or belongs to another model.
+    Raises UsageError for an unknown name, for rates or a pooling that the model doesn't know, for weights that don't
+    exist or can't be reached, and for a size or number of channels that the model can't take. Raises WorkError for a
+    weight file that can't be read or belongs to another model.
     """
     name = registered_name(name)
     check_model_name(name)
@@ -57,7 +57,7 @@ def create_model(
         options["global_pool"] = _token_pool(name, pool)
     model = _pretrained_model(name, options) if pretrained else _build(name, {**options, "num_classes": num_classes})
     if pretrained:
-        # The file was loaded with its own head and strictly, so that no other part can be left at random.
+        # The file was loaded strictly, with its own head, so that no other part can stay random.
         model.reset_classifier(num_classes)
     check_rates(model, name, drop, drop_path)
     if pool is not None and replaced:
@@ -68,7 +68,7 @@ def create_model(
 
 
 def check_rates(model: nn.Module, name: str, drop: float, drop_path: float) -> None:
-    """Raise UsageError where a rate is asked for that no layer of the model has: timm's models may ignore it."""
+    """Raise UsageError for a rate that no layer of the model has taken: timm's models may ignore it."""
     modules = list(model.modules())
     rates = [module.p for module in modules if isinstance(module, nn.Dropout)]
     rates += [getattr(module, "drop_rate", 0.0) for module in modules]
@@ -92,7 +92,7 @@ def _token_pool(name: str, pool: str) -> str:
 
 
 def registered_name(name: str) -> str:
-    """Return timm's name of a model; importing its module registers one of your own: ``examples.model.my_model``."""
+    """Return timm's name of a model. One of your own, ``examples.model.my_model``, is imported, which registers it."""
     module, _, own = name.rpartition(".")
     if module and own_file(module).is_file():
         importlib.import_module(module)
@@ -101,7 +101,7 @@ def registered_name(name: str) -> str:
 
 
 def check_model_name(name: str) -> None:
-    """Raise UsageError, with the nearest names, where ``name`` is no model of timm or its tag is none of that model."""
+    """Raise UsageError, with the nearest names, if timm has no model ``name`` or the model has no such tag."""
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known and not timm.is_model(architecture):
@@ -114,9 +114,9 @@ def check_model_name(name: str) -> None:
 
 
 def check_image_size(model: nn.Module, name: str, in_channels: int, image_size: int) -> None:
-    """Run ``model`` on one empty image of ``image_size`` pixels; UsageError where it can't take that size."""
+    """Run ``model`` on one empty image of ``image_size`` pixels. UsageError if it can't take that size."""
     was_training = model.training
-    model.eval()  # without dropout and without batch statistics: neither weights nor random numbers are touched
+    model.eval()  # no dropout, no batch statistics: this changes neither weights nor random numbers
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
@@ -146,12 +146,12 @@ def _build(name: str, options: dict[str, Any]) -> nn.Module:
 
 def _pretrained_model(name: str, options: dict[str, Any]) -> nn.Module:
     path = find_weights(name)
-    # Files of the hub are state dicts; .npz files are of JAX, and the model itself knows how to read them.
+    # Files of the hub are state dicts. JAX's .npz files are read by the model itself.
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     _check_first_layer(name, options)
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except Exception as error:  # safetensors, pickle, zip and torch each have classes of their own for a bad file
+    except Exception as error:  # safetensors, pickle, zip and torch each raise classes of their own
         raise WorkError(
             f"{path}: cannot be loaded as the pretrained weights of {name} ({one_line(error)}); "
             "delete the file to fetch it again, or use --net_pretrained=0"
@@ -159,7 +159,7 @@ def _pretrained_model(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _check_first_layer(name: str, options: dict[str, Any]) -> None:
-    """Refuse channels to which timm can't adapt pretrained weights: it would leave the first layer at random."""
+    """Refuse channels to which timm can't adapt pretrained weights: the first layer would stay random."""
     channels = options["in_chans"]
     if channels == 3:
         return

@@ -1,4 +1,4 @@
-"""Embeddings: what a classifier's head sees of a picture."""
+"""Embeddings of pictures: the inputs of a classifier's head."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from common.errors import UsageError
 def head_input(model: nn.Module) -> Iterator[list[Tensor]]:
     """Yield a list to which each forward pass of timm's ``model`` adds the head's input, (B, num_features).
 
-    In evaluation mode that is timm's ``forward_head(forward_features(x), pre_logits=True)``, and the head's weights
-    make the logits of it. UsageError for a model whose head is no linear layer.
+    In evaluation mode this is timm's ``forward_head(forward_features(x), pre_logits=True)``, from which the head's
+    weights make the logits. UsageError for a model whose head is not a linear layer.
     """
     head = model.get_classifier() if hasattr(model, "get_classifier") else None
     if not isinstance(head, nn.Linear):

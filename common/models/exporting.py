@@ -1,4 +1,4 @@
-"""A model as a file for other programs: ONNX, or torch.export's own form; whole, checked, or not written at all."""
+"""Exports a model for other programs, as ONNX or torch.export's own form. The file is checked, or not written."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from common.models.backbone import one_line
 
 TOLERANCE = 1e-4
 METADATA = "metadata.json"  # its name within the file
-Shapes = Mapping[str, Mapping[int, str]]  # of each input the dimensions that may have any size, by name
+Shapes = Mapping[str, Mapping[int, str]]  # input -> its dimensions that may have any size, with their names
 Runner = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class FormatRow:
-    """A form of file: ``packages`` that must be installed, how it is written, and how it is opened to run."""
+    """A file format: the ``packages`` it needs, how to ``write`` it, and how to ``open`` it to run."""
 
     name: str
     suffix: str
@@ -50,14 +50,14 @@ def export_model(
 ) -> float:
     """Write ``model`` and return the largest difference of the file's outputs from torch's.
 
-    ``inputs``: by name, in the order of the model's arguments, real ones and at least two rows. ``free``: which
-    dimensions of each input may have another size, by name; none: the first of all, ``batch``. ``outputs``: names of
-    what the model returns, a tensor for one and a tuple for several. The file is read back, run on the inputs, on their
-    first row alone and on ``others``, inputs of other sizes, and only then put in its place. ``metadata``, in JSON's
-    types, stands in it as ``metadata.json``.
+    ``inputs`` are real ones of at least two rows, by name, in the order of the model's arguments. ``free`` names the
+    dimensions of each input that may have another size; None: the first of each, ``batch``. ``outputs`` names what the
+    model returns: a tensor for one name, a tuple for several. The file is read back and run on the inputs, on their
+    first row alone and on ``others``, inputs of other sizes. Only then is it put in its place. It holds ``metadata``,
+    of JSON's types, as ``metadata.json``.
 
-    Raises UsageError for packages that are missing and a model that can't be exported, WorkError where an output
-    differs by more than 1e-4.
+    Raises UsageError for missing packages and a model that can't be exported, WorkError if an output differs by more
+    than 1e-4.
     """
     row = FORMATS[file_format]
     missing = [name for name in row.packages if importlib.util.find_spec(name) is None]
@@ -71,9 +71,9 @@ def export_model(
     with _quiet(), _plain_attention(), torch.no_grad():
         try:
             program = torch.export.export(plain, tensors, dynamic_shapes=dynamic)
-        except Exception as error:  # whatever the tracer meets in a model
+        except Exception as error:  # the tracer may meet anything in a model
             raise UsageError(f"{type(model).__name__}: torch.export can't export it ({one_line(error)})") from error
-        for node in program.graph.nodes:  # paths of this machine
+        for node in program.graph.nodes:  # a trace names paths of this machine
             node.meta.pop("stack_trace", None)
         with atomic_path(path) as temporary:
             row.write(program, temporary, shapes, outputs, json.dumps(metadata))
@@ -81,7 +81,7 @@ def export_model(
             checks += [[other[name].cpu() for name in inputs] for other in others]
             run = row.open(temporary)
             difference = float(torch.stack([_difference(plain, run, check) for check in checks]).max())
-            if not difference <= TOLERANCE:  # also where it is no number
+            if not difference <= TOLERANCE:  # NaN too
                 raise WorkError(
                     f"{path}: not written: its outputs differ from torch's by {difference:.3g}, more than {TOLERANCE:g}"
                 )
@@ -89,7 +89,7 @@ def export_model(
 
 
 def _difference(model: nn.Module, run: Runner, tensors: Sequence[Tensor]) -> Tensor:
-    """Return the largest difference of any output; NaN where one is no number."""
+    """Return the largest difference of any output; NaN if one is NaN."""
     expected = _several(model(*tensors))
     differences = [(one - other).abs().max() for one, other in zip(run(tensors), expected, strict=True)]
     return torch.stack(differences).max()
@@ -101,7 +101,7 @@ def _several(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporters remark on their own workings off the console."""
+    """Keep the exporters' remarks on their own workings off the console."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -115,7 +115,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Have transformers computed by their plain steps, which exporters know, and not by torch's fused ones."""
+    """Let transformers compute by plain steps, which exporters know, instead of torch's fused ones."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -15,10 +15,10 @@ from common.models.freezing import train_mode
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Costs of a model for one image, float32.
+    """Costs of a model for one float32 image.
 
-    ``flops``: floating-point operations of a forward pass, a multiplication and an addition counted as two;
-    ``activation_bytes``: what a forward pass keeps for the backward pass.
+    ``flops``: floating-point operations of a forward pass; a multiplication and an addition count as two.
+    ``activation_bytes``: memory that a forward pass keeps for the backward pass.
     """
 
     parameters: int
@@ -35,7 +35,7 @@ class ModelFacts:
 
 
 def measure_model(model: nn.Module, *inputs: Tensor | Sequence[int]) -> ModelFacts:
-    """Measure ``model`` by one forward pass of one sample, as (1, C, H, W); weights and random numbers stay as is."""
+    """Measure ``model`` by a forward pass of one sample, (1, C, H, W). Weights and random numbers stay as they are."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # no dropout draws a number, no norm takes statistics
     kept: dict[int, int] = {}
@@ -49,9 +49,9 @@ def measure_model(model: nn.Module, *inputs: Tensor | Sequence[int]) -> ModelFac
 
     counter = FlopCounterMode(display=False)
     try:
-        # The output is held until the count is done, so that no storage is freed and its address used again.
+        # Hold the output until the count is done, so that no freed storage's address is used again.
         with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = model.forward(*inputs)  # a compiled model would first be compiled for this one picture
+            output = model.forward(*inputs)  # a call would first compile a compiled model for this one picture
         del output
     finally:
         for module, training in modes:
@@ -68,7 +68,7 @@ def measure_model(model: nn.Module, *inputs: Tensor | Sequence[int]) -> ModelFac
 
 @torch.no_grad()
 def normalizes_single_values(model: nn.Module, picture: Tensor) -> bool:
-    """Whether a batch norm that is trained sees one value of a channel in ``picture`` (1, C, H, W), which it refuses.
+    """Whether a trained batch norm gets one value per channel from ``picture`` (1, C, H, W), which it refuses.
 
     Weights, statistics, modes and random numbers stay as they are.
     """
@@ -81,7 +81,7 @@ def normalizes_single_values(model: nn.Module, picture: Tensor) -> bool:
     ]
     model.eval()
     try:
-        model.forward(picture)  # not by a call, which may be compiled
+        model.forward(picture)  # a call may be compiled
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""Parts of a model that are not trained: their weights stay, and so do their norms' running statistics."""
+"""Freezes parts of a model: their weights and the running statistics of their norms stay as they are."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FREEZE_FORMS = "none, norms, backbone, or how many layers from the stem on"
 def freeze(model: nn.Module, what: str) -> None:
     """Freeze a part of ``model``: ``norms`` (batch norms), ``backbone`` (all but the head), or the first N layers.
 
-    Layers are those of timm's ``group_matcher``, 0 the stem. Raises UsageError for other words, and where nothing would
-    be left to train.
+    timm's ``group_matcher`` defines the layers, 0 is the stem. Raises UsageError for other words, for norms that the
+    model doesn't have, and for more layers than it has before its head.
     """
     if what == "none":
         return
@@ -44,7 +44,7 @@ def freeze(model: nn.Module, what: str) -> None:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Put ``model`` into training mode, but norms whose weights are frozen into evaluation mode."""
+    """Put ``model`` into training mode, but batch norms with frozen weights into evaluation mode."""
     model.train()
     for module in model.modules():
         own = list(module.parameters(recurse=False))

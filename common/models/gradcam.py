@@ -1,4 +1,4 @@
-"""Grad-CAM: where in a picture a network's last feature map raised a class (Selvaraju et al. 2017)."""
+"""Grad-CAM: the places of a picture that raised a class in a network's last feature map (Selvaraju et al. 2017)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def grad_cam(model: nn.Module, pictures: Tensor, class_index: int) -> Tensor:
     """Return the maps (B, h, w) float32 of timm's ``model`` for ``pictures`` (B, C, H, W): ReLU(Σ a_k F_k).
 
     F_k are the channels of the last feature map, of h × w cells, and a_k the mean over the cells of the derivative of
-    the class's logit by F_k (equations 1 and 2). Values are of the logit's unit and not scaled. The model is used in
-    evaluation mode, and neither its weights nor their gradients change. Under autocast the features may be of another
-    type; the slopes are in float32 always. UsageError where its features are no map.
+    the class's logit by F_k (equations 1 and 2). Values have the logit's unit and are not scaled. The model runs in
+    evaluation mode; its weights and their gradients don't change. Under autocast the features may be of another type;
+    the slopes are always float32. UsageError if the features are not a map.
     """
     if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
         raise UsageError(f"{type(model).__name__}: gives no features to its head that Grad-CAM could look at")
     with _undisturbed(model), torch.enable_grad():
-        with torch.no_grad():  # the slopes end at the features: nothing before them needs to be kept
+        with torch.no_grad():  # gradients end at the features, so that nothing before them needs to be kept
             features = model.forward_features(pictures).float()
         features.requires_grad_()
         logits = model.forward_head(features)
@@ -46,7 +46,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _channels_first(model: nn.Module, features: Tensor) -> Tensor:
-    """Return features as (B, K, h, w): maps as they are or with channels last, tokens without class and registers."""
+    """Return features as (B, K, h, w), from maps, maps with channels last, or tokens (without class and registers)."""
     if features.ndim == 3:
         grid = getattr(getattr(model, "patch_embed", None), "grid_size", (0, 0))
         tokens = features[:, getattr(model, "num_prefix_tokens", 0) :]

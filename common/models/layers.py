@@ -1,4 +1,4 @@
-"""What timm's models tell of themselves: the head's parameters, the layer of each, and what never decays."""
+"""Facts that timm's models tell: the head's parameters, each parameter's layer, and those that never decay."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 def head_parameters(model: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters of ``model.get_classifier()``; UsageError where it has no such method."""
+    """Return the names of the parameters of ``model.get_classifier()``. UsageError without that method."""
     if not hasattr(model, "get_classifier"):
         raise UsageError(f"--optim_head_factor: {type(model).__name__} doesn't tell which part is its head")
     found = model.get_classifier()
-    # Some models have two heads (a distilled one), given as a tuple.
+    # Distilled models return two heads as a tuple.
     heads = found if isinstance(found, (list, tuple)) else [found]
     inside = {id(parameter) for head in heads for parameter in head.parameters()}
     return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in inside)
 
 
 def layer_indices(model: nn.Module) -> dict[str, int]:
-    """Return the layer of each parameter by name: 0 for the stem, the highest for the head, by timm's groups.
+    """Return each parameter's layer by name, from timm's groups: 0 for the stem, the highest for the head.
 
     Raises UsageError for a model without timm's ``group_matcher``.
     """
@@ -34,5 +34,5 @@ def layer_indices(model: nn.Module) -> dict[str, int]:
 
 
 def undecayed_names(model: nn.Module) -> frozenset[str]:
-    """Return the names of matrices that the model itself exempts from weight decay."""
+    """Return the names of parameters that the model itself exempts from weight decay."""
     return frozenset(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else frozenset()

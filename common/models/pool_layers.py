@@ -1,4 +1,4 @@
-"""The layers behind common/models/pooling.py, and how one takes the place of a model's own."""
+"""The layers of common/models/pooling.py, and replacing a model's pooling by one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class GlobalAverage(nn.Module):
     """(N, C, H, W) → (N, C): the mean."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mean of all places."""
+        """Return the mean over all places."""
         return x.mean(dim=(2, 3))
 
 
@@ -24,7 +24,7 @@ class GlobalMaximum(nn.Module):
     """(N, C, H, W) → (N, C): the maximum."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the maximum of all places."""
+        """Return the maximum over all places."""
         return x.amax(dim=(2, 3))
 
 
@@ -41,7 +41,7 @@ class GeneralizedMean(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the generalized mean of all places."""
+        """Return the generalized mean over all places."""
         with torch.autocast(x.device.type, enabled=False):
             return x.float().clamp(min=self.eps).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power).to(x.dtype)
 
@@ -49,7 +49,7 @@ class GeneralizedMean(nn.Module):
 class AttentionMean(nn.Module):
     """(N, C, H, W) → (N, C): Σ softmax(w · x) x over the places, as in attention-based multiple instance learning.
 
-    It starts as the plain mean: all scores are 0.
+    All scores start at 0, which makes the plain mean.
     """
 
     def __init__(self, channels: int) -> None:
@@ -59,16 +59,16 @@ class AttentionMean(nn.Module):
         nn.init.zeros_(self.score.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the weighted mean of all places."""
+        """Return the weighted mean over all places."""
         weights = functional.softmax(self.score(x).flatten(2), dim=2)
         return (x.flatten(2) * weights).sum(dim=2)
 
 
 class PoolLike(nn.Module):
-    """A pooling (N, C, H, W) → (N, C) with the input and output forms of the layer whose place it takes."""
+    """A pooling (N, C, H, W) → (N, C) with the input and output shapes of the layer that it replaces."""
 
     def __init__(self, pool: nn.Module, channels_last: bool, flatten: bool) -> None:
-        """``channels_last``: (N, H, W, C) in, and without ``flatten`` (N, 1, 1, C) out instead of (N, C, 1, 1)."""
+        """``channels_last``: (N, H, W, C) in and, without ``flatten``, (N, 1, 1, C) out instead of (N, C, 1, 1)."""
         super().__init__()
         self.pool = pool
         self.channels_last = channels_last
@@ -76,15 +76,15 @@ class PoolLike(nn.Module):
         self.pool_type = "own"
 
     def is_identity(self) -> bool:
-        """False: as timm asks its own layer."""
+        """False. timm asks its own layer this."""
         return False
 
     def feat_mult(self) -> int:
-        """1: the width stays as it is."""
+        """1: the width stays."""
         return 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the pooled features in the form of the replaced layer."""
+        """Return the pooled features in the shape of the replaced layer."""
         pooled = self.pool(x.permute(0, 3, 1, 2) if self.channels_last else x)
         if self.flatten:
             return pooled
@@ -94,9 +94,9 @@ class PoolLike(nn.Module):
 def replace_pool(
     model: nn.Module, name: str, pool: str, build: Callable[[int], nn.Module], in_channels: int, image_size: int
 ) -> None:
-    """Put the pooling called ``pool`` into ``model`` (timm's ``name``); UsageError where it has no place for it.
+    """Put the pooling called ``pool`` into ``model`` (timm's ``name``). UsageError if it has no pooling layer.
 
-    ``build`` makes it for a number of channels: (N, C, H, W) → (N, C).
+    ``build`` makes the pooling (N, C, H, W) → (N, C) for C channels.
     """
     for place in ("global_pool", "head.global_pool"):
         try:
@@ -116,7 +116,7 @@ def replace_pool(
 
 
 def _shapes(model: nn.Module, layer: nn.Module, in_channels: int, image_size: int) -> list[torch.Size]:
-    """Return the shapes of what goes into ``layer`` and comes out, for one empty image."""
+    """Return the input and output shapes of ``layer`` for one empty image."""
     shapes: list[torch.Size] = []
     handle = layer.register_forward_hook(lambda module, inputs, output: shapes.extend([inputs[0].shape, output.shape]))
     was_training = model.training

@@ -1,4 +1,4 @@
-"""Global pooling by name, put in the place of a timm model's own."""
+"""Table of global poolings, which replace a timm model's own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PoolRow(Row):
-    """One pooling: how it is built for so many channels, (N, C, H, W) → (N, C), and timm's name of it for token models.
+    """One pooling. ``build`` makes it, (N, C, H, W) → (N, C), for C channels.
 
-    ``tokens`` is empty where timm's transformers don't have it.
+    ``tokens`` is timm's name of it for models of tokens, "" if they don't have it.
     """
 
     build: Callable[[int], nn.Module]

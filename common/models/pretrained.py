@@ -1,7 +1,7 @@
-"""Finds timm's pretrained weights as a local file: in a cache first, then over the network, never waiting for long.
+"""Finds timm's pretrained weights as a local file, in a cache or over the network, without a long wait.
 
-timm alone asks the network even for what is cached, retries for 23 s (measured) where there is none, and writes six
-warnings meanwhile. Here the caches are looked at first, and the network gets one question with a short time-out.
+timm asks the network even for cached files. Without a network it retries for 23 s (measured) and prints six warnings.
+This module looks into the caches first and asks the network once, with a short time-out.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def pretrained_config(name: str) -> PretrainedCfg | None:
-    """Return timm's description of the weights of ``name`` (of its default tag where it has none), or None."""
+    """Return timm's description of the weights of ``name`` (without a tag: of its default tag), or None."""
     return timm.get_pretrained_cfg(name)
 
 
 def find_weights(name: str) -> Path:
-    """Return the local file with the pretrained weights of the timm model ``name``, fetched where it is not cached.
+    """Return the local file with the pretrained weights of the timm model ``name``. Fetch it if it is not cached.
 
-    Looked at in this order: the Hugging Face cache (``HF_HOME``), torch's (``TORCH_HOME``, hub/checkpoints), the
-    Hugging Face hub, and the address that timm names. Raises UsageError where the model has no pretrained weights, and
-    where they are neither cached nor to be had, saying which file is missing and where to put it.
+    The order is the Hugging Face cache (``HF_HOME``), torch's cache (``TORCH_HOME``, hub/checkpoints), the Hugging Face
+    hub, and the address that timm names. Raises UsageError if the model has no pretrained weights, or if they can't be
+    found; the message names the missing file and where to put it.
     """
     config = pretrained_config(name)
     if config is None or not config.has_weights:
@@ -47,7 +47,7 @@ def find_weights(name: str) -> Path:
         return cached
     try:
         return _fetch(config)
-    except Exception as error:  # which classes a failing connection raises depends on the hub's http library
+    except Exception as error:  # a failing connection raises classes of the hub's http library
         raise UsageError(_explain_missing(name, config, error)) from error
 
 
@@ -72,7 +72,7 @@ def _fetch(config: PretrainedCfg) -> Path:
     path = _torch_cache() / _url_file(config)
     request = urllib.request.Request(_url(config), method="HEAD")
     with urllib.request.urlopen(request, timeout=TIMEOUT_S):
-        pass  # torch's own download has no time-out, so a silent host is found out here
+        pass  # torch's own download has no time-out, so detect a silent host here
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(_url(config), str(path), _hash_prefix(path.name))
     return path
@@ -125,11 +125,11 @@ def _url(config: PretrainedCfg) -> str:
 
 
 def _url_file(config: PretrainedCfg) -> str:
-    """The name in the cache: the address's own last part, or the one that timm gives beside the address."""
+    """The name in the cache: the last part of the address, or the one that timm gives beside it."""
     return Path(urlparse(config.url).path).name if isinstance(config.url, str) else config.url[1]
 
 
 def _hash_prefix(file: str) -> str | None:
-    """The start of the sha256 that torch's convention puts into the name (name-0123abcd.pth), or None."""
+    """The start of the sha256 that torch puts into a file's name, as in name-0123abcd.pth, or None."""
     match = torch.hub.HASH_REGEX.search(file)
     return match.group(1) if match else None

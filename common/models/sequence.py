@@ -1,6 +1,6 @@
-"""Models over a series of slices: from embeddings and logits of each slice to better logits, and to one of the study.
+"""Models over a series: they turn each slice's embedding and logits into better logits, and one of the study.
 
-A model takes slices in geometric order and never sees padding: what stands behind a sequence's end changes nothing.
+A model takes slices in geometric order and never sees padding: values behind a sequence's end change nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EncoderBuilder = Callable[[Mapping[str, Any]], "nn.Module"]
 
 @dataclass(frozen=True)
 class SequenceRow(Row):
-    """One kind of sequence model, and how its encoder is built from the options that it knows."""
+    """One kind of sequence model. ``build`` makes its encoder from its options' values."""
 
     build: EncoderBuilder
 
@@ -42,7 +42,7 @@ def build_lstm(values: Mapping[str, Any]) -> nn.Module:
 
 
 def build_transformer(values: Mapping[str, Any]) -> nn.Module:
-    """Transformer encoder; UsageError where the heads don't divide the width."""
+    """Transformer encoder. UsageError if the heads don't divide the width."""
     from common.models.sequence_layers import Attention
 
     if values["seq_width"] % values["seq_heads"]:
@@ -51,7 +51,7 @@ def build_transformer(values: Mapping[str, Any]) -> nn.Module:
 
 
 def build_conv(values: Mapping[str, Any]) -> nn.Module:
-    """Residual 1-D convolutions; UsageError for an even kernel, which has no middle."""
+    """Residual 1-D convolutions. UsageError for an even kernel, which has no middle."""
     from common.models.sequence_layers import Convolutions
 
     if values["seq_kernel"] % 2 == 0:
@@ -117,14 +117,14 @@ class SequenceOptions:
 
 
 def sequence_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the sequence model called ``name``; UsageError for one that it doesn't know."""
+    """Return the option values of the sequence model called ``name``. UsageError for unknown names and options."""
     return settings("seq_model", choose("seq_model", name, SEQUENCE_MODELS), given)
 
 
 def build_sequence_model(name: str, given: Mapping[str, Any], num_features: int, num_classes: int) -> nn.Module:
     """Build the sequence model called ``name`` for embeddings of ``num_features`` and ``num_classes`` logits.
 
-    ``given`` are the ``seq_…`` options, None where not given. Raises UsageError as :func:`sequence_settings`.
+    ``given`` are the ``seq_…`` options, None if not given. Raises UsageError as :func:`sequence_settings`.
     """
     from common.models.sequence_layers import SequenceModel
 

@@ -15,23 +15,22 @@ WAVES = 8
 
 
 class SequenceOutput(NamedTuple):
-    """``slices`` (B, L, C): a logit for each slice and class, of no meaning in padding; ``study`` (B, C)."""
+    """Logits: ``slices`` (B, L, C), meaningless in padding, and ``study`` (B, C)."""
 
     slices: Tensor
     study: Tensor
 
 
 class SequenceModel(nn.Module):
-    """Embeddings, logits and places of slices to logits of slices and of the whole sequence.
+    """Maps embeddings, logits and places of slices to logits of the slices and of the whole sequence.
 
-    What it adds to the logits that come in starts at 0: before training it says of each slice what the slice's own
-    network said.
+    It adds a term to each slice's logits that starts at 0: before training it returns the slice network's own logits.
     """
 
     def __init__(
         self, encoder: nn.Module, num_features: int, num_classes: int, width: int, drop: float, inputs: str, study: str
     ) -> None:
-        """``inputs``: both, features or logits of the slices are looked at; ``study``: max, noisy_or or learned."""
+        """``inputs`` of each slice: both, features or logits. ``study``: max, noisy_or or learned."""
         super().__init__()
         self.num_features = num_features
         self.inputs = inputs
@@ -59,7 +58,7 @@ class SequenceModel(nn.Module):
     ) -> SequenceOutput:
         """``features`` (B, L, F), ``logits`` (B, L, C), ``position_mm`` (B, L), ``mask`` bool (B, L).
 
-        ``lengths``: true places of each row of the mask; None: they are read from it, and the host waits for a GPU.
+        ``lengths``: slices in each row of the mask; None: read them from the mask, for which the host waits for a GPU.
         """
         x = self.project_place(place_waves(position_mm).to(self.project_place.weight.dtype))
         if self.inputs != "logits":
@@ -85,14 +84,14 @@ class SequenceModel(nn.Module):
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
-    """Return a layer that gives 0 until it is trained."""
+    """Set a layer to 0, so that it returns 0 until it is trained."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def in_series(values: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return ``values`` (N, …) in series of the ``shape`` (B, L): at their ``places`` among the B · L, 0 elsewhere."""
+    """Scatter ``values`` (N, …) into series of the ``shape`` (B, L), at their ``places`` among the B · L; else 0."""
     padded = values.new_zeros(math.prod(shape), *values.shape[1:])
     return padded.index_copy(0, places, values).unflatten(0, tuple(shape))
 
@@ -111,13 +110,13 @@ def place_waves(position_mm: Tensor) -> Tensor:
 
 
 def noisy_or(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return the logit (B, C) of 1 − Π (1 − pᵢ), pᵢ being the probabilities of ``logits`` (B, L, C)."""
+    """Return the logit (B, C) of 1 − Π (1 − pᵢ), where pᵢ are the probabilities of ``logits`` (B, L, C)."""
     total = functional.softplus(logits.float()).masked_fill(~mask[..., None], 0).sum(dim=1)  # −log Π (1 − pᵢ)
     return total + torch.log(-torch.expm1(-total.clamp_min(1e-30)))
 
 
 class Recurrent(nn.Module):
-    """A bidirectional GRU or LSTM beside a direct way, which is what is normed and added to."""
+    """A bidirectional GRU or LSTM with a residual connection and a norm."""
 
     def __init__(self, kind: str, width: int, layers: int, drop: float) -> None:
         """``kind``: GRU or LSTM."""
@@ -129,7 +128,7 @@ class Recurrent(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, mask: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Run over each sequence's own length."""
+        """Run over each sequence up to its own length."""
         states = stepwise(self.cell, x, mask) if torch.compiler.is_exporting() else packed(self.cell, x, mask, lengths)
         return self.norm(x + self.out(states))
 
@@ -137,8 +136,8 @@ class Recurrent(nn.Module):
 def packed(cell: nn.RNNBase, x: Tensor, mask: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
     """Return the states (B, L, 2 · width) of a bidirectional ``cell``, 0 in padding.
 
-    The sequences are sorted by length where they lie. torch's own way to pack unsorted ones sorts on the host and
-    copies the order to the GPU, for which the host waits.
+    The sequences are sorted by length on their device. torch would sort unsorted ones on the host and copy the order
+    to the GPU, for which the host waits.
     """
     rnn = nn.utils.rnn
     order = mask.sum(dim=1).argsort(descending=True, stable=True)
@@ -149,10 +148,10 @@ def packed(cell: nn.RNNBase, x: Tensor, mask: Tensor, lengths: Sequence[int] | N
 
 
 def stepwise(cell: nn.RNNBase, x: Tensor, mask: Tensor) -> Tensor:
-    """Return what :func:`packed` does where there are slices, step by step by cell's equations, without dropout.
+    """Compute the states of :func:`packed` step by step from the cell's equations, without dropout.
 
-    Exporters know no packed sequences, and unroll torch's own cells to one length. A state stays as it is in padding,
-    so that the way back, which begins there, begins at 0.
+    They are valid where there are slices. Exporters don't know packed sequences and unroll torch's own cells to one
+    length. Padding leaves a state as it is, so that the backward direction, which begins there, begins at 0.
     """
     from torch._higher_order_ops.scan import scan  # torch has no public name for it yet
 
@@ -199,23 +198,23 @@ def lstm_state(given: Tensor, states: list[Tensor], weight: Tensor, bias: Tensor
 
 
 class ForExport(nn.Module):
-    """A sequence model whose outputs are plain tensors, and 0 in padding."""
+    """A sequence model whose outputs are plain tensors, 0 in padding."""
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, features: Tensor, logits: Tensor, position_mm: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of slices (B, L, C) and of the study (B, C)."""
+        """Return the logits of the slices (B, L, C) and of the study (B, C)."""
         found = self.model(features, logits, position_mm, mask)
         return found.slices.masked_fill(~mask[..., None], 0), found.study
 
 
 class Attention(nn.Module):
-    """A transformer encoder, norms first, that never looks at padding."""
+    """A transformer encoder, norms first, that never attends to padding."""
 
     def __init__(self, width: int, layers: int, heads: int, drop: float) -> None:
-        """``heads`` divide ``width``."""
+        """``heads`` must divide ``width``."""
         super().__init__()
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, drop, functional.gelu, batch_first=True, norm_first=True
@@ -228,7 +227,7 @@ class Attention(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """Residual blocks of a norm, a convolution along the slices and a mixing of channels."""
+    """Residual blocks of a norm, a convolution along the slices, and a linear layer over the channels."""
 
     def __init__(self, width: int, layers: int, kernel: int, drop: float) -> None:
         """``kernel`` slices, odd."""
@@ -239,7 +238,7 @@ class Convolutions(nn.Module):
         self.dropout = nn.Dropout(drop)
 
     def forward(self, x: Tensor, mask: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Convolve; beyond a sequence's end there are zeros, whatever stands in the padding."""
+        """Convolve. Beyond a sequence's end count zeros, whatever the padding holds."""
         for norm, along, across in zip(self.norms, self.along, self.across, strict=True):
             inside = norm(x) * mask[..., None]
             x = x + self.dropout(across(functional.gelu(along(inside.transpose(1, 2)).transpose(1, 2))))

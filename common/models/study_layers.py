@@ -1,4 +1,4 @@
-"""A slice network and a sequence model as one, from the pictures of whole series to logits of slices and study."""
+"""A slice network and a sequence model in one: maps pictures of whole series to logits of slices and study."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from common.models.sequence_layers import ForExport, SequenceModel, SequenceOutp
 
 
 class StudyNetwork(nn.Module):
-    """timm's ``slices`` see each picture, ``sequence`` what they saw; both learn, or the sequence model alone.
+    """timm's network ``slices`` sees each picture, ``sequence`` its outputs. Both learn, or the sequence model alone.
 
-    The pictures go through in chunks. Of a chunk no activations are kept for the backward pass, which computes them
-    again: memory grows with a chunk and not with the series. Batch norms keep their running statistics, since the
-    slices of a few heads are no sample of all. Where no weight of the slice network is trained it also drops nothing.
+    The pictures go through in chunks. The backward pass computes a chunk's activations again instead of keeping them,
+    so that memory grows with the chunk, not with the series. Batch norms keep their running statistics, since the
+    slices of a few heads don't represent all. A slice network that is not trained also has no dropout.
     """
 
     def __init__(self, slices: nn.Module, sequence: SequenceModel, chunk: int) -> None:
-        """``slices`` has a linear head; ``chunk``: pictures that go through it at once."""
+        """``slices`` has a linear head and takes ``chunk`` pictures at once."""
         super().__init__()
         self.slices = slices
         self.sequence = sequence
@@ -30,9 +30,9 @@ class StudyNetwork(nn.Module):
     def forward(
         self, image: Tensor, position_mm: Tensor, mask: Tensor, places: Tensor, lengths: Sequence[int] | None = None
     ) -> SequenceOutput:
-        """``image`` (N, C, H, W) of all series, one after another; ``position_mm`` and ``mask`` (B, L), N true.
+        """``image`` (N, C, H, W) of all series, one after another. ``position_mm`` and ``mask`` (B, L), with N true.
 
-        ``places`` (N,): where the pictures lie among the B · L; ``lengths`` as of :class:`SequenceModel`.
+        ``places`` (N,) of the pictures among the B · L. ``lengths``: see :class:`SequenceModel`.
         """
         learns = torch.is_grad_enabled() and self.learns_slices
         with torch.set_grad_enabled(learns):
@@ -55,20 +55,20 @@ class StudyNetwork(nn.Module):
         return self
 
     def get_classifier(self) -> list[nn.Module]:
-        """Return what is not the slice network, so that its rate may differ."""
+        """Return the sequence model, so that its learning rate may differ."""
         return [self.sequence]
 
     def _chunk(self, pictures: Tensor, learns: bool) -> tuple[Tensor, Tensor]:
         return checkpoint(self.see, pictures, use_reentrant=False) if learns else self.see(pictures)
 
     def see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings (n, F) and logits (n, C) of pictures, float32 whatever the network computes in."""
+        """Return embeddings (n, F) and logits (n, C) of pictures, float32 in any precision of the network."""
         features = self.slices.forward_head(self.slices.forward_features(pictures), pre_logits=True)
         return features.float(), self.slices.get_classifier()(features).float()
 
 
 class StudyForExport(nn.Module):
-    """A study network for series that are padded to one length; its outputs are plain tensors, and 0 in padding."""
+    """A study network for series padded to one length. Its outputs are plain tensors, 0 in padding."""
 
     def __init__(self, model: StudyNetwork) -> None:
         super().__init__()
@@ -76,9 +76,9 @@ class StudyForExport(nn.Module):
         self.series = ForExport(model.sequence)
 
     def forward(self, image: Tensor, position_mm: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of slices (B, L, K) and of the study (B, K).
+        """Return the logits of the slices (B, L, K) and of the study (B, K).
 
-        ``image`` (B, L, C, H, W), all of which go through at once; ``position_mm`` and ``mask`` (B, L).
+        ``image`` (B, L, C, H, W) goes through at once. ``position_mm`` and ``mask`` (B, L).
         """
         features, logits = (found.unflatten(0, mask.shape) for found in self.slices.see(image.flatten(0, 1)))
         return self.series(features, logits, position_mm, mask)

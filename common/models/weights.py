@@ -1,4 +1,4 @@
-"""Loads trained weights into a model, completely or not at all."""
+"""Loads trained weights into a model, all or none."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from common.errors import UsageError, UserError, WorkError
 from common.foreign import MOST_BYTES, Unreadable, check_written, parse_json
 from common.models.layers import head_parameters
 
-# What DistributedDataParallel, AveragedModel, torch.compile, Lightning and common training scripts put before each name
-# of the model. What stands beside these (a loss's weights, a counter) is none of the model's.
+# Prefixes that DistributedDataParallel, AveragedModel, torch.compile, Lightning and common training scripts put before
+# a model's names. Keys beside these (a loss's weights, a counter) don't belong to the model.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
-COUNTER = "num_batches_tracked"  # of a batch norm, which weights from before torch 0.4.1 lack
-NAMED = 3  # how many keys of a kind an error names
+COUNTER = "num_batches_tracked"  # of a batch norm; weights from before torch 0.4.1 lack it
+NAMED = 3  # keys of a kind that an error names
 
 
 def load_weights(
@@ -31,14 +31,14 @@ def load_weights(
 ) -> list[str]:
     """Load ``weights`` into ``model``: a state dict, or a file (ours, timm's, torchvision's, a plain state dict).
 
-    ``source`` names the weights in errors (a file's path where it is None). ``model_name`` is the model that was asked
-    for: an error then says so where the file's configuration records another. Names are brought to timm's by the
-    model's own filter. Keys, shapes and kinds of numbers must all agree, unless ``adapt``: then a head of another
-    number of classes is left fresh and a first layer of other input channels is adapted. Returns lines that say what
-    of the file was left out, what it lacked, and what was adapted.
+    ``source`` names the weights in errors; None: a file's path. ``model_name`` is the model that was asked for; an
+    error says so if the file's configuration records another. The model's own filter translates names to timm's. Keys,
+    shapes and kinds of numbers must all agree. With ``adapt`` a head for another number of classes stays fresh, and a
+    first layer for other input channels is adapted. Returns lines that say what of the file was left out, what it
+    lacked, and what was adapted.
 
-    Raises UsageError where they don't agree, naming up to three of each kind and their counts, and where there is no
-    such file; WorkError for a file that is damaged, not ours, or holds Python objects (nothing is unpickled).
+    Raises UsageError if they don't agree, naming up to three of each kind and their counts, and if there is no such
+    file. Raises WorkError for a file that is damaged, not ours, or holds Python objects (nothing is unpickled).
     """
     state = read_weights(weights) if isinstance(weights, Path) else weights
     described = source or (str(weights) if isinstance(weights, Path) else "weights")
@@ -53,7 +53,7 @@ def load_weights(
         if not compare(model.state_dict(), adapted):
             hint = f"; --net_weight_adapt=1 would adapt it: {'; '.join(notes)}"
         raise UsageError(f"{described}: {_whose(recorded, model_name)}: {difference}{hint}")
-    if next(model.parameters()).is_meta:  # only a look: see build_within
+    if next(model.parameters()).is_meta:  # only compare: see build_within
         return []
     model.load_state_dict(state)
     return said + (notes if adapt else [])
@@ -64,13 +64,12 @@ def build_within(
 ) -> nn.Module:
     """Return the model that a checkpoint describes, with its weights; errors as :func:`load_weights`.
 
-    Names and shapes are compared before the model takes memory: a file of some bytes may name one of a billion
-    parameters.
+    Names and shapes are compared before the model takes memory: a small file may name a model of a billion parameters.
     """
     try:
         with torch.device("meta"):
             described = build()
-    except (RuntimeError, UserError):  # a model that computes with numbers while it is built
+    except (RuntimeError, UserError):  # a model may compute with numbers while it is built
         described = None
     if described is not None:
         load_weights(described, state, source, model_name)
@@ -98,9 +97,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_header(path: Path) -> None:
-    """Raise Unreadable where a safetensors file's header, which the library builds as a whole, is beyond the limits.
+    """Raise Unreadable if the header of a safetensors file, which the library reads as a whole, exceeds the limits.
 
-    Eight bytes hold its length, then comes JSON. That the tensors lie within the file is checked by the library.
+    Eight bytes hold the header's length, then comes JSON. The library checks that the tensors lie within the file.
     """
     check_written(path)
     with path.open("rb") as file:
@@ -113,9 +112,8 @@ def _check_header(path: Path) -> None:
 def to_our_names(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return ``state`` under the names of ``model``, and lines that say what was left out and what was missing.
 
-    Wrappers' prefixes are taken off, what stands beside the wrapped model is left out, batch norms that have no count
-    of their batches begin at 0, and names go through timm's filter: what timm brings the files of torchvision and of
-    the papers' authors to its own names with.
+    Wrappers' prefixes and keys beside the wrapped model are removed. Batch norms without a count of batches begin at 0.
+    Names go through timm's filter, by which timm reads the files of torchvision and of papers' authors.
     """
     own, said = model.state_dict(), []
     state, beside = _unwrapped(state, own)
@@ -131,7 +129,7 @@ def to_our_names(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[d
 def _unwrapped(
     state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Return ``state`` without the prefixes that wrappers put before the model's names, and the keys beside these."""
+    """Return ``state`` without wrappers' prefixes, and the keys that stood beside the wrapped model."""
     state, beside = dict(state), []
     while not set(own) & set(state):
         prefix = next((one for one in WRAPPERS if any(key.startswith(one) for key in state)), None)
@@ -143,7 +141,7 @@ def _unwrapped(
 
 
 def _filtered(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return ``state`` through the model's own filter of timm, where it has one that knows the names."""
+    """Return ``state`` translated by the model's own filter of timm, if there is one that knows the names."""
     module = sys.modules[type(model).__module__]
     convert = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
     if convert is None:
@@ -152,15 +150,15 @@ def _filtered(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, tor
     try:
         converted = convert(*arguments)
     except (RuntimeError, ValueError, TypeError, AssertionError, KeyError, AttributeError, IndexError):
-        return state  # not a file that the filter knows: the comparison that follows names what differs
+        return state  # the filter doesn't know this file; the comparison that follows names the differences
     return {key: value for key, value in converted.items() if isinstance(value, torch.Tensor)}
 
 
 def adapt_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Return ``state`` with a fresh head and a fitting first layer where these differ, and lines that say so.
+    """Return ``state`` with a fresh head and a fitting first layer if these differ, and lines that say so.
 
-    The first layer's weights are repeated over the channels and scaled so that a picture repeated in all channels gives
-    what it gave, as timm does.
+    As in timm, the first layer's weights are repeated over the channels and scaled, so that a picture repeated in all
+    channels gives the same output as before.
     """
     own, adapted, notes = model.state_dict(), dict(state), []
     head = head_parameters(model) if hasattr(model, "get_classifier") else frozenset()
@@ -192,7 +190,7 @@ def _parents(keys: Iterable[str]) -> set[str]:
 
 
 def compare(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
-    """Return in words how the keys and shapes of ``found`` differ from ``expected``; empty where they agree."""
+    """Describe how the keys and shapes of ``found`` differ from ``expected``; "" if they agree."""
     missing = [key for key in expected if key not in found]
     unexpected = [str(key) for key in found if key not in expected]
     shapes = [
@@ -231,7 +229,7 @@ def _listing(items: Sequence[str]) -> str:
 
 
 def _kind(value: torch.Tensor) -> str:
-    """Return the kind of a tensor's numbers: within one, each is loaded as another of more or fewer bits."""
+    """Return the kind of a tensor's numbers. Loading converts between types of one kind."""
     return "complex" if value.is_complex() else "floating point" if value.is_floating_point() else "whole"
 
 
@@ -240,7 +238,7 @@ def _shape(value: object) -> str:
 
 
 def _recorded_model(path: Path) -> str | None:
-    """The model that a checkpoint's configuration names, or None for a plain state dict."""
+    """Return the model that a checkpoint's configuration names, or None for a plain state dict."""
     try:
         return load_checkpoint(path)["config"].get("net_model")
     except WorkError:

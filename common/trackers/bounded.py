@@ -1,4 +1,4 @@
-"""What trackers share: work that may take so long and no longer, and options as they may leave the machine."""
+"""Shared by trackers: work with a time limit, and option values that may leave the machine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ R = TypeVar("R")
 
 
 def within(seconds: float, work: Callable[[], R], discard: Callable[[R], object] | None = None) -> R:
-    """Return ``work()`` if it takes at most ``seconds``, else raise TimeoutError and leave it to end on its own.
+    """Return ``work()`` if it takes at most ``seconds``. Otherwise raise TimeoutError and let it end on its own.
 
-    ``discard`` gets the result that comes too late. What ``work`` raises is raised here.
+    ``discard`` gets a result that comes too late. An error of ``work`` is raised here.
     """
     results: queue.SimpleQueue[tuple[R | None, Exception | None]] = queue.SimpleQueue()
 
@@ -53,7 +53,7 @@ def within(seconds: float, work: Callable[[], R], discard: Callable[[R], object]
 
 
 def shareable(value: object) -> bool | int | float | str:
-    """Return an option's value as a tracker takes it: a finite number, or text without the user's folders and name."""
+    """Return an option's value for a tracker: a finite number, or text without the user's folders and name."""
     if isinstance(value, (bool, int, float)) and math.isfinite(value):
         return value
     return anonymous(str(value))

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line for each logged point. Always written; every report is made from it."""
+"""metrics.jsonl: a line with a JSON object for each logged point. Every run writes it; reports are made from it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FILE_NAME = "metrics.jsonl"
 POINT_KEYS = ("iteration", "step", "time")
 NO_POINT = "not a JSON object of numbers"
 MOST_LINE_BYTES = 2**20
-MOST_NUMBERS = 2_000_000  # some 200 MB in memory: a run of a million iterations that logs every tenth has half of it
-LARGEST = sys.float_info.max  # a whole number may be larger, and nothing can be computed with it
+MOST_NUMBERS = 2_000_000  # some 200 MB in memory; twice what a million iterations log at every tenth
+LARGEST = sys.float_info.max  # JSON allows larger whole numbers, with which nothing can be computed
 
 
 class JsonlTracker:
-    """Appends to ``metrics.jsonl`` in the experiment's folder; a line reaches the file before ``log`` returns.
+    """Appends to ``metrics.jsonl`` in the experiment's folder. A line is in the file when ``log`` returns.
 
-    Raises WorkError where the file can't be written.
+    Raises WorkError if the file can't be written.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class JsonlTracker:
         self.path = Path(FILE_NAME)
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
-        """Open the file. The id and the options stand in the folder already, in config.yaml."""
+        """Open the file. Id and options are already in the folder's config.yaml."""
         self.path = folder / FILE_NAME
         try:
             self.file = self.path.open("ab", buffering=0)
@@ -54,13 +54,13 @@ class JsonlTracker:
         """Nothing to do: the run's files lie in the same folder."""
 
     def finish(self, status: str) -> None:
-        """Close the file; the status stands in the log."""
+        """Close the file. The log has the status."""
         if self.file is not None:
             self.file.close()
             self.file = None
 
     def _write(self, line: bytes) -> None:
-        """Write in one call, so that a killed run leaves whole lines; a disk that gets full may take only a part."""
+        """Write in one call, so that a killed run leaves whole lines. A full disk may still take only a part."""
         if self.file is None:
             raise RuntimeError("log before start, or after finish")
         try:
@@ -74,7 +74,7 @@ class JsonlTracker:
 def point_line(metrics: Mapping[str, float], iteration: int, step: int) -> str:
     """Return the line {"iteration", "step", "time" (seconds since 1970), name: value, ...} of a point.
 
-    Values are floats with all their digits; what is not finite becomes null, since JSON has no word for it.
+    Values are floats with all their digits. One that is not finite becomes null, since JSON can't write it.
     """
     reserved = [key for key in POINT_KEYS if key in metrics]
     if reserved:
@@ -90,10 +90,11 @@ def point_line(metrics: Mapping[str, float], iteration: int, step: int) -> str:
 
 
 def read_metrics(path: Path, *, brief: bool = False) -> list[dict[str, float | None]]:
-    """Return the points of a metrics.jsonl in file order; null is None. A last line that a kill cut is left out.
+    """Return the points of a metrics.jsonl in file order; null is None. A last line cut by a kill is left out.
 
-    ``brief``: only points of validations and the last one. Raises UsageError where there is no file, WorkError for any
-    other line that is no object of numbers with its iteration, by its number, and for more than ``MOST_NUMBERS``.
+    ``brief``: only the points of validations and the last one. Raises UsageError if there is no file, WorkError, with
+    the line's number, for any other line that is not an object of numbers with an iteration, and for a file of more
+    than ``MOST_NUMBERS``.
     """
     points: list[dict[str, float | None]] = []
     final: dict[str, float | None] | None = None
@@ -102,7 +103,7 @@ def read_metrics(path: Path, *, brief: bool = False) -> list[dict[str, float | N
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), start=1):
                 point = _parse(line)
-                if point is None and (line.endswith(b"\n") or file.read(1)):  # else it is the last, and cut by a kill
+                if point is None and (line.endswith(b"\n") or file.read(1)):  # else it is the last line, cut by a kill
                     raise WorkError(f"{path}, line {number}: {NO_POINT}; the file was changed by hand or is damaged")
                 final = point or final
                 if point is not None and (not brief or _is_validation(point)):
@@ -120,9 +121,9 @@ def read_metrics(path: Path, *, brief: bool = False) -> list[dict[str, float | N
 
 
 def cut_metrics(path: Path, iteration: int, validated: int) -> None:
-    """Leave the points up to the state of a checkpoint, whole lines only; a file that is not there stays so.
+    """Cut the file back to a checkpoint, and to whole lines. Without a file do nothing.
 
-    The checkpoint stands after ``iteration`` micro-batches, ``validated`` is the last one that was validated.
+    The checkpoint was saved after ``iteration`` micro-batches; the last validation came after ``validated``.
     """
     if not path.exists():
         return
@@ -145,13 +146,13 @@ def _is_validation(point: Mapping[str, float | None]) -> bool:
 
 
 def _parse(line: bytes) -> dict[str, float | None] | None:
-    """Return a line's point; None where it is no object of finite numbers and nulls that names its iteration."""
+    """Return a line's point, or None unless it is an object of finite numbers and nulls with an iteration."""
     try:
         point = json.loads(line)
-    except (ValueError, RecursionError):  # of JSON or of UTF-8, or nested thousands deep
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested thousands deep
         return None
     if not isinstance(point, dict) or type(at := point.get("iteration")) is not int or not 0 <= at < 2**53:
         return None
     if not all(value is None or (type(value) in (int, float) and abs(value) <= LARGEST) for value in point.values()):
         return None
-    return {sys.intern(name): value for name, value in point.items()}  # a name is kept once, not for each point
+    return {sys.intern(name): value for name, value in point.items()}  # keep a name once, not for each point

@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "mlruns"
 FIGURES = "figures"
-# A server that is slow or silent may cost seconds at the start and at the end, no more.
+# A slow or silent server may cost some seconds at the start and at the end, not more.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 STOP_S = 5.0
-ALLOW = "MLFLOW_ALLOW_FILE_STORE"  # else it wants a database
-# The last: at a run's end it would print the server's address, which may hold a password.
+ALLOW = "MLFLOW_ALLOW_FILE_STORE"  # without it mlflow wants a database
+# Without the last, mlflow prints the server's address at the end of a run, which may hold a password.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -36,7 +36,7 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 class MlflowTracker:
     """Logs in a thread of its own, so that a slow server never delays an iteration.
 
-    MLflow's asynchronous logging has several threads, which in a folder stumble over each other.
+    MLflow's own asynchronous logging has several threads, which get in each other's way in a folder.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class MlflowTracker:
         self._soon(lambda: client.log_artifact(self.run, str(path)))
 
     def finish(self, status: str) -> None:
-        """Wait up to 5 s for what is on its way, and note the status."""
+        """Note the status, and wait up to 5 s for what is still to be sent."""
         client, self.client = self.client, None
         if client is None:
             return
@@ -106,14 +106,14 @@ class MlflowTracker:
             self.thread.shutdown(wait=False, cancel_futures=True)
 
     def _soon(self, work: Callable[[], Any]) -> None:
-        """Do it in the thread; what went wrong there before is raised here."""
+        """Queue ``work`` for the thread. Raise errors of earlier work here."""
         done = [future for future in self.pending if future.done()]
         self.pending = [future for future in self.pending if not future.done()] + [self.thread.submit(work)]
         try:
             for future in done:
                 self._result(future)
         except Exception:
-            self.client = None  # finish would ask the broken server again, and hold the iteration up
+            self.client = None  # finish would ask the broken server again and delay the iteration
             self.thread.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -124,7 +124,7 @@ class MlflowTracker:
             raise self._without_address(error) from None
 
     def _without_address(self, error: BaseException) -> Exception:
-        """Return what went wrong at bottom: mlflow's own message quotes the server's address, with its password."""
+        """Return the root cause of an error. mlflow's own message quotes the server's address with its password."""
         while (cause := error.__cause__ or error.__context__) is not None:
             error = cause
         if self.folder is not None:

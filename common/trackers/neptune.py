@@ -1,4 +1,4 @@
-"""Neptune by neptune-client: files in the experiment's folder by default, a server where a token names one."""
+"""Neptune, through neptune-client: files in the experiment's folder, or a server if a token names one."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ PROJECT_VARIABLE = "NEPTUNE_PROJECT"
 DATA_VARIABLE = "NEPTUNE_DATA_DIRECTORY"
 SWAGGER_PATH = "/api/backend/swagger.json"
 PROBE_S = 3.0  # to ask the server for its swagger file
-START_S = 5.0  # to have a run on the server, the probe included
-STOP_S = 5.0  # to send what is left at the end
+START_S = 5.0  # to start a run on the server, with the probe
+STOP_S = 5.0  # to send the rest at the end
 FILE_LIMIT_BYTES = 32 * 2**20  # neptune's own limit for a file that it copies
 SWAGGER_LIMIT_BYTES = 32 * 2**20
 TEXT_SUFFIXES = (".yaml", ".json", ".log", ".txt")
 
 
 class NeptuneTracker:
-    """Writes a run under ``<experiment>/.neptune``, or sends it where NEPTUNE_API_TOKEN names a server that answers.
+    """Writes a run under ``<experiment>/.neptune``, or sends it to the server of NEPTUNE_API_TOKEN if that answers.
 
-    ``mode``: offline asks no server; async asks it; auto asks it where there is a token. The token comes from the
-    environment only, the project on the server from ``project`` or NEPTUNE_PROJECT. Nothing but the options,
-    metrics and files handed over is written: no host name, source code, git state, console output or hardware, and
-    paths are freed of home folder and user name. Starting waits 5 s at most for a server, finishing 5 s for sending.
+    ``mode``: offline asks no server, async asks it, auto asks it if there is a token. The token comes from the
+    environment only, the server's project from ``project`` or NEPTUNE_PROJECT. Only the given options, metrics and
+    files are written: no host name, source code, git state, console output or hardware. Paths lose home folder and user
+    name.
+    Starting waits at most 5 s for a server, finishing 5 s for sending.
 
-    neptune's buffer and threads are copied into forked processes, which then write again what they find there: start
-    worker processes by ``forkserver`` or ``spawn``, as common/datasets does.
+    A forked process copies neptune's buffer and threads and would write the buffer again. Start worker processes by
+    ``forkserver`` or ``spawn``, as common/datasets does.
     """
 
     def __init__(self, project: str | None = None, mode: str = "auto") -> None:
@@ -60,7 +61,7 @@ class NeptuneTracker:
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
         data_folder = folder.resolve() / ".neptune"
         self.folder = folder
-        # Else neptune makes .neptune in the current folder. It holds until the end, since a late answer reads it too.
+        # Without it neptune makes .neptune in the current folder. Keep it to the end: a late answer reads it too.
         self.cleanup.enter_context(_environment_variable(DATA_VARIABLE, str(data_folder)))
         if self.project is not None:
             self.cleanup.enter_context(_environment_variable(PROJECT_VARIABLE, self.project))
@@ -78,11 +79,11 @@ class NeptuneTracker:
         return f"neptune: offline in {self.folder / '.neptune'}; common/trackers/README.md tells how it is sent later"
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
-        """Append each finite value to the series of its name, at ``iteration``. Neptune has no NaN: it is left out."""
+        """Append each finite value to the series of its name, at ``iteration``. Neptune has no NaN."""
         for name, value in {**metrics, "step": step}.items():
             if math.isfinite(value):
                 self.run[name].append(float(value), step=iteration)
-        self.run.wait(disk_only=True)  # a killed run keeps what was logged, and a fork finds an empty buffer
+        self.run.wait(disk_only=True)  # so that a killed run keeps it, and a fork finds an empty buffer
 
     def log_figure(self, name: str, html: str) -> None:
         from neptune.types import File
@@ -90,9 +91,9 @@ class NeptuneTracker:
         self.run[f"figures/{name}"].upload(File.from_content(html, extension="html"))
 
     def log_file(self, path: Path) -> None:
-        """Copy a file of up to 32 MiB into the run: its path would be useless elsewhere and name the user's folders.
+        """Copy a file of up to 32 MiB into the run. Its path would be useless elsewhere and name the user's folders.
 
-        Configurations and logs hold such paths too: they are copied without home folder, user and host name.
+        Configurations and logs hold such paths too. Their copies have no home folder, user or host name.
         """
         size = path.stat().st_size
         if size > FILE_LIMIT_BYTES:
@@ -107,9 +108,9 @@ class NeptuneTracker:
         self.run[f"files/{path.name}"].upload(content)
 
     def finish(self, status: str) -> None:
-        """Note the status, write what is buffered, and wait up to 5 s for the server to have it.
+        """Note the status, write the buffer, and wait up to 5 s until the server has it.
 
-        What a server that is gone did not take stays on disk, and a warning tells where.
+        What the server did not take stays on disk, and a warning says where.
         """
         run, self.run = self.run, None
         with self.cleanup:
@@ -132,7 +133,7 @@ class NeptuneTracker:
         run.stop(seconds=0 if self.offline else STOP_S - 1)
 
     def _online_run(self, neptune: ModuleType, experiment_id: str, data_folder: Path) -> Any:
-        """Return a run on the token's server, or None: without a token silently, else with one line of warning."""
+        """Return a run on the token's server, or None. With a token, a failure gets one line of warning."""
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
         if self.mode == "offline" or (self.mode == "auto" and not token):
             return None
@@ -160,9 +161,9 @@ class NeptuneTracker:
 
 
 def unsent(data_folder: Path) -> int:
-    """Return how many operations neptune keeps in ``data_folder`` for a server, which has not said that it has them.
+    """Return how many operations in ``data_folder`` the server has not acknowledged.
 
-    neptune removes what a server has in whole; else two files count the operations written and those acknowledged.
+    neptune removes a run that the server has completely. Otherwise two files count operations written and acknowledged.
     """
     count = 0
     for written in data_folder.glob("async/*/last_put_version"):
@@ -173,7 +174,7 @@ def unsent(data_folder: Path) -> int:
 
 
 def server_address(token: str) -> str:
-    """Return the server's address from an API token, which is base64 of a JSON object. ValueError if it has none."""
+    """Return the server's address from an API token, base64 of a JSON object. ValueError if it has none."""
     try:
         document = json.loads(base64.b64decode(token))
         address = document.get("api_url") or document["api_address"]
@@ -185,16 +186,16 @@ def server_address(token: str) -> str:
 
 
 def probe(address: str, seconds: float) -> None:
-    """Ask the server at ``address`` for its swagger file; OSError or ValueError unless it has it within ``seconds``.
+    """Ask the server at ``address`` for its swagger file. OSError or ValueError unless it comes within ``seconds``.
 
-    neptune itself waits for minutes on a server that refuses or is silent. The token is not sent.
+    neptune itself would wait for minutes on a server that refuses or is silent. The token is not sent.
     """
 
     def ask() -> bytes:
         with urllib.request.urlopen(address + SWAGGER_PATH, timeout=seconds) as response:
             return response.read(SWAGGER_LIMIT_BYTES)
 
-    # urllib's time-out is for each wait on the socket: a server that sends a byte now and then would pass it.
+    # urllib's time-out holds for each wait on the socket: a server that sends a byte now and then would pass.
     document = within(seconds, ask)
     try:
         json.loads(document)
@@ -217,7 +218,7 @@ def _init_run(neptune: ModuleType, experiment_id: str, mode: str) -> Any:
 
 
 def _import_neptune() -> ModuleType:
-    """Import neptune; its messages go to train.log instead of the console."""
+    """Import neptune, and send its messages to train.log instead of the console."""
     import neptune
 
     for name in ("neptune", "neptune_no_prefix"):
@@ -237,8 +238,8 @@ def _mark_as_file_only(record: logging.LogRecord) -> bool:
 def _no_side_effects() -> Iterator[None]:
     """Undo what neptune does to the process at its start.
 
-    It prints a warning that it is deprecated, replaces sys.excepthook, and names its folder by the global random
-    generator, which would make a tracked run differ from one that isn't.
+    It warns that it is deprecated and replaces sys.excepthook. It also draws its folder's name from the global random
+    generator, so that a tracked run would differ from an untracked one.
     """
     state, hook = random.getstate(), sys.excepthook
     try:

@@ -1,4 +1,4 @@
-"""The trackers by name: what ``--trackers`` chooses from. A new tracker is a file and a row."""
+"""Table of the trackers, for ``--trackers``. A new tracker is a file and a row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.trackers.tracker import Tracker
 
 @dataclass(frozen=True)
 class TrackerRow(Row):
-    """One tracker: the class that a dotted path names, the module that it needs, and what installs that."""
+    """One tracker: the dotted ``path`` of its class, the module it needs, and the package to install for it."""
 
     path: str = field(kw_only=True)
     module: str = field(kw_only=True)
@@ -56,7 +56,7 @@ TRACKERS: dict[str, TrackerRow] = table(
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise UsageError for a name that is no tracker's, and for one whose package is not installed."""
+    """Raise UsageError for an unknown tracker, and for one whose package is not installed."""
     for name in names:
         row = choose("trackers", name, TRACKERS)
         if importlib.util.find_spec(row.module) is None:
@@ -64,6 +64,6 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def build_trackers(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[Tracker]:
-    """Return the trackers of these names, each once; ``options`` are their arguments by name."""
+    """Return the trackers called ``names``, each once. ``options`` are their arguments by name."""
     paths = {name: choose("trackers", name, TRACKERS).path for name in names}
     return [load(path)(**options.get(name, {})) for name, path in paths.items()]

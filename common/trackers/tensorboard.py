@@ -17,9 +17,9 @@ FORMAT = "brain.Event:2"
 
 
 class TensorBoardTracker:
-    """Writes scalars by iteration and the options as a table; a killed run keeps all that was logged.
+    """Writes scalars by iteration, and the options as a table. A killed run keeps all that was logged.
 
-    Torch's SummaryWriter would do it too, but puts the host's name into the name of its file.
+    torch's SummaryWriter would do it too, but puts the host's name into the file's name.
     """
 
     def __init__(self) -> None:

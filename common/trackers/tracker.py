@@ -1,4 +1,4 @@
-"""What a tracker is, and a group of several that a run talks to as if it were one."""
+"""The interface of trackers, and a group of several that acts as one."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Receives what a run reports. Calls come in this order: start; view, log, log_figure and log_file in any order;
-    finish.
+    """Receives what a run reports.
+
+    Calls come in this order: start, then view, log, log_figure and log_file in any order, then finish.
     """
 
     def start(self, experiment_id: str, folder: Path, config: Mapping[str, Any]) -> None:
-        """Begin a run: ``folder`` is the experiment's own and exists, ``config`` holds its options, flat and plain."""
+        """Begin a run. ``folder`` is the experiment's and exists. ``config`` holds its options, flat and plain."""
 
     def view(self) -> str:
-        """Return in one line, after start, how a person sees the run; empty where there is nothing to say."""
+        """Return one line that tells a person how to see the run, or "". Called after start."""
 
     def log(self, metrics: Mapping[str, float], iteration: int, step: int) -> None:
-        """Note values by name at a moment of the run: after ``iteration`` micro-batches and ``step`` updates.
+        """Record values by name, after ``iteration`` micro-batches and ``step`` updates.
 
-        A slash in a name makes groups, so a name can't also be a group: not both ``valid/loss`` and ``valid/loss/any``.
+        A slash in a name makes a group, and a name can't also be a group: not ``valid/loss`` with ``valid/loss/any``.
         """
 
     def log_figure(self, name: str, html: str) -> None:
-        """Show a figure under its name: a whole HTML document that loads nothing and holds no picture of a patient."""
+        """Show a figure: a whole HTML document that loads nothing and holds no picture of a patient."""
 
     def log_file(self, path: Path) -> None:
         """Keep a copy of the file at ``path``, by its name."""
 
     def finish(self, status: str) -> None:
-        """End the run; ``status`` is one word: finished, failed or interrupted. Also called after a failed start."""
+        """End the run. ``status`` is finished, failed or interrupted. Also called after a failed start."""
 
 
 class TrackerGroup:
-    """Hands every call on to several trackers. It is a :class:`Tracker` itself.
+    """Passes every call on to several trackers. It is a :class:`Tracker` itself.
 
-    A tracker that raises is warned about once and gets no further calls: it never ends a run. A :class:`UserError`
-    does end it: metrics.jsonl, the ground truth, raises one where it can't be written. The others are served first.
+    A tracker that raises gets one warning and no further calls: it never ends a run. A :class:`UserError` does end the
+    run, after the other trackers have been called. metrics.jsonl, the ground truth, raises one if it can't be written.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
@@ -54,7 +55,7 @@ class TrackerGroup:
         self._call("start", lambda tracker: tracker.start(experiment_id, folder, config))
 
     def view(self) -> str:
-        """Return a line for each tracker that has something to say."""
+        """Return a line for each tracker that has one."""
         said: list[str] = []
         self._call("view", lambda tracker: said.append(tracker.view()))
         return "\n".join(filter(None, said))
@@ -94,5 +95,5 @@ class TrackerGroup:
         )
         self.trackers.remove(tracker)
         if event != "finish":
-            with contextlib.suppress(Exception):  # it may hold a connection or a thread; that it is broken is known
+            with contextlib.suppress(Exception):  # it may hold a connection or a thread; more errors say nothing
                 tracker.finish("failed")

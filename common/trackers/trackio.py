@@ -1,4 +1,4 @@
-"""trackio: a dashboard, live while runs go on, several at once: on this machine, or the one of TRACKIO_SERVER_URL."""
+"""trackio: a live dashboard of one or several runs, on this machine or at TRACKIO_SERVER_URL."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from common.trackers.bounded import shareable, within
 
 logger = logging.getLogger(__name__)
 
-FOLDER = ".trackio"  # beside the experiments; SQLite files, which must lie on a local disk
+FOLDER = ".trackio"  # beside the experiments; its SQLite files must lie on a local disk
 PLACE = "TRACKIO_DIR"
 SERVER = "TRACKIO_SERVER_URL"
-# trackio itself asks a server that is gone again and again, and waits half a minute for it at the end.
+# trackio itself retries a lost server again and again, and waits half a minute for it at the end.
 PROBE_S = 3.0
 STOP_S = 5.0
 
 
 class TrackioTracker:
-    """Writes to the project named after the results' folder, a run for each experiment.
+    """Writes a run for each experiment, in a project named after the results' folder.
 
     The dashboard's files lie in TRACKIO_DIR, or in ``.trackio`` beside the experiments. A killed run loses about half a
-    second. With TRACKIO_SERVER_URL that server gets the run, if it answers within 3 s; files as above if not.
+    second. If TRACKIO_SERVER_URL is set and answers within 3 s, that server gets the run instead of the files.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class TrackioTracker:
             except (OSError, ValueError) as error:
                 reason = getattr(error, "reason", error)
                 logger.warning("trackio: the server that %s names: %s; the run goes to files here", SERVER, reason)
-                del os.environ[SERVER]  # where trackio looks
+                del os.environ[SERVER]  # trackio reads it
         import trackio
 
         with contextlib.redirect_stdout(io.StringIO()):  # it greets at length
@@ -63,7 +63,7 @@ class TrackioTracker:
         self.results = folder.parent
 
     def view(self) -> str:
-        if os.environ.get(SERVER):  # its address holds a token
+        if os.environ.get(SERVER):  # the address holds a token
             return f"trackio: live curves are on the server that {SERVER} names"
         return f"trackio: live curves: bash train.sh dashboard {shlex.quote(str(self.results))}"
 
@@ -74,7 +74,7 @@ class TrackioTracker:
         self.iteration = iteration
 
     def log_figure(self, name: str, html: str) -> None:
-        """Show it beside the last values."""
+        """Show the figure beside the last values."""
         import trackio
 
         self.run.log({name: trackio.Html(html, inject=False)}, step=self.iteration)
@@ -83,7 +83,7 @@ class TrackioTracker:
         """Nothing to do: the run's files lie on the same machine."""
 
     def finish(self, status: str) -> None:
-        """Wait for what is on its way, up to 5 s where it goes to a server."""
+        """Wait for what is still to be written, for a server at most 5 s."""
         run, self.run = self.run, None
         if run is None:
             return
@@ -93,7 +93,7 @@ class TrackioTracker:
             if not os.environ.get(SERVER):
                 trackio.finish()
                 return
-            trackio.context_vars.current_run.set(None)  # else trackio ends it once more, and waits, at exit
+            trackio.context_vars.current_run.set(None)  # else trackio ends it again at exit, and waits
             try:
                 within(STOP_S, run.finish)
             except TimeoutError:
@@ -101,7 +101,7 @@ class TrackioTracker:
 
 
 def probe(address: str) -> None:
-    """Ask the server at ``address`` for its page; OSError or ValueError where none answers within 3 s."""
+    """Ask the server at ``address`` for its page. OSError or ValueError unless it answers within 3 s."""
     parts = urllib.parse.urlsplit(address)
     if parts.scheme not in ("http", "https"):
         raise ValueError("that is no http(s) address")
@@ -109,6 +109,6 @@ def probe(address: str) -> None:
 
     def ask() -> None:
         with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(page, timeout=PROBE_S):
-            pass  # whatever it answers, it is there
+            pass  # any answer shows that it is there
 
     within(PROBE_S, ask)

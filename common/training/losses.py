@@ -1,6 +1,6 @@
-"""Training losses by name. The metric is another thing and never changes with them.
+"""Training losses by name. The metric is separate and never changes with them.
 
-All are means over images of the weighted sum over labels of a loss of each label's logit; the weights sum to 1.
+Each is the mean over images of a weighted sum over labels of the loss of one logit. The weights sum to 1.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ElementLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class LossRow(Row):
-    """One loss, and how it is built: from the values of the options that it knows, the labels' number, the device."""
+    """One loss. ``build`` makes it from its options' values, the number of labels and the device."""
 
     build: Callable[[Mapping[str, Any], int, torch.device | None], ElementLoss]
 
 
 def build_bce(values: Mapping[str, Any], labels: int, device: torch.device | None) -> ElementLoss:
-    """Binary cross entropy; ``loss_positive_weights`` multiply the part of the positives."""
+    """Binary cross entropy. ``loss_positive_weights`` multiply the term of the positives."""
     import torch
     from torch.nn import functional
 
@@ -46,7 +46,7 @@ def build_bce(values: Mapping[str, Any], labels: int, device: torch.device | Non
 def build_focal(values: Mapping[str, Any], labels: int, device: torch.device | None) -> ElementLoss:
     """Focal loss (Lin et al., "Focal Loss for Dense Object Detection", 2017): α_t · (1 − p_t)^γ · BCE.
 
-    α is the weight of positives and 1 − α that of negatives, as torchvision has it; without α both are 1.
+    α is the weight of positives and 1 − α that of negatives, as in torchvision. Without α both are 1.
     """
     import torch
     from torch.nn import functional
@@ -56,7 +56,7 @@ def build_focal(values: Mapping[str, Any], labels: int, device: torch.device | N
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         wrong = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()  # 1 - p_t, also for soft targets
-        # 0 ** gamma has no finite slope for a gamma below 1: it made the gradient of what is predicted well NaN.
+        # 0 ** gamma has no finite slope for a gamma below 1, and the gradient of a perfect prediction would be NaN.
         focused = entropy * wrong.clamp_min(torch.finfo(wrong.dtype).tiny) ** gamma
         return focused if alpha < 0 else focused * (alpha * targets + (1 - alpha) * (1 - targets))
 
@@ -64,7 +64,7 @@ def build_focal(values: Mapping[str, Any], labels: int, device: torch.device | N
 
 
 def smoothed(loss: ElementLoss, smoothing: float) -> ElementLoss:
-    """Return ``loss`` with targets drawn towards 0.5: y (1 − s) + s / 2."""
+    """Return ``loss`` with smoothed targets: y (1 − s) + s / 2."""
     if smoothing == 0:
         return loss
     return lambda logits, targets: loss(logits, targets * (1 - smoothing) + smoothing / 2)
@@ -123,7 +123,7 @@ class LossOptions:
 
 
 def per_label(option: str, numbers: Sequence[float], labels: int) -> list[float]:
-    """Return a number for each label: those given, or the only one for all; UsageError for another count."""
+    """Return a number for each label: those given, or a single one repeated. UsageError for another count."""
     if len(numbers) not in (1, labels):
         raise UsageError(f"--{option} has {len(numbers)} numbers for {labels} labels; give one, or one for each")
     return list(numbers) * (labels if len(numbers) == 1 else 1)

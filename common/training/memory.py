@@ -1,4 +1,4 @@
-"""One line of advice where a run is out of memory, in place of a traceback."""
+"""Turns running out of memory into one line of advice instead of a traceback."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from common.errors import UserError, WorkError
 from common.machine import memory_limit
 
-# What is said where no exception of its own is raised: torch's allocator on the CPU, the driver's error 2, cuDNN 8 and
-# 9, cuBLAS and its kin (whose handles are made late, on a full device), NCCL, OpenCV, C++.
+# Messages of libraries without an exception class for this: torch's allocator on the CPU, the driver's error 2, cuDNN 8
+# and 9, cuBLAS and its kin (which make their handles late, on a full device), NCCL, OpenCV, C++.
 MESSAGES = re.compile(
     r"can't allocate memory|not enough memory|cannot allocate memory|out of memory|bad_alloc|insufficient memory"
     r"|ALLOC_FAILED|ALLOCATION_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .?cublasCreate",
@@ -22,7 +22,7 @@ GPU = re.compile(r"cuda|cudnn|cublas|cusolver|cusparse|cufft|nccl|\bgpu", re.IGN
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, says that there was no memory left, on a GPU or on the host."""
+    """Whether an error or its cause says that a GPU or the host has no memory left."""
     if error is None or isinstance(error, UserError):
         return False
     if isinstance(error, MemoryError) or _is_of_torch(error):
@@ -35,7 +35,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 @contextmanager
 def out_of_memory_advice(advice: str) -> Iterator[None]:
-    """Within this context running out of memory is a :class:`WorkError`, which ends with ``advice``: what to lower."""
+    """Turn running out of memory in this context into a :class:`WorkError` that ends with ``advice``: what to lower."""
     try:
         yield
     except Exception as error:
@@ -50,5 +50,5 @@ def out_of_memory_advice(advice: str) -> Iterator[None]:
 
 
 def _is_of_torch(error: BaseException) -> bool:
-    """Whether it is torch.OutOfMemoryError; told by its name, since torch need not be imported."""
+    """Whether it is torch.OutOfMemoryError. The name tells, so that torch need not be imported."""
     return any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)

@@ -1,6 +1,6 @@
-"""Optimizers by name: one table over torch's and timm's classes, a row for each. A new optimizer is a new row.
+"""Table of torch's and timm's optimizers by name. A new optimizer is a new row.
 
-Any of them can be wrapped by Lookahead: ``lookahead_<name>``.
+``lookahead_<name>`` wraps any of them in Lookahead.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 ParameterGroups = list[dict[str, Any]]
 
 LOOKAHEAD = "lookahead_"
-# What every optimizer knows: how the parameters are put into groups.
+# Options of every optimizer: how parameters are grouped.
 GROUPING = {"optim_layer_decay": 1.0, "optim_head_factor": 1.0}
 
 
 @dataclass(frozen=True)
 class OptimizerRow(Row):
-    """One optimizer: the class that a dotted path names, its options, and what else it is always built with.
+    """One optimizer: the dotted ``path`` of its class, its options, and the ``fixed`` arguments.
 
     The option ``optim_momentum`` becomes the argument ``momentum``. ``head`` is added to the group of the model's head.
-    ``fused``: the class has a kernel of its own for a GPU, which also lets the loop guard a step without a wait.
+    ``fused``: the class has a fused GPU kernel, which also lets the loop guard a step without waiting.
     """
 
     path: str
@@ -50,7 +50,7 @@ def optimizer_row(
     fused: bool = False,
     **parameters: Any,
 ) -> OptimizerRow:
-    """Return a row; ``parameters`` are the class's arguments that an option ``--optim_<argument>`` sets."""
+    """Return a row. ``parameters`` are the class's arguments that options ``--optim_<argument>`` set."""
     known = {f"optim_{argument}": default for argument, default in parameters.items()}
     return OptimizerRow(
         name, summary, path, parameters=known | GROUPING, fixed=fixed or {}, head=head or {}, fused=fused
@@ -179,15 +179,15 @@ def parameter_groups(
     head_factor: float = 1.0,
     head_options: Mapping[str, Any] | None = None,
 ) -> ParameterGroups:
-    """Return the model's trainable parameters in groups of one rate and one decay, each with its ``lr``.
+    """Return the model's trainable parameters in groups of equal rate and decay, each with its ``lr``.
 
-    Vectors and scalars (biases, scale and shift of norms) and what the model names itself (position embeddings, class
-    tokens) don't decay: pulling them to zero regularizes nothing. It is the rule of timm and of most published recipes.
-    ``layer_decay`` d gives layer i of n the rate lr · d^(n − i), the head lr · ``head_factor``; layers are those of
-    timm's ``group_matcher``. ``head_options`` are put into the groups of the head. With a decay of 0 the groups still
-    stand apart, so that an optimizer's saved state fits whatever the decay was.
+    Vectors and scalars (biases, scale and shift of norms) don't decay, nor do parameters that the model exempts
+    (position embeddings, class tokens): pulling them to zero regularizes nothing. timm and most published recipes have
+    this rule. ``layer_decay`` d gives layer i of n the rate lr · d^(n − i), the head lr · ``head_factor``. timm's
+    ``group_matcher`` defines the layers. ``head_options`` go into the groups of the head. A decay of 0 doesn't merge
+    groups, so that an optimizer's saved state fits for any decay.
 
-    Raises UsageError where the model doesn't tell its layers or its head and that is needed.
+    Raises UsageError if the model doesn't tell its layers or its head and they are needed.
     """
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     head = head_parameters(model) if head_factor != 1 or head_options else frozenset()
@@ -208,9 +208,10 @@ def parameter_groups(
 
 
 def check_optimizer(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the optimizer called ``name``; UsageError for another name or an option it doesn't know.
+    """Return the option values of the optimizer called ``name``.
 
-    Also where it takes another number of betas. Without momentum there is none of Nesterov's.
+    Raises UsageError for an unknown name, an option that the optimizer doesn't know, and a wrong number of betas. A
+    momentum of 0 switches off Nesterov's momentum.
     """
     row = choose("optim", name, OPTIMIZERS)
     values = settings("optim", row, given)
@@ -232,8 +233,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer called ``name`` over the trainable parameters of ``model``.
 
-    ``given`` are the other ``optim_…`` options, None where not given. Raises UsageError as :func:`check_optimizer` and
-    :func:`parameter_groups`, and where no parameter is trainable.
+    ``given`` are the other ``optim_…`` options, None if not given. Raises UsageError as :func:`check_optimizer` and
+    :func:`parameter_groups`, and if no parameter is trainable.
     """
     values = {key.removeprefix("optim_"): value for key, value in check_optimizer(name, given or {}).items()}
     row = choose("optim", name, OPTIMIZERS)

@@ -1,4 +1,4 @@
-"""Seeds, loader generators, and the state of the random generators."""
+"""Seeds, generators for loaders, and the state of the global random generators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMPY_SEED_BITS = 32
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch (every device) with ``seed``, a number in [0, 2**63).
 
-    numpy takes only 32 bits, so it gets a hash of the seed rather than its lower half.
+    numpy takes only 32 bits. It gets a hash of the seed, not its lower half.
     """
     if not 0 <= seed < 2**HASH_BITS:
         raise UsageError(f"--seed={seed}: must be from 0 to 2**{HASH_BITS} - 1")
@@ -30,7 +30,7 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_process(seed: int, rank: int) -> None:
-    """Give a process of several, from the second on, random numbers of its own; the first keeps those it has."""
+    """Give each process after the first random numbers of its own. The first one keeps its numbers."""
     if rank:
         seed_everything(stable_hash("process", seed, rank))
 
@@ -38,7 +38,7 @@ def seed_process(seed: int, rank: int) -> None:
 def loader_generator(seed: int, *parts: str | int) -> torch.Generator:
     """Return a CPU generator for one DataLoader, seeded by ``seed`` and the ``parts`` that name the loader.
 
-    Without its own generator a DataLoader draws from the global one, and a resumed run then differs from one in one go.
+    A DataLoader without a generator draws from the global one, and a resumed run would differ from one in one go.
     """
     return torch.Generator().manual_seed(stable_hash("loader", seed, *parts))
 
@@ -65,9 +65,9 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the global generators back to ``state`` (from :func:`rng_state`); they go on bit for bit as they would have.
+    """Restore the global generators to ``state`` (from :func:`rng_state`). They go on with the same bits.
 
-    A state of other GPUs than this machine has is set as far as the two agree, with a warning: results may differ.
+    A state for another number of GPUs is restored as far as it goes, with a warning: results may differ.
     """
     python, numpy_state = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))

@@ -1,10 +1,10 @@
-"""Learning-rate schedules by name, counted in optimizer steps: one table, a row for each.
+"""Table of learning-rate schedules by name, counted in optimizer steps.
 
-A schedule is a closed formula of the number of attempted steps, so that resuming a run is ``on_step(n)`` and nothing
-has to be replayed. torch's own schedulers count their calls instead, and can't be set to a step exactly. The one that
-depends on more than the step, the plateau, keeps that in its state.
+A schedule is a closed formula of the number of attempted steps. A resumed run calls ``on_step(n)`` and replays nothing.
+torch's own schedulers count their calls and can't be set to a step exactly. The plateau depends on more than the step
+and keeps that in its state.
 
-Lengths (warm-up, distance of drops) are in optimizer steps; a value below 1 is a share of the run's steps instead.
+Lengths (warm-up, distance of drops) are in optimizer steps. A value below 1 is a share of the run's steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Shape = Callable[[float, Mapping[str, Any], int], float]
 
 
 def in_steps(length: float, total_steps: int) -> int:
-    """Return a length in whole steps: a share of the run below 1 (rounded down), the number itself otherwise."""
+    """Return a length in whole steps: below 1 that share of the run, rounded down, else the number itself."""
     # A share such as 0.07 times 100 is 7.000000000000001, and 0.29 times 100 is 28.999999999999996.
     return math.floor(length * total_steps + 1e-6) if length < 1 else int(length)
 
@@ -34,9 +34,9 @@ def in_steps(length: float, total_steps: int) -> int:
 class Schedule:
     """Multiplies each parameter group's initial learning rate by a factor: linear warm-up, then the row's shape.
 
-    With W warm-up steps the factor after n attempted steps is (n + 1) / W for n < W, and the shape's own from there on.
-    The learning rate of the first step is set at construction; ``on_step(n)`` sets the one of the step that follows
-    after ``n`` attempted steps (a step that a gradient scaler skipped counts as attempted).
+    With W warm-up steps the factor after n attempted steps is (n + 1) / W for n < W, then the shape's value. The
+    constructor sets the rate of the first step, ``on_step(n)`` that of the step after ``n`` attempted ones. A step that
+    the gradient scaler skipped counts as attempted.
     """
 
     def __init__(
@@ -46,20 +46,20 @@ class Schedule:
         shape: Callable[[int], float],
         warmup_steps: int = 0,
     ) -> None:
-        """``shape`` gives the factor after a number of attempted steps that is at least ``warmup_steps``."""
+        """``shape`` gives the factor after a number of attempted steps, from ``warmup_steps`` on."""
         if total_steps < 1:
             raise ValueError(f"a schedule needs at least 1 step, got {total_steps}")
         self.optimizer = optimizer
         self.total_steps = total_steps
         self.shape = shape
         self.warmup_steps = warmup_steps
-        # The initial rate is kept inside the group, as torch's schedulers do: it then travels with the optimizer's
-        # state, and a schedule made after that was loaded does not take a decayed rate for the initial one.
+        # Keep the initial rate in the group, as torch's schedulers do, so that the optimizer's state saves it. A
+        # schedule that is made after that state was loaded then doesn't take a decayed rate for the initial one.
         self.base_lrs = [float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self.on_step(0)
 
     def factor(self, step: int) -> float:
-        """Return what the initial learning rate is multiplied by for the step after ``step`` attempted ones."""
+        """Return the factor of the initial learning rate for the step after ``step`` attempted ones."""
         return (step + 1) / self.warmup_steps if step < self.warmup_steps else self.shape(step)
 
     def on_step(self, step: int) -> None:
@@ -72,11 +72,11 @@ class Schedule:
             group["lr"] = base_lr * factor
 
     def on_metric(self, value: float) -> None:
-        """Hear the watched validation metric. A schedule of steps alone has nothing to do here."""
+        """Take the monitored validation metric. Only the plateau uses it."""
 
     @property
     def lr(self) -> float:
-        """The learning rate that is set, of the group where it is highest."""
+        """The current learning rate, the highest of all groups."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Schedule:
         return {"step": self.step, "base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state and set the learning rate that follows from it; ValueError where the groups differ."""
+        """Load a state and set the learning rate that follows from it. ValueError if the groups differ."""
         base_lrs = [float(value) for value in state["base_lrs"]]
         if len(base_lrs) != len(self.base_lrs):
             raise ValueError(f"{len(self.base_lrs)} parameter groups expected, the state holds {len(base_lrs)}")
@@ -95,11 +95,11 @@ class Schedule:
 
 
 class PlateauSchedule(Schedule):
-    """Lowers the rate where the watched metric has stopped to fall, as torch's ReduceLROnPlateau does.
+    """Lowers the rate when the monitored metric stops falling, as torch's ReduceLROnPlateau does.
 
-    A validation counts as better where its value is below (1 − threshold) × the best one. After more than ``patience``
-    validations in a row that are not, the factor is multiplied by ``gamma``, down to ``lowest``, and counting starts
-    anew. Validations during the warm-up count too.
+    A validation is better if its value is below (1 − threshold) × the best one. After more than ``patience``
+    validations in a row that are not better, the factor is multiplied by ``gamma``, down to ``lowest``, and counting
+    restarts. Validations during the warm-up count too.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class PlateauSchedule(Schedule):
         threshold: float,
         lowest: float,
     ) -> None:
-        """``lowest`` is a factor of the initial rate, as ``gamma`` is."""
+        """``lowest`` is the lowest factor of the initial rate."""
         self.gamma, self.patience, self.threshold, self.lowest = gamma, patience, threshold, lowest
         self.level = 1.0
         self.best = math.inf
@@ -120,7 +120,7 @@ class PlateauSchedule(Schedule):
         super().__init__(optimizer, total_steps, lambda step: self.level, warmup_steps)
 
     def on_metric(self, value: float) -> None:
-        """Count a validation; where the patience is at its end, lower the rate from the next step on."""
+        """Count a validation. When the patience ends, lower the rate from the next step on."""
         if value < self.best * (1 - self.threshold):
             self.best, self.bad = value, 0
         else:
@@ -130,11 +130,11 @@ class PlateauSchedule(Schedule):
             self.on_step(self.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state, the level reached, the best value and the bad validations since."""
+        """Return the base's state, the current level, the best value and the number of worse validations since."""
         return {**super().state_dict(), "level": self.level, "best": self.best, "bad": self.bad}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state and the learning rate that follows from it."""
+        """Load a state and set the learning rate that follows from it."""
         self.level, self.best, self.bad = float(state["level"]), float(state["best"]), int(state["bad"])
         super().load_state_dict(state)
 
@@ -168,13 +168,13 @@ def polynomial(progress: float, values: Mapping[str, Any], total: int) -> float:
 
 @dataclass(frozen=True)
 class ScheduleRow(Row):
-    """One schedule, and how it is built: optimizer, the run's steps, and the values of the options that it knows."""
+    """One schedule. ``build`` makes it from the optimizer, the run's steps and its options' values."""
 
     build: Callable[[torch.optim.Optimizer, int, Mapping[str, Any]], Schedule]
 
 
 def over_progress(shape: Shape) -> Callable[[torch.optim.Optimizer, int, Mapping[str, Any]], Schedule]:
-    """Return a builder of warm-up followed by ``shape``, a function of the share of the steps after it, 0 to 1."""
+    """Return a builder of a warm-up followed by ``shape``, a function of the progress after it, 0 to 1."""
 
     def build(optimizer: torch.optim.Optimizer, total: int, values: Mapping[str, Any]) -> Schedule:
         warmup = min(in_steps(values["sched_warmup"], total), total)
@@ -185,7 +185,7 @@ def over_progress(shape: Shape) -> Callable[[torch.optim.Optimizer, int, Mapping
 
 
 def build_steps(optimizer: torch.optim.Optimizer, total: int, values: Mapping[str, Any]) -> Schedule:
-    """A drop by ``sched_gamma`` every ``sched_step``, counted from the run's begin."""
+    """A drop by ``sched_gamma`` every ``sched_step``, counted from the start of the run."""
     distance = max(in_steps(values["sched_step"], total), 1)
     gamma, warmup = values["sched_gamma"], in_steps(values["sched_warmup"], total)
     return Schedule(optimizer, total, lambda step: gamma ** (step // distance), warmup)
@@ -199,9 +199,9 @@ def build_milestones(optimizer: torch.optim.Optimizer, total: int, values: Mappi
 
 
 def build_one_cycle(optimizer: torch.optim.Optimizer, total: int, values: Mapping[str, Any]) -> Schedule:
-    """Up from ``sched_start`` to 1 over ``sched_warmup``, down to ``sched_min`` at the end, both as half a cosine.
+    """Up from ``sched_start`` to 1 over ``sched_warmup``, then down to ``sched_min``, each as half a cosine.
 
-    Smith and Topin, "Super-convergence", 2018, with the defaults of fastai and torch; momentum stays as it is.
+    Smith and Topin, "Super-convergence", 2018, with the defaults of fastai and torch. Momentum is not cycled.
     """
     start, lowest = values["sched_start"], values["sched_min"]
     # torch's points: the top is at share * total - 1, the bottom at total - 1.
@@ -331,7 +331,7 @@ class ScheduleOptions:
 
 
 def check_schedule(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the schedule called ``name``; UsageError for another name or an option it doesn't know."""
+    """Return the option values of the schedule called ``name``. UsageError for unknown names and options."""
     values = settings("sched", choose("sched", name, SCHEDULES), given)
     milestones = values.get("sched_milestones", ())
     if list(milestones) != sorted(set(milestones)):
@@ -344,8 +344,8 @@ def build_schedule(
 ) -> Schedule:
     """Build the schedule called ``name`` for a run of ``total_steps`` optimizer steps.
 
-    ``given`` are the ``sched_…`` options, None where not given. Raises UsageError for another name, an option that the
-    schedule doesn't know, and a warm-up that is longer than the run.
+    ``given`` are the ``sched_…`` options, None if not given. Raises UsageError for an unknown name, an option that the
+    schedule doesn't know, and a warm-up that is not shorter than the run.
     """
     values = check_schedule(name, given or {})
     warmup = values["sched_warmup"]

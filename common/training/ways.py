@@ -1,4 +1,4 @@
-"""Ways for a model to compute on a CPU, by name: memory format and precision."""
+"""Table of the ways to compute a model on a CPU: memory format and precision."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from common.cli.choices import Row, table
 if TYPE_CHECKING:
     import torch
 
-AUTO = "auto"  # as a way: the one that measures quickest
+AUTO = "auto"  # the way that measures quickest
 
 
 @dataclass(frozen=True)
 class Way(Row):
-    """``channels_last``: kernels and pictures in memory channel by channel; ``amp``: autocast, in bfloat16."""
+    """``channels_last``: torch.channels_last memory format. ``amp``: autocast in bfloat16."""
 
     channels_last: bool
     amp: bool
@@ -27,7 +27,7 @@ class Way(Row):
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp)
 
 
-# The plainest first: of two that are equally quick the first is taken.
+# The plainest first: of two equally quick ways the first is taken.
 WAYS: dict[str, Way] = table(
     (
         Way("float32", "float32, pictures channel after channel", channels_last=False, amp=False),
