@@ -1,7 +1,7 @@
-"""What a compressed picture says of itself, read before any decoder sees it.
+"""Read the size and precision of a compressed image before a decoder sees it.
 
-A decoder allocates what the codestream asks for: three kilobytes can ask for gigabytes. So its size must be the
-header's before it is decoded.
+A decoder allocates what the codestream asks for: three kilobytes can ask for gigabytes. So the size is compared with
+the header's before decoding.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ JPEG_LS_FRAME = 0xF7
 JPEG_LOSSLESS_FRAMES = {0xC3, 0xC7, 0xCB, 0xCF}
 JPEG_FRAMES = {*range(0xC0, 0xD0), JPEG_LS_FRAME} - {0xC4, 0xC8, 0xCC}
 JPEG_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
-JPEG_LS_OVERSIZE = 4  # kind of an extension that replaces the size
+JPEG_LS_OVERSIZE = 4  # type of the extension that replaces the size
 J2K_START = b"\xff\x4f\xff\x51"
 J2K_CODING = 0xFF52
 J2K_TILE = 0xFF90
 J2K_IRREVERSIBLE = 0
 MAX_TILES = 4096
 RLE_HEADER_BYTES = 64
-RLE_NOTHING = 128  # control byte: below it that many + 1 bytes follow, above it one byte to repeat
+RLE_NOTHING = 128  # control byte: a smaller n precedes n + 1 literal bytes, a larger one precedes a byte to repeat
 RLE_LONGEST_RUN = 128
 RLE_SLACK = 2
 
 
 class Codestream(NamedTuple):
-    """Size and precision in bits of what it decodes to, and whether the picture lost something on the way in."""
+    """Size of the decoded image, precision in bits, and whether the compression was lossy."""
 
     rows: int
     columns: int
@@ -42,7 +42,7 @@ class Codestream(NamedTuple):
 
 
 def read_jpeg(data: bytes) -> Codestream:
-    """Read a JPEG or JPEG-LS codestream up to its first scan; DicomError (decoding) where it is damaged."""
+    """Read a JPEG or JPEG-LS codestream up to its first scan. Raise DicomError (decoding) if it is damaged."""
     frame = loss = None
     position = len(JPEG_START)
     try:
@@ -69,8 +69,8 @@ def read_jpeg(data: bytes) -> Codestream:
             position += length
         if frame is None:
             raise DicomError("decoding", "JPEG codestream without a frame")
-        # After the components of the scan: in JPEG-LS how far a value may be off; then, in all that is lossless, how
-        # many of the lowest bits were dropped (point transform).
+        # After the components of the scan: how far a value may be off (JPEG-LS), then, in lossless forms, how many of
+        # the lowest bits were dropped (point transform).
         parameters = position + 3 + 2 * data[position + 2]
         near, cut = data[parameters], data[parameters + 2] & 0xF
     except (IndexError, struct.error):
@@ -79,12 +79,11 @@ def read_jpeg(data: bytes) -> Codestream:
 
 
 def read_j2k(data: bytes) -> Codestream:
-    """Read the main header of a JPEG 2000 or HTJ2K codestream; DicomError (decoding) where it is damaged."""
+    """Read the main header of a JPEG 2000 or HTJ2K codestream. Raise DicomError (decoding) if it is damaged."""
     try:
         if data[: len(J2K_START)] != J2K_START:
             raise DicomError("decoding", "no JPEG 2000 codestream")
-        size = struct.unpack_from(">8L", data, 8)
-        right, bottom, left, top, tile_width, tile_height, _, _ = size
+        right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">6L", data, 8)
         components, precision = struct.unpack_from(">HB", data, 40)
         if not (tile_width and tile_height) or -(-right // tile_width) * -(-bottom // tile_height) > MAX_TILES:
             raise DicomError("decoding", "JPEG 2000 codestream of too many tiles")
@@ -103,9 +102,10 @@ def read_j2k(data: bytes) -> Codestream:
 
 
 def check_rle(data: bytes, segments: int, segment_bytes: int) -> None:
-    """Raise DicomError (decoding) where RLE data is not ``segments`` segments of ``segment_bytes`` bytes each.
+    """Raise DicomError unless RLE data expands to ``segments`` segments of ``segment_bytes`` bytes each.
 
-    A segment may be a little longer, as some writers pad it. Decoders expand whatever stands there, 64 times its size.
+    The reason is ``truncated`` for a short segment, else ``decoding``. A segment may be a little longer, since some
+    writers pad it. Decoders would expand any amount of data, to 64 times its size.
     """
     if len(data) < RLE_HEADER_BYTES or struct.unpack_from("<L", data)[0] != segments:
         raise DicomError("decoding", f"RLE data without {segments} segments")

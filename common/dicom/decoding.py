@@ -1,8 +1,8 @@
-"""The transfer syntaxes that are read, and the stored numbers of each frame, native or compressed.
+"""Decode the stored values of each frame, native or compressed, for the supported transfer syntaxes.
 
-Decoders are named, not chosen among whatever is installed, so that an image doesn't depend on it. All of them have
-permissive licences: pydicom's own for RLE, GDCM (JPEG, JPEG-LS) and OpenJPEG (JPEG 2000, HTJ2K). pyjpegls gives the
-same pictures as GDCM, but some damaged streams keep it busy for seven seconds, which GDCM refuses at once.
+Each syntax names its decoder, so that an image doesn't depend on which decoders are installed. All have permissive
+licences: pydicom's own for RLE, GDCM (JPEG, JPEG-LS) and OpenJPEG (JPEG 2000, HTJ2K). pyjpegls gives the same images
+as GDCM, but takes seven seconds for some damaged streams that GDCM refuses at once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from common.dicom.errors import DicomError
 from common.dicom.slices import PixelForm
 
 LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
-CODESTREAM_SLACK = 2**16  # bytes that a compressed frame may need beside twice its pixels' bytes
+CODESTREAM_SLACK = 2**16  # a compressed frame may take this many bytes more than twice its pixels'
 
 
 class Syntax(NamedTuple):
-    """How a transfer syntax stores a data set and its pixels; ``plugin``: pydicom's name of the decoder."""
+    """How a transfer syntax stores a data set and its pixels. ``plugin`` is pydicom's name of the decoder."""
 
     implicit_vr: bool = False
     little_endian: bool = True
@@ -52,14 +52,14 @@ SYNTAXES = {
 
 
 class Stored(NamedTuple):
-    """A frame's numbers as they are stored, uint16 or int16 (rows, columns), read-only, and marks by name."""
+    """A frame's stored values, uint16 or int16 (rows, columns), read-only, and the names of its marks."""
 
     container: np.ndarray
     marks: tuple[str, ...] = ()
 
 
 def syntax_of(uid: str) -> Syntax:
-    """Return a transfer syntax; DicomError for one that is not read."""
+    """Return the transfer syntax of a UID. Raise DicomError if it is not supported."""
     syntax = SYNTAXES.get(uid)
     if syntax is None:
         from pydicom.uid import UID
@@ -72,7 +72,7 @@ def syntax_of(uid: str) -> Syntax:
 def native_frames(
     pixels: memoryview, declared: int, form: PixelForm, little_endian: bool
 ) -> Iterator[Stored | DicomError]:
-    """Yield each frame of uncompressed ``pixels``; ``declared``: how long the file says they are."""
+    """Yield each frame of uncompressed ``pixels``. ``declared`` is their length in bytes as the file gives it."""
     if form.bits_allocated == 8 and not little_endian:
         raise DicomError("pixel_format", "8-bit pixels in big endian order are not read")
     needed = form.frames * form.frame_bytes
@@ -89,7 +89,10 @@ def native_frames(
 
 
 def compressed_frames(stream: BytesIO, uid: str, form: PixelForm) -> Iterator[Stored | DicomError]:
-    """Yield each frame of the fragments at which ``stream`` stands; what follows a damaged one is still tried."""
+    """Yield each frame of the fragments that begin at the position of ``stream``.
+
+    A damaged frame gives a DicomError, and the next one is still tried.
+    """
     from pydicom.encaps import generate_frames
 
     syntax = syntax_of(uid)
@@ -109,7 +112,7 @@ def compressed_frames(stream: BytesIO, uid: str, form: PixelForm) -> Iterator[St
             yield error
         except MemoryError:
             raise
-        except Exception as error:  # decoders raise whatever damaged data makes of them
+        except Exception as error:  # damaged data can raise anything in a decoder
             yield DicomError("decoding", f"the compressed pixels are damaged ({type(error).__name__})")
 
 
@@ -149,9 +152,9 @@ def _decode(data: bytes, uid: str, syntax: Syntax, form: PixelForm) -> Stored:
 
 
 def _fits(container: np.ndarray, form: PixelForm) -> bool:
-    """Whether BitsStored hold all of the numbers, with their sign or without.
+    """Whether all values fit into BitsStored, signed or unsigned.
 
-    Many exports compress 12 bits as 16 and are right; where the upper ones are used, the header is wrong.
+    Many correct exports compress 12 bits as 16. If the upper bits are used, the header is wrong.
     """
     low, high, size = int(container.min()), int(container.max()), 1 << form.bits_stored
     return (low >= 0 and high < size) or (form.signed and low >= -size // 2 and high < size // 2)

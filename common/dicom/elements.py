@@ -1,4 +1,4 @@
-"""Values of a data set's elements; nothing that a damaged file holds raises anything but :class:`DicomError`."""
+"""Read the values of a data set's elements. A damaged file raises nothing but :class:`DicomError`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 2**28  # 500 frames of 512 x 512
 
-# How long the header of an element is: 8 bytes with a length of two, or 12 with a length of four (PS3.5 7.1.2).
+# Length of an element's header: 8 bytes with a length field of two bytes, 12 with one of four (PS3.5 7.1.2).
 HEADER_BYTES = dict.fromkeys(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split(), 8
 ) | dict.fromkeys(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(), 12)
 
 MAX_READS = 2**17  # two or three for each element; an enhanced CT of 1,000 frames takes about 90,000
 TEXT_LENGTH = 64  # the longest value that DICOM allows for the identifiers kept here
-# What PS3.5 6.2 allows in a decimal string (DS). Python's float takes more: 1_0, nan, digits of other scripts.
+# A decimal string (DS) as PS3.5 6.2 allows it. Python's float accepts more: 1_0, nan, digits of other scripts.
 DECIMAL = r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *"
 _DECIMAL = re.compile(DECIMAL)
 
 
 class BoundedStream(BytesIO):
-    """A file's content that can be read from a limited number of times.
+    """A file's content with a limited number of reads.
 
-    pydicom reads each element and each item of a sequence on its own and makes an object of it, of a kilobyte and
-    more where the file needs 8 bytes: a file of some megabytes would fill the memory.
+    pydicom makes an object of a kilobyte or more for each element and each item of a sequence, which may take only 8
+    bytes in the file. Without a limit a file of a few megabytes could fill the memory.
     """
 
     reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as any stream does; DicomError after :data:`MAX_READS` times."""
+        """Read like any stream. Raise DicomError after :data:`MAX_READS` reads."""
         self.reads += 1
         if self.reads > MAX_READS:
             raise DicomError("too_large", "the header has too many elements")
@@ -44,23 +44,23 @@ class BoundedStream(BytesIO):
 
 
 def value_of(dataset: Dataset, keyword: str) -> Any:
-    """Return an element's value, None where it is missing, empty or can't be converted (pydicom converts on access)."""
+    """Return an element's value, None if it is missing, empty or can't be converted (pydicom converts on access)."""
     try:
         value = dataset.get(keyword)
     except MemoryError:
         raise
-    except Exception:  # pydicom raises whatever the conversion of a damaged value raises
+    except Exception:  # converting a damaged value can raise anything
         return None
     return None if value is None or (isinstance(value, str) and not value.strip()) else value
 
 
 def text_of(dataset: Dataset, keyword: str) -> str:
-    """Return an element's text without spaces around it; empty where there is none."""
+    """Return an element's text without surrounding spaces, empty if there is none."""
     return str(value_of(dataset, keyword) or "").strip()
 
 
 def texts_of(dataset: Dataset, keyword: str) -> str:
-    """Return the texts of an element of several values, parted by a backslash; empty where there is none."""
+    """Return an element's values as text, joined by a backslash; empty if there are none."""
     value = value_of(dataset, keyword)
     if value is None:
         return ""
@@ -74,12 +74,12 @@ def identifier_of(dataset: Dataset, keyword: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the first :data:`TEXT_LENGTH` printable characters, without spaces around them."""
+    """Return the first :data:`TEXT_LENGTH` printable characters, without surrounding spaces."""
     return "".join(character for character in text if character.isprintable()).strip()[:TEXT_LENGTH]
 
 
 def integer_of(dataset: Dataset, keyword: str) -> int:
-    """Return a whole number; DicomError (pixel_format) where there is none."""
+    """Return an integer. Raise DicomError (pixel_format) if there is none."""
     value = value_of(dataset, keyword)
     try:
         _check_decimal(value)
@@ -89,7 +89,7 @@ def integer_of(dataset: Dataset, keyword: str) -> int:
 
 
 def numbers_of(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
-    """Return ``count`` finite numbers; all NaN where the element holds anything else."""
+    """Return ``count`` finite numbers, or ``count`` NaN if the element holds anything else."""
     unknown = (math.nan,) * count
     value = value_of(dataset, keyword)
     if value is None or (count > 1 and isinstance(value, (str, bytes))):
@@ -105,27 +105,22 @@ def numbers_of(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
 
 
 def _check_decimal(value: Any) -> None:
-    """Raise ValueError for a number that was read from a text which is no decimal number of DICOM's."""
+    """Raise ValueError for a number whose text in the file is no DICOM decimal string."""
     text = value if isinstance(value, str) else getattr(value, "original_string", None)
     if text is not None and _DECIMAL.fullmatch(text) is None:
         raise ValueError("no decimal string")
 
 
 def items_of(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence, none where it is missing or damaged; DicomError for too many."""
+    """Return the items of a sequence, none if it is missing or damaged. Raise DicomError for too many."""
     from pydicom.datadict import tag_for_keyword
-
-    return _items_at(dataset, tag_for_keyword(keyword))
-
-
-def _items_at(dataset: Dataset, tag: int | None) -> list[Dataset]:
     from pydicom.dataelem import RawDataElement
     from pydicom.filereader import read_sequence
 
     try:
-        element = dataset.get_item(tag)
+        element = dataset.get_item(tag_for_keyword(keyword))
         if isinstance(element, RawDataElement):
-            # Not by pydicom's own conversion on access: it would read without a bound.
+            # pydicom's own conversion on access would read without a limit.
             value = element.value or b""
             stream = BoundedStream(value)
             little_endian, implicit_vr = element.is_little_endian, element.is_implicit_VR

@@ -1,10 +1,10 @@
-"""What can be wrong with a DICOM file, by name."""
+"""Names of the reasons why a DICOM file gives no image."""
 
 from __future__ import annotations
 
 from common.errors import WorkError
 
-NO_SLICE = {  # something else than a CT slice: no failure of anything
+NO_SLICE = {  # the file is something else than a CT slice, which is no failure
     "not_dicom": "the mark DICM is missing",
     "not_ct": "Modality is missing or not CT",
     "no_image": "an object without an image, as a structured report",
@@ -20,7 +20,7 @@ NO_SLICE = {  # something else than a CT slice: no failure of anything
     "secondary_capture": "a secondary capture",
     "other_class": "an object of another class than CT, Enhanced CT and Legacy Converted Enhanced CT",
 }
-FAULTS = {  # what should have been a slice, or can't be told
+FAULTS = {  # the file should be a CT slice, or nobody can tell what it is
     "unreadable": "cannot be opened, or is damaged beyond what a DICOM reader can follow",
     "too_large": "the file, its header or its image is beyond the limits",
     "transfer_syntax": "the pixels are stored in a way that is not read: unknown, video, 12-bit lossy JPEG",
@@ -34,7 +34,7 @@ FAULTS = {  # what should have been a slice, or can't be told
     "memory": "reading the file took more memory than the limit",
 }
 REASONS = NO_SLICE | FAULTS
-# Perhaps the fault of the disk or the machine: a later run tries these files again.
+# The disk or the machine may be at fault, so a later run tries these files again.
 RETRIED_REASONS = ("unreadable", "crashed", "timeout", "memory")
 
 

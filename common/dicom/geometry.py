@@ -1,4 +1,4 @@
-"""Where slices lie in the patient and in which order they stand."""
+"""Positions of slices in the patient, their order and their spacing."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 SAME_PLACE_MM = 0.001
-TWIN_SHARE = 0.3  # of the steps around it: a step below that parts two scans of one place
-MOST_SCANS = 3  # of one place, that are told from a scan of thin slices
-NEAR_STEPS = 3  # on each side, whose median is the spacing around a place
+TWIN_SHARE = 0.3  # a step below this share of the steps around it lies between two scans of one place
+MOST_SCANS = 3  # of one place; more are taken for a scan with thin slices
+NEAR_STEPS = 3  # steps on each side whose median is the spacing around a place
 
 
 @dataclass(frozen=True)
 class SliceGeometry:
-    """Where a slice lies, in millimetres of patient coordinates (PS3.3 C.7.6.2); NaN for what the file doesn't say.
+    """A slice's position in patient coordinates, in mm (PS3.3 C.7.6.2); NaN for what the file doesn't say.
 
-    ``position``: of the first pixel's centre (x, y, z); ``orientation``: direction of a row, then of a column;
-    ``thickness_mm`` as the file says it, which is not the distance to the next slice.
+    ``position`` is the centre of the first pixel (x, y, z). ``orientation`` is the direction of a row, then that of a
+    column. ``thickness_mm`` is SliceThickness, which is not the distance to the next slice.
     """
 
     position: tuple[float, ...]
@@ -28,11 +28,11 @@ class SliceGeometry:
 
 
 def slice_positions(positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:
-    """Return the place of each slice of a series along the series' normal, in mm, shape (N,).
+    """Return the position of each slice of a series along the series' normal, in mm, shape (N,).
 
-    ``positions`` (N, 3) and ``orientations`` (N, 6) are in mm as in :class:`SliceGeometry`. The normal is that of the
-    orientation that most slices have, so that a stray slice doesn't turn it. With a tilted gantry it is not the z
-    axis, and differences along it are the slices' true distances. NaN for a slice or a series without geometry.
+    ``positions`` (N, 3) and ``orientations`` (N, 6) are those of :class:`SliceGeometry`. The normal belongs to the most
+    frequent orientation, so that a stray slice doesn't change it. With a tilted gantry it is not the z axis, and
+    differences along it are the true distances of slices. NaN for a slice or a series without geometry.
     """
     return places_along(series_normal(orientations), positions, orientations)
 
@@ -46,45 +46,46 @@ def places_along(normal: np.ndarray, positions: np.ndarray, orientations: np.nda
 
 
 def series_normal(orientations: np.ndarray) -> np.ndarray:
-    """Return the unit normal (3,) of the orientation that most of a series' slices have; NaN where none has any.
+    """Return the unit normal (3,) of the most frequent orientation of a series, NaN if no slice has one.
 
-    ``orientations`` (N, 6): direction of a row, then of a column.
+    ``orientations`` (N, 6): direction of a row, then that of a column.
     """
     known = orientations[np.isfinite(orientations).all(axis=1)]
     if not len(known):
         return np.full(3, np.nan)
     rounded = known.round(3)
     most = 0
-    if (rounded != rounded[0]).any():  # hardly ever, and then it takes its time
+    if (rounded != rounded[0]).any():  # rare, and np.unique is slow
         _, first, counts = np.unique(rounded, axis=0, return_index=True, return_counts=True)
         most = first[counts.argmax()]
     return slice_normals(known[[most]])[0]
 
 
 def slice_normals(orientations: np.ndarray) -> np.ndarray:
-    """Return the unit normal of each slice, (N, 3), from ``orientations`` (N, 6); NaN where they have none."""
+    """Return the unit normal of each slice, (N, 3), from ``orientations`` (N, 6); NaN for a slice without one."""
     normals = np.cross(orientations[:, :3], orientations[:, 3:])
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
     return normals / np.where(lengths > 0, lengths, np.nan)
 
 
 def slice_order(position_mm: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
-    """Return the indices that put a series' slices in order: by position, equal ones by id, unknown ones last."""
-    # Positions are decimal texts in the file: what differs by less than a micrometre is the same place.
+    """Return the indices that sort a series' slices by position, then by id. Unknown positions come last."""
+    # Files store positions as decimal texts, so those that differ by less than a micrometre are equal.
     return np.lexsort((image_ids, np.round(position_mm, 3)))
 
 
 def scanned_places(series: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each place that was scanned begins (S,) among slices sorted by series and place, and its mean (S,).
+    """Return the index of the first slice of each scanned place (S,), and the place's mean position (S,).
 
-    Slices whose distance is less than three tenths of the steps around it are at one place: a head was scanned twice.
+    The slices are sorted by series and position. A head may be scanned twice: slices whose distance is less than three
+    tenths of the steps around it are at one place.
     """
     steps = np.diff(places)
     steps[np.diff(series) != 0] = np.inf
     apart = steps > SAME_PLACE_MM
     kept, twin = steps[apart], np.zeros(apart.sum(), dtype=bool)
     around = np.concatenate([np.full(1, np.inf), kept, np.full(MOST_SCANS, np.inf)])
-    for run in range(1, MOST_SCANS):  # so many small steps between two large ones
+    for run in range(1, MOST_SCANS):  # number of small steps between two large ones
         last = len(kept) - run + 1
         if last < 1:
             break
@@ -100,17 +101,17 @@ def scanned_places(series: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, 
 
 
 def local_spacing(series: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return the spacing around each place (S,): the median of the three steps on each side; 1 for a single place.
+    """Return the spacing around each place (S,): the median of the three steps on each side, 1 for a single place.
 
-    Many heads have thin slices below and thick ones above. ``series`` and ``places`` as of :func:`scanned_places`, a
-    place each.
+    Many heads have thin slices below and thick ones above. ``series`` (S,) and ``places`` (S,) hold an entry for each
+    place that :func:`scanned_places` returns.
     """
     size = len(places)
     steps = np.full(size + 2 * NEAR_STEPS, np.nan)
     steps[NEAR_STEPS : NEAR_STEPS + size - 1] = np.where(np.diff(series) == 0, np.diff(places), np.nan)
     around = np.full((size, 2 * NEAR_STEPS), np.nan)
     for side, start in ((range(NEAR_STEPS), NEAR_STEPS), (range(-1, -NEAR_STEPS - 1, -1), NEAR_STEPS)):
-        within = np.ones(size, dtype=bool)  # the series has not ended between
+        within = np.ones(size, dtype=bool)  # whether the series reaches this far
         for offset in side:
             values = steps[start + offset : start + offset + size]
             within &= np.isfinite(values)
@@ -123,9 +124,9 @@ def local_spacing(series: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def series_spacing(series: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return the median distance of consecutive places for each number of a series; NaN where there is one place only.
+    """Return the median distance of consecutive places of each series, indexed by its number; NaN for a single place.
 
-    ``series`` and ``places`` as of :func:`local_spacing`.
+    ``series`` and ``places`` are those of :func:`local_spacing`.
     """
     spacing = np.full(series.max(initial=-1) + 1, np.nan)
     within = np.diff(series) == 0

@@ -1,4 +1,4 @@
-"""Windows and sizes of pictures."""
+"""Window and resize images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def window(image_hu: np.ndarray, center: float, width: float) -> np.ndarray:
 
 
 def resize_area(image: np.ndarray, size: int, padding: float = AIR_HU) -> np.ndarray:
-    """Return ``image`` (H, W) or (H, W, C) as a square of ``size`` pixels and the same type; 0: as it is.
+    """Return ``image`` (H, W) or (H, W, C) as a square of ``size`` pixels, of the same type; 0 leaves it as it is.
 
-    The longer side becomes ``size``, the shorter one keeps its proportion and is padded on both ends with ``padding``.
-    A pixel of a reduced image is the mean over its area; an image that is smaller is enlarged linearly. Integer types
-    are rounded to the nearest.
+    The longer side becomes ``size``. The shorter side keeps its proportion and is padded with ``padding`` at both ends.
+    A pixel of a reduced image is the mean over its area; a smaller image is enlarged linearly. Integer types are
+    rounded to the nearest integer.
     """
     rows, columns = image.shape[:2]
     if size == 0 or rows == columns == size:
@@ -38,6 +38,6 @@ def resize_area(image: np.ndarray, size: int, padding: float = AIR_HU) -> np.nda
 
 
 def lowest_and_highest(image: np.ndarray) -> tuple[int, int]:
-    """Return the extremes of a picture (H, W) of 16-bit numbers, by one pass over it."""
+    """Return the minimum and maximum of an image (H, W) of 16-bit integers, in one pass."""
     low, high, _, _ = cv2.minMaxLoc(image)
     return int(low), int(high)

@@ -1,8 +1,8 @@
-"""The header of a plain file, read without pydicom: a tenth of the time.
+"""Read the header of a plain file without pydicom, in a tenth of the time.
 
-Plain is what nearly all files are that a CT scanner's archive holds uncompressed, the competition's among them: one
-frame, explicit little endian, tags in order, every field that matters of its own type and well formed. All of them
-are checked; where one is anything else the general reader reads the file, and says what is wrong with it.
+Nearly all uncompressed files of a CT archive are plain, and so are the competition's: one frame, explicit little
+endian, tags in order, and each field that matters has its own type and is well formed. Every field is checked. If one
+is not so, pydicom reads the file, and :mod:`common.dicom.header` reports what is wrong with it.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ KINDS = {
 SERIES_FIELDS = tuple(tag for tag in KINDS if tag not in (INSTANCE_ID, PATIENT_ID, STUDY_ID, SERIES_ID, POSITION))
 MAX_VALUE_BYTES = 1024  # of a field that matters; longer ones are not kept
 FUNCTIONAL_GROUPS = {0x52009229, 0x52009230}
-ASCII_SETS = ("", "ISO_IR 6", "ISO_IR 100", "ISO_IR 192")  # character sets in which ASCII is ASCII
-TEXT = re.compile(rb"[ -\[\]-~]*")  # ASCII without the backslash, which parts values
+ASCII_SETS = ("", "ISO_IR 6", "ISO_IR 100", "ISO_IR 192")  # character sets that contain ASCII unchanged
+TEXT = re.compile(rb"[ -\[\]-~]*")  # ASCII without the backslash, which separates values
 NUMBER = re.compile(DECIMAL.encode())
 
 
 class PlainFile(NamedTuple):
-    """The header, and where PixelData's value begins and how long the file says it is."""
+    """The header, the offset of PixelData's value, and its length in bytes as the file gives it."""
 
     header: CtHeader
     start: int
@@ -58,11 +58,11 @@ class PlainFile(NamedTuple):
 
 
 class _NotPlain(Exception):
-    """Something for the general reader."""
+    """The file is for pydicom to read."""
 
 
 def read_plain(content: bytes) -> PlainFile | None:
-    """Read a file's header; None where the file is not plain."""
+    """Read a file's header. Return None if the file is not plain."""
     try:
         values, start, declared = _elements(content)
         return PlainFile(_header(values), start, declared)
@@ -71,7 +71,7 @@ def read_plain(content: bytes) -> PlainFile | None:
 
 
 def _elements(content: bytes) -> tuple[dict[int, tuple[bytes, bytes]], int, int]:
-    """Return type and value of each field that matters, and where the pixels begin and how long they are."""
+    """Return the type and value of each field that matters, and the offset and declared length of the pixels."""
     values = {}
     position, previous, size = START, 0, len(content)
     while True:
@@ -110,9 +110,9 @@ def _header(values: dict[int, tuple[bytes, bytes]]) -> CtHeader:
 def _series_fields(
     fields: tuple[tuple[bytes, bytes] | None, ...],
 ) -> tuple[PixelForm, float, float, tuple[Any, ...], tuple[str, ...], str]:
-    """Check and return what :data:`SERIES_FIELDS` say; kept, since it is the same for nearly all slices of a series.
+    """Check :data:`SERIES_FIELDS` and return what they say. Nearly all slices of a series share it, so it is cached.
 
-    That is the form of the pixels, slope, intercept, a slice's geometry but for its position, marks, doubt.
+    The result is the pixel form, slope, intercept, a slice's geometry without its position, marks and doubt.
     """
     values = {tag: field for tag, field in zip(SERIES_FIELDS, fields, strict=True) if field is not None}
     if (
@@ -147,7 +147,7 @@ def _series_fields(
 
 
 def _text(values: dict[int, tuple[bytes, bytes]], tag: int, *, several: bool = False) -> str:
-    """Return a text without spaces around it; empty where it is missing."""
+    """Return a text without surrounding spaces, empty if it is missing."""
     if tag not in values:
         return ""
     value = values[tag][1].rstrip(b"\0 ")
@@ -164,7 +164,7 @@ def _integer(values: dict[int, tuple[bytes, bytes]], tag: int) -> int:
 
 
 def _numbers(values: dict[int, tuple[bytes, bytes]], tag: int, count: int) -> tuple[float, ...]:
-    """Return ``count`` numbers, all NaN where the element is missing."""
+    """Return ``count`` numbers, all NaN if the element is missing."""
     if tag not in values:
         return (math.nan,) * count
     parts = values[tag][1].split(b"\\")

@@ -1,6 +1,6 @@
-"""Elements of the image that a file holds more than once: readers differ in which they take, so none is taken.
+"""Refuse a file that holds an element of its image more than once: programs differ in which of them they use.
 
-Looked for beside each other, inside the functional groups of an enhanced file, and behind the pixels.
+Such elements are found side by side, inside the functional groups of an enhanced CT, and behind the pixels.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from common.dicom.errors import DicomError
 if TYPE_CHECKING:
     from common.dicom.decoding import Syntax
 
-IMAGE_GROUPS = (0x0028, 0x5200, 0x7FE0)  # what a pixel is, functional groups, pixels
+IMAGE_GROUPS = (0x0028, 0x5200, 0x7FE0)  # form of the pixels, functional groups, pixels
 FUNCTIONAL_GROUPS = 0x5200
-ELEMENT_BYTES = 8  # at least, of an element's tag, type and length
+ELEMENT_BYTES = 8  # at least, for an element's tag, type and length
 ITEM, ITEM_END, ITEMS_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 UNDEFINED_LENGTH = 0xFFFFFFFF
-MAX_DEPTH = 100  # of sequences within each other, as files that nobody made by hand never have
+MAX_DEPTH = 100  # of nested sequences; only files made by hand have more
 
 
 class Element(NamedTuple):
-    """The header of an element: its ``tag``, type ("" where that is implicit), where its value stands, how long."""
+    """The header of an element: tag, type (empty if implicit), and the offset and length of its value."""
 
     tag: int
     kind: bytes
@@ -32,7 +32,7 @@ class Element(NamedTuple):
 
 
 def element_at(data: bytes | bytearray, position: int, implicit: bool, little_endian: bool) -> Element | None:
-    """Return the element at ``position``; None where there is none."""
+    """Return the element at ``position``, None if there is none."""
     if not 0 <= position <= len(data) - ELEMENT_BYTES:
         return None
     order = "<" if little_endian else ">"
@@ -48,13 +48,13 @@ def element_at(data: bytes | bytearray, position: int, implicit: bool, little_en
 
 
 class Repeats:
-    """What stands in one data set or item so far."""
+    """The tags found so far in one data set or item."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
 
     def add(self, tag: int) -> None:
-        """Note an element; DicomError (pixel_format) where it is one of the image's and stands here already."""
+        """Add an element's tag. Raise DicomError (pixel_format) if it is one of the image's and is here already."""
         if tag >> 16 in IMAGE_GROUPS:
             if tag in self.seen:
                 raise given_twice(tag)
@@ -62,11 +62,11 @@ class Repeats:
 
 
 def check_items(data: bytes | bytearray, position: int, length: int, syntax: Syntax) -> None:
-    """Raise DicomError where an item within a sequence's value, at any depth, holds an element of the image twice.
+    """Raise DicomError if an item within a sequence's value, at any depth, holds an element of the image twice.
 
-    The look ends at what is no element: whoever reads the sequence says what is wrong with it.
+    The search ends at bytes that are no element. Reading the sequence reports what is wrong with them.
     """
-    # Of each open sequence and item: where it ends, what it holds (None for a sequence), whether types are implicit.
+    # For each open sequence and item: its end, its tags (None for a sequence), whether types are implicit.
     end = len(data) if length == UNDEFINED_LENGTH else position + length
     opened: list[tuple[int, Repeats | None, bool]] = [(end, None, syntax.implicit_vr)]
     while opened and len(opened) < MAX_DEPTH:
@@ -76,7 +76,7 @@ def check_items(data: bytes | bytearray, position: int, length: int, syntax: Syn
             continue
         found = element_at(data, position, implicit, syntax.little_endian)
         if found is None and repeats is not None and not implicit:
-            # Items whose types are implicit stand in explicit files too (PS3.5 6.2.2, note 3).
+            # Explicit files can hold items with implicit types too (PS3.5 6.2.2, note 3).
             implicit = True
             found = element_at(data, position, implicit, syntax.little_endian)
         if found is None:
@@ -98,7 +98,7 @@ def check_items(data: bytes | bytearray, position: int, length: int, syntax: Syn
 
 
 def _is_sequence(element: Element) -> bool:
-    """Whether an element holds items: it says so, or its type isn't told and the standard's dictionary says so."""
+    """Whether an element holds items, by its type or, without a known type, by the standard's dictionary."""
     from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
     if element.kind not in (b"", b"UN"):
@@ -107,9 +107,9 @@ def _is_sequence(element: Element) -> bool:
 
 
 def check_rest(data: bytes | bytearray, position: int, syntax: Syntax) -> None:
-    """Raise DicomError where an element of the image follows its pixels, at which ``position`` they end.
+    """Raise DicomError if an element of the image follows the pixels, which end at ``position``.
 
-    What is no element ends the look, as padding and garbage of old disks do.
+    The search ends at bytes that are no element, such as padding and garbage from old disks.
     """
     while (found := element_at(data, position, syntax.implicit_vr, syntax.little_endian)) is not None:
         if found.tag >> 16 in IMAGE_GROUPS:
@@ -120,7 +120,7 @@ def check_rest(data: bytes | bytearray, position: int, syntax: Syntax) -> None:
 
 
 def fragments_end(data: bytes | bytearray, position: int) -> int:
-    """Return where the fragments end that begin at ``position``; -1 where their end is missing."""
+    """Return the end of the fragments that begin at ``position``, -1 if their end is missing."""
     while (found := element_at(data, position, True, True)) is not None:
         if found.tag == ITEMS_END:
             return found.value
@@ -131,5 +131,5 @@ def fragments_end(data: bytes | bytearray, position: int) -> int:
 
 
 def given_twice(tag: int) -> DicomError:
-    """Return what is said of an element of the image that a file holds more than once."""
+    """Return the error for an element of the image that a file holds more than once."""
     return DicomError("pixel_format", f"the element ({tag >> 16:04X},{tag & 0xFFFF:04X}) stands twice in the file")

@@ -1,6 +1,6 @@
-"""What a CT file's header says: whose it is, how pixels are stored, what each frame's numbers mean, where it lies.
+"""The header of a CT file: its identifiers, the form of its pixels, and each frame's rescale and position.
 
-Every reader of headers makes these; all that follows depends on them alone.
+Both readers of headers (:mod:`common.dicom.plain`, :mod:`common.dicom.header`) return these types.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BITS_ALLOCATED = (8, 16)  # 16 is the standard's only value for CT (PS3.3 C.8.2.
 
 
 class Identity(NamedTuple):
-    """The identifiers of a file, as they stand in it: none goes anywhere but to the user's own map of ids."""
+    """A file's own identifiers. They are written to the user's map of ids and nowhere else."""
 
     patient_id: str
     study_id: str
@@ -26,7 +26,7 @@ class Identity(NamedTuple):
 
 
 class PixelForm(NamedTuple):
-    """How the pixels of all frames are stored. ``padding``: the lowest and highest stored value that is none."""
+    """How the pixels of all frames are stored. ``padding`` is the lowest and highest stored value without a measurement."""
 
     rows: int
     columns: int
@@ -41,7 +41,7 @@ class PixelForm(NamedTuple):
         return self.rows * self.columns * self.bits_allocated // 8
 
     def check(self) -> None:
-        """Raise DicomError where the fields are out of range or contradict each other."""
+        """Raise DicomError if the fields are out of range or contradict each other."""
         if not (0 < self.rows <= MAX_SIDE and 0 < self.columns <= MAX_SIDE):
             raise DicomError("pixel_format", f"Rows or Columns is not from 1 to {MAX_SIDE}, which are read")
         if self.frames < 1 or self.frames * self.rows * self.columns > MAX_PIXELS:
@@ -52,10 +52,10 @@ class PixelForm(NamedTuple):
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """What one frame's stored numbers mean, and where it lies.
+    """One frame's rescale and position.
 
-    ``marks``: what is remarkable about it, by name. ``doubt``: what its picture must show before it is a slice; see
-    :func:`common.dicom.evidence.check_picture`.
+    ``marks`` names what is unusual about it. ``doubt`` is what :func:`common.dicom.evidence.check_picture` must settle
+    by the pixels.
     """
 
     slope: float
@@ -66,13 +66,13 @@ class SliceHeader:
 
 
 def stored_as(form: PixelForm, header: SliceHeader) -> str:
-    """Return BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept, as in ``12/0/1/-1024``: numbers only."""
+    """Return BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept as text, for example ``12/0/1/-1024``."""
     return f"{form.bits_stored}/{int(form.signed)}/{header.slope:.6g}/{header.intercept:.6g}"
 
 
 @dataclass(frozen=True)
 class CtHeader:
-    """All of a file but its pixels; a frame that gives no image has its error in place of a header."""
+    """Everything in a file but its pixels. A frame that gives no image has a DicomError in place of a header."""
 
     identity: Identity
     form: PixelForm
@@ -80,6 +80,6 @@ class CtHeader:
 
 
 def as_stored(value: int, bits_allocated: int, signed: bool) -> int:
-    """Return a padding value in the pixels' type: files often give -2000 as its unsigned twin 63536."""
+    """Return a padding value in the pixels' type. Files often store -2000 as its unsigned counterpart 63536."""
     value &= (1 << bits_allocated) - 1
     return value - (1 << bits_allocated) if signed and value >> (bits_allocated - 1) else value
