@@ -26,7 +26,7 @@ class Identity(NamedTuple):
 
 
 class PixelForm(NamedTuple):
-    """How the pixels of all frames are stored. ``padding`` is the lowest and highest stored value without a measurement."""
+    """How the pixels of all frames are stored. ``padding`` is the range of stored values without a measurement."""
 
     rows: int
     columns: int

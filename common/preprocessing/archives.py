@@ -1,7 +1,7 @@
-"""Zip and tar archives, read in place: the directory once, then each file by its place in the archive.
+"""Read files of zip and tar archives in place: list the archive once, then read each file at its offset.
 
-Never more is taken into memory than the limits allow, whatever an archive promises. Names that climb out of it, links,
-members that share their bytes, and floods are refused by name. The other files of such an archive are read.
+The limits on memory hold whatever an archive declares. These members are refused, and the others are still read: names
+that lead out of the archive, links, members that share bytes with another, and floods (a huge file packed small).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from common.preprocessing.packed import BLOCK_BYTES, DICOM_MARK, GZIP_MARK, is_f
 
 LISTED = ("path", "bytes", "mtime_ns")
 PACKED = ("offset", "packed_bytes", "method", "crc")
-PLAIN = -1  # the method of a tar archive's files: plain bytes at the offset, without header and checksum
+PLAIN = -1  # method of a tar archive's files: unpacked bytes at the offset, without header and checksum
 MAX_TABLE_BYTES = 2**28  # of a CSV in an archive; the competition's has 150 MB
 MAX_DIRECTORY_BYTES = 2**28  # of a zip archive: two million files
 MAX_TAR_HEADER_BYTES = 2**20  # a long name or a list of attributes
-MARKED_BYTES = 2**22  # a larger file must have DICOM's mark before it counts or is unpacked
+MARKED_BYTES = 2**22  # a larger file is unpacked, or counts as an image, only if it has DICOM's mark
 MAX_TIME_NS = 2**62
 ARCHIVE_SUFFIXES = (".zip", ".tar")  # of files in a folder that are read as archives
 UNREAD_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
 TAR_MARK = slice(257, 262)
-UNREAD_MARKS = {  # beginnings of files that are not read, and what they are
+UNREAD_MARKS = {  # first bytes of files that are not read, and what these files are
     GZIP_MARK: "packed by gzip, and no DICOM file",
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ\0": "packed by xz",
@@ -52,7 +52,7 @@ _ENCRYPTED = 1
 
 
 def unread_archive(name: str, *, inside: bool = False) -> str:
-    """Return why a file, an archive by its name, is not looked into; "" for another. ``inside``: of an archive."""
+    """Return why a file whose name is an archive's isn't opened, else "". ``inside``: it is a member of an archive."""
     if name.casefold().endswith(UNREAD_SUFFIXES):
         return "an archive that can't be read in place: unpack it beside"
     if inside and name.casefold().endswith(ARCHIVE_SUFFIXES):
@@ -62,7 +62,7 @@ def unread_archive(name: str, *, inside: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Member:
-    """A file within an archive, as the archive's directory describes it."""
+    """A file within an archive, as the archive's directory lists it."""
 
     archive: Path
     name: str
@@ -76,7 +76,7 @@ class Member:
         return f"{self.archive}/{self.name}"
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Return the unpacked content as a file; OSError where the archive is damaged."""
+        """Return the unpacked content as a file. Raise OSError if the archive is damaged."""
         if mode != "rb":
             raise ValueError(f"a file in an archive is only read, not opened as {mode!r}")
         try:
@@ -87,8 +87,8 @@ class Member:
     def read_bytes(self, limit: int = MAX_TABLE_BYTES, *, marked: bool = False) -> bytes:
         """Return the unpacked content, at most ``limit`` bytes.
 
-        Raises DicomError for a damaged or too large file and a flood, OSError where the archive can't be read. With
-        ``marked``, a large file without DICOM's mark is refused at its beginning.
+        Raises DicomError for a damaged file, a file that is too large, and a flood. Raises OSError if the archive can't
+        be read. With ``marked``, a large file without DICOM's mark is refused after its first bytes.
         """
         if self.file_bytes > limit:
             raise DicomError("too_large", f"{self.file_bytes} bytes; at most {limit} are read")
@@ -96,7 +96,7 @@ class Member:
             raise DicomError(
                 "too_large", f"{self.file_bytes} bytes, packed to {self.packed_bytes}: made to fill memory"
             )
-        # A buffer grows in place, where joining blocks takes twice the memory.
+        # A buffer grows in place. Joining blocks would take twice the memory.
         content = io.BytesIO()
         for block in self._unpacked():
             content.write(block)
@@ -110,7 +110,7 @@ class Member:
         return whole
 
     def beginning(self) -> bytes:
-        """Return the content's beginning with DICOM's mark, or as much of it as can be read."""
+        """Return the first bytes of the content, up to DICOM's mark or as far as they can be read."""
         start = b""
         with suppress(OSError, DicomError):
             for block in self._unpacked():
@@ -120,7 +120,7 @@ class Member:
         return start
 
     def _unpacked(self) -> Iterator[bytes]:
-        """Yield the content in blocks, at most one byte more than the directory promises."""
+        """Yield the content in blocks, at most one byte more than the directory declares."""
         with self.archive.open("rb") as file:
             file.seek(self.offset)
             if self.method != PLAIN:
@@ -147,7 +147,7 @@ class ArchiveTree:
     kind: ClassVar[str]
 
     def __init__(self, root: Path) -> None:
-        """UsageError where ``root`` is no such archive or its directory can't be read."""
+        """Raise UsageError if ``root`` is no such archive or its directory can't be read."""
         self.root = root
         self.found: list[tuple[Any, ...]] = []
         self.faults: list[tuple[str, str, str]] = []
@@ -188,7 +188,7 @@ class ArchiveTree:
 
 
 class ZipTree(ArchiveTree):
-    """A zip archive; only its directory is read, at its end."""
+    """A zip archive. Only the directory at its end is read."""
 
     kind = "zip"
 
@@ -219,13 +219,13 @@ class ZipTree(ArchiveTree):
             )
 
     def _follows_another(self, members: Sequence[zipfile.ZipInfo]) -> bool:
-        """Whether the file begins with another archive: that one was cut, and holds the one that is read."""
+        """Whether the file begins with another archive, which was truncated and contains the one that is read."""
         with self.root.open("rb") as file:
             return min((info.header_offset for info in members), default=0) > 0 and file.read(4) == b"PK\3\4"
 
 
 class TarTree(ArchiveTree):
-    """An uncompressed tar archive; only the headers between its files are read."""
+    """An uncompressed tar archive. Only the headers between its files are read."""
 
     kind = "tar"
 
@@ -260,14 +260,14 @@ class TarTree(ArchiveTree):
         if fault:
             self.faults.append((name, *fault))
             return
-        if name in members:  # the last counts, as tar appends a newer version
+        if name in members:  # the last one counts, because tar appends newer versions
             self.faults.append((name, *_same_name()))
         time = min(max(int(info.mtime * 1e9), 0), MAX_TIME_NS)
         members[name] = (name, info.size, time, info.offset_data, info.size, PLAIN, 0)
 
 
 class BoundedFile(io.BufferedReader):
-    """A file that never reads more than ``limit`` bytes at once, whatever its headers ask for."""
+    """A file that never reads more than ``limit`` bytes at once, whatever its headers declare."""
 
     def __init__(self, path: Path, limit: int) -> None:
         super().__init__(io.FileIO(path))
@@ -275,20 +275,20 @@ class BoundedFile(io.BufferedReader):
         self.bytes = path.stat().st_size
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return up to ``size`` bytes or, where that is negative, all that is left; ValueError for too many."""
+        """Return up to ``size`` bytes, or all that are left if it is negative. Raise ValueError for too many."""
         left = self.bytes - self.tell()
-        asked = left if size is None or size < 0 else min(size, left)  # Python takes the memory before it reads
+        asked = left if size is None or size < 0 else min(size, left)  # Python allocates before it reads
         if asked > self.limit:
             raise ValueError("a header is too long")
         return super().read(asked)
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield an archive's members without keeping them."""
+    """Yield an archive's members without keeping them in memory."""
     place = -1
     while (info := archive.next()) is not None:
         archive.members.clear()
-        if info.size < 0 or archive.offset <= place:  # such a length would lead backwards, in an endless loop
+        if info.size < 0 or archive.offset <= place:  # such a length leads back, into an endless loop
             raise tarfile.ReadError("a negative length")
         place = archive.offset
         yield info
@@ -300,7 +300,7 @@ def is_hidden(name: str) -> bool:
 
 
 def name_fault(name: str) -> tuple[str, str] | None:
-    """Return why a member's name is refused: reason and message; None where it isn't."""
+    """Return the reason and message if a member's name is refused, else None."""
     parts = name.replace("\\", "/").split("/")
     if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in name or "\\" in name:
         return "name", "the name leads out of the archive"
@@ -334,7 +334,7 @@ def _zip_fault(info: zipfile.ZipInfo) -> tuple[str, str] | None:
 
 
 def _overlapping(members: Sequence[zipfile.ZipInfo]) -> set[int]:
-    """Return the numbers of members that share packed bytes with another: a small archive gives many large files so."""
+    """Return the indices of members that share packed bytes: a way to make many large files of a small archive."""
     order = sorted(range(len(members)), key=lambda number: (members[number].header_offset, number))
     found = set()
     for number, following in pairwise(order):
@@ -354,7 +354,7 @@ def _is_under(path: str, under: str, recursive: bool) -> bool:
 
 
 def listing(rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> pd.DataFrame:
-    """Return rows as a table of files, sorted by path; all other columns are int64."""
+    """Return rows as a table of files, sorted by path. All other columns are int64."""
     values = list(zip(*rows, strict=True)) or [()] * len(columns)
     table = {
         name: np.array(column, dtype=object if name == "path" else np.int64)
@@ -371,7 +371,7 @@ def refusals(rows: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
 
 
 def beginning(path: Path) -> bytes:
-    """Return a file's first bytes, by which :func:`open_archive` and ``has_dicom_mark`` know it."""
+    """Return a file's first bytes, which tell :func:`open_archive` and ``has_dicom_mark`` what it is."""
     with path.open("rb") as file:
         return file.read(BLOCK_BYTES)
 
@@ -382,7 +382,7 @@ def is_archive(start: bytes) -> bool:
 
 
 def open_archive(path: Path, start: bytes) -> ArchiveTree:
-    """Return the archive in a file that begins with ``start``; UsageError, saying what it is, for another file."""
+    """Return the archive in a file that begins with ``start``. UsageError says what any other file is."""
     suffix = PurePosixPath(path.name.casefold()).suffix
     if start[TAR_MARK] == b"ustar" or (suffix == ".tar" and not start.startswith(b"PK")):  # the oldest have no mark
         return TarTree(path)

@@ -1,7 +1,7 @@
-"""What is in a dataset, as tables, charts and a verdict: what a careful person would look at before training.
+"""Write the audit of a dataset: tables, charts, and a verdict on what to look at before training.
 
-Everything comes from the dataset's own tables and a sample of its images, so that a dataset made earlier can be
-audited without its source. Only pseudonymous ids are shown.
+The audit uses the dataset's own tables and a sample of its images, so it needs no source files. It shows only
+pseudonymous ids.
 """
 
 from __future__ import annotations
@@ -35,10 +35,15 @@ Findings = list[tuple[bool, str]]
 
 @dataclass(frozen=True)
 class AuditedDataset:
-    """What is audited. ``metadata`` as written (index ``id``); ``labels`` the names of its label columns, none where it
-    is unlabelled; ``published`` the shares of positives elsewhere, by label, or None; ``folds`` by name their rows
-    (sample_type, labels, group_id); ``images`` the folder of the image files and ``suffix`` theirs; ``is_hu`` whether
-    they hold Hounsfield units; ``by_study`` whether each study stands for a patient (--pre_group)."""
+    """The dataset to audit.
+
+    - ``metadata``: the table as written, index ``id``. ``labels``: its label columns, none for an unlabelled dataset.
+    - ``published``: the share of positives in other data, by label, or None to compare with nothing.
+    - ``folds``: by name, the rows of each fold (sample_type, labels, group_id).
+    - ``images``: the folder of the image files. ``suffix``: that of their names.
+    - ``is_hu``: whether the images hold Hounsfield units.
+    - ``by_study``: whether each study counts as a patient (--pre_group).
+    """
 
     name: str
     description: str
@@ -68,7 +73,7 @@ def audit_page(data: AuditedDataset) -> str:
 
 
 def _flag(verdict: Findings, ids: Sequence[str] | pd.Index, bad: str, good: str) -> None:
-    """Add ``bad`` with count and examples where there are ids, ``good`` where there are none."""
+    """Add ``bad`` with a count and examples if there are ids, else ``good``."""
     verdict.append((True, f"{bad}: {len(ids):,} ({list_some(ids, EXAMPLES)}).") if len(ids) else (False, good))
 
 
@@ -117,7 +122,7 @@ def _counts(data: AuditedDataset, verdict: Findings) -> str:
 
 
 def _groups(data: AuditedDataset, verdict: Findings) -> str:
-    """Tell what stays together in folds and intervals, and why."""
+    """Show which images stay together in folds and intervals, and why."""
     table = data.metadata
     ids = table.index.to_numpy(dtype=object)
     columns = (table[name].to_numpy(dtype=object) for name in ("patient_id", "study_id"))
@@ -162,7 +167,7 @@ def _groups(data: AuditedDataset, verdict: Findings) -> str:
 
 
 def _pictures(table: pd.DataFrame) -> pd.Series:
-    """Return the picture of each image that links patients, "" for one that doesn't."""
+    """Return for each image the hash of a picture that can link patients, "" if it can't."""
     return pd.Series(picture_keys(table.rename(columns={"picture_hash": "digest"})), index=table.index)
 
 
@@ -279,7 +284,7 @@ def _sampled_histogram(data: AuditedDataset) -> tuple[np.ndarray, int]:
 def _load(data: AuditedDataset, image_id: str) -> np.ndarray | None:
     try:
         return load_image(data.images / f"{image_id}{data.suffix}")
-    except (OSError, ValueError):  # --pre_verify=1 is what reports these
+    except (OSError, ValueError):  # --pre_verify=1 reports these
         return None
 
 
@@ -380,7 +385,7 @@ def _folds(data: AuditedDataset, verdict: Findings) -> str:
 
 
 def _outliers(data: AuditedDataset, verdict: Findings) -> str:
-    """Draw the images at the ends of what was measured, each once."""
+    """Draw the images with the most extreme values of each measure, each image once."""
     table = data.metadata
     largest = table[["rows", "columns"]].max(axis=1)
     wanted: list[tuple[pd.Index, str]] = [

@@ -1,7 +1,7 @@
-"""The head in a CT slice: a mask without air, table and holder, and the box around it.
+"""Find the head in a CT slice: its mask, without air, table and holder, and the box around it.
 
-Computed on a reduced picture, so that it takes about a millisecond, from one slice alone: a slice's box doesn't depend
-on which others there are.
+This takes about a millisecond, on a reduced image. Each slice is handled alone, so its box doesn't depend on other
+slices.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import numpy as np
 
 from common.dicom.pictures import AIR_HU
 
-STEP_MM = 1.5  # pixels of the reduced picture
-USUAL_FIELD_MM = 240.0  # of a head scan, where a file doesn't say its spacing
-BODY_HU = -250  # what is denser is tissue, bone or a hard part of table and holder; foam and cushions are not
+STEP_MM = 1.5  # pixel size of the reduced image
+USUAL_FIELD_MM = 240.0  # field of view of a head scan, for a file without pixel spacing
+BODY_HU = -250  # denser: tissue, bone, hard parts of table and holder. Less dense: air, foam, cushions
 TISSUE_HU = (-20, 100)  # brain, muscle and blood
 BONE_HU = 300
-THIN_MM = 9.0  # thinner parts that stand alone are no head: table top, the shells of a holder, tubes
+THIN_MM = 9.0  # thinner separate parts are not the head: table top, shells of a holder, tubes
 SHELL_MM = 3.0
 SECOND_PART_SHARE = 0.1  # of the largest part's tissue
-GAP_MM = 12.0  # openings of the nose and ears that are part of the head all the same
+GAP_MM = 12.0  # openings of nose and ears up to this width belong to the head
 MARGIN_MM = 4.0  # kept around the mask
-MIN_AREA_MM2 = 500.0  # a disc of 25 mm: less is no slice of a head
-MIN_TISSUE_SHARE = 0.3  # of a head's slice; plastics and carbon have hardly any
+MIN_AREA_MM2 = 500.0  # of a part of the head: a disc of 25 mm
+MIN_TISSUE_SHARE = 0.3  # of a part of the head; plastics and carbon have hardly any
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The box to keep, in pixels, and the head's mask in it (rows, columns); no mask where no head was found."""
+    """The box to keep, in pixels, and the head's mask in it (rows, columns), None if no head was found."""
 
     top: int
     left: int
@@ -38,7 +38,7 @@ class Crop:
     mask: np.ndarray | None
 
     def apply(self, image_hu: np.ndarray) -> np.ndarray:
-        """Return the box of int16 HU (H, W), air outside the mask; the image itself where no head was found."""
+        """Return the box of an image, int16 HU (H, W), with air outside the mask. Without a head, return the image."""
         if self.mask is None:
             return image_hu
         box = image_hu[self.top : self.top + self.rows, self.left : self.left + self.columns]
@@ -46,12 +46,14 @@ class Crop:
 
 
 def find_head(image_hu: np.ndarray, row_spacing_mm: float, column_spacing_mm: float) -> Crop:
-    """Find the head in a slice, int16 HU (H, W); spacings in mm, NaN where unknown.
+    """Find the head in a slice, int16 HU (H, W). Spacings are in mm, NaN if unknown.
 
-    The head is what is solid, large and made of tissue and bone after everything thin was taken off (the table, a
-    holder's shells, tubes, also where they touch the skin), with what hangs on it (ears, nose), its cavities and a
-    margin. A head that the picture's edge cuts off stays cut there. Where there is none, as above the vertex, the
-    whole picture is kept: nothing is lost to a wrong guess.
+    1. Remove everything thin: the table, a holder's shells, tubes, even if they touch the skin.
+    2. Keep the parts that are large and made of tissue and bone.
+    3. Add what hangs on them (ears, nose), their cavities and a margin.
+
+    A head that reaches the edge of the image ends there. If there is no head, as above the vertex, the whole image is
+    kept, so that a wrong guess loses nothing.
     """
     rows, columns = image_hu.shape
     usual_mm = USUAL_FIELD_MM / max(rows, columns)
@@ -69,10 +71,10 @@ def find_head(image_hu: np.ndarray, row_spacing_mm: float, column_spacing_mm: fl
 
 
 def _head_mask(small: np.ndarray, step_mm: float) -> np.ndarray | None:
-    """Return the head in a reduced picture (pixels of ``step_mm``) as 0 and 1, None where there is none."""
+    """Return the head in a reduced image (pixels of ``step_mm``) as 0 and 1, None if there is none."""
     body = (small > BODY_HU).astype(np.uint8)
     thin, gap, margin = (_disc(diameter / step_mm) for diameter in (THIN_MM, GAP_MM, 2 * MARGIN_MM))
-    # Filled first, so that sinuses and a thin skull don't count as thin parts.
+    # Fill holes first, so that sinuses and a thin skull don't count as thin parts.
     core = _open_up_to_the_border(_fill(body), thin)
     count, parts, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=4)
     areas = stats[1:, cv2.CC_STAT_AREA]
@@ -83,7 +85,7 @@ def _head_mask(small: np.ndarray, step_mm: float) -> np.ndarray | None:
         return None
     # A slice can have several parts, as jaw and neck, or both sides of a cut skull.
     head = np.isin(parts, 1 + np.flatnonzero(solid > SECOND_PART_SHARE * solid.max())).astype(np.uint8)
-    # What was taken off the head itself comes back, but for what is as thin as a holder's shell.
+    # Give back what was removed from the head itself, except for parts as thin as a holder's shell.
     near = cv2.dilate(head, thin) & cv2.morphologyEx(body, cv2.MORPH_OPEN, _disc(SHELL_MM / step_mm))
     return cv2.dilate(_fill(cv2.morphologyEx(head | near, cv2.MORPH_CLOSE, gap)), margin)
 
@@ -100,7 +102,7 @@ def _fill(mask: np.ndarray) -> np.ndarray:
 
 
 def _open_up_to_the_border(mask: np.ndarray, disc: np.ndarray) -> np.ndarray:
-    """Open a mask as if it went on beyond the border: a head that the border cuts is not worn away there."""
+    """Open a mask as if it continued beyond the border, so that a head that reaches the border isn't eroded there."""
     rows, columns = mask.shape
     frame = len(disc)
     framed = cv2.copyMakeBorder(mask, frame, frame, frame, frame, cv2.BORDER_REPLICATE)

@@ -1,4 +1,4 @@
-"""A contact sheet to judge a cropped dataset by: slices as scanned, with the box that was kept and the outline."""
+"""Draw a contact sheet for judging a cropped dataset: slices as scanned, with the box kept and the head's outline."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ BOX_COLOUR, OUTLINE_COLOUR, TEXT_COLOUR = (255, 160, 60), (0, 200, 255), (255, 2
 
 
 def choose_images(images: pd.DataFrame) -> pd.Index:
-    """Return which images to draw: some spread evenly, those with the smallest boxes, and some without a head.
+    """Return the ids of the images to draw: some spread evenly, those with the smallest boxes, some without a head.
 
-    ``images``: index image id; rows, columns, crop_rows, crop_columns.
+    ``images`` has the image ids as index and the columns rows, columns, crop_rows and crop_columns.
     """
     area = images["crop_rows"] * images["crop_columns"] / (images["rows"] * images["columns"])
     whole = images.index[area == 1]
@@ -40,9 +40,9 @@ def _evenly(length: int, count: int) -> np.ndarray:
 
 
 def write_crop_sheet(path: Path, tasks: Sequence[Task], image_ids: pd.Index, pseudonyms: Pseudonyms) -> None:
-    """Read the files of ``tasks`` again as scanned and draw those of ``image_ids``, in their order, to a PNG file.
+    """Read the files of ``tasks`` again, uncropped, and draw the images of ``image_ids`` in order to a PNG file.
 
-    The tasks' own folder is not written to. Raises WorkError where the file can't be written.
+    Nothing is written to the tasks' own folder. Raises WorkError if none of the images can be drawn.
     """
     found: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,7 +64,7 @@ def write_crop_sheet(path: Path, tasks: Sequence[Task], image_ids: pd.Index, pse
 
 
 def draw_tile(image_hu: np.ndarray, record: Record) -> np.ndarray:
-    """Return a slice from -1000 to 600 HU on a square tile, BGR, with box, outline and id; "whole" without a head."""
+    """Return a square tile, BGR: a slice from -1000 to 600 HU with box, outline and id, or ``whole`` without a head."""
     crop = find_head(image_hu, record.row_spacing_mm, record.column_spacing_mm)
     grey = ((image_hu.clip(-1000, 600).astype(np.float32) + 1000) / 1600 * 255).astype(np.uint8)
     scale = TILE / max(grey.shape)

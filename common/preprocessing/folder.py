@@ -1,4 +1,4 @@
-"""The folder that a dataset is made in: for one run at a time, writable and with space, found out before the work."""
+"""Check a dataset's folder before the work: no other run uses it, it is writable, and the disk has space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.errors import UsageError, WorkError
 
 @contextmanager
 def claim_folder(folder: Path) -> Iterator[None]:
-    """Make ``folder``, try that it can be written, and keep other runs out while the context lasts."""
+    """Make ``folder``, check that it is writable, and keep other runs out while the context lasts."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -41,9 +41,9 @@ def claim_folder(folder: Path) -> Iterator[None]:
 
 
 def check_space(folder: Path, needed_bytes: int, ways: Mapping[str, int] | None = None) -> None:
-    """Raise WorkError where the disk of ``folder`` has less than ``needed_bytes`` left.
+    """Raise WorkError if the disk of ``folder`` has less than ``needed_bytes`` left.
 
-    ``ways``: options with which fewer bytes would do; those are named that fit.
+    ``ways`` gives the bytes needed with other options. The message names those that would fit.
     """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
@@ -66,7 +66,7 @@ def list_files(folder: Path, suffix: str) -> pd.DataFrame:
                     try:
                         status = entry.stat()
                         size, time = status.st_size, status.st_mtime_ns
-                    except OSError:  # a link to nothing: reading it will say so
+                    except OSError:  # a broken link, which is reported when it is read
                         size, time = 0, 0
                     names.append(entry.name.removesuffix(suffix))
                     sizes.append(size)

@@ -1,8 +1,8 @@
-"""Which images belong together: of one patient, of one study, or of patients who share a picture to the last pixel.
+"""Group the images that belong together: of one patient, of one study, or of patients who share an identical picture.
 
-A group is the unit everywhere: folds and hold-out keep it whole, intervals draw it, an evaluation leaves it out as a
-whole. PatientID alone is not enough: archives give the slices of one study several, and public data has the same
-pictures under several patients.
+Everything treats a group as a unit: folds and hold-out keep it whole, intervals draw it, an evaluation leaves it out as
+a whole. PatientID alone is not enough: some archives give several to one study, and public data has the same pictures
+under several patients.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from common.errors import WorkError
 SOLID_SHARE = 0.01  # of the pixels
 LINKED_SHARE = 0.01
 LINKED_MIN_PATIENTS = 1000
-LARGE_SHARE, SEVERAL_STUDIES = 0.5, 5  # of the images in one group of more studies than that: hardly one patient
+LARGE_SHARE, SEVERAL_STUDIES = 0.5, 5  # a group with more of the images and more studies is hardly one patient
 EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Identities:
-    """Whose each of N images is: ``patients``, ``studies`` and ``pictures`` (N,), "" for unknown; ``image_ids`` (N,).
+    """The patient, study and picture of each of N images, "" if unknown, and their ids; arrays of shape (N,).
 
-    ``pictures`` come from :func:`picture_keys`, where "" is also a picture that links nobody.
+    ``pictures`` come from :func:`picture_keys`, which also returns "" for a picture that links nobody.
     """
 
     patients: np.ndarray
@@ -36,34 +36,35 @@ class Identities:
     image_ids: np.ndarray
 
     def persons(self) -> np.ndarray:
-        """Return for each image its patient, where that is unknown its study, and else its own id, (N,)."""
+        """Return the person of each image (N,): its patient, or if unknown its study, or if unknown its own id."""
         study = np.where(self.studies != "", self.studies, self.image_ids)
         return np.where(self.patients != "", self.patients, study).astype(object)
 
     def by_study(self) -> Identities:
-        """Return the same with no patient known, so that the study stands for the patient."""
+        """Return these identities without patients, so that each study counts as a patient."""
         return Identities(np.full(len(self.image_ids), "", object), self.studies, self.pictures, self.image_ids)
 
 
 def picture_keys(records: pd.DataFrame) -> np.ndarray:
-    """Return for each record the picture that links its patient to others who have it, (N,); "" for one that doesn't.
+    """Return for each record the picture that links patients who share it, (N,), or "".
 
-    ``records``: columns digest, hu_min, hu_max and solid. Constant pictures, and those that are hardly anything but
-    air, are equal by chance.
+    ``records`` has the columns digest, hu_min, hu_max and solid. Constant pictures, and those with hardly anything but
+    air, link nobody: they are identical by chance.
     """
     telling = (records["hu_min"] < records["hu_max"]) & (records["solid"] >= SOLID_SHARE)
     return np.where(telling, records["digest"], "").astype(object)
 
 
 def group_images(images: Identities) -> np.ndarray:
-    """Return the group of each image (N,): of one patient, of one study, or with one picture, and so on transitively.
+    """Return the name of each image's group (N,). Images that share a patient, study or picture are in one group.
 
-    A group has the name of its first patient, of images without one that of their study, and else the image's id.
+    This is transitive: if A and B share a study, and B and C a picture, all three are one group. A group has the name
+    of its first person (see :meth:`Identities.persons`).
     """
     persons, names = pd.factorize(images.persons(), sort=True)
     edges = []
     size = len(names)
-    for keys in (images.studies, images.pictures):  # a graph of persons, studies and pictures: an edge for each image
+    for keys in (images.studies, images.pictures):  # each image is an edge from its person to its study or picture
         place, found = pd.factorize(keys)
         known = np.asarray(keys != "", dtype=bool)
         edges.append((persons[known], size + place[known]))
@@ -77,9 +78,9 @@ def group_images(images: Identities) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why images of several patients are one group: ``groups`` of ``patients`` altogether; ``sizes`` of each image's.
+    """One cause that joins patients: it makes ``groups`` groups of ``patients`` patients altogether.
 
-    ``sizes`` (N,): how many patients the image's group has by this cause alone.
+    ``sizes`` (N,) is the number of patients in each image's group by this cause alone.
     """
 
     groups: int
@@ -88,12 +89,12 @@ class Cause:
 
     @property
     def largest(self) -> int:
-        """Patients of the largest group."""
+        """Number of patients in the largest group."""
         return int(self.sizes.max(initial=0))
 
 
 def causes(images: Identities) -> dict[str, Cause]:
-    """Return what joins patients to groups, by cause: ``study`` that they share, ``picture``, and ``both`` together."""
+    """Return what joins patients, by cause: a shared ``study``, a shared ``picture``, and ``both`` together."""
     nothing = np.full(len(images.image_ids), "", object)
     persons = images.persons()
     parts = {
@@ -112,10 +113,10 @@ def causes(images: Identities) -> dict[str, Cause]:
 
 
 def describe_links(images: Identities) -> dict[str, str]:
-    """Return by cause (``study``, ``picture``) a line that says how many patients it joins; none where it joins none.
+    """Return, for each cause (``study``, ``picture``) that joins patients, a line that says how many.
 
-    Raises WorkError where pictures join more than :data:`LINKED_SHARE` of the patients to one group and there are more
-    than :data:`LINKED_MIN_PATIENTS`: a fault in the pictures, as of a scanner's test image, and no coincidence.
+    Raises WorkError if there are more than :data:`LINKED_MIN_PATIENTS` patients and pictures join more than
+    :data:`LINKED_SHARE` of them to one group. That is no coincidence but a fault, such as a scanner's test image.
     """
     found = causes(images)
     lines = {}
@@ -135,7 +136,7 @@ def describe_links(images: Identities) -> dict[str, str]:
 
 
 def large_group(groups: np.ndarray, images: Identities) -> tuple[str, int, float] | None:
-    """Return name, studies and share of the images of a group of many studies with most images; None without one."""
+    """Return the name, number of studies and share of images of a group too large for one patient, None without one."""
     names, place, counts = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
     if len(names) == 0 or counts.max() <= LARGE_SHARE * len(groups):
         return None

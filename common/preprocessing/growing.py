@@ -1,4 +1,4 @@
-"""Tables that grow while files are converted: rows are handed over at once, and a line that a kill cut is dropped."""
+"""Append rows to CSVs while files are converted. Rows are flushed at once; a line that a kill has cut is dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAIL_BYTES = 2**16  # longer than any line
 
 @contextmanager
 def adding_to(path: Path) -> Iterator[None]:
-    """Raise WorkError, which says how to go on, where rows can't be added to ``path``."""
+    """Turn an error of adding rows to ``path`` into a WorkError that says how to continue."""
     try:
         yield
     except OSError as error:
@@ -27,13 +27,13 @@ def adding_to(path: Path) -> Iterator[None]:
 
 
 def add_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows to an open table and hand them to the operating system at once."""
+    """Write rows to an open table and flush them."""
     csv.writer(file, lineterminator="\n").writerows(rows)
     file.flush()
 
 
 def end_of_lines(file: BinaryIO) -> int:
-    """Return where the last whole line of a file ends: a kill can cut the one behind it."""
+    """Return the offset at which the last whole line of a file ends. A kill can cut the line after it."""
     start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
     file.seek(start)
     return start + file.read().rfind(b"\n") + 1

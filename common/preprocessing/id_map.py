@@ -1,4 +1,4 @@
-"""Which file and patient each id stands for: a table beside the key, for its owner alone, never in a dataset."""
+"""The map of ids: the file and patient behind each id, in a table beside the key, never inside a dataset."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from common.preprocessing.sources import printable
 
 OWNER_ONLY = 0o600
 COLUMNS = ("id", "file", "frame", "patient_id", "study_id", "series_id", "instance_id")
-SHOWN_KINDS = (IMAGE, "patient", "study", "series")  # of a record's ids those that stand in a dataset's tables
+SHOWN_KINDS = (IMAGE, "patient", "study", "series")  # kinds of ids that a dataset's tables contain
 
 Row = Sequence[str | int]
 
 
 class IdMap:
-    """A CSV that grows while files are converted and is put in order at the end; a killed run goes on from there.
+    """A CSV that grows while files are converted and is sorted at the end. A new run continues the map of a killed one.
 
-    Only ids that were made here have a row: the competition's own say where they come from.
+    Only ids that were made here have a row. The competition's own ids say where they come from.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,9 +38,9 @@ class IdMap:
         self.file: io.TextIOWrapper | None = None
 
     def read(self) -> pd.DataFrame:
-        """Return the rows so far as text, index ``id``, of an id the last; none where there is no map.
+        """Return the last row of each id so far, as text, index ``id``; no rows if there is no map.
 
-        A line that a kill has cut is left out. WorkError for a file that is no such map.
+        A line that a kill has cut is left out. Raises WorkError for a file that is no map of ids.
         """
         try:
             content = self.path.read_bytes()
@@ -68,7 +68,7 @@ class IdMap:
                 file.close()
 
     def add(self, records: Iterable[Record], path_of: Callable[[str], str]) -> None:
-        """Add the rows of some images and hand them to the operating system; ``path_of`` gives a source id's file."""
+        """Add the rows of ``records`` and flush them. ``path_of`` returns the path of a source id."""
         rows = map_rows(records, path_of)
         if not rows:
             return
@@ -78,7 +78,7 @@ class IdMap:
             add_rows(self.file, rows)
 
     def finish(self, rows: pd.DataFrame) -> None:
-        """Write the map anew with these rows (columns :data:`COLUMNS`), by file, and say where. No rows: no map."""
+        """Rewrite the map with ``rows`` (columns :data:`COLUMNS`), sorted by file. Without rows, remove the map."""
         if rows.empty:
             self.path.unlink(missing_ok=True)
             return
@@ -89,7 +89,7 @@ class IdMap:
         tell(f"{self.path}: which file and patient each id stands for; for you alone, as the key beside it")
 
     def _open(self) -> io.TextIOWrapper:
-        """Open the file for adding, without the line that a kill has cut; made for the owner alone."""
+        """Open the file for adding, readable by its owner alone. Drop a line that a kill has cut."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
         with os.fdopen(handle, "rb+") as file:
@@ -115,7 +115,7 @@ def map_rows(records: Iterable[Record], path_of: Callable[[str], str]) -> list[R
 
 
 def need_rows(images: pd.DataFrame) -> pd.Series:
-    """Whether each of the journal's images (index ``image_id``) has an id, or a patient or so, that was made here."""
+    """Whether each image (index ``image_id``) has an image, patient, study or series id that was made here."""
     needed = pd.Series([is_made(IMAGE, name) for name in images.index], index=images.index, dtype=bool)
     for kind in SHOWN_KINDS[1:]:
         values = images[f"{kind}_id"].astype(object)
@@ -125,7 +125,7 @@ def need_rows(images: pd.DataFrame) -> pd.Series:
 
 
 def file_rows(failed: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of files that gave no image; ``failed``: id and file."""
+    """Return the rows of files that gave no image. ``failed`` has the columns id and file."""
     made = np.array([is_made(FILE, name) for name in failed["id"]], dtype=bool)
     rows = failed[made].drop_duplicates("id")
     empty = dict.fromkeys(COLUMNS[2:], "")

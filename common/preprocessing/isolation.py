@@ -1,8 +1,12 @@
-"""Calls in a process of their own, so that a decoder that crashes, hangs or eats memory costs only the call.
+"""Make calls in another process, so that a decoder that crashes, hangs or fills the memory costs only that call.
 
-Neither ProcessPoolExecutor nor joblib's loky fits: both give up all that is under way when one process dies and can't
-say which call it died of, neither ends a call that hangs, and no pool of Python's starts within a dask worker, whose
-process is daemonic. This runs anywhere, in threads and in workers of any kind: the caller waits, its process works.
+ProcessPoolExecutor and joblib's loky don't fit:
+
+- If one process dies, they give up all calls in progress and can't say which call killed it.
+- They don't end a call that hangs.
+- They don't start within a dask worker, whose process is daemonic.
+
+This works in threads and in workers of any kind: the caller waits while its process works.
 """
 
 from __future__ import annotations
@@ -28,15 +32,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-MEMORY_BYTES = 2**30  # that a call may add to the process's address space
-START_SECONDS = 120.0  # in which a process that starts does nothing at all
+MEMORY_BYTES = 2**30  # that calls may add to the process's address space
+START_SECONDS = 120.0  # without any activity, after which starting a process has failed
 DYING_SECONDS = 1.0
 WHAT = "a process that reads files"
 START = "import sys; sys.path[:0] = [{path!r}]; from common.preprocessing.isolation import serve; serve({handle})"
 
 
 class CallFailed(Exception):
-    """The process of a call died, or was ended because it took too long; ``reason``: crashed, timeout or memory."""
+    """The process of a call died or was killed for taking too long. ``reason`` is crashed, timeout or memory."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -44,16 +48,16 @@ class CallFailed(Exception):
 
 
 class Process:
-    """A Python process that makes one call after the other. Not for two threads at once.
+    """A Python process that makes one call after the other. Only one thread may use it at a time.
 
-    It ends when this process ends. Ctrl-C doesn't reach it, and what it prints once it has started goes nowhere:
+    It ends when this process ends. Ctrl-C doesn't reach it. Its output is discarded once it has started, because
     decoders print what they find in a header.
     """
 
     def __init__(self, modules: Sequence[str] = (), *, memory_bytes: int = MEMORY_BYTES) -> None:
-        """Start it and import ``modules``; ``memory_bytes`` more than it has then is all that it gets.
+        """Start the process and import ``modules``. After that it may use ``memory_bytes`` more.
 
-        StartFailed, with its last words, where that can't be.
+        Raises StartFailed with the process's last output if it can't start.
         """
         ours, theirs = socket.socketpair()
         with theirs, ours:
@@ -79,8 +83,8 @@ class Process:
     def call(self, function: Callable[P, R], timeout: float, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return ``function(*args, **kwargs)``, called there, or raise what it raises.
 
-        ``function`` must be importable there. CallFailed where the process dies or takes longer than ``timeout``
-        seconds; it is gone then.
+        ``function`` must be importable there. Raises CallFailed if the process dies or takes longer than ``timeout``
+        seconds. Either way it has ended then.
         """
         error, result = self._exchange((function, args, kwargs), timeout)
         self.fresh = False
@@ -102,24 +106,24 @@ class Process:
             raise CallFailed("timeout", f"reading it took longer than {timeout:g} seconds") from stalled
         except (EOFError, OSError):
             code = self._end(DYING_SECONDS)
-            # Nothing but the kernel kills so where memory runs out.
+            # The kernel sends SIGKILL when memory runs out.
             if code == -signal.SIGKILL:
                 raise CallFailed("memory", "the process that read it was killed, as where memory runs out") from None
             what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise CallFailed("crashed", f"the process that read it died ({what})") from None
 
     def _end(self, seconds: float) -> int:
-        """Give it so many seconds to end by itself, then kill it; return its exit code."""
+        """Wait ``seconds`` for the process to end by itself, then kill it. Return its exit code."""
         self.connection.close()
         for patience in (seconds, DYING_SECONDS):
             with suppress(subprocess.TimeoutExpired):
                 return self.process.wait(timeout=patience)
             self.process.kill()
-        return 1  # not even a signal reaches one that waits in the kernel, as for a lost disk
+        return 1  # a process that waits in the kernel, for example for a lost disk, can't be killed
 
 
 class Processes:
-    """Processes to borrow, made when needed and kept for the next call; ``modules``: what each imports first."""
+    """Processes to borrow, started when needed and kept for the next call. Each imports ``modules`` first."""
 
     def __init__(self, *modules: str) -> None:
         self.modules = modules
@@ -130,7 +134,7 @@ class Processes:
 
     @contextmanager
     def borrow(self, *, fresh: bool = False) -> Iterator[Process]:
-        """Lend a process that nobody else has; ``fresh``: a new one, that has made no call yet."""
+        """Lend a process that nobody else uses; with ``fresh``, a new one that has made no call yet."""
         with self.lock:
             process = self.idle.pop() if self.idle and not fresh else None
         process = process or Process(self.modules)
@@ -150,14 +154,14 @@ class Processes:
                     self.idle.append(process)
 
     def close(self, keep: int = 0) -> None:
-        """End all idle processes but ``keep``."""
+        """End all idle processes except ``keep`` of them."""
         with self.lock:
             ended, self.idle = self.idle[keep:], self.idle[:keep]
         for process in ended:
             process.close()
 
     def stop(self) -> None:
-        """End all processes at once; the calls under way fail. Without effect on later calls."""
+        """End all processes at once. Calls in progress fail; later calls are not affected."""
         with self.lock:
             self.stopped = True
             for process in self.lent:
@@ -166,17 +170,17 @@ class Processes:
 
 
 class _Server:
-    caller: int | None = None  # the process that this one works for; None where this one works for itself
+    caller: int | None = None  # id of the process that this one works for; None if it works for itself
 
 
 def stop_if_unwanted() -> None:
-    """End this process where the one it works for has ended: nobody waits for the result of the call under way."""
+    """End this process if the one that it works for has ended: nobody waits for the result."""
     if _Server.caller is not None and os.getppid() != _Server.caller:
         os._exit(1)
 
 
 def serve(handle: int) -> None:
-    """Answer calls until the other side closes the connection; what the process of :class:`Process` runs."""
+    """Answer calls until the other side closes the connection. The process of :class:`Process` runs this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _Server.caller = os.getppid()
     with Connection(handle) as connection:
@@ -192,7 +196,7 @@ def serve(handle: int) -> None:
 
 
 def _prepare(modules: Sequence[str], memory_bytes: int) -> None:
-    """Limit the address space to what it is after the imports and ``memory_bytes``, or to less where the user did."""
+    """Limit the address space to its size after the imports plus ``memory_bytes``, or to the user's lower limit."""
     import resource
 
     for module in modules:
@@ -201,7 +205,7 @@ def _prepare(modules: Sequence[str], memory_bytes: int) -> None:
     most = resource.getrlimit(resource.RLIMIT_AS)[1]  # what ulimit -v allows
     limit = start + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most),) * 2)
-    with suppress(OSError):  # where memory runs out the kernel ends this process and not the one that waits
+    with suppress(OSError):  # if memory runs out, the kernel kills this process and not its caller
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 

@@ -1,4 +1,4 @@
-"""What has been converted so far, a line for each file, written as it happens: a killed run goes on from here."""
+"""The journal of a conversion: a line for each image or failure, written at once, so that a killed run can continue."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from common.preprocessing.records import KEPT, Record
 
 KINDS = {"str": str, "int": np.int64, "float": np.float64}
 TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record) if field.name in KEPT}
-# Values that many rows share are held once: 874,035 rows must fit beside everything else.
+# Columns whose values many rows share are held as categories: 874,035 rows must fit into memory with all else.
 SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended", "pixel_form")
 
 SAME = (("source_id", "image_id"), ("digest", "image_hash"))  # the second mostly has the first's value
 
 
 class Journal:
-    """A CSV of records that only grows; its first line holds the options that the images were made with.
+    """A CSV of records that only grows. Its first line holds the options that the images were made with.
 
-    Images made with other options are of no use, so a journal with another first line is begun anew. A line cut by a
-    kill is dropped. Of a file that was converted several times the last conversion counts, and only if all its records
-    are there.
+    Images made with other options are of no use, so a journal with another first line is started anew. A line that a
+    kill has cut is dropped. If a file was converted several times, the last conversion counts, and only if all its
+    records are there.
     """
 
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class Journal:
         self.file: io.TextIOWrapper | None = None
 
     def read(self) -> pd.DataFrame:
-        """Return the records so far, a row for each; none where there is no journal of the same options."""
+        """Return the records so far, a row for each; no rows without a journal of the same options."""
         if not self._usable():
             return _typed(pd.DataFrame(columns=list(KEPT)))
         try:
@@ -66,7 +66,7 @@ class Journal:
         )
 
     def options(self) -> dict[str, Any]:
-        """Return the options of the journal that there is; none where there is none that can be read."""
+        """Return the options of the existing journal, empty if there is none or it can't be read."""
         try:
             with self.path.open(encoding="utf-8", errors="replace", newline="\n") as file:
                 found = json.loads(file.readline(TAIL_BYTES))
@@ -75,11 +75,11 @@ class Journal:
         return found if isinstance(found, dict) else {}
 
     def exists(self) -> bool:
-        """Whether images of any options were recorded."""
+        """Whether there is a journal, with any options."""
         return self.path.exists()
 
     def __enter__(self) -> Journal:
-        """Open for adding: with the lines there are, or with none where they belong to other options."""
+        """Open for adding. Keep the existing lines if they belong to the same options."""
         if self._usable():
             with self.path.open("rb+") as file:
                 file.truncate(end_of_lines(file))
@@ -98,7 +98,7 @@ class Journal:
                 file.close()
 
     def add(self, records: Iterable[Record]) -> None:
-        """Add records and hand them to the operating system at once."""
+        """Add records and flush them."""
         if self.file is None:
             raise ValueError("the journal is not open")
         with adding_to(self.path):
@@ -113,7 +113,7 @@ class Journal:
 
 
 def _last_conversions(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each file's records of its last conversion, if they are all there (they are written one after another)."""
+    """Return the records of each file's last conversion if all are there. They are written one after another."""
     conversion = (table["frame"] == 1).cumsum()
     last = conversion.groupby(table["source_id"]).transform("max") == conversion
     table = table[last]
@@ -121,7 +121,7 @@ def _last_conversions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shared(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with equal texts of two columns held once: that is true of nearly all rows."""
+    """Return the table with equal texts of two columns held once in memory. Nearly all rows have equal ones."""
     for first, second in SAME:
         equal = table[first] == table[second]
         table[second] = table[second].where(~equal, table[first])
@@ -133,7 +133,7 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Start(io.RawIOBase):
-    """The first ``length`` bytes of a file, read as they are asked for: a million lines need not be held twice."""
+    """The first ``length`` bytes of a file, read on demand, so that a million lines aren't in memory twice."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
         self.file = file
