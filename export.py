@@ -14,11 +14,11 @@ from rsna.prediction.options import ExportConfig
 
 @command
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Write the network as a file, say how near it is to torch, print the file's path and return it."""
+    """Export the network, print how far the file's results are from torch's, print its path and return it."""
     config = parse_args(ExportConfig, argv)
     set_verbosity(config.verbosity, config.net_weight_file)
 
-    # Here, so that --help and a wrong flag answer at once.
+    # Slow imports: here, so that --help and a wrong flag answer at once.
     from rsna.prediction.export import export_network
 
     with out_of_memory_advice("let less run beside this; CUDA_VISIBLE_DEVICES= computes on the CPU"):

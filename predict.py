@@ -17,7 +17,7 @@ from rsna.prediction.options import PredictConfig
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write ``submission.csv``, ``predictions_<split>.csv`` or a folder of studies; print the path and return it.
 
-    With --audit the path is the submission that was looked at, or the filled one.
+    With --audit the path is the audited submission, or the filled one.
     """
     config = parse_mode(PredictConfig, argv)
     set_verbosity(config.verbosity, config.reads)

@@ -17,7 +17,7 @@ from config import TrainConfig
 def main(argv: Sequence[str] | None = None) -> Path | None:
     """Train as the options say; print the experiment's folder as the last line on stdout and return it.
 
-    With ``--list`` print what there is instead.
+    With ``--list`` only print the choices.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = parse_args(TrainConfig, arguments)
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 
     set_verbosity(config.verbosity, config.tr_resume or config.data_input_folder / "datasets" / config.data_dataset)
 
-    # Here, so that --help and a wrong flag answer at once.
+    # Slow imports: here, so that --help and a wrong flag answer at once.
     from rsna.judging.conclusion import conclude
     from rsna.training.train import train
 

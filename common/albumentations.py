@@ -1,4 +1,4 @@
-"""CT transforms as albumentations classes: they stand in JSON files beside the library's own."""
+"""CT transforms as albumentations classes, for JSON files together with the library's own classes."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ logger = logging.getLogger(__name__)
 class DicomWindowShift(ImageTransform):
     """Turns Hounsfield units into windowed channels: the only step between HU and pictures on 0..1.
 
-    Takes HU, int16 or float, (H, W) or (H, W, K) for K neighbouring slices; gives float32 (H, W, K · C) in 0..1,
-    neighbour by neighbour, C being the number of windows. For each channel width and centre are drawn evenly from
-    their ranges, ends included, whole numbers where both ends are whole; equal ends are a fixed window. The window
-    [centre − width/2, centre + width/2] is mapped linearly to [0, 1] and clipped, the same for every slice.
+    Takes HU, int16 or float, (H, W), or (H, W, K) for K neighbouring slices. Gives float32 (H, W, K · C) in 0..1 for C
+    windows, neighbour by neighbour. Width and centre of each channel are drawn evenly from their ranges, ends included;
+    they are whole numbers if both ends are. Equal ends give a fixed window. The window [centre − width/2, centre +
+    width/2] is mapped linearly to [0, 1] and clipped, the same for every slice.
 
     The defaults are brain 40/80, subdural 80/200 and bone 40/380 (centre/width in HU), fixed.
 
-    ``min_max_normalize`` is the argument of the class of 2019. True, there a minimum and maximum of each picture, gives
-    the fixed map as well, with a line that says so; False gives HU clipped to the window, float32, not 0..1.
+    ``min_max_normalize`` is an argument of the class of 2019. True meant minimum and maximum of each picture then. Here
+    it gives the fixed map too, with a warning. False gives HU clipped to the window, float32, not 0..1.
     """
 
     units = HOUNSFIELD
@@ -53,7 +53,7 @@ class DicomWindowShift(ImageTransform):
 
         @model_validator(mode="after")
         def check(self) -> Any:
-            """Refuse ranges that can't be drawn from, and a chance of passing Hounsfield units on."""
+            """Refuse impossible ranges, and a probability below 1, which would pass Hounsfield units on."""
             widths = (self.window_width_mins, self.window_width_maxs)
             centers = (self.window_center_mins, self.window_center_maxs)
             if len({len(values) for values in (*widths, *centers)}) != 1 or not self.window_width_mins:
@@ -102,7 +102,7 @@ class DicomWindowShift(ImageTransform):
         }
 
     def apply(self, img: np.ndarray, windows: Sequence[tuple[float, float]] = (), **params: Any) -> np.ndarray:
-        """Return the windowed channels; UsageError for what is not an image in Hounsfield units."""
+        """Return the windowed channels; UsageError if the image is not in Hounsfield units."""
         if img.ndim not in (2, 3) or not (img.dtype == np.int16 or np.issubdtype(img.dtype, np.floating)):
             raise UsageError(
                 f"DicomWindowShift takes Hounsfield units, int16 or float, of shape (H, W) or (H, W, neighbours); got "

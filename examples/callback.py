@@ -1,4 +1,4 @@
-"""A callback of your own: at each validation it notes how large the weights of every layer are.
+"""A callback of your own: at each validation it writes the norm of every layer's weights.
 
 python train.py --tr_callbacks=examples.callback.WEIGHT_NORMS
 """
@@ -25,7 +25,7 @@ class WeightNorms(Callback):
         self.largest = 0.0
 
     def on_validation_end(self, network: AbstractNetwork, metrics: Mapping[str, float]) -> None:
-        """Note the weights' Euclidean norms."""
+        """Write a line with the weights' Euclidean norms."""
         norms = {name: float(torch.linalg.vector_norm(one)) for name, one in network.model.named_parameters()}
         self.largest = max(self.largest, *norms.values())
         with self.file.open("a", encoding="utf-8") as file:
@@ -33,11 +33,11 @@ class WeightNorms(Callback):
             file.write(json.dumps(line) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run goes on with."""
+        """Return the state that a checkpoint saves."""
         return {"largest": self.largest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where an interrupted run was."""
+        """Restore the state when a run is resumed."""
         self.largest = state["largest"]
 
 

@@ -1,4 +1,4 @@
-"""A command of your own: how many images of a dataset have each label.
+"""A command of your own: it counts the images (or studies) of a dataset with each label.
 
 python -m examples.command --data_dataset=phantom
 """

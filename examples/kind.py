@@ -1,4 +1,4 @@
-"""A kind of network of your own: it sees how much of a slice is how dense, and no picture (Hounsfield units only).
+"""A kind of network of your own: it sees a histogram of a slice's Hounsfield units instead of the picture.
 
 python train.py --net_kind=examples.kind.HISTOGRAM
 """

@@ -1,4 +1,4 @@
-"""A loss of your own: the asymmetric loss, to which easy negatives are nothing (Ridnik et al., ICCV 2021).
+"""A loss of your own: the asymmetric loss, which ignores easy negatives (Ridnik et al., ICCV 2021).
 
 python train.py --loss=examples.loss.ASYMMETRIC
 """
@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from common.training.losses import ElementLoss, LossRow
 
-MARGIN, POWER = 0.05, 4  # probability below which a negative is perfect; how fast easy negatives fade
+MARGIN, POWER = 0.05, 4  # probability below which a negative costs nothing; how fast easy negatives fade
 
 
 def build_asymmetric(values: Mapping[str, Any], labels: int, device: torch.device | None) -> ElementLoss:
@@ -29,7 +29,7 @@ def build_asymmetric(values: Mapping[str, Any], labels: int, device: torch.devic
 
 ASYMMETRIC = LossRow(
     "asymmetric",
-    "asymmetric loss, to which easy negatives are nothing",
+    "asymmetric loss, which ignores easy negatives",
     build_asymmetric,
     parameters={"loss_label_weights": None},  # the options that it knows, with their defaults
 )

@@ -1,7 +1,7 @@
-"""A metric of your own: the share of hemorrhages found where 90 of 100 slices without one raise no alarm.
+"""A metric of your own: the sensitivity at a specificity of 90 %.
 
-Run it in place of evaluate.py, with the same options: ``python -m examples.metric --experiment_id=1``. The metric then
-stands in table, JSON, console and page, with its 95 % interval over patients.
+Run it instead of evaluate.py, with the same options: ``python -m examples.metric --experiment_id=1``. The metric then
+appears in table, JSON, console and page, with its 95 % interval over patients.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROW = Metric(
 
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
-    """Register the metric, then do as evaluate.py does."""
+    """Register the metric, then run evaluate.py."""
     METRICS[ROW.name] = ROW
     return evaluate.main(argv)
 

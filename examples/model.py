@@ -28,6 +28,6 @@ class AnyResNet(ResNet):
 
 @register_model
 def resnet10t_any(pretrained: bool = False, **options: Any) -> nn.Module:
-    """Build it as timm builds its ResNet-10-T; ``options`` are those of ``timm.create_model``."""
+    """Build the model like timm's ResNet-10-T; ``options`` are those of ``timm.create_model``."""
     layers = {"layers": (1, 1, 1, 1), "stem_width": 32, "stem_type": "deep_tiered", "avg_down": True}
     return build_model_with_cfg(AnyResNet, "resnet10t", pretrained, block=BasicBlock, **layers, **options)

@@ -1,4 +1,4 @@
-"""A transform of your own, which also works on whole batches: Gain multiplies pictures on 0..1 by a drawn factor.
+"""A transform of your own that also works on whole batches: Gain multiplies pictures on 0..1 by a random factor.
 
 A transform file names it by its path: {"__class_fullname__": "examples.transform.Gain", "gain_range": [0.8, 1.25]}
 """
@@ -30,27 +30,27 @@ class Gain(ImageTransform):
         self.gain_range = gain_range
 
     def get_params(self) -> dict[str, Any]:
-        """Draw the factor: from ``py_random``, which is seeded for each picture."""
+        """Draw the factor from ``py_random``, which is seeded for each picture."""
         return {"gain": self.py_random.uniform(*self.gain_range)}
 
     def apply(self, img: np.ndarray, gain: float, **params: Any) -> np.ndarray:
-        """Change the picture: what albumentations calls by itself."""
+        """Change the picture; albumentations calls this method."""
         return np.clip(img * np.float32(gain), 0, 1)
 
 
 def draw(transform: Gain, shape: Shape) -> Change:
-    """Return the step for a picture of ``shape``; ``boxes=()``: each pixel changes by itself."""
+    """Return the step for a picture of ``shape``; ``boxes=()``: it moves no pixels."""
     return Change("gain", numbers={"gain": np.array(transform.get_params()["gain"])}, boxes=())
 
 
 def change_picture(picture: Picture, numbers: Mapping[str, np.ndarray]) -> None:
-    """Do the step to one picture, in place."""
+    """Apply the step to one picture, in place."""
     values = picture.own_values()
     np.clip(np.multiply(values, np.float32(numbers["gain"]), out=values), 0, 1, out=values)
 
 
 def change_batch(pictures: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
-    """Do the step to pictures (B, C, H, W) at once, wherever they are; ``numbers`` are (B,)."""
+    """Apply the step to pictures (B, C, H, W) on any device; ``numbers`` are (B,)."""
     return (pictures * numbers["gain"].float()[:, None, None, None]).clamp(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""CSV forms: the competition's labels and submissions, predictions, and other people's label tables."""
+"""CSV forms: the competition's labels and submissions, predictions, and label tables from others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rsna_dataset import ANY, KINDS, LABELS, LABELS_IN_SHORT
 logger = logging.getLogger(__name__)
 
 SUBMISSION_COLUMNS = ["ID", "Label"]
-LABEL_KEYS = ("path", "file", "id", "sopinstanceuid", "studyinstanceuid")  # names of columns, in small letters
+LABEL_KEYS = ("path", "file", "id", "sopinstanceuid", "studyinstanceuid")  # names of columns, in lower case
 KEY_SPACES = re.compile(r"[ _-]")  # that such a name may hold, as in Study Instance UID
 TRUTH_VALUES = {"true": "1", "false": "0"}
 
@@ -38,9 +38,9 @@ TRUTH_VALUES = {"true": "1", "false": "0"}
 def read_competition_labels(path: TableFile) -> pd.DataFrame:
     """Read a train CSV (``ID_xxxxxxxxx_epidural,0``): index ``id`` in the file's order, int8 columns :data:`LABELS`.
 
-    Identical repeated rows count once, with a warning. In a file without rows for ``any`` it follows from the others.
+    Identical repeated rows count once, with a warning. Without rows for ``any``, it follows from the other labels.
 
-    Raises UsageError where the file can't be read, and WorkError, naming the row, for
+    Raises UsageError if the file can't be read, and WorkError, naming the row, for
 
     - missing columns, an unknown label, an id that is no plain name, a value that is not 0 or 1
     - rows that contradict each other, or an ``any`` of 0 beside a kind of 1
@@ -60,15 +60,15 @@ def read_competition_labels(path: TableFile) -> pd.DataFrame:
 
 
 def with_any(path: TableFile, table: pd.DataFrame) -> pd.DataFrame:
-    """Return labels of :data:`KINDS` with the column ``any`` that was missing: 1 where a kind is 1. Say so."""
+    """Add the missing column ``any`` to labels of :data:`KINDS`: 1 if a kind is 1. Tell the user."""
     tell(f"{path}: has no label any: it is taken as 1 where one of the kinds is, and as 0 elsewhere")
     return table.assign(any=table[list(KINDS)].max(axis=1))[list(LABELS)]
 
 
 def check_any(path: TableFile, table: pd.DataFrame, row_of: Callable[[int, int], int]) -> None:
-    """Raise WorkError where ``any`` is 0 and a kind is 1. ``row_of(image, label)`` is the row of a cell in the file.
+    """Raise WorkError if ``any`` is 0 and a kind is 1. ``row_of(image, label)`` is the row of a cell in the file.
 
-    An ``any`` of 1 without a kind is allowed: nobody noted the kind of that bleeding.
+    ``any`` may be 1 without a kind: the kind of that bleeding was not noted.
     """
     kinds = table[list(KINDS)].to_numpy() == 1
     wrong = (table["any"].to_numpy() == 0) & kinds.any(axis=1)
@@ -114,7 +114,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 def write_submission(frame: pd.DataFrame, sample_path: Path, path: Path) -> None:
     """Write ``frame`` (index ``id``, columns :data:`LABELS`) with the rows of the sample submission, in its order.
 
-    Raises WorkError where ``frame`` lacks an image of the sample or holds a value outside 0..1.
+    Raises WorkError if ``frame`` lacks an image of the sample or holds a value outside 0..1.
     """
     sample = _read_long(sample_path)
     ids = pd.Index(sample.ids)
@@ -145,7 +145,7 @@ def check_submission(path: Path, sample_path: Path) -> None:
 class _LongRows:
     """The N rows of a file ``ID,Label``."""
 
-    names: np.ndarray  # (N,) ID as it stands there
+    names: np.ndarray  # (N,) ID as written
     ids: np.ndarray  # the images' ids
     image: np.ndarray  # (N,) place in ids
     label: np.ndarray  # (N,) place in LABELS
@@ -178,11 +178,11 @@ def _read_long(path: TableFile) -> _LongRows:
 def _to_wide(
     path: TableFile, frame: _LongRows, *, repeats_allowed: bool, labels: Sequence[str] = LABELS
 ) -> pd.DataFrame:
-    """Return a table with a row for each image, float64. Each cell must be given, and only once."""
+    """Return a table with a row for each image, float64; WorkError unless every cell is given once."""
     shape = (len(frame.ids), len(labels))
     cell = frame.image * len(labels) + frame.label
     values = np.empty(shape[0] * shape[1])
-    values[cell[::-1]] = frame.numbers[::-1]  # the first row of a cell wins, the others are compared with it
+    values[cell[::-1]] = frame.numbers[::-1]  # the first row of a cell wins; the others are compared below
     counts = np.bincount(cell, minlength=len(values))
     differs = values[cell] != frame.numbers
     if differs.any():
@@ -230,10 +230,10 @@ def read_label_file(path: Path) -> pd.DataFrame:
     """Read labels in the wide form (a key and a column for each label) or the competition's (``<key>_<label>,0``).
 
     A key is a file's path in the source, its SOPInstanceUID or its StudyInstanceUID. In the wide form its column is one
-    of :data:`LABEL_KEYS`. Returns index ``key``, int8 columns :data:`LABELS`, and ``row``, the first row that names
-    the key (the header is row 1). Messages name rows and never a key, which may identify a patient.
+    of :data:`LABEL_KEYS`. Returns index ``key``, int8 columns :data:`LABELS`, and ``row``, the first row with the key
+    (the header is row 1). Messages name rows, never keys, which may identify patients.
 
-    Raises UsageError where the file can't be read, WorkError for missing columns, an unknown label, a value that is
+    Raises UsageError if the file can't be read, WorkError for missing columns, an unknown label, a value that is
     missing or not 0 or 1, and rows that contradict each other.
     """
     form = table_form(path)
@@ -268,7 +268,7 @@ def read_label_file(path: Path) -> pd.DataFrame:
 
 
 def check_label_columns(path: TableFile, form: TableForm) -> None:
-    """Raise WorkError for a missing label where a column may be it under its short name, as in ``SDH``."""
+    """Raise WorkError if a label is missing and a column may be it under its short name, as in ``SDH``."""
     missing = [name for name in KINDS if not form.has([name])]
     short = {LABELS_IN_SHORT[name]: name for name in missing}
     found = [f"{name} may be {short[word]}" for name in form.header for word in re.split(r"\W+", name.upper())
@@ -281,7 +281,7 @@ def check_label_columns(path: TableFile, form: TableForm) -> None:
 
 
 def _label_table(path: Path, rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Return a checked row for each key. ``rows`` have row, key, label and value (text), of these ``labels``."""
+    """Return a checked row for each key. ``rows`` have columns row, key, label (one of ``labels``) and value (text)."""
     texts = rows["value"].str.strip()
     numbers = pd.Series(to_numbers(texts.str.lower().replace(TRUTH_VALUES)))
     for wrong, fault in ((~numbers.isin((0, 1)), "is not 0 or 1"), (rows["key"] == "", "has no key")):

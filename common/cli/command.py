@@ -1,4 +1,4 @@
-"""How a command reports errors: one line on stderr, exit code 2 or 1."""
+"""Error reports of commands: one line on stderr, and an exit code."""
 
 from __future__ import annotations
 

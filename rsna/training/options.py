@@ -1,4 +1,4 @@
-"""The options of sweep.py. Those of train.py stand in config.py."""
+"""The options of sweep.py. Those of train.py are in config.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps: many experiments, each trained, evaluated and predicted, and a summary."""
+"""Sweeps: train, evaluate and predict many experiments, and summarize them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from rsna.training.options import ListConfig, SearchConfig, SweepOptions
 from rsna_dataset import METRIC
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-IDLE = ("-h", "--help", "--list")  # flags of train.py that end it before a training
+IDLE = ("-h", "--help", "--list")  # with these flags train.py trains nothing
 
 
 def run_experiments(config: ListConfig) -> Path:
     """Run the experiments of --lines or --grid; return the leaderboard's path.
 
-    Every line is checked before the first one runs. Raises WorkError, after all have had their turn, where one failed.
+    All lines are checked before the first one runs. If an experiment fails, the others still run, then raise WorkError.
     """
     lines = read_lines(config.lines) if config.lines is not None else read_grid(config.grid)
     if not lines:
@@ -79,7 +79,7 @@ def check_flags(flags: Sequence[str]) -> None:
 
 
 def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) -> str:
-    """Return the last lines: where everything is, and for several experiments how each of them ended."""
+    """Return the last lines of output: where the results are, and for several experiments how each ended."""
     if len(outcomes) != 1 or outcomes[0].code or outcomes[0].said or outcomes[0].folder is None:
         return f"{format_table(summary(outcomes, results))}\n\nleaderboard               {leaderboard}"
     folder, outputs = outcomes[0].folder, outcomes[0].outputs
@@ -96,7 +96,7 @@ def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) ->
 
 
 def plan(lines: Sequence[Sequence[str]], config: ListConfig) -> list[Planned]:
-    """Return what is to run, each line checked as train.py would; UsageError, naming the line, for what it refuses."""
+    """Check each line as train.py does and return the plan; UsageError, naming the line, if train.py refuses it."""
     place = f"--output_dir={config.output_dir}"
     try:
         common = shlex.split(config.flags)
@@ -115,7 +115,7 @@ def plan(lines: Sequence[Sequence[str]], config: ListConfig) -> list[Planned]:
         except UsageError as error:
             raise UsageError(f"experiment {number} ({' '.join(line)}): {error}") from None
         name = [] if options.experiment_id is None else [f"{NAME}{options.experiment_id}"]
-        if name != [flag for flag in flags if flag.startswith(NAME)][-1:]:  # of a --config, or behind a space
+        if name != [flag for flag in flags if flag.startswith(NAME)][-1:]:  # from a --config, or after a space
             flags += name
         experiments.append(planned(flags, options.output_dir))
     names = [experiment.name for experiment in experiments if experiment.name is not None]
@@ -131,12 +131,12 @@ def has(flags: Sequence[str], option: str) -> bool:
 
 
 def data_flags(config: SweepOptions) -> list[str]:
-    """Return the flag of the dataset for lines that name none."""
+    """Return the flag of the dataset, for lines without one."""
     return [] if config.data_dataset is None else [f"--data_dataset={config.data_dataset}"]
 
 
 def steps(folder: Path, config: ListConfig) -> list[list[str]]:
-    """Return what is still to follow a training: evaluation, and a prediction of the test images."""
+    """Return the commands that are left after a training: evaluation, and prediction of the test images."""
     if not config.evaluate:
         return []
     commands = {
@@ -147,25 +147,25 @@ def steps(folder: Path, config: ListConfig) -> list[list[str]]:
             "--split=test",
         ],
     }
-    if read_record(folder, brief=True).config.get("tr_overfit"):  # it is validated by what it learnt by heart
+    if read_record(folder, brief=True).config.get("tr_overfit"):  # its validation images are its training images
         del commands[("evaluation.csv",)]
     left = [command for names, command in commands.items() if not any(is_done(folder / name) for name in names)]
     return [[*command, *verbosity_flags(config)] for command in left]
 
 
 def is_done(path: Path) -> bool:
-    """Whether what follows a training was written after its end; of a run that went on later it is out of date."""
+    """Whether a result was written after the training's end; if the run continued later, it is out of date."""
     ended = path.parent / STATUS_FILE
     return path.is_file() and not (ended.is_file() and path.stat().st_mtime_ns < ended.stat().st_mtime_ns)
 
 
 def verbosity_flags(config: SweepOptions) -> list[str]:
-    """Return the flag that makes an experiment's commands as quiet or talkative as this one; none for the default."""
+    """Return the flag that gives an experiment's commands this command's verbosity; none for the default."""
     return [] if config.verbosity == SweepOptions.verbosity else [f"--verbosity={config.verbosity}"]
 
 
 def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:
-    """Return a row for each experiment: the metric, how it ended and how long it took."""
+    """Return a row for each experiment: metric, how it ended, and its time."""
     rows = {}
     for outcome in outcomes:
         name = outcome.folder.name if outcome.folder else outcome.planned.name or str(outcome.planned)
@@ -181,7 +181,7 @@ def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:
 
 
 def how_it_ended(code: int) -> str:
-    """Say what an exit code means."""
+    """Describe an exit code in words."""
     if code in (EXIT_RESUMABLE, INTERRUPTED):
         return "interrupted, state saved" if code == EXIT_RESUMABLE else "interrupted"
     return "finished" if code == 0 else f"failed with exit code {code}"
