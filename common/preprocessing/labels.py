@@ -1,4 +1,4 @@
-"""Labels from a file of the user's, joined with images by path, SOPInstanceUID or StudyInstanceUID."""
+"""Join the labels of a user's file with images, by path, SOPInstanceUID or StudyInstanceUID."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from common.errors import WorkError
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms, is_made
 
 LEVEL = "label_level"
-UID = re.compile(r"[0-9]+(\.[0-9]+)+|[0-9]{20,}")  # also of exports that write them without points
-SUFFIXES = (".gz", ".dcm")  # that a label's path may lack or have
+UID = re.compile(r"[0-9]+(\.[0-9]+)+|[0-9]{20,}")  # some exports write UIDs without points
+SUFFIXES = (".gz", ".dcm")  # the path in a label file may have or lack them
 NOWHERE, AMBIGUOUS = -1, -2
 
 
 @dataclass(frozen=True)
 class JoinedLabels:
-    """``labels``: index ``image_id``, a column for each label and ``label_level``: image, or study where the labels say
-    something of the whole study. ``unmatched``: which rows of the label file (``row``) belong to no image.
+    """Labels of images, and the rows that fit none.
+
+    ``labels``: index ``image_id``, a column for each label, and ``label_level``: ``image``, or ``study`` if the labels
+    are those of the whole study. ``unmatched``: the rows of the label file (``row``) that belong to no image.
     """
 
     labels: pd.DataFrame
@@ -31,10 +33,11 @@ class JoinedLabels:
 
 @dataclass(frozen=True)
 class LocatedLabels:
-    """``table``: the labels with the source's own path in place of each key that names a file otherwise.
+    """Labels whose paths are written as in the source.
 
-    ``by_tail``, ``lost``: rows of the label file (numbers) whose path was matched by its tail, and whose path names no
-    file; a key without folders and without ``.dcm`` may as well be an identifier, and is never lost.
+    ``table``: the labels, with the source's own path in place of each key that names a file in another way.
+    ``by_tail``: numbers of the rows of the label file whose path was matched by its last parts. ``lost``: those whose
+    path names no file. A key without folders and ``.dcm`` may be an identifier, so it is never lost.
     """
 
     table: pd.DataFrame
@@ -43,12 +46,16 @@ class LocatedLabels:
 
 
 def locate_labels(table: pd.DataFrame, paths: Sequence[str], root: Path) -> LocatedLabels:
-    """Find the files that labels name by an absolute path, or from another folder than the source's.
+    """Find the files that labels name by an absolute path, or by a path from another folder than the source's.
 
-    ``table``: as for :func:`join_labels`; ``paths``: of all files, relative to the source ``root``. A key that is no
-    path of theirs names the file whose path is its tail (the longest one), or whose path has it as its tail, as a name
-    without folders; capitals, ``.dcm`` and ``.gz`` are overlooked where that leaves one file. A file of which nobody
-    can say which of two keys means it is an error that names the rows. Nothing is read but names.
+    ``table`` is that of :func:`join_labels`. ``paths`` are those of all files, relative to the source ``root``. A key
+    that is none of them can name a file in two ways:
+
+    - The key ends in the file's path, as ``/data/case1/1.dcm`` does for ``case1/1.dcm``. The longest such path counts.
+    - The file's path ends in the key, as ``case1/1.dcm`` does for ``1.dcm``.
+
+    Capitals, ``.dcm`` and ``.gz`` make no difference if that leaves one file. If two keys may name the same file,
+    WorkError names their rows. No file is opened.
     """
     keys = table.index.to_numpy(dtype=object, copy=True)
     place = pd.Index(paths, dtype=object).get_indexer(keys)
@@ -63,7 +70,7 @@ def locate_labels(table: pd.DataFrame, paths: Sequence[str], root: Path) -> Loca
         file = tails.find(parts)
         if file < 0 or file in taken:
             continue
-        # Of two absolute paths the one that leads through the source's own folder is meant.
+        # Of two absolute paths, the one that shares more of the source's own folder counts.
         shared = _shared_tail(parts, around + tails.parts[file])
         other = found.get(file)
         if other is not None and other[1] == shared:
@@ -83,17 +90,17 @@ def locate_labels(table: pd.DataFrame, paths: Sequence[str], root: Path) -> Loca
 
 
 def _is_identifier(key: str) -> bool:
-    """Whether a key can be no path: a UID, or an id of this project's."""
+    """Whether a key is a UID or an id of this project, and so no path."""
     return UID.fullmatch(key) is not None or is_made(IMAGE, key) or is_made(FILE, key)
 
 
 def _is_path(key: str) -> bool:
-    """Whether a key can be nothing but a path."""
+    """Whether a key is certainly a path."""
     return "/" in key or key.casefold().endswith(SUFFIXES)
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    """Return a path's folders and name, without capitals and without the suffixes of DICOM files."""
+    """Return a path's folders and name, in lower case and without the suffixes of DICOM files."""
     parts = [part for part in path.casefold().split("/") if part not in ("", ".")]
     for suffix in SUFFIXES:
         parts[-1:] = [part.removesuffix(suffix) for part in parts[-1:]]
@@ -101,7 +108,7 @@ def _parts(path: str) -> tuple[str, ...]:
 
 
 def _shared_tail(one: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """Return how many last parts two paths have in common."""
+    """Return how many parts at the end two paths have in common."""
     count = 0
     while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
         count += 1
@@ -109,7 +116,7 @@ def _shared_tail(one: tuple[str, ...], other: tuple[str, ...]) -> int:
 
 
 class _Tails:
-    """The files of a source by their paths, and by their last parts where a key has fewer."""
+    """A source's files by their paths, and by the last parts of their paths for shorter keys."""
 
     def __init__(self, parts: Sequence[tuple[str, ...]]) -> None:
         self.parts = parts
@@ -124,7 +131,7 @@ class _Tails:
         return places
 
     def find(self, key: tuple[str, ...]) -> int:
-        """Return the place of the file that a path means, negative for none or several."""
+        """Return the index of the file that a path names, negative if there is none or several."""
         for start in range(len(key)):  # the longest tail first
             if key[start:] in self.whole:
                 return self.whole[key[start:]]
@@ -136,9 +143,10 @@ class _Tails:
 def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pseudonyms: Pseudonyms) -> JoinedLabels:
     """Give each image the labels of its path, else of its SOPInstanceUID, else of its id here, else of its study.
 
-    ``table``: index ``key``, a column for each label and ``row``; ``images``: the journal's records (index
-    ``image_id``, with source_id, instance_id, study_id: pseudonyms), ``paths``: of the source's files, index source_id.
-    The keys are made pseudonyms like the images' identifiers and then compared, so that no identifier is written.
+    ``table``: index ``key``, a column for each label and ``row``. ``images``: records of the journal (index
+    ``image_id``) with the pseudonyms source_id, instance_id and study_id. ``paths``: those of the source's files by
+    source_id. The keys become pseudonyms like the images' identifiers and are then compared, so that no identifier is
+    written.
     """
     keys = table.index
     row_of = [
@@ -151,7 +159,7 @@ def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pse
     level = np.select([found >= 0 for found in row_of], ["image", "image", "image", "study"], "")
     matched = place >= 0
     labels = table.drop(columns="row").iloc[place[matched]].set_axis(images.index[matched])
-    # A row counts as matched where it names an image, even if that image has labels of its own.
+    # A row that names an image counts as matched, even if the image got its labels from another row.
     used = np.unique(np.concatenate([found[found >= 0] for found in row_of]))
     unused = np.setdiff1d(np.arange(len(table)), used)
     unmatched = pd.DataFrame({"row": np.sort(table["row"].to_numpy()[unused])})
@@ -163,6 +171,6 @@ def _hidden(keys: pd.Index, kind: str, pseudonyms: Pseudonyms) -> pd.Index:
 
 
 def _lookup(values: np.ndarray, keys: pd.Index) -> np.ndarray:
-    """Return the place of each value among the keys, -1 where it isn't there or empty."""
+    """Return the index of each value among the keys, -1 if it isn't there or is empty."""
     found = keys.get_indexer(pd.Index(values, dtype=object))
     return np.where(values == "", -1, found)

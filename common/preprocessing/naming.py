@@ -1,4 +1,4 @@
-"""Which id each image should have: its own name, or a keyed hash of its instance or, where that repeats, its path."""
+"""Decide each image's id: its own name, or a keyed hash of its SOPInstanceUID, or of its path if the UID repeats."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from common.preprocessing.records import instance_of
 
 
 def named_by_path(files: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """Return ``files`` (index source_id) with ``by_path``: whether others that gave an image have the SOPInstanceUID.
+    """Return ``files`` (index source_id) with ``by_path``: whether another file with an image has its SOPInstanceUID.
 
-    It is asked of all files at once, so that no id depends on which of them was converted first.
+    This looks at all files at once, so that no id depends on which file was converted first.
     """
     images = _images(files, records)
     images = images[images["instance_id"] != ""].drop_duplicates("source_id")
@@ -21,7 +21,7 @@ def named_by_path(files: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 
 
 def misnamed(files: pd.DataFrame, records: pd.DataFrame, pseudonyms: Pseudonyms) -> pd.Index:
-    """Return the files (of :func:`named_by_path`) whose images have another id than they should, by source_id."""
+    """Return the source ids of the files (from :func:`named_by_path`) whose images should have another id."""
     images = _images(files, records)
     names = files.loc[images["source_id"], ["own_id", "by_path"]]
     made = np.flatnonzero(names["own_id"] == "")

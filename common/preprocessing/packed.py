@@ -1,4 +1,4 @@
-"""Files packed by gzip, DICOM's mark, and limits against floods."""
+"""Unpack gzip files, recognise DICOM files by their mark, and refuse floods: small files that unpack to huge ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 from common.dicom.errors import DicomError
 
 DICOM_MARK = slice(128, 132)  # where a DICOM file has the letters DICM
-# No scan and no table unpacks to more than so many bytes and so many times its size: that is a flood.
+# No scan and no table unpacks to more than this many bytes and this many times its size. Such a file is a flood.
 FLOOD_BYTES, FLOOD_RATIO = 2**25, 100
 BLOCK_BYTES = 2**16  # unpacked at once
 GZIP_MARK = b"\x1f\x8b"
@@ -23,14 +23,14 @@ def no_dicom() -> DicomError:
 
 
 def is_flood(unpacked: int, packed: int) -> bool:
-    """Whether ``packed`` bytes that unpack to ``unpacked`` are made to fill memory or disk."""
+    """Whether a file of ``packed`` bytes that unpacks to ``unpacked`` bytes was made to fill memory or disk."""
     return unpacked > FLOOD_BYTES and unpacked > FLOOD_RATIO * packed
 
 
 def gunzip(packed: bytes, limit: int) -> bytes:
-    """Return the DICOM file in a gzip file; DicomError for another file, and one of more than ``limit`` bytes.
+    """Return the DICOM file in a gzip file. Raise DicomError for any other content, or more than ``limit`` bytes.
 
-    A file without DICOM's mark is refused at its beginning, before the rest is unpacked.
+    A file without DICOM's mark is refused after its first bytes, before the rest is unpacked.
     """
     content = io.BytesIO()
     for block in inflated(packed):
@@ -48,7 +48,7 @@ def gunzip(packed: bytes, limit: int) -> bytes:
 
 
 def inflated(packed: bytes, *, whole: bool = True) -> Iterator[bytes]:
-    """Yield the content of a gzip file in blocks. Raise DicomError where it is damaged or, with ``whole``, cut."""
+    """Yield the content of a gzip file in blocks. Raise DicomError if it is damaged or, with ``whole``, truncated."""
     rest = packed
     while rest.startswith(GZIP_MARK):  # a file may hold several gzip members
         inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
@@ -73,7 +73,7 @@ def has_dicom_mark(start: bytes) -> bool:
 
 
 def within_gzip(start: bytes) -> bytes:
-    """Return the beginning of the content of a gzip file that begins with ``start``, b"" for another file."""
+    """Return the first bytes of the content of a gzip file that begins with ``start``, b"" for any other file."""
     content = b""
     with suppress(DicomError):
         for block in inflated(start, whole=False):

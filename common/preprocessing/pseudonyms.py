@@ -1,4 +1,4 @@
-"""Pseudonyms for what identifies a patient: keyed hashes that are the same in every run, from a key the user keeps."""
+"""Replace what identifies a patient by keyed hashes. The user keeps the key, so every run gives the same pseudonyms."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from common.cli.console import tell
 from common.errors import UsageError, WorkError
 
 KEY_BYTES = 32
-HASH_BYTES = 8  # a million values meet with a chance of 3e-8
-IMAGE, FILE = "image", "file"  # kinds of names beside those of a header
-FRAME_DIGITS = 4  # at least, of a frame's number behind an image's own name
-NOT_BESIDE = {"dataset.json": "a dataset", "environment.json": "an experiment"}  # what is passed on, by the file it has
+HASH_BYTES = 8  # the chance that two of a million values collide is 3e-8
+IMAGE, FILE = "image", "file"  # kinds of names besides those of a header
+FRAME_DIGITS = 4  # at least, for the frame number after an image's own name
+NOT_BESIDE = {"dataset.json": "a dataset", "environment.json": "an experiment"}  # folders that hold these are shared
 
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """Replaces values by keyed hashes; what is a pseudonym already stays.
+    """Replaces values by keyed hashes. A value that is a pseudonym already stays.
 
-    ``public`` says of each kind of value (image, patient, ...) by a regular expression what such a pseudonym looks
-    like; without an entry there are none. Without the key nobody can try out which patient's number gives a hash,
-    however few numbers there are.
+    ``public`` maps a kind of value (image, patient, ...) to a regular expression that matches such pseudonyms. Without
+    the key nobody can find the patient number behind a hash by trying all numbers.
     """
 
     key: bytes = field(repr=False)
     public: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, kind: str, value: str) -> str:
-        """Return ``<kind>_<16 hexadecimal digits>`` for a value, "" for none; of two kinds the same value's differ."""
+        """Return ``<kind>_<16 hexadecimal digits>`` for a value, "" for "". The digits depend on the kind, too."""
         if not value or self.is_public(kind, value):
             return value
         data = value.encode("utf-8", "surrogateescape")
@@ -42,7 +41,7 @@ class Pseudonyms:
         return f"{kind}_{digest.hexdigest()}"
 
     def image(self, instance: str, frame: int) -> str:
-        """Return the id of a frame (1..) of an image: ``instance`` is its file's instance or path, as a pseudonym."""
+        """Return the id of a frame (1..). ``instance`` is the pseudonym of the file's SOPInstanceUID or path."""
         return self.of(IMAGE, f"{instance}\n{frame}")
 
     def is_public(self, kind: str, value: str) -> bool:
@@ -51,12 +50,12 @@ class Pseudonyms:
 
     @property
     def fingerprint(self) -> str:
-        """A text that tells two keys apart and gives neither away."""
+        """A text that tells keys apart without revealing them."""
         return hashlib.blake2b(b"fingerprint", key=self.key, digest_size=HASH_BYTES).hexdigest()
 
 
 def framed(name: str, frame: int, frames: int) -> str:
-    """Return the id of a frame (1..) of an image that has a name of its own."""
+    """Return the id of a frame (1..) of an image with a name of its own, as in ``ID_1_0002``."""
     digits = max(FRAME_DIGITS, len(str(frames)))
     return name if frames == 1 else f"{name}_{frame:0{digits}d}"
 
@@ -67,10 +66,10 @@ def is_made(kind: str, value: str) -> bool:
 
 
 def load_key(path: Path) -> bytes:
-    """Return the key in ``path``, made there on first use and readable by its owner alone (mode 600).
+    """Return the key in ``path``. On first use, make one that only its owner can read (mode 600) and report it.
 
-    A new key is announced in a line. Raises UsageError for a file that is no key and for a place in a dataset or an
-    experiment, which are passed on, WorkError where it can't be made. Two runs that start at once get the same key.
+    Two runs that start at once get the same key. Raises UsageError for a file that is no key, and for a path within a
+    dataset or an experiment, since these are shared. Raises WorkError if the key can't be read or made.
     """
     for folder in path.absolute().parents:
         for name, what in NOT_BESIDE.items():
@@ -101,7 +100,7 @@ def load_key(path: Path) -> bytes:
 
 
 def _make_key(path: Path) -> bool:
-    """Make a key file whole and at once; return whether it is ours and not that of another run."""
+    """Make a key file in one step. Return False if another run made it first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 600
     temporary = Path(name)

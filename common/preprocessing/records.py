@@ -1,4 +1,4 @@
-"""A file to convert, the form of its images, and the record of what was found in it."""
+"""A file to convert, the form of its images, and the record of an image or a failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ImageForm:
     """The form of the stored images."""
 
     size: int  # pixels of the longer side, padded to a square with air; 0: as scanned
-    windows: tuple[tuple[float, float], ...]  # (centre, width): a channel for each; none: int16 HU
+    windows: tuple[tuple[float, float], ...]  # (centre, width) of each channel; empty: int16 HU
     dtype: str
     file_format: str = "npy"  # or blosc2
     crop: bool = False  # to the head, see common.preprocessing.crop
@@ -34,12 +34,12 @@ class ImageForm:
         return "window" if self.windows else "hu"
 
     def stored_shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        """Return the shape of the stored image for a box of that many pixels."""
+        """Return the shape of the stored image for a box of ``rows`` x ``columns`` pixels."""
         sides = (self.size, self.size) if self.size else (rows, columns)
         return sides + (len(self.windows),) * bool(self.windows)
 
     def bytes_needed(self, source_bytes: int, images: int) -> int:
-        """Return the disk space of ``images`` converted files; 16-bit pixels make up nearly all of a source file."""
+        """Return the bytes of ``images`` converted files. Source files are nearly all 16-bit pixels."""
         hu_bytes = images * 2 * self.size**2 if self.size else source_bytes
         share = COMPRESSED_SHARE if self.file_format == "blosc2" else 1
         return int(hu_bytes * max(1, len(self.windows)) * np.dtype(self.dtype).itemsize // 2 * share)
@@ -50,33 +50,33 @@ class Task:
     """A file to convert, and the folder for its images.
 
     An image whose name is a pseudonym already (``own_id``) keeps it as id. Any other id is a keyed hash of the file's
-    SOPInstanceUID, or of its path where it has none or several files have the same (``by_path``).
+    SOPInstanceUID, or of its path if it has no UID or shares it with other files (``by_path``).
     """
 
-    own_id: str  # "" where the name is no pseudonym
-    source_id: str  # by which the journal knows the file
+    own_id: str  # "" if the name is no pseudonym
+    source_id: str  # identifies the file in the journal
     split: str
-    file_bytes: int  # with mtime_ns it tells a later run whether the file has changed
+    file_bytes: int  # size and mtime_ns tell a later run whether the file has changed
     mtime_ns: int
     source: SourceFile
-    folder: Path | None  # None: the file is only read, which gives the same records
+    folder: Path | None  # None: only read the file, for the same records
     by_path: bool = False
 
 
 @dataclass
 class Record:
-    """What is known of an image after its file's conversion, or of a failure, which has a ``reason``.
+    """What the conversion of a file found out about one image, or about a failure, which has a ``reason``.
 
-    - A file ``source_id`` gave ``frames`` records, one for each ``frame`` (1..).
-    - The ids of patient, study, series and instance are pseudonyms. ``identity`` has the file's own identifiers, and is
-      written to the user's map of ids only.
+    - The file ``source_id`` gave ``frames`` records, one for each ``frame`` (1..).
+    - The ids of patient, study, series and instance are pseudonyms. ``identity`` has the file's own identifiers, which
+      are written only to the user's map of ids.
     - Positions, spacings and thickness are in mm.
-    - ``header_hash`` is a keyed hash of all that stands before the pixels. With ``digest`` it tells whether two copies
-      of a file are equal.
+    - ``header_hash`` is a keyed hash of all bytes before the pixels. With ``digest`` it tells whether two copies of a
+      file are equal.
     - ``pixel_form`` is BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept.
     - ``rows`` to ``digest`` describe the picture as scanned: ``solid`` is the share of pixels above -500 HU, ``digest``
       a hash of shape and HU.
-    - ``crop_…`` is the box that was kept, ``image_hash`` and ``image_bytes`` are of the stored image.
+    - ``crop_…`` is the box that was kept. ``image_hash`` and ``image_bytes`` are those of the stored image.
     """
 
     image_id: str
@@ -135,7 +135,7 @@ def failure(task: Task, reason: str, message: str) -> Record:
 
 
 def instance_of(instance_id: str, source_id: str, *, by_path: bool) -> str:
-    """Return the pseudonym that a file's images get their ids from: of its SOPInstanceUID, or of its path."""
+    """Return the pseudonym that gives a file's images their ids: that of its SOPInstanceUID or of its path."""
     return source_id if by_path or not instance_id else instance_id
 
 

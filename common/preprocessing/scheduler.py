@@ -1,4 +1,4 @@
-"""Who converts the files: processes of this machine, or the workers of a dask cluster."""
+"""Let the workers of a dask cluster convert files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 PROJECT = str(Path(__file__).resolve().parent.parent.parent)
 CONNECT_SECONDS = 15
-LOST_WORKERS = 10  # that a chunk of files outlives
+LOST_WORKERS = 10  # lost workers that a chunk of files survives
 
 
 @contextmanager
 def dask_cluster(address: str | None, jobs: int) -> Iterator[int]:
-    """Let joblib use the cluster at ``address``, or a new one of ``jobs`` processes here; yield its number of workers.
+    """Let joblib use the cluster at ``address``, or a new one of ``jobs`` processes here. Yield its number of workers.
 
-    Raises UsageError where dask is not installed, nobody answers, or the workers can't do the work: none there, several
-    threads in one (pydicom's settings belong to a process), or this project out of their sight. WorkError where so many
-    are lost that the work makes no progress.
+    Raises UsageError if dask is not installed, no scheduler answers, there are no workers, a worker has several threads
+    (pydicom's settings belong to a process), or the workers can't import this project. Raises WorkError if so many
+    workers are lost that the work makes no progress.
     """
     try:
         import dask
@@ -34,7 +34,9 @@ def dask_cluster(address: str | None, jobs: int) -> Iterator[int]:
         from distributed.scheduler import KilledWorker
     except ImportError:
         raise UsageError("--pre_scheduler=dask needs the package distributed: pip install distributed") from None
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # a lost worker is no news: its files are done again
+    logging.getLogger("distributed").setLevel(
+        logging.ERROR
+    )  # don't report a lost worker: its files are converted again
     settings = {"distributed.scheduler.allowed-failures": LOST_WORKERS, "distributed.logging.distributed": "error"}
     with dask.config.set(settings):
         if address is None:
@@ -68,7 +70,7 @@ def _connect(where: object) -> Client:
 
 
 def _prepare(client: Client, address: str | None) -> int:
-    """Show scheduler and workers, also later ones, where this project is; return how many workers there are now."""
+    """Make this project importable for the scheduler and all workers, also later ones. Return the number of workers."""
 
     def find_project(path: str = PROJECT) -> None:
         if path not in sys.path:
@@ -77,7 +79,7 @@ def _prepare(client: Client, address: str | None) -> int:
 
     try:
         client.wait_for_workers(1, timeout=CONNECT_SECONDS)
-        client.run_on_scheduler(find_project)  # it unpickles the calls before it hands them on
+        client.run_on_scheduler(find_project)  # the scheduler unpickles calls before it sends them on
         client.register_worker_callbacks(find_project)
         client.run(find_project)
     except TimeoutError:

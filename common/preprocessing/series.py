@@ -1,4 +1,4 @@
-"""Where each slice stands in its series, and what is unusual about it."""
+"""Find each slice's position in its series, and what is unusual about it."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from common.dicom.geometry import (
 POSITION = ["x", "y", "z"]
 ORIENTATION = ["row_x", "row_y", "row_z", "column_x", "column_y", "column_z"]
 NORMAL = ["normal_x", "normal_y", "normal_z"]
-POSITION_DIGITS = 6  # of mm: what a decimal text of 16 characters can hold, without the last bits' noise
+POSITION_DIGITS = 6  # of mm: a decimal text of 16 characters holds these, and rounding removes noise in the last bits
 SAME_DIRECTION = np.cos(np.deg2rad(1))
 GAP = 1.5  # times the spacing on both sides
-FEW_SINGLES = 3  # series of one slice in a study, or studies of one slice: fewer are a stray image or two
+FEW_SINGLES = 3  # series of one slice in a study, or studies of one slice; fewer are just stray images
 
 
 def place_slices(records: pd.DataFrame, series: np.ndarray, ties: np.ndarray | None = None) -> pd.DataFrame:
-    """Return where each record (index ``image_id``) stands; ``series`` (N,) names its series.
+    """Return the position of each record (index ``image_id``) in its series, which ``series`` (N,) names.
 
-    - ``slice_index`` 0.. along the series: by place, equal ones by ``ties`` (N,; without, by id), those without a place
-      last.
-    - ``position_mm``: the place along the series' normal; see :func:`common.dicom.geometry.slice_positions`. NaN where
-      it is unknown, and for a slice of another orientation than most, which has no place among them.
+    - ``slice_index``: 0.. along the series, by position, then by ``ties`` (N,), or by id without ``ties``. Slices
+      without a position come last.
+    - ``position_mm``: the position along the series' normal; see :func:`common.dicom.geometry.slice_positions`. NaN if
+      it is unknown, or if the slice has another orientation than most.
     - ``slice_spacing_mm``: the series' median distance of neighbours, along the normal and not along z. Two scans of
-      one place are one.
+      one place count once.
     - ``normal_x``, ``normal_y``, ``normal_z``: the series' unit normal.
-    - ``geometry``: names of what is unusual, joined by ``;``: no_position, other_orientation, repeated_position, gap
-      (to the slice before: more than 1.5 times the spacing of the neighbourhood on either side, see
-      :func:`common.dicom.geometry.local_spacing`), single_slice.
+    - ``geometry``: names of what is unusual, joined by ``;``: no_position, other_orientation, repeated_position,
+      single_slice, gap. A gap to the slice before is more than 1.5 times the spacing around both slices (see
+      :func:`common.dicom.geometry.local_spacing`).
     """
     ties = records.index.to_numpy(dtype=object) if ties is None else ties
     positions = records[POSITION].to_numpy(dtype=np.float64)
     orientations = records[ORIENTATION].to_numpy(dtype=np.float64)
     normals = slice_normals(orientations)
     codes, _ = pd.factorize(series)
-    by_series = np.lexsort((ties, codes))  # within a series by these, so that nothing depends on the records' order
+    by_series = np.lexsort((ties, codes))  # sorted within a series, so that nothing depends on the order of records
     ends = np.flatnonzero(np.diff(codes[by_series])) + 1
     slice_index = np.zeros(len(records), dtype=np.int64)
     position_mm = np.full(len(records), np.nan)
@@ -83,15 +83,15 @@ def place_slices(records: pd.DataFrame, series: np.ndarray, ties: np.ndarray | N
 
 
 def describe_singles(table: pd.DataFrame) -> str:
-    """Say how many slices are each a series or a study of their own, as broken exports make them; "" for hardly any.
+    """Return a message on slices that are each a series or a study of their own, as in broken exports; "" for few.
 
-    ``table``: the metadata, columns patient_id, study_id and series_id, "" for one that is unknown. It counts where
-    there are several of them in a study (of a patient), and they are at least half of its slices.
+    ``table`` is the metadata with patient_id, study_id and series_id, "" if unknown. Such series count if a study has
+    several and they are at least half of its slices. Such studies count if that is true of a patient.
     """
     patient, study, series = (table[name].astype(object) for name in ("patient_id", "study_id", "series_id"))
     study = study.where(study != "", series)
     series = series.where(series != "", study)
-    if study[study != ""].is_unique:  # each a study, and perhaps each a patient too: all are one question
+    if study[study != ""].is_unique:  # if each is also a patient of its own, treat all as one patient
         patient = patient.where(patient.duplicated(keep=False), "")
     parts = []
     alone_study = (study != "") & ~study.duplicated(keep=False)
@@ -113,6 +113,6 @@ def describe_singles(table: pd.DataFrame) -> str:
 
 
 def _mostly(marked: pd.Series, group: pd.Series) -> pd.Series:
-    """Whether at least half of a slice's group, and several of it, are ``marked``."""
+    """Whether several slices of a slice's group, and at least half of it, are ``marked``."""
     count = marked.groupby(group).transform("sum")
     return (count >= FEW_SINGLES) & (2 * count >= marked.groupby(group).transform("size"))

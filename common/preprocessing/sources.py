@@ -1,7 +1,6 @@
-"""Where the files to convert lie: a folder tree, archives in it, an archive, a single file; and what is refused.
+"""List and read the files of a source: a folder with the archives in it, an archive, or a single file.
 
-Nothing outside what the user named is ever read: links that lead out and names that climb are refused by name, before
-any file is opened.
+Nothing outside the source is ever read. Links and names that lead out of it are refused before a file is opened.
 """
 
 from __future__ import annotations
@@ -33,26 +32,26 @@ from common.preprocessing.archives import (
 )
 from common.preprocessing.packed import DICOM_MARK, GZIP_MARK, gunzip, has_dicom_mark, is_flood, no_dicom
 
-GZIP_LENGTH = struct.Struct("<L")  # at a gzip file's end
+GZIP_LENGTH = struct.Struct("<L")  # the last bytes of a gzip file
 
 SourceFile = Path | Member
 
 
 def announce(source: SourceFile) -> None:
-    """Tell the operating system that a file will be read soon; nothing more, and nothing where it can't be."""
+    """Tell the operating system that a file will be read soon. Do nothing if it can't be opened."""
     if isinstance(source, Member):
         return
     with suppress(OSError):
-        handle = os.open(source, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not stop us here
+        handle = os.open(source, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe must not block
         with suppress(OSError):
             os.posix_fadvise(handle, 0, MAX_FILE_BYTES, os.POSIX_FADV_WILLNEED)
         os.close(handle)
 
 
 def read_source(source: SourceFile, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Return a file's content, at most ``limit`` bytes, unpacked where it is a DICOM file packed by gzip.
+    """Return a file's content, at most ``limit`` bytes. Unpack a DICOM file that is packed by gzip.
 
-    Raises :class:`DicomError` where it can't be read or is larger.
+    Raises :class:`DicomError` if the file can't be read or is larger.
     """
     content = _stored(source, limit)
     packed = content[: len(GZIP_MARK)] == GZIP_MARK and content[DICOM_MARK] != b"DICM"
@@ -76,9 +75,9 @@ def _stored(source: SourceFile, limit: int) -> bytes:
 
 
 def begins_as_dicom(source: SourceFile) -> bool:
-    """Whether a file has DICOM's mark, perhaps packed by gzip; OSError where it can't be opened.
+    """Whether a file, or the content of a gzip file, has DICOM's mark. Raise OSError if it can't be opened.
 
-    Also of an archive's member that can't be read, which reading it will say.
+    Also True for an archive's member that can't be read: reading it reports the fault.
     """
     if not isinstance(source, Member):
         return has_dicom_mark(beginning(source))
@@ -87,7 +86,7 @@ def begins_as_dicom(source: SourceFile) -> bool:
 
 
 def can_be_image(source: SourceFile, file_bytes: int) -> bool:
-    """Whether a file may give an image, by its size and, if it is a large one, by its beginning."""
+    """Whether a file may give an image, by its size and, if it is large, by its first bytes."""
     if file_bytes <= MARKED_BYTES:
         return True
     if file_bytes > MAX_FILE_BYTES:
@@ -101,27 +100,27 @@ def can_be_image(source: SourceFile, file_bytes: int) -> bool:
 
 
 class Tree(Protocol):
-    """A folder or archive. Names are relative to its root, with ``/`` between their parts."""
+    """A folder, an archive or a single file. Names are relative to its root, with ``/`` between their parts."""
 
     root: Path
 
     def list(
         self, under: str = "", *, recursive: bool = True, skip: Sequence[Path] = ()
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return the files below ``under``, sorted by path, and those that are refused (path, reason, message).
+        """Return the files below ``under``, sorted by path, and the refused files (path, reason, message).
 
-        The former have path, bytes, mtime_ns (of an archive's member its checksum: either changes with the content)
-        and what :meth:`file_at` needs. Hidden files and folders (a dot first) are left out, and those
-        of ``skip``.
+        The files have the columns path, bytes, mtime_ns and those that :meth:`file_at` needs. For a zip archive's
+        member mtime_ns holds its checksum, which also changes with the content. Hidden files and folders, whose names
+        begin with a dot, are left out, and so are those of ``skip``.
         """
         ...
 
     def find(self, name: str) -> SourceFile | None:
-        """Return the file of this name, None where there is none."""
+        """Return the file of this name, None if there is none."""
         ...
 
     def has_files(self, under: str, suffix: str) -> bool:
-        """Whether a file directly in ``under`` ends in ``suffix``."""
+        """Whether ``under`` directly holds a file whose name ends in ``suffix``."""
         ...
 
     def file_at(self, row: Any) -> SourceFile:
@@ -130,7 +129,7 @@ class Tree(Protocol):
 
 
 class FolderTree:
-    """A folder with everything below it, also what zip and tar archives there hold."""
+    """A folder with everything below it, including the contents of zip and tar archives."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -140,7 +139,7 @@ class FolderTree:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """See :class:`Tree`. Links to files within ``under`` are followed, links to folders are not.
 
-        Archives are only looked into with all that lies below ``under``; their files stand below the archive's name.
+        With ``recursive``, archives are opened too. The path of a file in one begins with the archive's name.
         """
         top = self.root / under
         real_top = os.path.realpath(top)
@@ -186,7 +185,7 @@ class FolderTree:
         return files, refusals(refused)
 
     def _look_into(self, name: str, packed: list[pd.DataFrame], refused: list[tuple[str, str, str]]) -> bool:
-        """Add the files of an archive in this folder to ``packed`` and ``refused``; whether ``name`` is one."""
+        """Add the files of the archive ``name`` to ``packed`` and ``refused``. Return False if it is no archive."""
         if not name.casefold().endswith(ARCHIVE_SUFFIXES):
             return False
         try:
@@ -195,7 +194,7 @@ class FolderTree:
                 return False
             tree = open_archive(self.root / name, start)
         except OSError:
-            return False  # reading it as a file says so
+            return False  # reading it as a file reports the error
         except UsageError as error:
             refused.append((name, "packing", str(error).removeprefix(f"{self.root / name}: ")))
             return True
@@ -257,7 +256,7 @@ class FileTree:
 def open_tree(path: Path) -> Tree | None:
     """Return the tree at ``path``: a folder, a zip or tar archive, or a DICOM file, perhaps packed by gzip.
 
-    None where nothing is there; UsageError that says what it is where it is none of these or damaged.
+    Return None if nothing is there. Raise UsageError that says what is there if it is none of these, or damaged.
     """
     if path.is_dir():
         return FolderTree(path)
@@ -273,7 +272,7 @@ def open_tree(path: Path) -> Tree | None:
 
 
 def _unpacked_size(path: Path, size: int) -> int:
-    """Return what a file packed by gzip says at its end that it unpacks to, and the size of any other."""
+    """Return the unpacked size that a gzip file gives in its last bytes, or the size of any other file."""
     if not path.name.casefold().endswith(".gz") or size <= GZIP_LENGTH.size:
         return size
     try:
@@ -286,13 +285,13 @@ def _unpacked_size(path: Path, size: int) -> int:
 
 
 def list_folder(folder: Path) -> Sequence[os.DirEntry[str]]:
-    """Return what lies in a folder; OSError where it can't be listed."""
+    """Return the entries of a folder. Raise OSError if it can't be listed."""
     with os.scandir(folder) as entries:
         return list(entries)
 
 
 def printable(path: str) -> str:
-    """Return a file's path as it can stand in a CSV: without line breaks, control characters and broken encodings."""
+    """Return a path that is safe in a CSV: with line breaks, control characters and broken encodings escaped."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -304,10 +303,10 @@ def stem(path: str) -> str:
 
 
 def _link_fault(entry: os.DirEntry[str], real_top: str) -> str | None:
-    """Return why a link is refused; "" for one that needs no word, None for one to follow."""
+    """Return why a link is refused, "" for one to ignore silently, None for one to follow."""
     target = os.path.realpath(entry.path)
     if os.path.commonpath([target, real_top]) != real_top:
         return "a link that leads out of the source; copy the file, or name its folder as the source"
     if not os.path.exists(target):  # noqa: PTH110
         return "a link to nothing"
-    return "" if entry.is_dir() else None  # what lies in the folder is found where it is
+    return "" if entry.is_dir() else None  # the folder's files are found at their real place

@@ -1,4 +1,4 @@
-"""The tables beside a dataset's images: metadata, labels without an image. Knows no label by name."""
+"""Make the tables beside a dataset's images: metadata, labels without an image. No label is known here by name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ REPEATED_UID = "repeated_uid"
 
 
 def metadata_table(images: pd.DataFrame, labels: pd.DataFrame, ties: np.ndarray | None = None) -> pd.DataFrame:
-    """Return metadata.csv: a row for each image in the order split, study, series, slice.
+    """Return metadata.csv: a row for each image, sorted by split, study, series and slice.
 
-    ``images``: records of the journal (index ``image_id``) with their ``group_id``; ``labels``: index ``id``, a column
-    for each label; ``ties`` (N,): texts that order slices of one place, or without one; None: their ids.
+    ``images``: records of the journal (index ``image_id``) with their ``group_id``. ``labels``: index ``id``, a column
+    for each label. ``ties`` (N,): texts that order slices with the same position or none; None stands for their ids.
     """
     table = images.join(place_slices(images, first_known(images, "series_id", "study_id"), ties))
     known = labels.reindex(table.index).where(table["split"] == "train")  # float64, NaN where unknown
@@ -39,13 +39,13 @@ def metadata_table(images: pd.DataFrame, labels: pd.DataFrame, ties: np.ndarray 
     columns += ["hu_mean", "solid", "picture_hash", "crop_top", "crop_left", "crop_rows", "crop_columns"]
     columns += ["image_hash", *labels.columns]
     table = table.rename(columns={"digest": "picture_hash"})[columns].rename_axis("id").reset_index()
-    table = table.astype(dict.fromkeys(("split", "study_id", "series_id"), str))  # no categories: sorted as text
+    table = table.astype(dict.fromkeys(("split", "study_id", "series_id"), str))  # categories would not sort as text
     columns = ["split", "study_id", "series_id", "slice_index", "id"]
     return table.sort_values(columns, ascending=[False, True, True, True, True], ignore_index=True)
 
 
 def first_known(images: pd.DataFrame, *columns: str) -> np.ndarray:
-    """Return for each image the first of ``columns`` that is not empty, else its own id: something to group by."""
+    """Return for each image (N,) the first of ``columns`` that is not empty, else its own id, to group by."""
     found = images.index.to_numpy(dtype=object)
     for column in reversed(columns):
         values = images[column].to_numpy(dtype=object)
@@ -54,7 +54,7 @@ def first_known(images: pd.DataFrame, *columns: str) -> np.ndarray:
 
 
 def unique_images(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the records that have an image, index ``image_id``; WorkError where two have the same id."""
+    """Return the records that have an image, index ``image_id``. Raise WorkError if two share an id."""
     images = records[records["reason"] == ""].set_index("image_id")
     twice = images.index[images.index.duplicated()]
     if len(twice):
@@ -65,7 +65,7 @@ def unique_images(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def mark_repeated(images: pd.DataFrame) -> pd.DataFrame:
-    """Return ``images`` with :data:`REPEATED_UID` in ``mended`` where files share a SOPInstanceUID."""
+    """Return ``images`` with :data:`REPEATED_UID` added to ``mended`` for files that share a SOPInstanceUID."""
     files = images.groupby(images["instance_id"].astype(object))["source_id"].transform("nunique")
     repeated = (files > 1) & (images["instance_id"] != "")
     mended = images["mended"].astype(object)
@@ -74,13 +74,13 @@ def mark_repeated(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def unmatched_labels(ids: pd.Index, failed: pd.DataFrame) -> pd.DataFrame:
-    """Return id and reason for labelled ids that have no image."""
+    """Return the id and reason of each labelled id without an image."""
     reasons = failed.drop_duplicates("id").set_index("id")["reason"].reindex(ids).fillna("no_file")
     return pd.DataFrame({"id": ids, "reason": reasons.to_numpy()})
 
 
 def remove_leftovers(folder: Path, images: Iterable[str], tables: Iterable[Path]) -> None:
-    """Remove what an earlier or killed run left: images (names of files) and folds other than these, cut files."""
+    """Remove what earlier runs left: all images and fold tables that aren't in ``images`` or ``tables``."""
     keep = {*images} | {path.name for path in tables}
     found = [
         *(folder / "images").iterdir(),

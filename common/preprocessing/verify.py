@@ -1,4 +1,4 @@
-"""Reads every image of a finished dataset again and compares it with what its metadata says."""
+"""Read every image of a finished dataset again and compare it with the metadata."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FAULTS = {
 
 
 def verify_images(folder: Path, metadata: pd.DataFrame, form: ImageForm, jobs: int) -> Iterator[pd.DataFrame]:
-    """Read images in ``jobs`` processes; yield, for some images at a time, their id and fault (a key of FAULTS or "").
+    """Read images in ``jobs`` processes. Yield tables of id and fault, a key of :data:`FAULTS` or "".
 
-    ``folder`` holds the image files; ``metadata`` (index ``id``) has crop_rows, crop_columns and image_hash.
+    ``folder`` holds the image files. ``metadata`` (index ``id``) has crop_rows, crop_columns and image_hash.
     """
     import joblib
 
@@ -45,7 +45,7 @@ def _verify_chunk(folder: Path, wanted: pd.DataFrame, form: ImageForm) -> pd.Dat
 
 
 def find_fault(path: Path, shape: Sequence[int], dtype: str, image_hash: str) -> str:
-    """Return what is wrong with an image file, a key of :data:`FAULTS`, or "" where it is as it should be."""
+    """Return what is wrong with an image file, a key of :data:`FAULTS`, or "" if nothing is."""
     try:
         image = load_image(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Many files at once, each where it can harm no other."""
+"""Convert many files at once, isolated so that a damaged file can't harm the others."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from common.preprocessing.pseudonyms import Pseudonyms
 from common.preprocessing.records import ImageForm, Record, Task, failure
 
 FILES_PER_CHUNK = 32
-FILE_SECONDS = 60.0  # for a file; a chunk of files that takes longer is tried again file by file
+FILE_SECONDS = 60.0  # for a file; a chunk that takes longer is converted again file by file
 PROCESSES = Processes("common.preprocessing.convert", "pydicom.pixels")
 
 
 def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> Iterator[list[Record]]:
-    """Convert files in ``jobs`` processes; yield records in chunks as they are finished.
+    """Convert files in ``jobs`` processes. Yield the records of each chunk when it is finished.
 
-    Threads of this process wait for them, or workers elsewhere where a ``joblib.parallel_config`` says so. Raises
-    WorkError where an image can't be written. Everything yielded before is on the disk.
+    Threads of this process wait for the processes, or workers elsewhere with a ``joblib.parallel_config``. Raises
+    WorkError if an image can't be written. All images of the records yielded before have been written.
     """
     import joblib
 
@@ -37,24 +37,24 @@ def convert_files(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms:
     PROCESSES.stopped = False
     try:
         yield from parallel(calls)
-    except BaseException:  # Ctrl-C, a full disk: no need to wait for what is under way
+    except BaseException:  # Ctrl-C, a full disk: don't wait for calls in progress
         PROCESSES.stop()
         raise
     PROCESSES.close(keep=1)
 
 
 def spread(count: int) -> np.ndarray:
-    """Return the places of ``count`` files in an order of which each beginning is spread over all of them."""
+    """Return the indices of ``count`` files in an order whose first N are spread over all files, for any N."""
     return np.random.default_rng(0).permutation(count)
 
 
 def find_persons(
     tasks: Sequence[Task], wanted: int, *, by_study: bool = False, most_files: int | None = None
 ) -> tuple[int, int]:
-    """Return how many patients and studies files name, reading no more of them than until there are ``wanted``.
+    """Return how many patients and studies the files name. Stop reading at ``wanted`` patients.
 
-    A file that names no patient counts its study; with ``by_study`` all do. The files are read in an order that is
-    spread over all of them, at most ``most_files``, and what can't be read counts nothing. Raises nothing for any file.
+    A file without a patient counts its study as one; with ``by_study`` every file does. The order of reading is spread
+    over all files, and at most ``most_files`` are read. A file that can't be read is ignored and raises nothing.
     """
     order = spread(len(tasks))[:most_files]
     persons: set[tuple[str, str]] = set()
@@ -78,9 +78,9 @@ def find_persons(
 
 
 def convert_chunk(tasks: Sequence[Task], form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
-    """Convert some files in a process beside this one.
+    """Convert some files in another process.
 
-    Where it dies or hangs, each file is converted on its own, so that only the guilty one fails.
+    If it dies or hangs, convert each file on its own, so that only the faulty one fails.
     """
     try:
         with PROCESSES.borrow() as process:
@@ -90,7 +90,7 @@ def convert_chunk(tasks: Sequence[Task], form: ImageForm, pseudonyms: Pseudonyms
 
 
 def _convert_alone(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> list[Record]:
-    """Convert one file; it fails only if it fails in a process that has read no other."""
+    """Convert one file. It counts as failed only if it times out or fails in a process that has read no other."""
     for fresh in (False, True):
         if PROCESSES.stopped:
             break
