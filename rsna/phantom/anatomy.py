@@ -1,9 +1,9 @@
-"""A head as analytic fields in millimetres: from the coordinates of a slice's pixels to tissues and Hounsfield units.
+"""Model a head by analytic fields: compute tissues and Hounsfield units from the coordinates of a slice's pixels.
 
-Head coordinates follow DICOM's patient axes: x to the patient's left, y to the back, z to the top, origin between the
-thalami. Smooth fields are computed on a grid of half the slice's resolution and interpolated; only what has sharp
-edges is computed on the full grid. All distances are positive inside a structure. Sizes follow anatomy text books and
-the Talairach coordinates of the deep structures.
+Head coordinates are in millimetres and follow DICOM's patient axes: x to the patient's left, y to the back, z to the
+top. The origin lies between the thalami. Smooth fields are computed on a grid of half the resolution and interpolated.
+Only structures with sharp edges are computed on the full grid. All distances are positive inside a structure. Sizes
+follow anatomy textbooks and the Talairach coordinates of the deep structures.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Waves:
 
 @dataclass(frozen=True)
 class Head:
-    """One patient's anatomy: all that stays the same from study to study."""
+    """One patient's anatomy, the same in all studies of the patient."""
 
     age: float
     atrophy: float  # 0 young .. 1 strongly shrunken brain
@@ -111,7 +111,7 @@ class Head:
 
 @dataclass
 class Slice:
-    """The fields of one slice, float32, all of one shape. Distances in mm, positive inside; coverages 0..1."""
+    """The fields of one slice, float32, all of one shape. Distances are in mm, positive inside; coverages are 0..1."""
 
     x: Field  # head coordinates of the pixels
     y: Field
@@ -137,7 +137,7 @@ def ramp(distance: Field, width: Field | float) -> Field:
 
 
 def blend(hu: Field, value: Field | float, coverage: Field) -> None:
-    """Put ``value`` over ``hu`` in place."""
+    """Blend ``value`` into ``hu`` in place, by ``coverage``."""
     hu += coverage * (value - hu)
 
 
@@ -440,7 +440,7 @@ def _paint_calcifications(head: Head, s: Slice, hu: Field) -> None:
 
 
 def _paint_skull(head: Head, s: Slice, half: _Half, scalp_bump: tuple[float, float, float, float] | None) -> None:
-    """Paint what lies outside the brain: skull base, face, vault, scalp and air."""
+    """Paint everything outside the brain: skull base, face, vault, scalp and air."""
     hx, hy, hz, ax = half.x, half.y, half.z, half.ax
     z_low, z_high = float(hz.min()), float(hz.max())
     px = s.pixel_mm * 1.3

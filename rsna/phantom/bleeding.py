@@ -1,7 +1,8 @@
-"""Five kinds of bleeding, and densities that only look like one, as coverages of a slice's pixels.
+"""Draw five kinds of bleeding, and densities that only look like one, as coverages of a slice's pixels.
 
-Every bleeding is a solid in head coordinates (millimetres), so it goes through several slices. A slice shows the mean
-over its thickness: at both ends of a bleeding the pixels hold part blood, part brain, and are doubtful on their own.
+Every bleeding is a solid in head coordinates (millimetres), so it extends over several slices. A slice shows the mean
+over its thickness. At both ends of a bleeding the pixels hold part blood and part brain, and one slice alone is
+doubtful.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 from rsna.phantom.anatomy import GREY, Field, Head, Slice, Waves, blend, ramp
 
 KINDS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
-MIMIC = "density"  # a part of bone or vein in one slice: as dense as blood, and none of it in the slices beside
-MIN_AREA_MM2 = 40.0  # a slice counts as positive from this area of blood on
+MIMIC = "density"  # a part of bone or vein, as dense as blood, in one slice and not in its neighbours
+MIN_AREA_MM2 = 40.0  # area of blood from which a slice is positive
 PAINT_ORDER = ("intraparenchymal", "subarachnoid", "intraventricular", MIMIC, "subdural", "epidural")
 
 
@@ -46,7 +47,7 @@ def _between(severity: float, small: float, large: float, rng: np.random.Generat
 
 
 def on_vault(head: Head, azimuth: float, elevation: float) -> tuple[float, float, float]:
-    """The point of the inner table in a direction; azimuth 0 is the front, positive to the left (radians)."""
+    """Return the point of the inner table in a direction, in radians. Azimuth 0 is the front, positive is left."""
     x, y = np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation)
     z = np.sin(elevation)
     scale = 1 / np.sqrt((x / head.half_width) ** 2 + (y / head.half_length) ** 2 + 0.7 * (z / head.height) ** 2)
@@ -119,7 +120,7 @@ def _draw_parenchymal(head: Head, severity: float, hu: float, side: float, rng: 
 
 
 def draw_mimic(head: Head, rng: np.random.Generator) -> Bleeding:
-    """A density of one slice's height next to the skull, as the partial volume of a bone or a vein gives it."""
+    """Draw a density of one slice's height next to the skull, like the partial volume of a bone or a vein."""
     x, y, z = on_vault(head, rng.uniform(0.4, 2.8) * rng.choice((-1, 1)), rng.uniform(-0.2, 0.8))
     inwards = rng.uniform(0.86, 0.97)
     radii = (float(rng.uniform(5, 13)), float(rng.uniform(5, 13)), 1.6)
@@ -140,7 +141,7 @@ def midline_shift(bleedings: list[Bleeding]) -> tuple[float, float]:
 
 
 def coverage(s: Slice, b: Bleeding) -> tuple[Field, Field | None] | None:
-    """Return the share of blood in each pixel (0..1) and, for a blob, the depth in mm; None where there is none."""
+    """Return the share of blood in each pixel (0..1) and, for a blob, the depth in mm; None if it isn't in the slice."""
     nearest = abs(float(s.z[s.z.shape[0] // 2, s.z.shape[1] // 2]) - b.centre[2])
     tilt = np.hypot(s.normal[0], s.normal[1])
     if nearest > 1.3 * b.radii[2] + s.thickness_mm + b.oedema_mm + 4 + 90 * tilt:

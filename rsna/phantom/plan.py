@@ -1,4 +1,4 @@
-"""What each study of a phantom will hold: patient, split, bleedings, scanner and the data's quirks, from a seed."""
+"""Plan each study of a phantom from a seed: patient, split, bleedings, scanner, and the quirks of the real data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PADDING_SHARE = 0.33  # of all images
 PADDED_FORM = PixelForm(16, 1, -1024)
 TWO_WINDOWS_SHARE = 0.4
 REPEATED_POSITION_SHARE = 0.02
-OTHER_SIZE_SHARE = 0.02  # of all studies; rarer in the data, but a small phantom should hold some
+OTHER_SIZE_SHARE = 0.02  # of all studies; higher than in the data, so that small phantoms have some
 OTHER_SIZES = ((638, 490), (768, 768), (408, 374), (666, 512))  # rows, columns where the usual is 512 × 512
-MIN_TRAIN_STUDIES = 9  # fewer have no room for every form and quirk
+MIN_TRAIN_STUDIES = 9  # fewer can't hold every pixel form and quirk
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What tells ``demo`` and ``real`` apart, and nothing else does: prevalence, lesion size and contrast."""
+    """All that differs between ``demo`` and ``real``: prevalence, lesion size and contrast."""
 
     studies: dict[tuple[str, ...], float]  # share of the studies with each set of kinds; the rest holds none
     severity: tuple[float, float]  # smallest and largest, 0..1
@@ -72,7 +72,7 @@ DIFFICULTIES = {
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """One study. ``patient_seed`` and ``pixel_seed`` say what its anatomy and its pictures are drawn from."""
+    """One study. Its anatomy is drawn from ``patient_seed``, its images from ``pixel_seed``."""
 
     index: int
     split: str
@@ -92,7 +92,7 @@ class StudyPlan:
 
 
 def _quota(rng: np.random.Generator, count: int, shares: dict[tuple[str, ...], float]) -> list[tuple[str, ...]]:
-    """Hand out sets of kinds to ``count`` studies: as near the shares as whole studies can be, then shuffled."""
+    """Give each of ``count`` studies a set of kinds, as close to the shares as whole studies allow, in random order."""
     names: list[tuple[str, ...]] = [(), *shares]
     wanted = np.array([1 - sum(shares.values()), *shares.values()]) * count
     given = np.floor(wanted).astype(int)
@@ -103,7 +103,7 @@ def _quota(rng: np.random.Generator, count: int, shares: dict[tuple[str, ...], f
 
 
 def _with_every_kind(dealt: list[tuple[str, ...]], rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """See that each kind occurs at least once, at the cost of studies without bleeding, where there are such."""
+    """Make each kind occur at least once, by giving it to studies without bleeding while there are some."""
     dealt = list(dealt)
     for kind in KINDS:
         empty = [i for i, kinds in enumerate(dealt) if not kinds]
@@ -113,7 +113,7 @@ def _with_every_kind(dealt: list[tuple[str, ...]], rng: np.random.Generator) -> 
 
 
 def _deal_forms(rng: np.random.Generator, count: int) -> list[PixelForm]:
-    """Every form of DATA's table at least once in the training studies, the others as often as in the data."""
+    """Return a pixel form for each training study: each form at least once, otherwise as often as in the data."""
     forms = list(PIXEL_FORMS)
     total = sum(PIXEL_FORMS.values())
     rare = [f for f in forms if PIXEL_FORMS[f] / total < 0.05]
@@ -126,14 +126,14 @@ def _deal_forms(rng: np.random.Generator, count: int) -> list[PixelForm]:
 
 
 def _slice_count(rng: np.random.Generator) -> int:
-    """Median 33 to 34, 95 % below 44, at most 60 (DATA)."""
+    """Return a number of slices as in the data: median 33 to 34, 95 % below 44, at most 60."""
     return int(np.clip(round(float(np.exp(rng.normal(np.log(33.5), 0.166)))), 20, 60))
 
 
 def count_tests(count: int, share: float | None = None) -> int:
-    """Return how many of ``count`` studies are test studies; ValueError where the others are too few.
+    """Return how many of ``count`` studies are test studies. Raise ValueError if the others are too few.
 
-    ``share`` of all studies, None: the data's.
+    ``share`` is their share of all studies; None stands for that of the data.
     """
     tests = max(1, round(count * (TEST_SHARE if share is None else share)))
     if count - tests < MIN_TRAIN_STUDIES:
@@ -144,9 +144,10 @@ def count_tests(count: int, share: float | None = None) -> int:
 def plan_studies(
     count: int, seed: int, difficulty: str, slices: int = 0, test_share: float | None = None
 ) -> list[StudyPlan]:
-    """Plan ``count`` studies, train and test together, the same for the same arguments.
+    """Plan ``count`` studies, train and test together. The same arguments give the same plan.
 
-    ``slices``: slices of every study; 0: spread as in the data. ValueError as :func:`count_tests`.
+    ``slices`` is the number of slices of every study; 0 varies it as in the data. Raises the ValueError of
+    :func:`count_tests`.
     """
     rng = np.random.default_rng([seed, 0])
     kinds_rng = np.random.default_rng([seed, 5])  # its own, so that difficulties share all that is not bleeding
@@ -193,7 +194,7 @@ def plan_studies(
 
 
 def _deal_patients(rng: np.random.Generator, trains: int, tests: int) -> list[int]:
-    """Number the patients; some have several studies, always on one side of train and test."""
+    """Return each study's patient number. Some patients have several studies, all train or all test."""
     patients: list[int] = []
     for index in range(trains + tests):
         own = patients[:index] if index < trains else patients[trains:index]
@@ -205,7 +206,7 @@ def _deal_patients(rng: np.random.Generator, trains: int, tests: int) -> list[in
 
 
 def _place_quirks(rng: np.random.Generator, studies: list[StudyPlan], free: list[int]) -> list[StudyPlan]:
-    """Give single studies out of ``free`` (indices of training studies) what only some have, each at least once."""
+    """Give quirks that few studies have to some of ``free`` (indices of training studies), each at least once."""
     studies = list(studies)
     if not any(studies[i].two_windows for i in free):
         studies[free[0]] = replace(studies[free[0]], two_windows=True)
@@ -220,12 +221,12 @@ def _place_quirks(rng: np.random.Generator, studies: list[StudyPlan], free: list
 
 
 def hex_id(seed: int, purpose: str, number: int, digits: int) -> str:
-    """Return ``ID_`` and ``digits`` hexadecimal digits: another one for each number, in no visible order."""
+    """Return ``ID_`` and ``digits`` hexadecimal digits, distinct for each number and in no visible order."""
     bits = 4 * digits
     mask = (1 << bits) - 1
     key = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=24).digest()
     value = number & mask
-    for turn in range(3):  # each step can be undone, so that two numbers never meet
+    for turn in range(3):  # each step is reversible, so two numbers never collide
         factor = int.from_bytes(key[8 * turn : 8 * turn + 8], "little") | 1
         value = (value * factor + turn) & mask
         value ^= value >> (bits // 2)

@@ -1,4 +1,4 @@
-"""What a scanner adds to anatomy: noise, streaks, motion, table, the form of stored numbers and the DICOM header."""
+"""Add what a scanner adds to anatomy: noise, streaks, motion, head holder, pixel form and DICOM header."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMPLEMENTATION_UID = "1.2.826.0.1.3680043.8.498.2019"  # under pydicom's root
 
 @dataclass(frozen=True)
 class PixelForm:
-    """How a scanner stores Hounsfield units: BitsStored, PixelRepresentation, RescaleIntercept, wrapped or not."""
+    """How a scanner stores Hounsfield units: BitsStored, PixelRepresentation, RescaleIntercept, and whether wrapped."""
 
     bits_stored: int
     signed: int
@@ -39,7 +39,7 @@ class PixelForm:
 
     @property
     def hu_range(self) -> tuple[int, int]:
-        """The HU values, both included, that this form can hold (never below air)."""
+        """The lowest and highest HU that this form can hold, never below air."""
         if self.wrapped:
             return -1000, 3095
         low = max(AIR_HU, self.intercept) if not self.signed else AIR_HU
@@ -47,7 +47,7 @@ class PixelForm:
         return low, min(high, 3071)
 
     def encode(self, hu: NDArray[np.int16]) -> NDArray[np.int16] | NDArray[np.uint16]:
-        """Return the numbers to store for a HU image that lies within :attr:`hu_range`."""
+        """Return the values to store for an image in HU that lies within :attr:`hu_range`."""
         if self.wrapped:  # readers add 1000, take 4096 off where it is reached, and subtract 1000
             return (hu.astype(np.int32) % 4096).astype(np.uint16)
         raw = hu.astype(np.int32) - self.intercept
@@ -97,7 +97,7 @@ def fan_pool() -> Field:
 
 def _crop(rng: np.random.Generator, pool: Field, shape: tuple[int, int]) -> Field:
     rows, columns = shape
-    if rows > POOL_SIDE or columns > POOL_SIDE:  # pictures larger than the pool see it mirrored
+    if rows > POOL_SIDE or columns > POOL_SIDE:  # for larger images the pool is mirrored
         grow = ((0, max(0, rows - POOL_SIDE)), (0, max(0, columns - POOL_SIDE)))
         pool = np.pad(pool, grow, mode="symmetric")
     top = int(rng.integers(0, pool.shape[0] - rows + 1))
@@ -124,7 +124,7 @@ def add_streaks(hu: Field, rng: np.random.Generator, sources: list[tuple[float, 
 
 
 def add_motion(hu: Field, rng: np.random.Generator) -> Field:
-    """Return the slice as a patient gives it who moved during the turn: doubled edges and a bent outline."""
+    """Return the slice as if the patient had moved during the rotation: doubled edges and a bent outline."""
     rows, columns = hu.shape
     turn = cv2.getRotationMatrix2D((columns / 2, rows / 2), float(rng.choice((-1, 1)) * rng.uniform(1.5, 4)), 1.0)
     turn[:, 2] += rng.uniform(-3.5, 3.5, 2)
@@ -154,7 +154,7 @@ def paint_holder(hu: Field, holder: tuple[Field, Field]) -> None:
 def digitize(
     hu: Field, shape: tuple[int, int], noise_hu: float, rng: np.random.Generator, hu_range: tuple[int, int]
 ) -> NDArray[np.int16]:
-    """Bring a noise-free slice to the picture's size, add the scanner's noise and return whole HU."""
+    """Resize a noise-free slice to ``shape``, add the scanner's noise and return integer HU."""
     rows, columns = shape
     larger = rows >= hu.shape[0]
     picture = cv2.resize(hu, (columns, rows), interpolation=cv2.INTER_CUBIC if larger else cv2.INTER_AREA)
@@ -169,7 +169,7 @@ def digitize(
 
 @functools.cache
 def outside_circle(rows: int, columns: int) -> NDArray[np.bool_]:
-    """Pixels outside the scanner's circle, which touches the picture's shorter sides."""
+    """Return the mask of the pixels outside the scan circle, which touches the image's shorter sides."""
     y, x = np.ogrid[:rows, :columns]
     radius = min(rows, columns) / 2
     return np.asarray((y - rows / 2 + 0.5) ** 2 + (x - columns / 2 + 0.5) ** 2 > radius * radius)
@@ -235,7 +235,7 @@ def write_slice(
     raw: NDArray[np.int16] | NDArray[np.uint16],
     cut: bool = False,
 ) -> None:
-    """Write one file. ``header`` is filled in with the slice's own fields; ``cut``: leave out most of the pixels."""
+    """Write one file. Fill ``header`` with the slice's own fields. With ``cut``, leave out most of the pixels."""
     header.file_meta.MediaStorageSOPInstanceUID = f"{IMPLEMENTATION_UID}.{number}"
     _put(header, "SOPInstanceUID", "UI", image_id)
     _put(header, "ImagePositionPatient", "DS", [_decimal(v) for v in position_mm])

@@ -1,4 +1,4 @@
-"""One planned study, from anatomy to files."""
+"""Render a planned study, from anatomy to DICOM files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = (*bleeding.KINDS, "any")
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """What all studies of a phantom share."""
+    """Settings that all studies of a phantom share."""
 
     seed: int
     image_size: int
@@ -35,7 +35,7 @@ class PhantomSettings:
 
 @dataclass
 class RenderedSlice:
-    """A slice as the scanner gives it: whole HU (rows, columns), air outside the circle, and what is in it."""
+    """A scanned slice: integer HU (rows, columns), padding outside the circle, position, and what it shows."""
 
     hu: NDArray[np.int16]
     padding: NDArray[np.bool_] | None
@@ -48,7 +48,7 @@ class RenderedSlice:
 
 
 def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation about x, then y, then z (radians)."""
+    """Return the matrix that rotates about x, then y, then z (radians)."""
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
         turn = np.eye(3)
@@ -81,7 +81,7 @@ class StudyScan:
 
 
 def draw_scan(plan: StudyPlan, settings: PhantomSettings) -> StudyScan:
-    """Draw a study's scan and lesions; the same for the same plan and settings."""
+    """Draw a study's scan and lesions. The same plan and settings give the same scan."""
     rng = np.random.default_rng([settings.seed, 2, plan.pixel_seed])
     head = Head.draw(np.random.default_rng([settings.seed, 1, plan.patient_seed]))
     rows, columns = (round(side * settings.image_size / USUAL_SIZE) for side in plan.size or (USUAL_SIZE, USUAL_SIZE))
@@ -130,7 +130,7 @@ def draw_scan(plan: StudyPlan, settings: PhantomSettings) -> StudyScan:
 
 
 def render_study(plan: StudyPlan, settings: PhantomSettings, wanted: set[int] | None = None) -> Iterator[RenderedSlice]:
-    """Yield a study's slices from the lowest to the highest; ``wanted``: only those."""
+    """Yield a study's slices from the lowest to the highest, or only those of the indices ``wanted``."""
     scan = draw_scan(plan, settings)
     rows, columns = scan.shape
     scale = GRID / max(rows, columns)
@@ -185,7 +185,7 @@ def _scan_slice(
     rng: np.random.Generator,
     holder: tuple[Field, Field],
 ) -> tuple[Field, list[str]]:
-    """Table, blur, streaks and motion; also the names of the mimics that the slice shows."""
+    """Add head holder, blur, streaks and motion. Return HU and the names of the mimics that the slice shows."""
     mimics = []
     hu = slice_.hu
     scanner.paint_holder(hu, holder)

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from rsna.phantom.study import PhantomSettings
 
 FORMAT_VERSION = 1
-MARK_FILE = "phantom.json"  # written last: where it stands, the phantom is complete
+MARK_FILE = "phantom.json"  # written last: a phantom that has it is complete
 TRAIN_CSV = "stage_2_train.csv"
 SUBMISSION_CSV = "stage_2_sample_submission.csv"
-REPEATED_IDS = 4  # ids whose rows stand twice in the train CSV
+REPEATED_IDS = 4  # ids whose rows the train CSV holds twice
 SHEET_STUDIES, SHEET_SLICES, SHEET_TILE = 10, 10, 192
 
 
 def write_phantom(config: PhantomConfig) -> Path:
-    """Write the phantom that the options ask for, or keep one that stands already; return its folder.
+    """Write the phantom that the options describe, or keep an existing one. Return its folder.
 
     Raises UsageError for too few studies, for a contact sheet that is no PNG file, and for a folder that holds other
     things.
@@ -96,7 +96,7 @@ def _mark(config: PhantomConfig) -> dict[str, Any]:
 
 
 def _read_mark(folder: Path) -> dict[str, Any] | None:
-    """The options of the complete phantom in ``folder``; None where there is none."""
+    """Return the options of the complete phantom in ``folder``, None if there is none."""
     try:
         mark = read_json(folder / MARK_FILE)
     except (OSError, ValueError):
@@ -105,7 +105,7 @@ def _read_mark(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_target(folder: Path) -> None:
-    """Refuse to write where something else than a phantom stands."""
+    """Raise UsageError if ``folder`` holds something else than a phantom."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"--phantom_folder={folder} is a file or a link; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and _read_mark(folder) is None:
@@ -125,9 +125,9 @@ def _check_space(folder: Path, plans: list[StudyPlan], settings: PhantomSettings
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder to fill; it takes ``folder``'s place once all is written. A killed run leaves only the former.
+    """Yield a temporary folder to fill. It replaces ``folder`` when all is written.
 
-    What an earlier, killed run left is removed; the lock keeps two runs from filling the same folder at once.
+    A killed run leaves only the temporary folder, and the next run empties it. A lock keeps two runs from filling the same folder at once.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     try:
@@ -144,7 +144,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield partial
         if folder.exists():
-            # First the mark: a phantom half removed must not look complete.
+            # Remove the mark first: a half removed phantom must not look complete.
             (folder / MARK_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -153,7 +153,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write_images(plans: list[StudyPlan], settings: PhantomSettings, folder: Path, n_jobs: int) -> list[dict[str, Any]]:
-    """Write all DICOM files, a study per task; return the truth's rows in the studies' order."""
+    """Write all DICOM files, one task for each study. Return the rows of the truth file in the order of studies."""
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -189,7 +189,7 @@ def _write_tables(truth: list[dict[str, Any]], folder: Path, seed: int) -> None:
     repeated = rng.choice(train["id"].to_numpy(), min(REPEATED_IDS, len(train)), replace=False)
     rows = _long_form(train)
     again = _long_form(train[train["id"].isin(repeated)])
-    # The second copies stand somewhere later in the file, as whole blocks.
+    # The second copies are whole blocks in the middle of the file.
     place = len(rows) // 12 * 6
     rows = pd.concat([rows.iloc[:place], again, rows.iloc[place:]])
     write_csv(folder / TRAIN_CSV, rows)
@@ -204,7 +204,7 @@ def _write_tables(truth: list[dict[str, Any]], folder: Path, seed: int) -> None:
 
 
 def _long_form(frame: pd.DataFrame) -> pd.DataFrame:
-    """Turn a row for each image into the competition's rows ``ID_xxxxxxxxx_<label>,Label``."""
+    """Turn one row for each image into the competition's rows ``ID_xxxxxxxxx_<label>,Label``."""
     import numpy as np
     import pandas as pd
 
@@ -226,7 +226,7 @@ def _print_summary(truth: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _write_contact_sheet(folder: Path, config: PhantomConfig, path: Path) -> None:
-    """Draw studies × slices in the brain window with their labels, each kind of bleeding first."""
+    """Draw studies × slices in the brain window with their labels. Studies with each kind of bleeding come first."""
     import cv2
     import numpy as np
     import pandas as pd
@@ -261,7 +261,7 @@ def _write_contact_sheet(folder: Path, config: PhantomConfig, path: Path) -> Non
 
 
 def _tile(hu: Any, text: str, positive: bool) -> Any:
-    """A slice in the brain window (centre 40, width 80) on a square tile with a line of text."""
+    """Draw a slice in the brain window (centre 40, width 80) on a square tile with a line of text."""
     import cv2
     import numpy as np
 
