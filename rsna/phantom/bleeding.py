@@ -141,7 +141,7 @@ def midline_shift(bleedings: list[Bleeding]) -> tuple[float, float]:
 
 
 def coverage(s: Slice, b: Bleeding) -> tuple[Field, Field | None] | None:
-    """Return the share of blood in each pixel (0..1) and, for a blob, the depth in mm; None if it isn't in the slice."""
+    """Return the share of blood in each pixel (0..1) and, for a blob, the depth in mm; None if not in the slice."""
     nearest = abs(float(s.z[s.z.shape[0] // 2, s.z.shape[1] // 2]) - b.centre[2])
     tilt = np.hypot(s.normal[0], s.normal[1])
     if nearest > 1.3 * b.radii[2] + s.thickness_mm + b.oedema_mm + 4 + 90 * tilt:

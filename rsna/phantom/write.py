@@ -127,7 +127,8 @@ def _check_space(folder: Path, plans: list[StudyPlan], settings: PhantomSettings
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill. It replaces ``folder`` when all is written.
 
-    A killed run leaves only the temporary folder, and the next run empties it. A lock keeps two runs from filling the same folder at once.
+    A killed run leaves only the temporary folder, and the next run empties it. A lock keeps two
+    runs from filling the same folder at once.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     try:
