@@ -1,8 +1,8 @@
 """Ranking metrics from histograms of scores.
 
-AUROC, average precision and operating points need the scores in order, which would be sorted anew for each bootstrap
-draw. Histograms add up over patients instead. Scores in one bin count as equal; how far a metric of the histogram is
-from the one of the scores themselves is measured on the whole set and reported beside it.
+AUROC, average precision and operating points need sorted scores, and sorting them for each bootstrap draw takes long.
+Histograms simply add up over patients. Scores in one bin count as equal. The error that this makes is measured on the
+whole set and reported beside the metric.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ BINS = 500
 
 
 def bin_scores(scores: npt.ArrayLike, positive: npt.NDArray[np.bool_], bins: int = BINS) -> npt.NDArray[np.int64]:
-    """Return the bin of each of ``scores`` (N,), higher ones in higher bins, numbered 0 to ``bins`` - 1 at most.
+    """Return the bin of each of ``scores`` (N,): higher scores lie in higher bins, from 0 to at most ``bins`` - 1.
 
-    Where there are no more different scores than bins, each has its own and nothing is lost. Else the limits are
-    quantiles, half of them of the positive scores and half of the others, so that the few positives of a rare label
-    are told apart as well as the many negatives.
+    With no more different scores than bins, each has its own bin and nothing is lost. Otherwise the limits are
+    quantiles: half of them of the positive scores, half of the others. So the few positives of a rare label are told
+    apart as well as the many negatives.
     """
     values = np.asarray(scores, dtype=np.float64)
     different, place = np.unique(values, return_inverse=True)
@@ -35,9 +35,9 @@ def bin_scores(scores: npt.ArrayLike, positive: npt.NDArray[np.bool_], bins: int
 
 
 def auroc(positives: Array, negatives: Array) -> Array:
-    """Return the area under the ROC curve of each of D histograms (D, B) of both sides; NaN where a side is empty.
+    """Return the area under the ROC curve of D histograms (D, B) of either side; NaN if a side is empty.
 
-    The share of pairs (positive, negative) in order, equal ones counted half (Hanley and McNeil 1982).
+    It is the share of pairs (positive, negative) in the right order; ties count half (Hanley and McNeil 1982).
     """
     below = np.cumsum(negatives, axis=1) - negatives
     pairs = positives.sum(axis=1) * negatives.sum(axis=1)
@@ -46,7 +46,7 @@ def auroc(positives: Array, negatives: Array) -> Array:
 
 
 def auroc_slopes(positives: Array, negatives: Array) -> tuple[Array, Array]:
-    """Return by how much :func:`auroc` of a histogram (B,) grows with one more score in each bin, of either side."""
+    """Return by how much :func:`auroc` of histograms (B,) grows with one more score in each bin, for either side."""
     area = auroc(positives[None], negatives[None])
     below = (np.cumsum(negatives) - negatives / 2) / negatives.sum()
     above = 1 - (np.cumsum(positives) - positives / 2) / positives.sum()
@@ -54,7 +54,7 @@ def auroc_slopes(positives: Array, negatives: Array) -> tuple[Array, Array]:
 
 
 def average_precision(positives: Array, negatives: Array) -> Array:
-    """Return Σ (R_k − R_{k−1}) P_k over falling thresholds, as scikit-learn's; NaN where there is no positive."""
+    """Return Σ (R_k − R_{k−1}) P_k over falling thresholds, as scikit-learn does; NaN without positives."""
     found = np.cumsum(positives[:, ::-1], axis=1)
     flagged = found + np.cumsum(negatives[:, ::-1], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -63,7 +63,7 @@ def average_precision(positives: Array, negatives: Array) -> Array:
 
 
 def average_precision_slopes(positives: Array, negatives: Array) -> tuple[Array, Array]:
-    """Return the same of :func:`average_precision`: a score takes part in the precision of each threshold below it."""
+    """Return :func:`average_precision`'s slopes (see :func:`auroc_slopes`); a score counts at all thresholds below."""
     value, total = average_precision(positives[None], negatives[None]), positives.sum()
     found = np.cumsum(positives[::-1])[::-1]
     flagged = np.maximum(found + np.cumsum(negatives[::-1])[::-1], 1)
@@ -73,12 +73,12 @@ def average_precision_slopes(positives: Array, negatives: Array) -> tuple[Array,
 
 
 def sensitivity_at(positives: Array, negatives: Array, specificity: float) -> Array:
-    """Return the highest sensitivity of a threshold with at least that specificity; NaN where a side is empty."""
+    """Return the highest sensitivity of a threshold with at least that specificity; NaN if a side is empty."""
     return _best_share(positives, negatives, specificity)
 
 
 def specificity_at(positives: Array, negatives: Array, sensitivity: float) -> Array:
-    """Return the highest specificity of a threshold with at least that sensitivity; NaN where a side is empty."""
+    """Return the highest specificity of a threshold with at least that sensitivity; NaN if a side is empty."""
     return _best_share(negatives[:, ::-1], positives[:, ::-1], sensitivity)
 
 

@@ -1,4 +1,4 @@
-"""Whether a predicted 0.3 comes true three times in ten, and maps that make it so."""
+"""Calibration: does a predicted 0.3 come true three times in ten? And maps that correct predictions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROUNDS, LONGEST_STEP = 60, 5.0  # of Newton's method
 
 
 def bin_of(predictions: npt.ArrayLike, bins: int = BINS) -> npt.NDArray[np.int64]:
-    """Return which of ``bins`` intervals of equal width each of ``predictions`` (any shape) lies in."""
+    """Return the bin of each of ``predictions`` (any shape), of ``bins`` with equal width."""
     return np.minimum((np.asarray(predictions, dtype=np.float64) * bins).astype(np.int64), bins - 1)
 
 
@@ -40,11 +40,11 @@ def calibration_error(predictions: npt.ArrayLike, targets: npt.ArrayLike) -> flo
 def calibration_error_interval(deviations: Array, draws: Array, freedom: float) -> tuple[float, float]:
     """Return the 95 % interval of a calibration error Σ |d|, from each bin's share d (B,) and its ``draws`` (D, B).
 
-    Chance alone makes Σ |d| larger than it is, in the draws once more than in the images, so that an interval around
-    the draws lies too high. A test is turned round instead: which multiples c d of the deviations, once chance is added
-    to them, could give a sum as small, or as large, as the one that was seen. Each draw's chance gives a c where the
-    sum is just that; the ends are the 2.5th and 97.5th percentile, the upper one at least that of Student's interval,
-    of ``freedom``, around the error less its bias.
+    Chance alone makes Σ |d| too large: once in the images, and once more in the draws. So an interval around the draws
+    lies too high. Instead, a test is inverted: which multiples c d of the deviations, with chance added, could give a
+    sum as small, or as large, as the observed one? Each draw's chance gives the c where the sum is just that. The ends
+    are the 2.5th and 97.5th percentile. The upper end is at least that of Student's interval, with ``freedom``, around
+    the error minus its bias.
     """
     seen = np.abs(deviations).sum()
     if seen == 0:
@@ -52,7 +52,7 @@ def calibration_error_interval(deviations: Array, draws: Array, freedom: float) 
     times, sums = stdtrit(freedom, 0.975), np.abs(draws).sum(axis=1)
     chance = draws - deviations
     low, high = np.zeros(len(draws)), (seen + np.abs(chance).sum(axis=1)) / seen
-    for _ in range(HALVINGS):  # the sum is convex in c, and above what was seen at the upper end
+    for _ in range(HALVINGS):  # the sum is convex in c, and above the observed one at the upper end
         middle = (low + high) / 2
         above = np.abs(middle[:, None] * deviations + chance).sum(axis=1) > seen
         low, high = np.where(above, low, middle), np.where(above, middle, high)
@@ -63,10 +63,10 @@ def calibration_error_interval(deviations: Array, draws: Array, freedom: float) 
 
 @dataclass(frozen=True)
 class CalibrationLine:
-    """How predicted risks lie to observed ones, on the logit scale, with 95 % intervals (NaN where there is none).
+    """Observed over predicted risks on the logit scale, with 95 % intervals (NaN if there is none).
 
-    ``slope`` 1 is right, below it the risks are too extreme (overconfident). ``intercept`` 0 is right, above it they
-    are too low on the whole; it is the one beside a slope held at 1 (calibration in the large).
+    ``slope``: 1 is right; below 1 the risks are too extreme (overconfident). ``intercept``: 0 is right; above 0 the
+    risks are too low on the whole. It is fitted with the slope held at 1 (calibration in the large).
     """
 
     slope: float
@@ -82,9 +82,9 @@ def calibration_line(
 ) -> CalibrationLine:
     """Return calibration slope and intercept (Cox 1958; Van Calster et al. 2016) of one label's predictions (N,).
 
-    Logistic regression of ``targets`` on the logit of the predictions; the intercept by one with the logit as offset.
-    The errors are the sandwich's over ``patients`` (N,). NaN where a class is missing, the risks are all the same, or a
-    threshold separates the classes, so that there is no slope.
+    The slope comes from a logistic regression of ``targets`` on the predictions' logits. The intercept comes from one
+    with the logits as offset. The errors are those of the sandwich estimator over ``patients`` (N,). NaN if a class is
+    missing, all risks are equal, or a threshold separates the classes, so that the slope has no limit.
     """
     logits, truth = logits_of(predictions), np.asarray(targets, dtype=np.float64)
     owners = np.unique(np.asarray(patients), return_inverse=True)[1]
@@ -99,7 +99,7 @@ def calibration_line(
 
 
 def _logistic(columns: Array, offset: Array, truth: Array, owners: npt.NDArray[np.int64]) -> tuple[Array, Array]:
-    """Return coefficients (K,) of a logistic regression by Newton's method and their errors over ``owners``."""
+    """Return a logistic regression's coefficients (K,), by Newton's method, and their errors over ``owners``."""
     nothing = np.full(columns.shape[1], np.nan)
     if truth.min() == truth.max() or np.ptp(columns[:, -1]) == 0 < columns.shape[1] - 1:
         return nothing, nothing
@@ -115,7 +115,7 @@ def _logistic(columns: Array, offset: Array, truth: Array, owners: npt.NDArray[n
         if np.abs(step).max() < 1e-10:
             break
     else:
-        return nothing, nothing  # the classes are separated: the slope has no end
+        return nothing, nothing  # the classes are separated: the slope has no limit
     scores = columns * (truth - risks)[:, None]
     sums = np.stack([np.bincount(owners, column) for column in scores.T], axis=1)
     inverse = np.linalg.inv(information)
@@ -167,10 +167,10 @@ def temperature_map(predictions: Array, targets: Array) -> Map:
 def isotonic_map(predictions: Array, targets: Array) -> Map:
     """Return the monotone map with the smallest squared error (pool adjacent violators).
 
-    It stays 0.5 / (N + 1) off 0 and 1: what never failed in N images is no certainty, and the log loss would punish it
-    without limit.
+    It stays 0.5 / (N + 1) away from 0 and 1: N images without a failure prove nothing for certain, and the log loss of
+    a wrong certainty has no limit.
     """
-    from sklearn.isotonic import IsotonicRegression  # here: it takes a second, and few who import this need it
+    from sklearn.isotonic import IsotonicRegression  # here: it takes a second, and few callers need it
 
     fitted = IsotonicRegression(out_of_bounds="clip").fit(predictions, targets)
     margin = 0.5 / (len(targets) + 1)
@@ -199,8 +199,9 @@ def calibrated(
 ) -> Array:
     """Return ``predictions`` (N,) of one label mapped by ``method`` of :data:`MAPS`, fitted without their own patients.
 
-    The patients are cut into ``folds`` parts, and each part is mapped by what the others teach: what comes out is as
-    honest as predictions for new patients. Where the others are all positive or all negative the part stays as it is.
+    The patients are divided into ``folds`` parts, and each part gets the map that was fitted to the others. So the
+    result is as honest as predictions for new patients. If the others are all positive or all negative, the part stays
+    as it is.
     """
     from sklearn.model_selection import GroupKFold
 

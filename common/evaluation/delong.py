@@ -1,4 +1,4 @@
-"""DeLong's test for the AUROCs of two models on the same cases, also where a patient has several of them."""
+"""DeLong's test of two models' AUROCs on the same cases; a patient may have several cases."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class DeLong:
 def delong_test(
     first: npt.ArrayLike, second: npt.ArrayLike, targets: npt.ArrayLike, patients: npt.ArrayLike | None = None
 ) -> DeLong:
-    """Compare the AUROCs of two scores (N,) for the same N cases; ``targets`` are 0 or 1, ``patients`` (N,) own them.
+    """Compare the AUROCs of two scores (N,) for the same N cases of ``patients`` (N,); ``targets`` are 0 or 1.
 
-    DeLong, DeLong and Clarke-Pearson 1988, by ranks (Sun and Xu 2014), with the variance of Obuchowski 1997 (section 3)
-    where cases share a patient: cases of one patient may depend on each other, patients may not. ``patients`` None:
-    each case is its own. The difference is held against Student's t with the degrees of freedom of the patients of both
-    sides, as in Welch's test; the papers take the normal distribution, which rejects too often where these are few.
-    Raises ValueError where a side has fewer than two patients.
+    The method is that of DeLong, DeLong and Clarke-Pearson 1988, computed by ranks (Sun and Xu 2014). The variance is
+    that of Obuchowski 1997 (section 3): cases of one patient may depend on each other, patients are independent.
+    ``patients`` None: each case has its own. The difference is compared with Student's t, with the degrees of freedom
+    of both sides' patients, as in Welch's test. The papers take the normal distribution, which rejects too often with
+    few patients. Raises ValueError if a side has fewer than two patients.
     """
     truth = np.asarray(targets) == 1
     owners = np.arange(len(truth)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
@@ -55,7 +55,7 @@ def delong_test(
     difference = areas[0] - areas[1]
     if difference == 0:
         p_value = 1.0
-    elif error == 0:  # all patients say the same: what a sign test of the rarer side's gives
+    elif error == 0:  # all patients agree: the p-value of a sign test over the rarer side's patients
         p_value = float(0.5**freedom)
     else:
         p_value = float(2 * t.sf(abs(difference) / error, freedom))
@@ -63,10 +63,10 @@ def delong_test(
 
 
 def _variance(positive: Array, negative: Array, counts: list[Array]) -> tuple[float, float]:
-    """Return the variance of a difference from what each patient's positive and negative cases add to it (P,).
+    """Return a difference's variance and degrees of freedom from what each patient's cases add to it on each side (P,).
 
-    Obuchowski's S10 / M + S01 / N + 2 S11 / (M N), with her small-sample factors I / (I - 1). Second, its degrees of
-    freedom: each side's effective number of patients less one, put together as Satterthwaite does (1946).
+    The variance is Obuchowski's S10 / M + S01 / N + 2 S11 / (M N), with her small-sample factors I / (I - 1). Each side
+    has its effective number of patients minus one as degrees of freedom; Satterthwaite (1946) combines them.
     """
     number, parts, doubt = len(positive), [], 0.0
     for part, side in zip((positive, negative), counts, strict=True):

@@ -1,6 +1,6 @@
-"""What ``--ens_method``, ``--ens_fit`` and ``--ens_calibrate`` choose from. A new choice is a function and a row.
+"""The choices of ``--ens_method``, ``--ens_fit`` and ``--ens_calibrate``. A new choice is a function and a row.
 
-The functions are named by their paths, so that a command line is checked without numpy and scipy.
+Rows name functions by their paths, so that checking a command line imports neither numpy nor scipy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from common.cli.choices import Row, table
 
 @dataclass(frozen=True)
 class MethodRow(Row):
-    """A way to put predictions together: ``path`` makes its link from the power, which the power mean alone uses."""
+    """A way to average predictions: ``path`` makes its link from the power, which only the power mean uses."""
 
     path: str = field(kw_only=True)
     has_power: bool = field(default=False, kw_only=True)
@@ -20,7 +20,7 @@ class MethodRow(Row):
 
 @dataclass(frozen=True)
 class FunctionRow(Row):
-    """A fit of the weights, or a map of the probabilities of a label: the dotted path of the function."""
+    """A fit of the weights, or a map of one label's probabilities: the dotted path of the function."""
 
     path: str = field(kw_only=True)
 

@@ -1,7 +1,7 @@
-"""Weights of an ensemble fitted to known labels, and what they are worth on patients that they were not fitted to.
+"""Fit an ensemble's weights to known labels, and judge them on patients that the fit did not see.
 
-``linked`` are the members' predictions behind a link's ``forward`` (members M, images N, classes C), ``targets`` are
-0 or 1 (N, C), ``scale`` (C,) the classes' shares of the loss, which sum to 1.
+``linked``: the members' predictions after a link's ``forward`` (members M, images N, classes C). ``targets``: 0 or 1
+(N, C). ``scale`` (C,): the classes' shares of the loss; they sum to 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.evaluation.metrics import CLIP, binary_log_losses
 
 FOLDS = 5
 ROUNDS = 100
-PATIENCE = 10  # rounds of the greedy selection without a lower loss
+PATIENCE = 10  # rounds without a lower loss that end the greedy selection
 Fit = Callable[[Array, Array, Link, Array], Array]
 
 
@@ -32,9 +32,9 @@ def weighted_loss(probabilities: Array, targets: Array, scale: Array) -> float:
 
 
 def fit_weights(linked: Array, targets: Array, link: Link, scale: Array) -> Array:
-    """Return the weights (M,), at least 0 and of sum 1, with the lowest loss; the problem is convex for mean and logit.
+    """Return the weights (M,) with the lowest loss, at least 0, of sum 1. The problem is convex for mean and logit.
 
-    Sequential quadratic programming (scipy's SLSQP) with the exact gradient, from equal weights.
+    The method is sequential quadratic programming (scipy's SLSQP) from equal weights, with the exact gradient.
     """
     members = len(linked)
     flat = linked.reshape(members, -1)
@@ -57,7 +57,7 @@ def fit_weights(linked: Array, targets: Array, link: Link, scale: Array) -> Arra
     )
     weights = np.where(found.x < 1e-9, 0.0, found.x)
     total = weights.sum()
-    # A search that went astray is no reason to be worse than its start.
+    # If the search went astray, its start is better.
     good = np.isfinite(total) and total > 0 and loss(weights / total)[0] <= loss(equal)[0]
     return weights / total if good else equal
 
@@ -65,8 +65,8 @@ def fit_weights(linked: Array, targets: Array, link: Link, scale: Array) -> Arra
 def greedy_weights(linked: Array, targets: Array, link: Link, scale: Array) -> Array:
     """Return the weights (M,) that greedy selection with replacement gives (Caruana et al. 2004, section 2.1).
 
-    Each of at most 100 rounds adds the member with which the ensemble's loss is lowest; a member's weight is how often
-    it was taken, up to the round with the lowest loss of all. It ends 10 rounds after that one.
+    Each of at most 100 rounds adds the member that gives the ensemble the lowest loss. A member's weight is how often
+    it was added up to the best round. The selection ends 10 rounds after that.
     """
     counts = np.zeros(len(linked))
     total = np.zeros(linked.shape[1:])
@@ -85,9 +85,9 @@ def greedy_weights(linked: Array, targets: Array, link: Link, scale: Array) -> A
 
 @dataclass(frozen=True)
 class FittedEnsemble:
-    """Weights (M,) fitted to all images, those of each outer fold (folds, M), and what the latter predict.
+    """Weights (M,) fitted to all images, and weights of each outer fold (folds, M) fitted without its images.
 
-    ``held`` (N,): the outer fold of each image; ``predictions`` (N, C): by the weights that were fitted without that.
+    ``held`` (N,): the outer fold of each image. ``predictions`` (N, C): each image's, by the weights of its outer fold.
     """
 
     weights: Array
@@ -97,9 +97,9 @@ class FittedEnsemble:
 
 
 def outer_folds(patients: npt.ArrayLike, flag: str, folds: int = FOLDS) -> npt.NDArray[np.int64]:
-    """Return the outer fold (N,), from 0, that each image is in: whole patients, in at most ``folds`` of like size.
+    """Divide whole patients into at most ``folds`` folds of similar size; return each image's fold (N,), from 0.
 
-    What is fitted without a fold is judged by it. Raises WorkError, naming ``flag``, for fewer than two patients.
+    A fit without a fold is judged on that fold. Raises WorkError, naming ``flag``, for fewer than two patients.
     """
     groups = np.asarray(patients)
     count = min(folds, len(np.unique(groups)))
@@ -116,8 +116,7 @@ def fit_nested(
 ) -> FittedEnsemble:
     """Fit weights by a name in :data:`FITS`, and judge them by cross-validation over ``patients`` (N,).
 
-    All that the fit chooses is chosen again in each outer fold without that fold's patients. Raises WorkError for
-    fewer than two patients.
+    Each outer fold repeats the whole fit without the fold's patients. Raises WorkError for fewer than two patients.
     """
     fit: Fit = load(choose("ens_fit", method, FITS).path)
     held = outer_folds(patients, "ens_fit", folds)
@@ -131,9 +130,9 @@ def fit_nested(
 
 
 def logit_correlations(stack: Array) -> Array:
-    """Return how alike members (M, N, C) are, (M, M): Pearson's correlation of their logits, the classes' mean.
+    """Return Pearson's correlation of the logits of members (M, N, C), averaged over the classes: (M, M).
 
-    A class in which a member says the same of all images is left out; NaN where none is left.
+    A class is left out if a member predicts the same for all images; NaN if no class is left.
     """
     logits = np.moveaxis(clipped_logits(stack), 2, 0)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,6 +1,6 @@
-"""Puts predictions of several models together: aligned by row name first, then averaged.
+"""Average the predictions of several models, after aligning them by row name.
 
-A frame of predictions has one row for each image (its index), one column for each class, and probabilities as float64.
+A frame of predictions holds float64 probabilities: a row for each image (the index), a column for each class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.evaluation.ensemble_choices import METHODS
 
 Array = npt.NDArray[np.float64]
 
-# The smallest step that a float32 sigmoid takes below 1: nearer to 0 or 1 a model's number says nothing, and one
+# About the smallest step of a float32 sigmoid below 1. Closer to 0 or 1 a model's number means nothing, and one
 # member's exact 0 would otherwise outvote all others in a mean of logits.
 LOGIT_CLIP = 1e-7
 EXAMPLES = 3
@@ -28,10 +28,10 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Link:
-    """A mean of any kind: ``inverse`` of the weighted arithmetic mean of ``forward``.
+    """A generalized mean: ``inverse`` of the weighted arithmetic mean of ``forward``.
 
-    ``forward`` maps probabilities (..., images, classes) to what is averaged, ``inverse`` that average to
-    probabilities, and ``slope`` is the derivative of ``inverse``.
+    ``forward`` maps probabilities (..., images, classes) to the values that are averaged, such as logits. ``inverse``
+    maps the average back to probabilities. ``slope`` is the derivative of ``inverse``.
     """
 
     forward: Callable[[Array], Array]
@@ -72,9 +72,9 @@ def of_ranks(_: float) -> Link:
 def build_link(method: str, power: float | None = None) -> Link:
     """Return the link of a name in :data:`METHODS`; UsageError for another, or a power that is missing or unused.
 
-    The power mean is (Σ w p^power)^(1/power), power above 0: 1 is the mean, and the larger, the nearer to the highest.
-    Ranks are taken within each member and class and scaled to (0, 1], ties share their mean. They suit AUROC, and score
-    badly in log loss until they are calibrated.
+    The power mean is (Σ w p^power)^(1/power) for a power above 0. A power of 1 gives the mean; a larger one comes
+    nearer to the highest value. Ranks are taken within each member and class and scaled to (0, 1]; ties share their
+    mean. Ranks suit AUROC, and have a bad log loss until they are calibrated.
     """
     row = choose("ens_method", method, METHODS)
     if row.has_power != (power is not None):
@@ -84,16 +84,16 @@ def build_link(method: str, power: float | None = None) -> Link:
 
 
 def weighted_mean(linked: Array, weights: Array, link: Link) -> Array:
-    """Return probabilities (images, classes) of members behind ``link.forward`` (members, images, classes)."""
-    # A sum of weights can be 1 + 2e-16, and a mean of ones then lies above 1.
+    """Return probabilities (images, classes) from members after ``link.forward`` (members, images, classes)."""
+    # Rounded weights can sum to 1 + 2e-16, and the mean of ones then lies above 1.
     return np.clip(link.inverse(np.tensordot(weights, linked, axes=1)), 0.0, 1.0)
 
 
 def align(frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Return the frames with the rows and columns in the order of the first one.
 
-    Raises WorkError, naming both files, where a frame has other columns than the first, a row twice, or not exactly
-    its rows (with the counts and up to three of the ids); also where a cell is empty or no probability.
+    Raises WorkError, naming both files, if a frame has a row twice, or other columns or rows than the first (with
+    counts and up to three ids). Raises WorkError also if a cell is empty or no probability.
     """
     if not frames:
         raise ValueError("no frame was given")
@@ -113,8 +113,8 @@ def combine(
 ) -> pd.DataFrame:
     """Align ``frames`` and return their weighted average by ``method`` and ``power`` (see :func:`build_link`).
 
-    ``weights`` has one number for each frame and is divided by its sum. Raises UsageError for an unknown method, and
-    for weights that are not one for each file, finite, at least 0 and not all 0; WorkError as :func:`align` does.
+    ``weights`` are divided by their sum. Raises UsageError for an unknown method, and for weights that are not one for
+    each frame, finite, at least 0 and not all 0. Raises WorkError as :func:`align` does.
     """
     link = build_link(method, power)
     scale = scaled_weights(weights, len(frames))

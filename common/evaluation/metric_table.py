@@ -1,4 +1,4 @@
-"""The metrics of an evaluation, a row each. Tables, JSON, console, reports and leaderboard read these rows.
+"""The metrics of an evaluation, a row each; tables, JSON, console, reports and leaderboard read these rows.
 
 A new metric is one more row. Here the mean distance between a probability and the truth::
 
@@ -28,11 +28,11 @@ from common.evaluation.texts import interval_text
 
 @dataclass(frozen=True)
 class Metric:
-    """How good probabilities are, for one label.
+    """A metric of one label's probabilities.
 
     ``name``: its column in CSV and JSON. ``title``: what people read. ``digits``: decimals on a page.
-    ``function``: (predictions, targets) → one label's value, or for a :class:`MeanRule` each element's part of it.
-    ``interval``: how its interval is made, see ``interval_rules.py``. Every table's row ``weighted`` is the
+    ``function``: (predictions, targets) → one label's value; for a :class:`MeanRule` each element's part of the mean.
+    ``interval``: the rule for its interval, see ``interval_rules.py``. The row ``weighted`` of every table is the
     labels' weighted mean.
     """
 
@@ -59,11 +59,11 @@ class Metric:
         return "highest" if self.smaller_is_better else "lowest"
 
     def is_better(self, value: float, other: float) -> bool:
-        """Whether ``value`` is better than ``other``; not so where they are equal."""
+        """Whether ``value`` is better than ``other``; equal values are not."""
         return value < other if self.smaller_is_better else value > other
 
     def rank(self, value: float) -> float:
-        """Return a number that is smaller the better ``value`` is, to sort by."""
+        """Return a sort key: the better ``value`` is, the smaller."""
         return value if self.smaller_is_better else -value
 
 
@@ -105,16 +105,16 @@ METRICS: dict[str, Metric] = table(
 
 
 def metric_of(key: str) -> Metric:
-    """Return the row behind a validation metric's key: of ``weighted_log_loss`` and ``log_loss/any`` the log loss's.
+    """Return the row of a validation metric's key: ``weighted_log_loss`` and ``log_loss/any`` mean the log loss.
 
-    The key of a metric that has no row counts as a loss.
+    A key without a row counts as a loss.
     """
     name = key.removeprefix(f"{WEIGHTED}_").partition("/")[0]
     return METRICS.get(name) or replace(METRICS["log_loss"], name=name, title=name.replace("_", " "))
 
 
 def key_title(key: str) -> str:
-    """Return what people call a validation metric's key: ``weighted log loss``, ``log loss of any``."""
+    """Return a validation metric's key as people say it: ``weighted log loss``, ``log loss of any``."""
     prefix, label = f"{WEIGHTED} " * key.startswith(f"{WEIGHTED}_"), key.partition("/")[2]
     return f"{prefix}{metric_of(key).title}" + f" of {label}" * bool(label)
 

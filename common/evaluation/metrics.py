@@ -1,7 +1,7 @@
-"""Metrics as objects: update with batches, compute once over the whole set. Everything is float64.
+"""Log losses, and a metric that is updated with batches and computed once over the whole set, all in float64.
 
-Sums are pooled and divided once, so the value does not depend on how the set was cut into batches. The sums
-are plain numbers, so several processes can add theirs up before one of them divides.
+The sums are divided only at the end, so that the value does not depend on the batches. Several processes can add up
+their sums before one of them divides.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def binary_log_losses(predictions: npt.ArrayLike, targets: npt.ArrayLike) -> Arr
 def normalized_weights(weights: Sequence[float], count: int) -> Array:
     """Return ``weights`` divided by their sum, shape (count,).
 
-    Raises ValueError where there are not ``count`` of them, one is negative or not finite, or all are 0.
+    Raises ValueError if there are not ``count`` of them, one is negative or not finite, or all are 0.
     """
     values = np.asarray(weights, dtype=np.float64)
     if values.shape != (count,):
@@ -50,9 +50,9 @@ def normalized_weights(weights: Sequence[float], count: int) -> Array:
 
 
 def prevalences_of(targets: npt.ArrayLike) -> Array:
-    """Return the share of positives in each column of ``targets`` (N, C), at least 0.5 / (N + 1) off 0 and 1.
+    """Return the share of positives in each column of ``targets`` (N, C), at least 0.5 / (N + 1) away from 0 and 1.
 
-    What never occurred among N images is no certainty: the first that comes would cost 34 in log loss. N = 0 gives 0.5.
+    A class without a case in N images can still occur, and its first case would cost 34 in log loss. N = 0 gives 0.5.
     """
     truth = np.asarray(targets, dtype=np.float64)
     margin = 0.5 / (len(truth) + 1)
@@ -62,7 +62,7 @@ def prevalences_of(targets: npt.ArrayLike) -> Array:
 def constant_predictor(prevalences: npt.ArrayLike, targets: npt.ArrayLike, weights: Sequence[float]) -> float:
     """Return the weighted log loss of predicting ``prevalences`` (C,) for every row of ``targets`` (N, C).
 
-    It is the score of a model that never looks at an image, and so the one that every model has to beat.
+    A model that never looks at an image scores this, so every model has to beat it.
     """
     truth = np.asarray(targets, dtype=np.float64)
     constants = np.asarray(prevalences, dtype=np.float64)
@@ -91,8 +91,8 @@ class WeightedLogLoss:
     def update(self, predictions: npt.ArrayLike, targets: npt.ArrayLike, image_ids: Sequence[str]) -> None:
         """Add a batch: probabilities (N, C), targets (N, C) in 0..1 and the N images' ids. N may be 0.
 
-        Raises WorkError naming image and class where a prediction is not finite (the batch is then not counted), and
-        ValueError where shapes don't agree or a value lies outside 0..1, which is a fault of the caller.
+        Raises WorkError, naming image and class, if a prediction is not finite; the batch then doesn't count. Raises
+        ValueError if shapes don't agree or a value lies outside 0..1, which is the caller's fault.
         """
         values = np.asarray(predictions, dtype=np.float64)
         truth = np.asarray(targets, dtype=np.float64)
@@ -101,7 +101,7 @@ class WeightedLogLoss:
         self.image_count += len(values)
 
     def compute(self) -> dict[str, float]:
-        """Return ``weighted_log_loss`` and ``log_loss/<class>`` of all images; ValueError where there are none."""
+        """Return ``weighted_log_loss`` and ``log_loss/<class>`` of all images; ValueError without images."""
         if self.image_count == 0:
             raise ValueError("no image was counted, so there is no log loss")
         per_class = self.loss_sums / self.image_count

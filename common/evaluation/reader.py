@@ -1,6 +1,6 @@
-"""The tables of an evaluation: every metric with its interval over patients, as a reader study reports them.
+"""The tables of an evaluation: each metric with its interval over patients, as reader studies report it.
 
-``predictions`` are probabilities (N, C), ``targets`` 0 or 1 (N, C), ``patients`` (N,), ``weights`` (C,) everywhere.
+Everywhere ``predictions`` are probabilities (N, C), ``targets`` 0 or 1 (N, C), ``patients`` (N,) and ``weights`` (C,).
 The row or key ``weighted`` averages the labels with ``weights``.
 """
 
@@ -36,10 +36,10 @@ FIXED = {"specificity": binned.sensitivity_at, "sensitivity": binned.specificity
 
 @dataclass
 class ReaderStudy:
-    """Predictions with what is known of their images; computes each label's samples of every metric once.
+    """Predictions with their labels and patients; computes each label's samples of every metric once.
 
-    ``evidence``: by label, and for ``weighted``, who is behind it; ``weighted``: patients with any positive label.
-    ``fewest``: the evidence of the label with the fewest, which is behind a weighted mean of labels' own values.
+    ``evidence``: the patients behind each label, and behind ``weighted``, where any positive label counts.
+    ``fewest``: the evidence of the label with the fewest; a weighted mean of the labels' own values rests on it.
     """
 
     predictions: Array
@@ -72,8 +72,8 @@ class ReaderStudy:
     def histograms(self) -> Iterator[tuple[str, Array, Array, list[Array], tuple[Array, ...]]]:
         """Yield each label's name, scores and targets (N,), and histograms of positive and of other scores.
 
-        These are of each patient (P, B), and of the draws (D, B). Drawing takes longest of all, so that what the
-        operating points need of the draws is noted on the way.
+        There are histograms of each patient (P, B) and of each draw (D, B). Drawing takes longest, so the values that
+        the operating points need are kept on the way.
         """
         for column, name in enumerate(self.names):
             scores, truth = self.predictions[:, column], self.targets[:, column]
@@ -85,13 +85,13 @@ class ReaderStudy:
             yield name, scores, truth, sides, drawn
 
     def drawn(self, sums: Sequence[Array]) -> tuple[Array, ...]:
-        """Return the draws' totals of several sums over patients (patients, B), drawn once for all."""
+        """Return the draws' totals of several sums over patients (patients, B), all from the same draw."""
         return tuple(np.hsplit(self.bootstrap.totals(np.hstack(sums)), len(sums)))
 
     def intervals(self) -> pd.DataFrame:
         """Return a row for each label and ``weighted``: each metric, its ``…_low`` and ``…_high`` over patients.
 
-        Also who is behind it: ``patients``, ``positive_patients``, and in ``no_interval`` why a mean has none.
+        Columns also: ``patients``, ``positive_patients``, and ``no_interval``, the reason why a mean has none.
         """
         rows: dict[str, dict[str, Any]] = {}
         for metric, by_label in self.samples.items():
@@ -103,15 +103,15 @@ class ReaderStudy:
         return pd.DataFrame.from_dict(rows, orient="index").loc[[*self.names, WEIGHTED]].rename_axis("label")
 
     def binning_errors(self) -> dict[str, float]:
-        """Return by metric the largest difference over the labels between the binned value and the exact one."""
+        """Return by metric the largest difference between binned and exact value over the labels."""
         errors = {metric: [by_label[name].error for name in self.names] for metric, by_label in self.samples.items()}
         return {metric: float(np.nanmax(found)) for metric, found in errors.items() if not np.isnan(found).all()}
 
     def operating_points(self) -> pd.DataFrame:
-        """Return sensitivity at given specificities and the other way, with intervals and the threshold of each.
+        """Return sensitivity at given specificities and the reverse, with thresholds and intervals.
 
         Columns: ``label``, ``fixed`` (specificity or sensitivity), ``at``, ``threshold`` (an image counts as positive
-        at or above it), ``value`` of the other one, ``low``, ``high``. Labels with one class only have no row.
+        at or above it), ``value`` of the other one, ``low``, ``high``. A label needs both classes for a row.
         """
         rows = []
         for column, name in enumerate(self.names):
@@ -127,7 +127,7 @@ class ReaderStudy:
         return pd.DataFrame(rows, columns=["label", "fixed", "at", "threshold", "value", "low", "high"])
 
     def decision_curve(self) -> pd.DataFrame:
-        """Return the net benefit of acting on the model, on everyone, at thresholds of risk (Vickers and Elkin 2006).
+        """Return the net benefit of acting on the model and on everyone, by threshold of risk (Vickers and Elkin 2006).
 
         Columns: ``label``, ``threshold``, ``model``, ``everyone``, and ``…_low`` and ``…_high`` of both; acting on
         nobody has the net benefit 0.
@@ -136,7 +136,7 @@ class ReaderStudy:
         for column, name in enumerate(self.names):
             truth = self.targets[:, column]
             for threshold in PROBABILITIES:
-                acting = truth - (1 - truth) * threshold / (1 - threshold)  # what acting on an image gains
+                acting = truth - (1 - truth) * threshold / (1 - threshold)  # net benefit of acting on an image
                 named.append((name, threshold))
                 benefits += [acting * (self.predictions[:, column] >= threshold), acting]
         columns = np.column_stack(benefits)
@@ -156,10 +156,10 @@ class ReaderStudy:
 def calibration_table(
     predictions: Array, targets: Array, patients: npt.ArrayLike, names: Sequence[str], weights: Sequence[float]
 ) -> pd.DataFrame:
-    """Return log loss and calibration error before and after each map, which never saw the patients that it maps.
+    """Return log loss and calibration error before and after each map; maps are fitted to other patients.
 
     A row for each label and ``weighted``; columns ``log_loss``, ``calibration_error`` and the same after
-    ``temperature`` and ``isotonic``: ``log_loss_temperature``, … Also, of each label as predicted, calibration slope
+    ``temperature`` and ``isotonic``: ``log_loss_temperature``, … The labels, before a map, also have calibration slope
     and intercept with their intervals (:func:`common.evaluation.calibration.calibration_line`).
     """
     maps = {"": predictions} | {
@@ -189,10 +189,10 @@ def calibration_table(
 
 
 def comparison(first: ReaderStudy, second: ReaderStudy) -> pd.DataFrame:
-    """Return ``first`` minus ``second`` of each label and metric, paired over the same draws of the same patients.
+    """Return ``first`` minus ``second`` for each label and metric, paired over the same draws of the same patients.
 
     Columns: ``label``, ``metric``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``verdict`` on the first,
-    ``patients``, ``positive_patients`` behind it, and ``no_interval``, why there is none.
+    ``patients``, ``positive_patients``, and ``no_interval``, the reason for none.
     """
     rows = []
     for metric in METRICS.values():
@@ -209,7 +209,7 @@ def comparison(first: ReaderStudy, second: ReaderStudy) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Change:
-    """A paired difference of mean losses with its interval, its ``verdict`` and who is behind it; ``text`` says it."""
+    """A paired difference of mean losses, with its interval, ``verdict`` and evidence; ``text`` puts it in words."""
 
     value: float
     low: float
@@ -227,7 +227,7 @@ class Change:
 
 
 def change_of(change: npt.ArrayLike, positive: npt.ArrayLike, bootstrap: PatientBootstrap) -> Change:
-    """Return the mean ``change`` (N,) of the images' losses, of which ``positive`` (N,) are, as a verdict on it."""
+    """Judge the mean of ``change`` (N,), the images' differences in loss; ``positive`` (N,) marks positive images."""
     low, high, evidence = mean_interval(bootstrap, change, positive)
     said = verdict(low, high, smaller_is_better=True)
     return Change(float(np.mean(change)), low, high, said, evidence)
@@ -236,7 +236,7 @@ def change_of(change: npt.ArrayLike, positive: npt.ArrayLike, bootstrap: Patient
 def compare_areas(
     first: Array, second: Array, targets: Array, patients: npt.ArrayLike, names: Sequence[str]
 ) -> pd.DataFrame:
-    """Return DeLong's test of each label for cases (N, C) of ``patients`` (N,): labels with patients enough."""
+    """Return DeLong's test for cases (N, C) of ``patients`` (N,), for each label with enough patients."""
     rows, bootstrap = [], PatientBootstrap(patients, draws=0)
     for column, name in enumerate(names):
         if bootstrap.evidence(targets[:, column] == 1).reason:
@@ -249,7 +249,7 @@ def compare_areas(
 
 
 def by_group(values: Array, groups: npt.ArrayLike) -> Array:
-    """Return each group's largest value in each column, groups in sorted order: slices (N, C) to studies."""
+    """Return each group's largest value in each column, groups sorted: for example slices (N, C) to studies."""
     _, place = np.unique(np.asarray(groups), return_inverse=True)
     result = np.full((place.max() + 1, values.shape[1]), -np.inf)
     np.maximum.at(result, place, values)
@@ -257,10 +257,10 @@ def by_group(values: Array, groups: npt.ArrayLike) -> Array:
 
 
 def strata_table(study: ReaderStudy, strata: Mapping[str, npt.ArrayLike]) -> pd.DataFrame:
-    """Return the weighted log loss in each part of the images, with its interval over patients.
+    """Return the weighted log loss of each part of each stratum, with its interval over patients.
 
-    ``strata``: by name, what each image (N,) belongs to. Columns: ``stratum``, ``part``, ``images``, ``positives``
-    (images with any positive label), ``patients``, ``log_loss``, ``low``, ``high``, ``no_interval``, why there is none.
+    ``strata``: by name, each image's part (N,). Columns: ``stratum``, ``part``, ``images``, ``positives`` (images with
+    any positive label), ``patients``, ``log_loss``, ``low``, ``high``, and ``no_interval``, the reason for none.
     """
     scale = normalized_weights(study.weights, len(study.names))
     losses = binary_log_losses(study.predictions, study.targets) @ scale
@@ -279,7 +279,7 @@ def strata_table(study: ReaderStudy, strata: Mapping[str, npt.ArrayLike]) -> pd.
 
 
 def _operating_point(scores: Array, truth: npt.NDArray[np.bool_], fixed: str, share: float) -> tuple[float, float]:
-    """Return the threshold with at least ``share`` of ``fixed`` that serves the other side best, and what it gets."""
+    """Return the threshold with at least ``share`` of ``fixed`` that is best for the other measure, and that one."""
     wanted, spared = (scores[truth], scores[~truth]) if fixed == "specificity" else (scores[~truth], scores[truth])
     if fixed == "specificity":
         # At most floor(allowed) of the negatives may lie at or above the threshold.

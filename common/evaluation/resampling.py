@@ -1,9 +1,9 @@
-"""How sure a number is that comes of patients: what each adds to it, draws of whole patients, and intervals.
+"""How sure a metric is: what each patient adds to it, bootstrap draws of whole patients, and intervals.
 
-An error is that of the patients' parts: how far the number moves with each patient's weight (infinitesimal jackknife,
-Efron 1982; of a mean the sandwich of Liang and Zeger 1986). Its small-sample factor and the degrees of freedom of
-Student's quantile are those of the positive patients, where these decide. `benchmarks/coverage.py` shows what that
-covers, from how many patients on, and what was tried instead.
+The error comes from the patients' parts: how far the metric moves with each patient's weight (infinitesimal jackknife,
+Efron 1982; for a mean the sandwich of Liang and Zeger 1986). If the positive patients decide, they also give the
+small-sample factor and the degrees of freedom of Student's quantile. `benchmarks/coverage.py` shows how often the
+intervals hold the true value, from how many patients on, and what was tried instead.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from scipy.special import stdtrit
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-CHUNK_COUNTS = 2**23  # of a chunk of draws: 64 MiB of how often each patient was drawn
+CHUNK_COUNTS = 2**23  # counts in a chunk of draws: 64 MiB
 LEVEL = 0.95
-MIN_SHARE = 0.9  # of the draws that must have a value
-LARGEST_LOG = 700.0  # whose exponential is a number
-FEWEST_PATIENTS = 20  # below these benchmarks/coverage.py finds no interval that holds its level and says something
+MIN_SHARE = 0.9  # of the draws must have a value
+LARGEST_LOG = 700.0  # its exponential is still finite
+FEWEST_PATIENTS = 20  # with fewer, benchmarks/coverage.py finds no useful interval that holds its level
 FEWEST_OF_A_SIDE = 5
 MOST_TAKEN = 0.5  # of a variance, for what two patients do together; less where few show it: half of it at 15
 FULLY_TAKEN = 30.0
 
 
 def effective_number(counts: npt.ArrayLike) -> float:
-    """Return how many patients of equal weight tell as much as these do: (Σ n)² / Σ n² of their ``counts`` (P,).
+    """Return how many patients of equal weight would tell as much: (Σ n)² / Σ n² of the patients' ``counts`` (P,).
 
-    Of 5 patients of whom one has nearly all positive slices it is hardly more than 1 (Kish 1965). 0 for no counts.
+    Example: if one of 5 patients has nearly all positive slices, it is hardly more than 1 (Kish 1965). 0 for no counts.
     """
     values = np.asarray(counts, dtype=np.float64)
     squares = float(values @ values)
@@ -40,10 +40,10 @@ def effective_number(counts: npt.ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Who is behind a number: ``patients``, those with a ``positive`` and those with a ``negative`` image.
+    """The patients behind a metric: all ``patients``, those with a ``positive`` and those with a ``negative`` image.
 
-    ``effective`` is the rarer side's effective number; ``with_positive`` (P,) says who has a positive image. None for a
-    side: it is not asked for, see :meth:`of_one_side`.
+    ``effective``: the rarer side's effective number. ``with_positive`` (P,): which patients have a positive image. A
+    side is None if the metric doesn't depend on it, see :meth:`of_one_side`.
     """
 
     patients: int
@@ -54,18 +54,18 @@ class Evidence:
 
     @classmethod
     def of_one_side(cls, counts: npt.ArrayLike) -> Evidence:
-        """Return the evidence of a number that is of positive images only, or of negative ones; ``counts`` (P,)."""
+        """Return the evidence of a metric of positive images only, or of negative ones only; ``counts`` (P,)."""
         return cls(int(np.count_nonzero(counts)), None, None, effective_number(counts), np.ones(np.shape(counts), bool))
 
     @classmethod
     def of_sides(cls, positive: Array, negative: Array) -> Evidence:
-        """Return the evidence of patients with so many ``positive`` and ``negative`` images (P,)."""
+        """Return the evidence of patients with these numbers of ``positive`` and ``negative`` images (P,)."""
         present = [int(np.count_nonzero(side)) for side in (positive + negative, positive, negative)]
         return cls(*present, min(effective_number(positive), effective_number(negative)), positive > 0)
 
     @property
     def reason(self) -> str:
-        """Why there is no interval, in words; empty where there is one."""
+        """Why there is no interval, in words; empty if there is one."""
         if self.patients < FEWEST_PATIENTS:
             return f"{_counted(self.patients, 'patient')}, and an interval needs {FEWEST_PATIENTS}"
         for number, what in ((self.positive, "positive patient"), (self.negative, "negative patient")):
@@ -75,20 +75,20 @@ class Evidence:
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of what the rarer side's patients decide; at least 1."""
+        """Degrees of freedom of a metric that the rarer side's patients decide; at least 1."""
         return max(self.effective - 1, 1.0)
 
     @property
     def text(self) -> str:
-        """The number of patients, and of positive ones where that is known."""
+        """The number of patients, and of positive ones if known."""
         positive = "" if self.positive is None else f", {self.positive} positive"
         return f"{_counted(self.patients, 'patient')}{positive}"
 
     def freedom_of(self, parts: Array) -> float:
         """Return the degrees of freedom of the variance of a sum of patients' ``parts`` (P,).
 
-        Satterthwaite's (1946), given how many patients are positive: these differ among themselves, and so do the
-        others. What the two sides differ by is no doubt about the variance. At least :attr:`freedom`.
+        These are Satterthwaite's (1946), given the number of positive patients. Differences within each side count, the
+        difference between the sides doesn't: it adds no doubt about the variance. At least :attr:`freedom`.
         """
         sides = [parts[self.with_positive], parts[~self.with_positive]]
         if min(map(len, sides)) < 2:
@@ -98,14 +98,14 @@ class Evidence:
         return max(float(parts @ parts) ** 2 / doubt, self.freedom) if doubt > 0 else self.freedom
 
     def interval(self, value: float, error: float, freedom: float, scale: str = "plain") -> tuple[float, float]:
-        """Return the ends of :func:`student_interval`; NaN where there is a :attr:`reason` for none."""
+        """Return the ends of :func:`student_interval`; NaN if there is a :attr:`reason` for none."""
         if self.reason:
             return float("nan"), float("nan")
         low, high = student_interval(value, error, freedom, scale)
         return float(low), float(high)
 
     def mean_interval(self, value: float, parts: Array, scale: str = "plain") -> tuple[float, float]:
-        """Return the interval of a mean over images, or a change of one; ``parts`` (P,) are centred on 0."""
+        """Return the interval of a mean over images, or of its change; ``parts`` (P,) are centred on 0."""
         error = float(np.sqrt(parts @ parts * len(parts) / max(len(parts) - 1, 1)))
         return self.interval(value, error, self.freedom_of(parts), scale)
 
@@ -142,14 +142,14 @@ def _counted(number: int, what: str) -> str:
 
 
 class PatientBootstrap:
-    """Random samples, with replacement, of as many patients as there are (cluster bootstrap).
+    """Cluster bootstrap: each draw takes as many patients as there are, with replacement.
 
-    Whatever adds up over images (a loss, a count, a histogram's bin) is summed once for each patient, so that a draw
-    costs one product of matrices. The same ``seed`` gives the same draws for any values: differences are paired.
+    Values that add up over images (a loss, a count, a histogram's bin) are summed once for each patient, so that a draw
+    costs one product of matrices. The same ``seed`` gives the same draws for any values, so differences are paired.
     """
 
     def __init__(self, patients: npt.ArrayLike, draws: int = 2000, seed: int = 0) -> None:
-        """``patients`` (N,) names each image's patient; ValueError where there is none."""
+        """``patients`` (N,) names each image's patient; ValueError without any."""
         names, self.place = np.unique(np.asarray(patients), return_inverse=True)
         if len(names) == 0:
             raise ValueError("no image, so there is no patient to draw")
@@ -163,17 +163,17 @@ class PatientBootstrap:
         return np.stack([np.bincount(self.place, column, self.count) for column in columns], axis=1)
 
     def histograms(self, bins: npt.NDArray[np.int64], weights: npt.ArrayLike, count: int) -> Array:
-        """Return each patient's histogram (patients, ``count``) of ``bins`` (N,); images count ``weights`` (N,)."""
+        """Return each patient's histogram (patients, ``count``) of ``bins`` (N,), weighted by ``weights`` (N,)."""
         cells = np.bincount(self.place * count + bins, np.asarray(weights, np.float64), self.count * count)
         return cells.reshape(self.count, count)
 
     def evidence(self, positive: npt.ArrayLike) -> Evidence:
-        """Return who is behind a number of these images, of which ``positive`` (N,) are."""
+        """Return the patients behind a metric of these images; ``positive`` (N,) marks the positive ones."""
         truth = np.asarray(positive, dtype=bool)
         return Evidence.of_sides(*(np.bincount(self.place, side, self.count) for side in (truth, ~truth)))
 
     def totals(self, sums: Array) -> Array:
-        """Return for each draw the sum of ``sums`` (patients, K) over its patients, repeats counted: (draws, K)."""
+        """Return for each draw the total of ``sums`` (patients, K) over its patients, counting repeats: (draws, K)."""
         return np.concatenate([counts @ sums for counts in self._counts()])
 
     def _counts(self) -> Iterator[Array]:
@@ -182,7 +182,7 @@ class PatientBootstrap:
         rows = max(1, CHUNK_COUNTS // self.count)
         for start in range(0, self.draws, rows):
             number = min(rows, self.draws - start)
-            # A draw is read from the generator as a whole, so that the chunks' size changes nothing.
+            # The generator gives each draw as a whole, so that the size of the chunks changes nothing.
             drawn = generator.integers(0, self.count, (number, self.count))
             cells = np.arange(number)[:, None] * self.count + drawn
             counts = np.bincount(cells.ravel(), minlength=number * self.count)
@@ -190,10 +190,10 @@ class PatientBootstrap:
 
 
 def error_of(draws: npt.ArrayLike) -> float:
-    """Return the standard deviation of ``draws``; NaN where more than a tenth of them have no value (NaN).
+    """Return the standard deviation of ``draws``; NaN if more than a tenth of them have no value (NaN).
 
-    A metric that needs both classes has none where a draw lacks one. Leaving out many such draws would make the
-    interval of a rare label look narrower than it is.
+    A metric that needs both classes has no value in a draw with one class. Leaving out many such draws would make the
+    interval of a rare label too narrow.
     """
     values = np.asarray(draws, dtype=np.float64)
     known = values[~np.isnan(values)]
@@ -205,8 +205,9 @@ def student_interval(
 ) -> tuple[Array, Array]:
     """Return low and high of Student's interval of ``value`` on a ``scale``: plain, log (above 0) or share (0 to 1).
 
-    ``error`` and ``freedom`` broadcast with ``value``. That of a share is Wilson's (1927), of as many independent cases
-    as would have this error. At 0 and 1, where there is no error to be seen, these are the degrees of freedom, and one.
+    ``error`` and ``freedom`` broadcast with ``value``. The interval of a share is Wilson's (1927) for as many
+    independent cases as would have this error. At 0 and 1 no error can be seen; the number of cases is then the degrees
+    of freedom plus one.
     """
     middle, spread = np.asarray(value, dtype=np.float64), np.asarray(error, dtype=np.float64)
     times = stdtrit(freedom, (1 + level) / 2)
@@ -225,9 +226,9 @@ def student_interval(
 def mean_interval(
     bootstrap: PatientBootstrap, values: npt.ArrayLike, positive: npt.ArrayLike, scale: str = "plain"
 ) -> tuple[float, float, Evidence]:
-    """Return low and high of the mean of ``values`` (N,) over images of which ``positive`` (N,) are, and who is behind.
+    """Return low and high of the mean of ``values`` (N,), and its evidence; ``positive`` (N,) marks positive images.
 
-    Where all images are of one class the patients alone are asked for.
+    If all images are of one class, only the number of patients counts.
     """
     numbers, truth = np.asarray(values, dtype=np.float64), np.asarray(positive, dtype=bool)
     sums, counts = bootstrap.by_patient(np.column_stack([numbers, np.ones(len(numbers))])).T
@@ -238,9 +239,9 @@ def mean_interval(
 
 
 def verdict(low: float, high: float, *, smaller_is_better: bool) -> str:
-    """Say what a difference's interval shows: ``better``, ``worse``, or ``no difference shown`` where it holds 0.
+    """Say what a difference's interval shows: ``better``, ``worse``, or ``no difference shown`` if it holds 0.
 
-    Empty where there is no interval (NaN): nothing is known, not even that nothing was shown.
+    Empty without an interval (NaN): then nothing is known, not even that no difference was shown.
     """
     if np.isnan(low) or np.isnan(high):
         return ""

@@ -1,4 +1,4 @@
-"""Tables of numbers about predictions: what each label scores, beside the predictor that knows only the prevalence."""
+"""Tables of each label's metrics, beside those of the constant predictor, which knows only the prevalences."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ def label_table(
     """Return one row for each class and a last row ``weighted``.
 
     ``predictions`` are probabilities (N, C), ``targets`` 0 or 1 (N, C), ``weights`` and ``prevalences`` (C,).
-    Columns: ``log_loss``; ``constant_log_loss``, what predicting ``prevalences`` everywhere scores; ``auroc`` and
+    Columns: ``log_loss``; ``constant_log_loss``, the log loss of predicting ``prevalences`` everywhere; ``auroc`` and
     ``average_precision`` (as in scikit-learn), NaN for a class whose targets are all the same; ``positives`` and
-    ``images``, counts. The row ``weighted`` holds the averages with ``weights`` (NaN where one of the terms is NaN),
-    and as ``positives`` the images with at least one positive class. ``known``: a table with the metrics' columns,
-    where they were computed before. Raises ValueError where shapes don't agree, N is 0, or a prediction is not a
-    probability.
+    ``images``, counts. The row ``weighted`` holds the averages with ``weights`` (NaN if a term is NaN). Its
+    ``positives`` are the images with at least one positive class. ``known``: a table with the metrics' columns, if
+    they were computed before. Raises ValueError if shapes don't agree, N is 0, or a prediction is not a probability.
     """
     values = np.asarray(predictions, dtype=np.float64)
     truth = np.asarray(targets, dtype=np.float64)
@@ -59,9 +58,9 @@ def member_table(
     weights: Sequence[float],
     prevalences: npt.ArrayLike,
 ) -> pd.DataFrame:
-    """Return log losses, a row for each of ``members`` (name -> probabilities (N, C)) and ``constant predictor``.
+    """Return log losses: a row for each of ``members`` (name -> probabilities (N, C)), and ``constant predictor``.
 
-    Columns: ``weighted``, then one for each class; the other arguments and the errors are those of :func:`label_table`.
+    Columns: ``weighted``, then the classes. The other arguments and the errors are those of :func:`label_table`.
     """
     truth = np.asarray(targets, dtype=np.float64)
     constants = np.asarray(prevalences, dtype=np.float64)
@@ -91,7 +90,7 @@ def _check(values: Array, truth: Array, constants: Array, class_names: Sequence[
 
 
 def _by_class(metric: Metric, values: Array, truth: Array) -> Array:
-    """Return a metric of each class, NaN for a ranking of a class whose targets are all the same."""
+    """Return a metric of each class; a ranking is NaN for a class whose targets are all the same."""
     if isinstance(metric.interval, MeanRule):
         return metric.function(values, truth).mean(axis=0)
     both = [np.unique(column).size == 2 for column in truth.T]

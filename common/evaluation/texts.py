@@ -22,7 +22,7 @@ def format_table(table: pd.DataFrame) -> str:
 
 
 def interval_text(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
-    """Return ``value [low, high]``; without the interval, or ``-``, where there is none (None or NaN)."""
+    """Return ``value [low, high]``; a missing interval (None or NaN) is left out, a missing value is ``-``."""
     if pd.isna(value):
         return NO_VALUE
     return f"{value:.{digits}f}" + ("" if pd.isna(low) or pd.isna(high) else f" [{low:.{digits}f}, {high:.{digits}f}]")

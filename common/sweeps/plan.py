@@ -1,4 +1,4 @@
-"""What a sweep is to run: experiments as lines of flags, or a grid of options; each named one once."""
+"""The plan of a sweep: experiments as lines of flags or as a grid of options."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MOST_EXPERIMENTS = 5000
 
 @dataclass(frozen=True)
 class Planned:
-    """One experiment: the flags of train.py. ``name`` is None for one that gets the next free number.
+    """One experiment: the flags of train.py. ``name`` None: it gets the next free number.
 
-    ``state``: new; resume, where it was cut and goes on; finished or running, where there is nothing to train.
-    ``folder``: where a finished one lies.
+    ``state``: new, resume (it was interrupted and goes on), finished or running (nothing to train).
+    ``folder``: that of a finished one.
     """
 
     flags: tuple[str, ...]
@@ -45,7 +45,7 @@ class Planned:
 
 
 def planned(flags: Sequence[str], results: Path) -> Planned:
-    """Return the experiment of a line of flags, and what is left to do of it below ``results``."""
+    """Return the experiment of a line of flags, with its state below ``results``."""
     names = [flag.removeprefix(NAME) for flag in flags if flag.startswith(NAME)]
     if not names:
         return Planned(tuple(flags))
@@ -61,7 +61,7 @@ def planned(flags: Sequence[str], results: Path) -> Planned:
 
 
 def read_lines(path: Path) -> list[list[str]]:
-    """Return the experiments of a text file, a line of flags each, quoted as in a shell; # begins a comment."""
+    """Read experiments from a text file: a line of flags each, quoted as in a shell; # begins a comment."""
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
@@ -79,15 +79,15 @@ def read_lines(path: Path) -> list[list[str]]:
 
 
 def check_count(path: Path, experiments: int) -> None:
-    """Raise UsageError for more experiments than a sweep can have: each is checked before the first one runs."""
+    """Raise UsageError for too many experiments; all are checked before the first one runs."""
     if experiments > MOST_EXPERIMENTS:
         raise UsageError(f"{path}: {experiments:,} experiments; a sweep has at most {MOST_EXPERIMENTS:,}")
 
 
 def read_options(path: Path, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return ``base`` (empty where it is left out) and ``key`` of a YAML file that holds these mappings of options.
+    """Return the mappings ``base`` (empty if left out) and ``key`` of a YAML file of options.
 
-    Raises UsageError for a file that can't be read or has another form.
+    Raises UsageError if the file can't be read or has another form.
     """
     try:
         document = read_yaml(path)
@@ -103,10 +103,10 @@ def read_options(path: Path, key: str) -> tuple[Mapping[str, Any], Mapping[str, 
 
 
 def read_grid(path: Path) -> list[list[str]]:
-    """Return the experiments of a grid file: every combination of ``grid``'s values, with the options of ``base``.
+    """Read the experiments of a grid file: all combinations of ``grid``'s values, with the options of ``base``.
 
-    ``{base: {option: value}, grid: {option: [value, ...]}}``, options without dashes. Each is named after the file and
-    its values, so that a second start skips what is finished. Raises UsageError for a file of another form.
+    The form is ``{base: {option: value}, grid: {option: [value, ...]}}``, options without dashes. Experiments are named
+    after the file and their values, so that a second start skips finished ones. Raises UsageError for another form.
     """
     base, grid = read_options(path, "grid")
     for name, values in grid.items():
@@ -125,18 +125,18 @@ def read_grid(path: Path) -> list[list[str]]:
 
 
 def name_of(stem: str, chosen: Mapping[str, Any]) -> str:
-    """Return an experiment's name for the values that it differs by."""
+    """Return an experiment's name, made from the values in which it differs."""
     words = [stem, *(f"{option.rpartition('_')[2]}-{value}" for option, value in chosen.items())]
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(words))[:LONGEST_NAME]
 
 
 def flags_of(options: Mapping[str, Any]) -> list[str]:
-    """Return options, flat and plain, as flags."""
+    """Return flat, plain options as flags: ``{"seed": 1}`` gives ``["--seed=1"]``."""
     return [f"--{name}={word_of(value)}" for name, value in options.items()]
 
 
 def word_of(value: Any) -> str:
-    """Return a value of a YAML file as it is typed on a command line."""
+    """Return a value of a YAML file as a person types it on a command line."""
     if isinstance(value, bool):
         return str(int(value))
     return ",".join(map(word_of, value)) if isinstance(value, list) else str(value)

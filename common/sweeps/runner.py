@@ -1,4 +1,4 @@
-"""Runs experiments in processes of their own, one after another or one on each GPU; a failed one stops no other."""
+"""Run experiments in their own processes, one after another or one on each GPU; a failure stops no other."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 
 
 def end_with_parent() -> None:
-    """Have this process told by SIGTERM, which saves its state, when the runner is killed; nothing where not Linux."""
+    """Ask Linux to send this process SIGTERM when the runner is killed, so that it saves its state; else do nothing."""
     if PRCTL is not None:
         PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def slots(parallel: int, experiments: int) -> list[dict[str, str]]:
-    """Return where ``experiments`` run at once, as environment variables: on a GPU each, with a share of the cores.
+    """Return the environment variables of each place to run in: a GPU and a share of the cores.
 
-    ``parallel``: how many at once; 0: one on each GPU, or one where there is none.
+    ``parallel``: how many ``experiments`` run at once; 0: one on each GPU, or one without GPUs.
     """
     if experiments == 1:
         return [{}]
-    listing = "import torch; print(torch.cuda.device_count())"  # in a process that ends: CUDA's state is not forked
+    listing = "import torch; print(torch.cuda.device_count())"  # its own process: CUDA's state is not inherited
     found = start_process(
         [sys.executable, "-c", listing],
         "a process that counts GPUs",
@@ -57,11 +57,11 @@ def slots(parallel: int, experiments: int) -> list[dict[str, str]]:
 
 
 def gpu_names(listed: str | None, count: int) -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES calls each of the ``count`` GPUs that torch sees.
+    """Return the name in CUDA_VISIBLE_DEVICES of each of the ``count`` GPUs that torch sees.
 
-    ``listed``: the variable as it is, such as a user's or Slurm's choice; None: not set, and all are numbered. A name
-    in it may be a number, or begin with GPU- or MIG-; CUDA ends the list at the first that it doesn't know. Of parts of
-    GPUs (MIG) one process sees only the first, so that all of the list count.
+    ``listed``: the variable's present value, set by a user or by Slurm; None: it is not set, and GPUs are numbered. A
+    name is a number, or begins with GPU- or MIG-. CUDA ends the list at the first name that it doesn't know. Of parts
+    of GPUs (MIG) a process sees only the first one, so all parts in the list count.
     """
     if listed is None:
         return [str(number) for number in range(count)]
@@ -75,8 +75,8 @@ def gpu_names(listed: str | None, count: int) -> list[str]:
 class Outcome:
     """How an experiment of a sweep ended.
 
-    ``folder``: where it trained to its end; ``code``: the exit code; ``outputs``: the last line that each step which
-    ended well printed, by script; ``said``: what else there is to say.
+    ``folder``: that of an experiment which was trained to its end. ``code``: the exit code. ``outputs``: the last line
+    that each successful step printed, by script. ``said``: a remark for the summary.
     """
 
     planned: Planned
@@ -91,9 +91,9 @@ class Outcome:
 class Runner:
     """Runs planned experiments on ``slots``, the environment variables of each; see :func:`slots`.
 
-    ``root`` holds the scripts. ``steps``: what is still to follow a training that ended well, now or earlier, as
-    commands made from its folder; the first that fails gives the experiment's exit code. ``stop_on_failure``: one that
-    fails is the last that starts. ``limit_s``: how long a script may do nothing.
+    ``root`` holds the scripts. ``steps``: returns the commands that follow a finished training, given its folder; the
+    first that fails gives the experiment's exit code. ``stop_on_failure``: after a failure no other experiment starts.
+    ``limit_s``: how long a script may do nothing.
     """
 
     root: Path
@@ -103,10 +103,10 @@ class Runner:
     limit_s: float = RUN_LIMIT_S
     stopping: threading.Event = field(default_factory=threading.Event)
     processes: set[subprocess.Popen[str]] = field(default_factory=set)
-    lock: threading.RLock = field(default_factory=threading.RLock)  # a second signal comes while the first has it
+    lock: threading.RLock = field(default_factory=threading.RLock)  # a second signal may come while the first holds it
 
     def run(self, experiments: Sequence[Planned]) -> list[Outcome]:
-        """Run them all; return how each ended, in their order. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end them."""
+        """Run them all; return how each ended, in the same order. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end them."""
         todo: queue.SimpleQueue[tuple[int, Planned]] = queue.SimpleQueue()
         for item in enumerate(experiments):
             todo.put(item)
@@ -120,7 +120,7 @@ class Runner:
                 thread.start()
             for thread in threads:
                 while thread.is_alive():
-                    thread.join(0.2)  # in pieces, so that signals are heard
+                    thread.join(0.2)  # short waits, so that signals are handled
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -131,7 +131,7 @@ class Runner:
         self.stopping.set()
         with self.lock:
             for process in self.processes:
-                process.send_signal(signal.SIGTERM)  # each saves its state and says how to go on
+                process.send_signal(signal.SIGTERM)  # it saves its state and says how to go on
 
     def _work(
         self,
@@ -174,7 +174,7 @@ class Runner:
         return outcome
 
     def _call(self, command: Sequence[str], slot: Mapping[str, str]) -> tuple[int, list[str]]:
-        """Run one of the project's scripts, its messages on stderr; return its exit code and lines of stdout."""
+        """Run one of the project's scripts; return its exit code and lines of stdout; messages stay on stderr."""
         with self.lock:
             if self.stopping.is_set():
                 return INTERRUPTED, []

@@ -1,7 +1,7 @@
-"""A search for the best options by Optuna: trials are experiments, shared by any number of processes through one file.
+"""Search the best options by Optuna. Trials are experiments; any number of processes share them through one file.
 
-The study lies in a journal beside the trials, so that processes and machines that see the folder share it, one that is
-killed loses nothing, and a later start goes on.
+Optuna's study lies in a journal beside the trials. All processes and machines that see the folder share it, a killed
+process loses nothing, and a later start goes on.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 BEST_FILE = "best.yaml"
 PAGE_FILE = "search.html"
-FAILURES = 3  # one after the other, before any trial ended well, that end the search
+FAILURES = 3  # in a row, before any trial succeeded, end the search
 RANGE = {"low", "high", "log", "step"}
 MOST_CHOICES = 100
 OWNER = {"host": str, "pid": int, "started": float}
-# Of a journal: a trial of 20 options that is validated 50 times has some 20 kB and 1,500 values.
+# Limits of a journal: a trial with 20 options and 50 validations takes some 20 kB and 1,500 values.
 MOST_JOURNAL_BYTES, MOST_JOURNAL_VALUES = 2**26, 4_000_000
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: ``base`` options of every trial, and by option a list of choices or {low, high, log, step}."""
+    """A search space: ``base`` options of all trials, and for each option choices or {low, high, log, step}."""
 
     name: str
     base: Mapping[str, Any]
     options: Mapping[str, Any]
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Return the trial's options."""
+        """Draw a trial's options."""
         return {**self.base, **{name: _suggest(trial, name, values) for name, values in self.options.items()}}
 
     def corners(self) -> Iterator[dict[str, Any]]:
-        """Yield options such that every choice and every end of a range comes once, the others at their first."""
+        """Yield options so that each choice and each end of a range comes once, with the first of the other options."""
         ends = {
             name: values if isinstance(values, list) else [values["low"], values["high"]]
             for name, values in self.options.items()
@@ -117,8 +117,8 @@ def _is_number(value: Any) -> bool:
 class Search:
     """A search in ``folder``, which holds the study and the trials' experiments.
 
-    ``metric``: what is made small, a name of the validation metrics. ``root`` holds the scripts. ``flags`` are those of
-    every trial. ``check`` raises UsageError for flags that train.py would refuse.
+    ``metric``: the validation metric to minimize. ``root`` holds the scripts. ``flags``: those of all trials. ``check``
+    raises UsageError for flags that train.py would refuse.
     """
 
     space: Space
@@ -129,9 +129,9 @@ class Search:
     check: Callable[[Sequence[str]], None]
 
     def run(self, trials: int, seed: int) -> Path:
-        """Run trials until the study has ``trials`` that ended; return the page that shows it.
+        """Run trials until ``trials`` of the study have ended; return the path of its page.
 
-        Raises WorkError where the first trials all fail.
+        Raises WorkError if the first trials all fail.
         """
         study = open_study(self.folder, seed)
         failures = 0
@@ -146,7 +146,7 @@ class Search:
             self.write_results(study)
 
     def run_trial(self, study: optuna.Study) -> bool:
-        """Train one trial, pruned where its validations lag behind; return whether it ended well."""
+        """Train one trial and prune it if its validations lag behind; return whether it succeeded."""
         from optuna.trial import TrialState
 
         trial = study.ask()
@@ -173,8 +173,8 @@ class Search:
         return pruned or not code
 
     def _train(self, trial: optuna.Trial, name: str, arguments: Sequence[str]) -> tuple[int, bool]:
-        """Run train.py; return its exit code, and whether it was told to stop because others did better."""
-        # A session of its own: Ctrl-C reaches it through us, once.
+        """Run train.py; return its exit code, and whether it was pruned because other trials did better."""
+        # In a session of its own, Ctrl-C reaches it only once, through this process.
         process = start_process(
             [sys.executable, str(self.root / "train.py"), *arguments],
             "train.py",
@@ -230,7 +230,7 @@ class Search:
             note = "Share of the variance that an option explains (fANOVA)."
             chart = page.pairs("", pd.DataFrame({"share": shares}), note)
             parts.append(page.section("Importance of the options", chart))
-        # The experiment of a trial that was lost and tried again is that of its second try.
+        # A lost trial that was tried again has the experiment of its second try.
         last = {trial.user_attrs.get("experiment", str(trial.number)): trial for trial in study.trials}
         order = sorted(last, key=lambda name: math.inf if last[name].value is None else last[name].value)
         rows = {
@@ -252,7 +252,7 @@ class Search:
 
 
 def open_study(folder: Path, seed: int) -> optuna.Study:
-    """Open or make the study of a folder."""
+    """Open or create a folder's study."""
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -268,7 +268,7 @@ def open_study(folder: Path, seed: int) -> optuna.Study:
         _check_journal(folder / JOURNAL)
     finally:
         lock.release()
-    # Each process draws other points: the same seed in all of them would try the same.
+    # Each process needs its own seed: with the same one all would try the same points.
     sampler = optuna.samplers.TPESampler(seed=(seed + os.getpid()) % 2**31, constant_liar=True)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     try:
@@ -280,7 +280,7 @@ def open_study(folder: Path, seed: int) -> optuna.Study:
         return study
     except OSError:
         raise
-    except Exception as error:  # of a journal that another program wrote, whatever optuna makes of it
+    except Exception as error:  # optuna may raise anything for a journal that another program wrote
         raise _no_journal(Path(path), f"{type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
 
 
@@ -291,16 +291,16 @@ def _no_journal(path: Path, reason: str) -> WorkError:
 
 
 def _check_journal(path: Path) -> None:
-    """Cut the part of a line that a full disk took: with the next line behind it no study could be read.
+    """Cut off an incomplete last line, left by a full disk. With another line after it no study could be read.
 
-    Raises WorkError for a journal beyond the limits, before optuna builds anything of it.
+    Raises WorkError for a journal beyond the limits, before optuna reads it.
     """
     if not path.exists():
         return
     whole = 0
     try:
         content = read_bytes(path, MOST_JOURNAL_BYTES)
-        if sum(map(content.count, (b",", b"[", b"{"))) > MOST_JOURNAL_VALUES:  # at least as many as it has values
+        if sum(map(content.count, (b",", b"[", b"{"))) > MOST_JOURNAL_VALUES:  # it has at most as many values
             raise Unreadable(f"more than {MOST_JOURNAL_VALUES:,} values")
         for number, line in enumerate(io.BytesIO(content), start=1):
             if not line.endswith(b"\n"):
@@ -314,7 +314,7 @@ def _check_journal(path: Path) -> None:
 
 
 def _check_line(line: bytes, number: int) -> None:
-    """Raise Unreadable unless a line is an object of optuna's, and so what stands in it as a text of JSON."""
+    """Raise Unreadable unless a line is a JSON object of optuna's; JSON inside its texts is checked too."""
     try:
         entry = parse_json(line)
         if not isinstance(entry, dict) or not isinstance(entry.get("op_code"), int):
@@ -326,7 +326,7 @@ def _check_line(line: bytes, number: int) -> None:
 
 
 def _check_trials(study: optuna.Study) -> None:
-    """Raise ValueError where trials are not such as :meth:`Search.run_trial` notes."""
+    """Raise ValueError unless the trials have the form that :meth:`Search.run_trial` writes."""
     if len(study.directions) != 1:
         raise ValueError("the study has several values to make small")
     for trial in study.get_trials(deepcopy=False):
@@ -340,7 +340,7 @@ def _check_trials(study: optuna.Study) -> None:
 
 
 def retry_dead(study: optuna.Study) -> None:
-    """Queue again, with the same options and experiment, the trials of this machine whose process is gone."""
+    """Queue this machine's trials again if their process is gone, with the same options and experiment."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -349,13 +349,13 @@ def retry_dead(study: optuna.Study) -> None:
             continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)
-        except (ValueError, RuntimeError):  # another process was quicker, and queues it
+        except (ValueError, RuntimeError):  # another process was quicker and queues it
             continue
         study.enqueue_trial(trial.params, user_attrs={"experiment": trial.user_attrs["experiment"]})
 
 
 def _host() -> str:
-    return str(uuid.getnode())  # tells machines apart and names none
+    return str(uuid.getnode())  # tells machines apart without naming them
 
 
 def _is_alive(owner: Mapping[str, Any]) -> bool:
