@@ -1,4 +1,4 @@
-"""What this project's albumentations classes share: their names in JSON files and the units that they take."""
+"""Base classes of this project's albumentations transforms: their names in JSON files and their units."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class _Own:
 
     @classmethod
     def get_class_fullname(cls) -> str:
-        """Return the name in JSON files: one in ``common`` is found in common.albumentations, another by its path."""
+        """Return the name in JSON files: ``common.albumentations.X`` for a class in ``common``, else its path."""
         return f"{MODULE if cls.__module__.startswith('common.') else cls.__module__}.{cls.__name__}"
 
 
 class ImageTransform(_Own, ImageOnlyTransform):
     """Base of this project's transforms that change values only.
 
-    ``units`` says what they take and give: Hounsfield units, pictures on 0..1, or anything.
+    ``units``: what they take and return: Hounsfield units, pictures on 0..1, or anything.
     """
 
 

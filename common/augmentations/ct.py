@@ -1,8 +1,8 @@
-"""Augmentations in Hounsfield units: what differs between scanners, protocols and patients, before the window.
+"""Augmentations in Hounsfield units: they imitate differences between scanners, protocols and patients.
 
-All take HU, int16 or float, (H, W) or (H, W, K) neighbouring slices, and give float32 of the same shape; K slices get
-the same draw. They stand before DicomWindowShift. Sizes and strengths are round numbers that keep a picture plausible
-to the eye, not fitted to data.
+All take HU, int16 or float, as (H, W) or (H, W, K) neighbouring slices, and return float32 of the same shape. The K
+slices share a draw. They stand before DicomWindowShift. Default strengths are round numbers that look plausible; they
+are not fitted to data.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from common.augmentations.warp import AffineTransform, warp_affine
 from common.errors import UsageError
 
 AIR_HU = -1024.0
-BODY_HU = -300.0  # above: tissue and bone; below: air
+BODY_HU = -300.0  # tissue and bone lie above, air below
 
 Pair = tuple[float, float]
 
 
 def as_hounsfield(image: np.ndarray, name: str) -> np.ndarray:
-    """Return ``image`` as float32; UsageError where its type, shape or range can't be Hounsfield units."""
+    """Return ``image`` as float32; UsageError if its type, shape or range can't be Hounsfield units."""
     kind = image.dtype
     if image.ndim not in (2, 3) or not (kind == np.int16 or np.issubdtype(kind, np.floating)):
         raise UsageError(
@@ -50,10 +50,10 @@ class _HounsfieldTransform(ImageTransform):
 
 
 class HounsfieldNoise(_HounsfieldTransform):
-    """Adds normal noise of a standard deviation in HU, drawn from ``std_range``, with grain as reconstruction gives it.
+    """Adds normal noise, with a standard deviation in HU from ``std_range`` and grain like that of a reconstruction.
 
-    ``grain_range``: the Gaussian sigma, in pixels, by which the noise is smoothed before it is scaled to its deviation;
-    0 is white noise.
+    ``grain_range``: sigma, in pixels, of the Gaussian that smooths the noise before it is scaled to its standard
+    deviation; 0 gives white noise.
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -90,8 +90,8 @@ class HounsfieldNoise(_HounsfieldTransform):
 class ReconstructionKernel(_HounsfieldTransform):
     """Imitates a softer or sharper reconstruction kernel.
 
-    ``strength_range``: below 0 a blend with the picture smoothed by ``sigma`` pixels (−1: the smoothed one), above 0
-    the same difference added (unsharp mask).
+    ``strength_range``: below 0, the picture is blended with itself smoothed by ``sigma`` pixels (−1: only the smoothed
+    one). Above 0, the difference from the smoothed picture is added (unsharp mask).
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -100,7 +100,7 @@ class ReconstructionKernel(_HounsfieldTransform):
 
         @model_validator(mode="after")
         def check(self) -> Any:
-            """Refuse what is no blend."""
+            """Refuse strengths that are no blend."""
             if self.strength_range[0] < -1:
                 raise ValueError("strength_range must be at least -1")
             return self
@@ -116,15 +116,15 @@ class ReconstructionKernel(_HounsfieldTransform):
         return {"strength": self.py_random.uniform(*self.strength_range)}
 
     def change(self, image_hu: np.ndarray, strength: float, **params: Any) -> np.ndarray:
-        """Add or take off what the smoothing removes."""
+        """Add or subtract the detail that smoothing removes."""
         return image_hu + np.float32(strength) * (image_hu - _blurred(image_hu, self.sigma))
 
 
 class SliceThickness(_HounsfieldTransform):
-    """Averages neighbouring slices, as a thicker slice does: a box of a width, in slices, drawn from ``slices_range``.
+    """Averages neighbouring slices, as a thicker slice does, over a box whose width comes from ``slices_range``.
 
-    Takes (H, W, K) with K of at least 2. A width of 1 changes nothing; of 2 each slice gets a quarter of both its
-    neighbours. The first and the last slice stand for what lies beyond them.
+    Takes (H, W, K) with K of at least 2. A width of 1 slice changes nothing. With a width of 2, each slice gets a
+    quarter of both neighbours. The first and last slice are repeated beyond the ends.
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -160,10 +160,10 @@ class SliceThickness(_HounsfieldTransform):
 
 
 class HounsfieldContrast(_HounsfieldTransform):
-    """Contrast and brightness by the window, without gamma: stretches HU about ``center`` and shifts them.
+    """Changes contrast and brightness: stretches HU about ``center`` and shifts them, without gamma.
 
-    HU becomes center + factor · (HU − center) + shift, the same as a window of another width and centre, but before
-    other steps. Air (−1024 and below) stays air.
+    HU becomes center + factor · (HU − center) + shift. A window of another width and centre would do the same, but not
+    before other steps. Air (−1024 and below) stays air.
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -173,7 +173,7 @@ class HounsfieldContrast(_HounsfieldTransform):
 
         @model_validator(mode="after")
         def check(self) -> Any:
-            """Refuse to turn contrast round."""
+            """Refuse factors that would invert the contrast."""
             if self.factor_range[0] <= 0:
                 raise ValueError("factor_range must be above 0")
             return self
@@ -205,7 +205,7 @@ class HounsfieldContrast(_HounsfieldTransform):
 
 
 class HeadRotation(AffineTransform):
-    """Rotates the head about the picture's middle, by degrees from ``limit``; air (−1024 HU) comes in at the border."""
+    """Rotates the head about the picture's middle by degrees from ``limit``; air (−1024 HU) fills the border."""
 
     units = HOUNSFIELD
     fill = AIR_HU
@@ -230,9 +230,9 @@ class HeadRotation(AffineTransform):
 
 
 class HeadMotion(_HounsfieldTransform):
-    """The head moved during the scan: the mean of ``poses`` rotated and shifted copies, weighted at random.
+    """Imitates a head that moved during the scan: averages ``poses`` rotated and shifted copies with random weights.
 
-    ``rotation`` in degrees and ``shift`` in shares of the sides bound each pose; the first is where the head was.
+    ``rotation`` (degrees) and ``shift`` (shares of the sides) limit each pose. The first pose is the original one.
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -241,7 +241,7 @@ class HeadMotion(_HounsfieldTransform):
         shift: float = Field(ge=0, le=0.25)
 
     def __init__(self, poses: int = 4, rotation: float = 2.0, shift: float = 0.01, p: float = 0.1) -> None:
-        """More poses blur more evenly, fewer show as ghosts."""
+        """More poses blur more evenly; few show as ghosts."""
         super().__init__(p=p)
         self.poses = poses
         self.rotation = rotation
@@ -271,11 +271,11 @@ class HeadMotion(_HounsfieldTransform):
 
 
 class MetalStreak(_HounsfieldTransform):
-    """Bright and dark streaks from one dense point, as metal and hardened beams leave them.
+    """Adds bright and dark streaks from one dense point, like those of metal and beam hardening.
 
-    The point is drawn among the ``share`` densest of the body's pixels. ``count_range`` streaks, bright and dark in
-    turn, of random direction, ``width_degrees`` and an amplitude from ``amplitude_range`` HU fade with the distance
-    (half at ``reach`` of the longer side). Air stays as it is.
+    The point is one of the densest ``share`` of the body's pixels. ``count_range`` streaks, bright and dark in turn,
+    have random directions, the width ``width_degrees`` and amplitudes from ``amplitude_range`` HU. They fade with the
+    distance: to half at ``reach`` of the longer side. Air stays as it is.
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -287,7 +287,7 @@ class MetalStreak(_HounsfieldTransform):
 
         @model_validator(mode="after")
         def check(self) -> Any:
-            """Refuse no streaks."""
+            """Refuse a range without streaks."""
             if not 1 <= self.count_range[0] <= self.count_range[1]:
                 raise ValueError("count_range must be a minimum of at least 1 and a maximum")
             return self
@@ -335,7 +335,7 @@ class MetalStreak(_HounsfieldTransform):
         streaks = np.zeros(flat.shape, np.float32)
         width = np.deg2rad(self.width_degrees)
         for angle, amplitude in zip(angles, amplitudes, strict=True):
-            off = np.sin(direction - np.float32(angle))  # a line goes both ways from the point
+            off = np.sin(direction - np.float32(angle))  # a streak runs both ways from the point
             streaks += np.float32(amplitude) * np.exp(-0.5 * (off / np.float32(width)) ** 2)
         streaks /= 1 + distance / np.float32(self.reach * max(flat.shape))
         if image_hu.ndim == 3:

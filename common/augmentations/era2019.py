@@ -1,6 +1,6 @@
-"""Transforms with the meaning of albumentations 0.3 to 0.5, where 2.0.8 has none that means the same.
+"""Transforms of albumentations 0.3 to 0.5 that have no equal in 2.0.8.
 
-Definitions are those of release 0.4.5; where a class has its namesake in 2.0.8, the docstring says what differs.
+Definitions are those of release 0.4.5. If 2.0.8 has a class of the same name, the docstring says how it differs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _BorderSchema(BaseTransformInitSchema):
 class ShiftScaleRotate(AffineTransform):
     """Rotates about the picture's middle (W / 2, H / 2), scales both axes by one factor and shifts, in one warp.
 
-    2.0.8's own draws the factors of x and y apart and warns. ``shift_limit_x`` and ``shift_limit_y`` are shares of
+    2.0.8's own draws separate factors for x and y, and warns. ``shift_limit_x`` and ``shift_limit_y`` are shares of
     width and height, ``scale_limit`` is added to 1, ``rotate_limit`` is in degrees, counter-clockwise.
     """
 
@@ -60,7 +60,7 @@ class ShiftScaleRotate(AffineTransform):
         fill_mask: Fill = 0.0,
         p: float = 0.5,
     ) -> None:
-        """A single number x as a limit means (-x, x)."""
+        """A single number x as limit means (-x, x)."""
         super().__init__(p=p)
         self.shift_limit_x = shift_limit_x
         self.shift_limit_y = shift_limit_y
@@ -83,10 +83,10 @@ class ShiftScaleRotate(AffineTransform):
 
 
 class RandomResizedCrop(GeometryTransform):
-    """Crops a share of the area, drawn from ``scale``, with a drawn aspect ratio, and resizes it to ``size`` (H, W).
+    """Crops a random share of the area, from ``scale``, with a random aspect ratio, and resizes it to ``size`` (H, W).
 
-    2.0.8's own refuses a ``scale`` above 1, which files of 2019 have. An area larger than the picture is drawn again;
-    after ten draws the whole picture (cut to the nearest allowed ratio, in its centre) is taken.
+    2.0.8's own refuses a ``scale`` above 1, which files of 2019 have. An area larger than the picture is drawn again.
+    After ten draws the whole picture is taken, cropped about its centre to the nearest allowed ratio.
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -97,7 +97,7 @@ class RandomResizedCrop(GeometryTransform):
 
         @model_validator(mode="after")
         def check(self) -> Any:
-            """Refuse what leaves nothing."""
+            """Refuse arguments that leave no picture."""
             if min(*self.size, self.scale[0], self.ratio[0]) <= 0:
                 raise ValueError("size, scale and ratio must be above 0")
             return self
@@ -144,9 +144,9 @@ class RandomResizedCrop(GeometryTransform):
 
 
 class Cutout(ImageTransform):
-    """Fills ``num_holes`` boxes of ``max_h_size`` x ``max_w_size`` pixels, cut off where they leave the picture.
+    """Fills ``num_holes`` boxes of ``max_h_size`` x ``max_w_size`` pixels; they may reach over the picture's edge.
 
-    A box's middle is drawn evenly over the picture. 2.0.8's CoarseDropout keeps its boxes inside.
+    A box's middle is uniform over the picture. 2.0.8's CoarseDropout keeps its boxes inside.
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -184,7 +184,7 @@ class Cutout(ImageTransform):
 
 
 class MotionBlur(ImageTransform):
-    """Averages along a line between two pixels, drawn in a square of an odd side from ``blur_limit``.
+    """Averages along a line between two random pixels of a square, whose odd side comes from ``blur_limit``.
 
     2.0.8's own draws an angle and a direction instead, which gives longer lines.
     """
@@ -219,10 +219,10 @@ class MotionBlur(ImageTransform):
 
 
 class ElasticTransform(GeometryTransform):
-    """A random affine map by three points moved up to ``alpha_affine`` pixels, then a smooth random displacement.
+    """Moves three points by up to ``alpha_affine`` pixels (an affine map), then displaces smoothly at random.
 
-    The displacement is even noise in (-1, 1), smoothed by a Gaussian of ``sigma`` pixels, times ``alpha``. 2.0.8's own
-    has no affine part and draws normal noise.
+    The displacement is uniform noise in (-1, 1), smoothed by a Gaussian of ``sigma`` pixels, times ``alpha``. 2.0.8's
+    own has no affine part and draws normal noise.
     """
 
     class InitSchema(_BorderSchema):
@@ -243,7 +243,7 @@ class ElasticTransform(GeometryTransform):
         approximate: bool = False,
         p: float = 0.5,
     ) -> None:
-        """``approximate``: smooth by a kernel of 17 pixels at most, whatever ``sigma`` is."""
+        """``approximate``: smooth by a kernel of at most 17 pixels, for any ``sigma``."""
         super().__init__(p=p)
         self.alpha = alpha
         self.sigma = sigma
@@ -269,7 +269,7 @@ class ElasticTransform(GeometryTransform):
 
     def _displacement(self, height: int, width: int) -> np.ndarray:
         noise = self.random_generator.random((height, width), dtype=np.float32) * 2 - 1
-        # scipy's filter of 2019 reached 4 sigma and mirrored the border with its edge pixel.
+        # scipy's filter of 2019 reached 4 sigma and mirrored the border, its edge pixel included.
         kernel = (17, 17) if self.approximate else (2 * int(4 * self.sigma + 0.5) + 1,) * 2
         border = cv2.BORDER_REFLECT_101 if self.approximate else cv2.BORDER_REFLECT
         return cv2.GaussianBlur(noise, kernel, self.sigma, borderType=border) * np.float32(self.alpha)

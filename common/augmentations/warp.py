@@ -1,4 +1,4 @@
-"""Moves pixels of pictures with any number of channels: OpenCV's warps take four at a time."""
+"""Warp pictures of any number of channels; OpenCV takes at most four at a time."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def warp_affine(
 ) -> np.ndarray:
     """Return ``image`` (H, W) or (H, W, C) moved by a 2 x 3 matrix, from source to target pixels (x, y).
 
-    ``flags``: OpenCV's interpolation; with ``WARP_INVERSE_MAP`` the matrix goes from target to source. ``fill``: what
-    a constant border shows, one number or one for each channel. ``size`` (height, width) of the result, None: that of
-    ``image``. ``target``: memory for the result of at most four channels, None: new memory.
+    ``flags``: OpenCV's interpolation; with ``WARP_INVERSE_MAP`` the matrix goes from target to source. ``fill``: the
+    value of a constant border, one number or one for each channel. ``size`` (height, width) of the result; None: that
+    of ``image``. ``target``: memory for the result of at most four channels, None: new memory.
     """
     size = size or image.shape[:2]
     return _in_fours(
@@ -50,7 +50,7 @@ def remap(
     fill: Fill,
     target: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return what ``image`` shows at ``map_x``, ``map_y``, float32 (H, W); the rest as :func:`warp_affine`."""
+    """Sample ``image`` at ``map_x``, ``map_y``, float32 (H, W); other arguments as for :func:`warp_affine`."""
     return _in_fours(
         image,
         fill,
@@ -81,7 +81,7 @@ def _in_fours(
 
 
 class AffineTransform(GeometryTransform):
-    """Base of transforms that draw a ``matrix``, 2 x 3 from source to target pixels, and warp by it."""
+    """Base of transforms that draw a 2 x 3 ``matrix`` from source to target pixels and warp by it."""
 
     interpolation = cv2.INTER_LINEAR
     border_mode = cv2.BORDER_CONSTANT

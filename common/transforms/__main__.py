@@ -1,4 +1,4 @@
-"""Transform files by command line: python -m common.transforms show | preview | convert."""
+"""The command line for transform files: python -m common.transforms show | preview | convert."""
 
 from __future__ import annotations
 

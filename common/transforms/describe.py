@@ -1,4 +1,4 @@
-"""A pipeline in words: what each step does, how often, to which units and shapes."""
+"""Describe a pipeline in words: what each step does, how often, and on which units and shapes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Shape:
         return f"({self.height}, {self.width}, {self.channels})"
 
     def follow(self, transform: Any) -> str:
-        """Note what a transform does to the shape, and return it as the end of a sentence."""
+        """Follow the shape through a transform; return the change as the end of a sentence."""
         before = str(self)
         if isinstance(transform, DicomWindowShift):
             self.channels = str(transform.channels)
@@ -66,7 +66,7 @@ def chance_of(p: float) -> str:
 
 
 def words(transform: Any) -> str:
-    """Return what a transform does; for a class without words of its own its arguments as they are."""
+    """Return what a transform does; for a class without words of its own, its arguments."""
     for kind, say in WORDS.items():
         if isinstance(transform, kind):
             return say(transform)

@@ -1,4 +1,4 @@
-"""A pipeline of which the loading processes only draw the numbers; the device does the work, in whole batches."""
+"""Split a pipeline: the loading processes draw the random numbers, the device computes whole batches."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BORDERS = (CONSTANT, REPLICATE, REFLECT, REFLECT_101)
 
 
 class DevicePart:
-    """Draws what ``pipeline`` would do to a picture; :mod:`common.datasets.finish` does it, for whole batches.
+    """Draws the steps that ``pipeline`` would do; :mod:`common.datasets.finish` does them, for whole batches.
 
-    ``part(image=picture)`` gives ``image`` as it came, ``steps``, and ``size`` (height, width) after them. All draws
-    are those of the pipeline.
+    ``part(image=picture)`` returns the unchanged ``image``, its ``steps``, and the ``size`` (height, width) after them.
+    The draws are those of the pipeline.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        """``pipeline``: one that :func:`device_refusal` has nothing against."""
+        """``pipeline``: one for which :func:`device_refusal` returns None."""
         self.pipeline = pipeline
         self.name, self.document, self.channels = pipeline.name, pipeline.document, pipeline.channels
 
@@ -43,12 +43,12 @@ class DevicePart:
         return {"image": image, "steps": tuple(steps), "size": shape[:2]}
 
     def trial(self, image: np.ndarray) -> None:
-        """Try the pipeline, as its own :meth:`~common.transforms.pipeline.Pipeline.trial`."""
+        """Try the pipeline, see :meth:`common.transforms.pipeline.Pipeline.trial`."""
         self.pipeline.trial(image)
 
 
 def device_refusal(pipeline: Pipeline) -> str | None:
-    """Return which step of a pipeline has no form for batches, in words; None where all have one."""
+    """Return in words which step of a pipeline has no form for batches; None if all have one."""
     windows = [isinstance(transform, DicomWindowShift) for transform in pipeline.transforms]
     before_window = pipeline.transforms[: windows.index(True)] if any(windows) else []
     in_hu = {id(leaf) for transform in before_window for leaf in _leaves(transform)}

@@ -1,8 +1,8 @@
-"""From a JSON document to transform objects, today's form and that of 2019, with everything checked on the way.
+"""Turn a JSON document, of today's form or of 2019's, into transform objects, and check everything in it.
 
-A file is read as data: a class name in it can only pick one of albumentations' transforms, of
-``common.albumentations``, or of a module of your own in this project's folder. What the library would only warn about,
-or answer by its defaults, is refused.
+A file is data: a class name in it can only choose a transform of albumentations, of ``common.albumentations``, or of
+your own module in this project's folder. Arguments that the library would only warn about, or replace by its defaults,
+are refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CLIPPED = "hu clipped to a window"
 MAX_DEPTH, MOST_STEPS = 20, 500
 
 ALWAYS_WARNS = (A.ShiftScaleRotate, A.PiecewiseAffine, A.FrequencyMasking, A.TimeMasking, A.TimeReverse)
-LIBRARYS = READ | {"Normalize"}  # the others of TOLD are told as these
+LIBRARYS = READ | {"Normalize"}  # the other classes of TOLD become these
 UNITLESS = (A.Blur, A.ChannelDropout, A.ChannelShuffle, A.NoOp, A.PixelDropout)
 """Transforms that change values and work in any unit; every other one of albumentations' takes 0..1."""
 
@@ -53,7 +53,7 @@ UNITLESS = (A.Blur, A.ChannelDropout, A.ChannelShuffle, A.NoOp, A.PixelDropout)
 def find_transform(name: str) -> Path:
     """Return the file that ``name`` means: a path, or a bare name in the project's ``transforms/``.
 
-    Raises UsageError, with what ``transforms/`` holds, where there is none.
+    Raises UsageError, listing the files in ``transforms/``, if there is none.
     """
     path = Path(name)
     if path.is_file():
@@ -67,7 +67,7 @@ def find_transform(name: str) -> Path:
 
 
 def read_document(path: Path) -> Any:
-    """Return the JSON document of a file; UsageError where there is none."""
+    """Read a file's JSON document; UsageError if there is none."""
     try:
         return read_json(path)
     except OSError as error:
@@ -79,8 +79,8 @@ def read_document(path: Path) -> Any:
 def todays_document(document: Any, name: str) -> dict[str, Any]:
     """Return a document of either form in today's words; ``name`` is its file, for messages.
 
-    What was read in another meaning than the file's letter is a warning, a line each. Raises UsageError, one line, for
-    what can't be meant.
+    A line is logged as a warning for each argument whose meaning is not the literal one. Raises UsageError, one line,
+    for what has no valid meaning.
     """
     if not isinstance(document, dict) or not isinstance(document.get("transform"), dict):
         raise UsageError(f"{name}: not a file of albumentations: it needs '__version__' and 'transform'")
@@ -122,13 +122,13 @@ def build_transforms(document: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def window_position(transforms: Sequence[Any]) -> int:
-    """Return where a window must stand: behind the last transform that takes Hounsfield units."""
+    """Return the window's position: after the last transform that takes Hounsfield units."""
     takes_hu = [index for index, transform in enumerate(transforms) if HOUNSFIELD in map(units, _leaves(transform))]
     return takes_hu[-1] + 1 if takes_hu else 0
 
 
 def check_order(transforms: Sequence[Any], name: str, *, windowed: bool) -> None:
-    """Raise UsageError where a transform would compute on other units than it takes.
+    """Raise UsageError if a transform would get other units than it takes.
 
     ``windowed``: pictures come on 0..1; otherwise they come as Hounsfield units until a DicomWindowShift.
     """
@@ -207,11 +207,11 @@ def _leaves(transform: Any) -> Iterator[Any]:
 
 
 def find_class(fullname: str) -> type | None:
-    """Return the class that a name in a file means, None where it may not be named.
+    """Return the class that a name in a file means; None if the name is not allowed.
 
-    A bare name, or one within albumentations, is the library's; a class that only this project has goes by its bare
-    name and by whatever module the notebook of 2019 kept it in. A class of your own goes by its path in this project's
-    folder, ``examples.transform.Gain``; no module from elsewhere is imported.
+    A bare name, or one within albumentations, is the library's. A class that only this project has is found by its bare
+    name, with any module in front: notebooks of 2019 kept it in various ones. Your own class is named by its path in
+    this project's folder, such as ``examples.transform.Gain``. No module from elsewhere is imported.
     """
     module, _, short = fullname.rpartition(".")
     if is_librarys(fullname) and short in LIBRARYS:
@@ -227,7 +227,7 @@ def find_class(fullname: str) -> type | None:
 
 
 def _checked(step: Any, notes: list[str]) -> Node:
-    """Return a step of today's form, and what stands in it, with every name known; add what to say to ``notes``."""
+    """Check a step of today's form and its children, and return it with known names; add remarks to ``notes``."""
     if not isinstance(step, dict) or not isinstance(step.get(CLASS_KEY), str):
         raise UsageError(f"a transform without {CLASS_KEY!r}")
     fullname, short = step[CLASS_KEY], short_name(step)
@@ -254,7 +254,7 @@ def _is_composition(step: Mapping[str, Any]) -> bool:
 
 
 def _check_extent(step: Any, name: str) -> None:
-    """Raise UsageError for too deep or too many transforms, without recursion: a file may be made to break one."""
+    """Raise UsageError for too many or too deep transforms. No recursion: a hostile file could overflow it."""
     depth, count, level = 0, 0, [step]
     while level:
         depth, count = depth + 1, count + len(level)
@@ -280,7 +280,7 @@ def _build(step: Node, name: str) -> Any:
         arguments["transforms"] = [_build(child, name) for child in arguments.get("transforms", [])]
     try:
         with warnings.catch_warnings():
-            # The library answers some arguments that it can't take with a warning and its defaults.
+            # For some invalid arguments the library only warns and takes its defaults.
             warnings.simplefilter("error")
             if issubclass(built, ALWAYS_WARNS):
                 warnings.simplefilter("ignore")
@@ -294,7 +294,7 @@ def _arguments(built: type) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the one line in a message of pydantic's that says what is wrong."""
+    """Return the line of pydantic's message that says what is wrong."""
     details = getattr(error.__cause__, "errors", None)
     if details is not None:
         first = details()[0]

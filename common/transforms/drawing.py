@@ -1,7 +1,7 @@
-"""What the transforms of a file draw for one picture: a flip, a move or a change of values.
+"""Draw each transform's random numbers for one picture; the result is a flip, a move or a change of values.
 
-The numbers come from the transforms' own methods, in the library's order, so that a stream of random numbers means the
-same here and in ``albumentations.Compose``; only the noise's field is another one.
+The numbers come from the transforms' own methods, in the library's order. So a stream of random numbers means the same
+here and in ``albumentations.Compose``; only the noise's field differs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from common.errors import UsageError
 from common.transforms.joining import Change, Drawn, Flip, Grid, Joiner, Move, Shape, crop, forward
 from common.transforms.pictures import FORMS
 
-FOLLOWED = (A.OneOf, A.Sequential, A.Compose)  # by their exact class; every other composition works by itself
+FOLLOWED = (A.OneOf, A.Sequential, A.Compose)  # exactly these classes; other compositions work as one step
 BOX_STEP = 8
 
 
 class Chance:
-    """Draws which transforms work, as the library does: a single one that is sure draws nothing, a composition does."""
+    """Draws which transforms work, as the library does; a single one with p = 1 draws nothing, a composition does."""
 
     def works(self, transform: Any, *, chosen: bool) -> bool:
         """Say whether a transform works; ``chosen``: a OneOf has chosen it."""
@@ -43,7 +43,7 @@ class Chance:
 
 @dataclass(frozen=True)
 class Trial(Chance):
-    """All that have a chance work, of OneOf the child numbered ``number``; ``sure``: only those that always do."""
+    """Every transform with p > 0 works, and OneOf chooses child ``number``; ``sure``: only those with p = 1 work."""
 
     number: int
     sure: bool = False
@@ -53,16 +53,16 @@ class Trial(Chance):
         return transform.p > 0 and (chosen or not self.sure or transform.p >= 1)
 
     def choice(self, one_of: A.OneOf) -> int:
-        """Return the number, counted round."""
+        """Return ``number`` modulo the count of children."""
         return self.number % len(one_of.transforms)
 
 
 def draw_steps(
     compose: A.Compose, shape: Shape, do: Callable[[Step], Shape | None], chance: Chance, *, fuse: bool = False
 ) -> Shape:
-    """Draw for a picture of ``shape``, hand each step to ``do`` once it is known, and return the shape at the end.
+    """Draw for a picture of ``shape``, pass each step to ``do`` as soon as it is known; return the final shape.
 
-    ``do`` may return the picture's shape. It must where a transform is called as it is.
+    ``do`` may return the picture's new shape. It must do so if a transform is called directly.
     """
     joiner = Joiner(shape, do, fuse=fuse)
     draw(compose, joiner, chance, ())
@@ -71,11 +71,11 @@ def draw_steps(
 
 
 def draw(transform: Any, joiner: Joiner, chance: Chance, place: tuple[int, ...], *, chosen: bool = False) -> None:
-    """Draw whether and how ``transform`` works and hand it to ``joiner``.
+    """Draw whether and how ``transform`` works, and add it to ``joiner``.
 
-    OneOf, Sequential and Compose are followed into. Every other composition, and a transform that no row of
-    :data:`DRAWS` tells, is a step that calls it as it is. ``place``: the transform's number in its parent, after those
-    of its parents.
+    The children of OneOf, Sequential and Compose are drawn one by one. Any other composition, and a transform without a
+    row in :data:`DRAWS`, becomes a step that calls it directly. ``place``: the transform's path, its parents' numbers
+    first, then its own.
     """
     if not chance.works(transform, chosen=chosen):
         return
@@ -102,7 +102,7 @@ def alternatives(transform: Any) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """How a class draws: its step's ``kind``, what it draws for a picture of a shape, and for which arguments."""
+    """How a class draws: its step's ``kind``, the draw for a picture of a shape, and for which arguments."""
 
     kind: str
     draw: Callable[[Any, Shape], Drawn]
@@ -110,7 +110,7 @@ class Row:
 
 
 def row_of(transform: Any) -> Row | None:
-    """Return the row of a transform; None where it has none, or not with its arguments."""
+    """Return a transform's row; None if it has none, or none for its arguments."""
     row = DRAWS.get(type(transform))
     return row if row is not None and row.fits(transform) else None
 
@@ -121,13 +121,15 @@ def add_transform(
     picture: Callable[..., None] | None = None,
     batch: Callable[..., Any] | None = None,
 ) -> None:
-    """Let a transform class of your own draw a step, which both executors do.
+    """Register your own transform class, so that it draws a step for both executors.
 
-    ``picture`` and ``batch`` are the forms of the row's step where its kind is a new one: functions as in
-    :data:`common.transforms.pictures.FORMS` and :data:`common.datasets.finish.KERNELS`. Without a form for batches a
-    file with the transform is computed on the CPU. ValueError for a kind of step that is taken.
+    ``picture`` and ``batch`` execute a new kind of step: functions as in :data:`common.transforms.pictures.FORMS` and
+    :data:`common.datasets.finish.KERNELS`. Without ``batch``, a file with the transform is computed on the CPU. Raises
+    ValueError if the kind is taken.
     """
-    from common.datasets.finish import KERNELS  # torch: `python -m common.transforms` needs none
+    from common.datasets.finish import (
+        KERNELS,
+    )  # here: it imports torch, which `python -m common.transforms` doesn't need
 
     forms = [(table, form) for table, form in ((FORMS, picture), (KERNELS, batch)) if form is not None]
     if any(row.kind in table for table, _ in forms):
@@ -154,7 +156,7 @@ def _warp(transform: Any, shape: Shape) -> Move:
 
 
 def _grid(transform: A.GridDistortion, shape: Shape) -> Move:
-    params = _params(transform, shape)  # the library's maps are the same in every row, or column
+    params = _params(transform, shape)  # the library's maps repeat in every row, or column
     link = Grid(params["map_x"][0], params["map_y"][:, 0])
     return Move((link,), shape[:2], transform.interpolation, (transform.border_mode, transform.fill))
 
@@ -171,7 +173,7 @@ def _own_crop(transform: era2019.RandomResizedCrop, shape: Shape) -> Move:
 def _holes(transform: A.CoarseDropout, shape: Shape) -> Change:
     holes = np.asarray(_params(transform, shape)["holes"]).reshape(-1, 4)
     boxes = np.zeros((-(-len(holes) // BOX_STEP) * BOX_STEP, 4), dtype=np.int64)
-    boxes[: len(holes)] = holes  # the others are empty: pictures with another number of holes are done in one go
+    boxes[: len(holes)] = holes  # the rest stay empty, so that pictures with fewer holes fit in a batch
     return Change("holes", (float(transform.fill),), {"boxes": boxes}, ("boxes",))
 
 

@@ -1,7 +1,7 @@
-"""From what transforms draw to the steps that are done: flips wait for the next warp, warps may be joined to one.
+"""Turn the transforms' draws into steps: flips wait for the next warp, and warps may be joined into one.
 
-Coordinates are pixels (x, y), (0, 0) being the middle of the first one. A link takes a place in its target to the place
-in its source. A chain lists its links from the picture's side on.
+Coordinates are pixels (x, y); (0, 0) is the middle of the first pixel. A link maps a place in its target to the place
+in its source. A chain lists its links beginning at the picture.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Grid:
-    """The place (``columns[x]``, ``rows[y]``), linear between the pixels and going on beyond them; float (W,), (H,)."""
+    """A link to (``columns[x]``, ``rows[y]``), float (W,), (H,); linear between the pixels, extrapolated beyond."""
 
     columns: np.ndarray
     rows: np.ndarray
@@ -33,7 +33,7 @@ Link = np.ndarray | Grid
 
 @dataclass(frozen=True)
 class Flip:
-    """Exchange left and right (``horizontal``), or top and bottom."""
+    """Swap left and right (``horizontal``), or top and bottom."""
 
     horizontal: bool
 
@@ -42,8 +42,8 @@ class Flip:
 class Move:
     """Show a chain's source places in a picture of ``size`` (height, width).
 
-    ``border``: OpenCV's mode and the fill of what lies beyond the source's edge; None: nothing beyond it is shown.
-    ``box`` (top, left, height, width): the move is this part, resized.
+    ``border``: OpenCV's mode and the fill beyond the source's edge; None: nothing beyond the edge is shown. ``box``
+    (top, left, height, width): the move shows this part, resized.
     """
 
     links: tuple[Link, ...]
@@ -57,9 +57,9 @@ class Move:
 class Change:
     """Change values by the step ``kind``, with its ``constants`` and ``numbers``, see :class:`Step`.
 
-    ``boxes``: which of the numbers are boxes (left, top, right, bottom), (N, 4); () where each pixel changes by itself.
-    Such a step may be done before a flip that still waits. None: flips are done first. ``shape``: the picture's
-    afterwards, None: as before.
+    ``boxes``: which of the numbers are boxes (left, top, right, bottom), (N, 4); (): each pixel changes by itself. In
+    both cases the step may be done before a waiting flip. None: flips are done first. ``shape``: the picture's shape
+    afterwards; None: unchanged.
     """
 
     kind: str
@@ -73,13 +73,13 @@ Drawn = Flip | Move | Change
 
 
 def forward(matrix: np.ndarray) -> np.ndarray:
-    """Return the link of a 2 x 3 matrix that takes places of the source to the target; it must not be singular."""
+    """Return the link of a 2 x 3 matrix from source to target places; it must not be singular."""
     inverse = np.linalg.inv(matrix[:, :2])
     return np.column_stack([inverse, -inverse @ matrix[:, 2]])
 
 
 def flip(horizontal: bool, vertical: bool, shape: Shape) -> np.ndarray:
-    """Return the link that exchanges left and right, top and bottom, or both, of a picture of ``shape``."""
+    """Return the link that swaps left and right, top and bottom, or both, in a picture of ``shape``."""
     height, width = shape[:2]
     x = (-1.0, 0.0, width - 1.0) if horizontal else (1.0, 0.0, 0.0)
     y = (0.0, -1.0, height - 1.0) if vertical else (0.0, 1.0, 0.0)
@@ -87,7 +87,7 @@ def flip(horizontal: bool, vertical: bool, shape: Shape) -> np.ndarray:
 
 
 def crop(box: Box, size: Size, interpolation: int) -> Move:
-    """Return the move of a part (top, left, height, width) resized to ``size``, the pixels' edges fitting."""
+    """Return the move of a part (top, left, height, width) resized to ``size``, aligned at the pixels' edges."""
     top, left, rows, columns = box
     y, x = rows / size[0], columns / size[1]
     link = np.array([[x, 0, left + x / 2 - 0.5], [0, y, top + y / 2 - 0.5]])
@@ -106,25 +106,25 @@ def join(links: Sequence[Link]) -> tuple[Link, ...]:
 
 
 class Joiner:
-    """Takes what transforms draw for one picture, in order, and hands on the steps that do it.
+    """Takes the transforms' draws for one picture, in order, and passes on the steps.
 
-    A flip waits for the next step that moves pixels. With ``fuse`` all that moves pixels waits, until values change:
-    neighbours of linear interpolation and the same border are joined to one warp of the first one's source. What lies
-    beyond the source's edge is then decided once, by the border mode, and what an earlier crop left out is still there.
+    A flip waits for the next step that moves pixels. With ``fuse``, all moves wait until values change, and neighbours
+    with linear interpolation and the same border become one warp of the first one's source. Then the border mode is
+    applied only once, at the source's edge, and pixels that an earlier crop cut off can still appear.
     """
 
     def __init__(self, shape: Shape, do: Callable[[Step], Shape | None], *, fuse: bool = False) -> None:
-        """``shape`` (H, W) or (H, W, C) before the first step; ``do`` gets the steps, and may tell the shape after."""
+        """``shape`` (H, W) or (H, W, C) before the first step; ``do`` gets the steps and may return the new shape."""
         self.shape = shape
         self._do = do
         self._fuse = fuse
-        self._source = shape  # after the steps that were handed on
-        self._move: Move | None = None  # waits, as drawn at _place
+        self._source = shape  # shape after the steps passed on so far
+        self._move: Move | None = None  # waits; drawn at _place
         self._place: tuple[int, ...] = ()
-        self._flips = {True: False, False: False}  # horizontal, vertical: they wait behind the move
+        self._flips = {True: False, False: False}  # horizontal, vertical: they wait after the move
 
     def add(self, drawn: Drawn, place: tuple[int, ...]) -> None:
-        """Take what the transform at ``place`` of the file draws."""
+        """Add the draw of the transform at ``place`` in the file."""
         if isinstance(drawn, Flip):
             self._flips[drawn.horizontal] ^= True
         elif isinstance(drawn, Move):
@@ -138,7 +138,7 @@ class Joiner:
             self.shape = self._source = after or drawn.shape or self.shape
 
     def finish(self, place: tuple[int, ...]) -> None:
-        """Hand on all that waits; ``place`` is behind all others."""
+        """Pass on everything that waits; ``place`` comes after all others."""
         self._hand_on_move()
         self._hand_on_flips(place)
 
@@ -152,7 +152,7 @@ class Joiner:
             self._hand_on_move()
             if move.box is None:
                 move = replace(move, links=join((self._flip_link(), *move.links)))
-            else:  # the flip waits on
+            else:  # the flip keeps waiting
                 top, left, rows, columns = move.box
                 left, top, *_ = self._mirrored(np.array([[left, top, left + columns, top + rows]]))[0].tolist()
                 move = crop((top, left, rows, columns), move.size, move.interpolation)
@@ -191,17 +191,17 @@ class Joiner:
     def _hand_on(
         self, kind: str, constants: tuple[Any, ...], numbers: dict[str, np.ndarray], place: tuple[int, ...]
     ) -> Shape | None:
-        # A flip may be done for the sake of the transform at its place, before what that one does.
+        # The transform at this place may need the flip done first.
         return self._do(Step((*place, kind != "flip"), kind, constants, numbers))
 
     def _flip_link(self) -> np.ndarray:
-        """Return the flips that wait as a link; they wait no more."""
+        """Return the waiting flips as a link and clear them."""
         link = flip(self._flips[True], self._flips[False], self.shape)
         self._flips = {True: False, False: False}
         return link
 
     def _mirrored(self, boxes: np.ndarray) -> np.ndarray:
-        """Return boxes (left, top, right, bottom), (N, 4), where they are before the flips that wait."""
+        """Return where boxes (left, top, right, bottom), (N, 4), lie before the waiting flips."""
         height, width = self.shape[:2]
         left, top, right, bottom = boxes.T
         if self._flips[True]:
@@ -212,11 +212,11 @@ class Joiner:
 
 
 def _fit(first: Move, second: Move) -> bool:
-    """Say whether one warp can do both: linear, and with one idea of what is beyond the border."""
+    """Whether one warp can do both moves: linear interpolation, and the same border."""
     borders = {first.border, second.border} - {None}
     return {first.interpolation, second.interpolation} == {cv2.INTER_LINEAR} and len(borders) < 2
 
 
 def _sloped(table: np.ndarray) -> np.ndarray:
-    """Return a table with a second value at least, so that it can go on beyond its end."""
+    """Return a table with at least two values, so that it can be extrapolated."""
     return table if len(table) > 1 else np.append(table, table[0] + 1)

@@ -1,8 +1,8 @@
-"""Files of albumentations 0.3 to 0.5, told in the words of 2.0.8.
+"""Translate files of albumentations 0.3 to 0.5 into those of 2.0.8.
 
-A row of :data:`ROWS` knows one class of then: its arguments with the defaults of then, and how it is said today. A
-class that can't be said is in :data:`REFUSED` with advice. Nothing is guessed: an argument that no release had is an
-error. What had another meaning in some releases, or was meant for 8-bit pictures, adds a line to the notes.
+Each row of :data:`ROWS` knows one old class: its arguments with their old defaults, and its translation. A class
+without a translation is in :data:`REFUSED`, with advice. Nothing is guessed: an argument that no release had is an
+error. An argument whose meaning changed between releases, or that was meant for 8-bit pictures, adds a note.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common.transforms.library import CLASS_KEY, Node, node, short_name, unknown
 from common.transforms.library import REFUSED as REFUSED_TODAY
 
 EIGHT_BIT = 255.0
-MAX_UNIT_VARIANCE = 0.25  # no noise on 0..1 has more, and on 0..255 less than this is rounded away
+MAX_UNIT_VARIANCE = 0.25  # the most on 0..1; on 0..255 a smaller variance is rounded away
 
 Version = tuple[int, ...]
 
@@ -32,7 +32,7 @@ REQUIRED = _Required()
 
 @dataclass
 class Old:
-    """One transform of an old file: ``arguments`` with all defaults filled in, and where notes go."""
+    """One transform of an old file: its ``arguments``, defaults filled in, and the list for notes."""
 
     name: str
     arguments: dict[str, Any]
@@ -43,17 +43,17 @@ class Old:
         return self.arguments[argument]
 
     def note(self, line: str) -> None:
-        """Add a line, once."""
+        """Add a line, unless it is there already."""
         text = f"{self.name}: {line}"
         if text not in self.notes:
             self.notes.append(text)
 
     def refuse(self, reason: str) -> UsageError:
-        """Return the error for what has no equal today."""
+        """Return the error for a transform that has no equal today."""
         return UsageError(f"{self.name}: {reason}")
 
     def pixel_value(self, argument: str) -> Any:
-        """Return a pixel value on 0..1; above 1 it is one of an 8-bit picture."""
+        """Return a pixel value on 0..1; a value above 1 is taken as one of an 8-bit picture."""
         value = self[argument]
         if value is None:
             return 0.0
@@ -66,7 +66,7 @@ class Old:
 
 @dataclass(frozen=True)
 class Row:
-    """``defaults``: every argument of then with its default; ``today``: the transform in today's words, without p."""
+    """``defaults``: all old arguments with their defaults. ``today``: translates the transform, without its p."""
 
     defaults: Mapping[str, Any]
     today: Callable[[Old], Node]
@@ -74,12 +74,12 @@ class Row:
 
 
 def own(name: str, **arguments: Any) -> Node:
-    """Return one of this project's transforms as it stands in a file."""
+    """Return one of this project's transforms in the form of a file."""
     return {CLASS_KEY: f"{MODULE}.{name}", **arguments}
 
 
 def same(name: str | None = None, drop: tuple[str, ...] = (), **added: Any) -> Callable[[Old], Node]:
-    """Return the translation of a class whose arguments kept their names, but for those in ``drop``."""
+    """Return a translation that keeps the arguments' names and leaves out those in ``drop``."""
 
     def today(old: Old) -> Node:
         kept = {key: value for key, value in old.arguments.items() if key not in drop}
@@ -93,7 +93,7 @@ IMGAUG_BORDERS = {"constant": 0, "edge": 1, "symmetric": 2, "wrap": 3, "reflect"
 
 
 def border(old: Old) -> Node:
-    """Return how a geometric transform interpolates and what it puts outside the picture."""
+    """Return a geometric transform's arguments for interpolation and border."""
     return {
         "interpolation": old["interpolation"],
         "border_mode": old["border_mode"],
@@ -103,7 +103,7 @@ def border(old: Old) -> Node:
 
 
 def symmetric(value: Any) -> list[float]:
-    """Return a limit as a pair: a number x stands for (-x, x)."""
+    """Return a limit as a pair; a number x means (-x, x)."""
     return [-value, value] if isinstance(value, (int, float)) else list(value)
 
 
@@ -223,7 +223,7 @@ def _gaussian_blur(old: Old) -> Node:
     low, high = old["blur_limit"] if not isinstance(old["blur_limit"], int) else (3, old["blur_limit"])
     if max(sigmas) > 0:
         return node("GaussianBlur", blur_limit=[low, high], sigma_limit=sigmas)
-    # OpenCV derives sigma from the kernel's side where it is 0.
+    # For sigma 0, OpenCV derives it from the kernel's side.
     sizes = [side for side in range(low, high + 1) if side % 2]
     kernels = [(side, 0.3 * ((side - 1) * 0.5 - 1) + 0.8) for side in sizes]
     blurs = [node("GaussianBlur", blur_limit=[side] * 2, sigma_limit=[sigma] * 2, p=1.0) for side, sigma in kernels]
@@ -297,7 +297,7 @@ def _affine(old: Old) -> Node:
         keep_ratio=True,
         translate_percent=old["translate_percent"],
         translate_px=old["translate_px"],
-        # imgaug turned clockwise, 2.0.8 turns counter-clockwise.
+        # imgaug rotated clockwise, 2.0.8 rotates counter-clockwise.
         rotate=_negative(old["rotate"]),
         shear={"x": _fixed(old["shear"]), "y": _negative(old["shear"])},
         interpolation={0: 0, 1: 1, 3: 2}[old["order"]],
@@ -325,7 +325,7 @@ def _superpixels(old: Old) -> Node:
 
 
 def _fixed(value: Any) -> Any:
-    """Return a number as a pair of itself."""
+    """Return a number x as the pair [x, x]."""
     return [value, value] if isinstance(value, (int, float)) else value
 
 
@@ -484,15 +484,15 @@ COMPOSITION_EXTRAS = ("bbox_params", "keypoint_params", "additional_targets", "s
 
 
 def translate(root: Mapping[str, Any], version: Version, notes: list[str]) -> Node:
-    """Return an old file's outermost transform in today's words and add to ``notes`` what the user should know.
+    """Translate an old file's outermost transform, and add to ``notes`` what the user should know.
 
-    Raises UsageError (a line without the file's name) for what can't be meant today.
+    Raises UsageError (a line without the file's name) for what has no translation.
     """
     return _translate(root, version, notes, weight=False)
 
 
 def _translate(step: Any, version: Version, notes: list[str], *, weight: bool) -> Node:
-    """``weight``: a choice of OneOf, whose p is its weight; ``always_apply`` doesn't change it."""
+    """Translate one transform. ``weight``: a child of OneOf, whose p is its weight, whatever ``always_apply``."""
     if not isinstance(step, Mapping) or not isinstance(step.get(CLASS_KEY), str):
         raise UsageError(f"a transform without {CLASS_KEY!r}")
     name = short_name(step)

@@ -1,7 +1,7 @@
-"""The transforms that albumentations 2.0.8 can save: which are read, told otherwise, or refused with advice.
+"""The transforms that albumentations 2.0.8 can save: each is read, replaced or refused with advice.
 
-Each class has one row, in :data:`READ`, :data:`TOLD` or :data:`REFUSED`. What can't work on single pictures, or would
-leave the scale of 0..1, is refused here, where a file is read, and not at the first picture.
+Each class has one row, in :data:`READ`, :data:`TOLD` or :data:`REFUSED`. A class that can't work on single pictures, or
+would leave the scale of 0..1, is refused when the file is read, not at the first picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Node = dict[str, Any]
 
 
 def node(name: str, **arguments: Any) -> Node:
-    """Return a transform of albumentations' own as it stands in a file."""
+    """Return a transform of albumentations in the form of a file."""
     return {CLASS_KEY: name, **arguments}
 
 
@@ -27,7 +27,7 @@ def short_name(step: Mapping[str, Any]) -> str:
 
 
 def is_librarys(fullname: str) -> bool:
-    """Return whether a name in a file, bare or with its module, is one of albumentations."""
+    """Return whether a name in a file, bare or with its module, is albumentations'."""
     module = fullname.rpartition(".")[0]
     return module in ("", "albumentations") or module.startswith("albumentations.")
 
@@ -62,7 +62,7 @@ def _to_float(step: Node) -> tuple[Node, str]:
 
 
 def _nothing(step: Node) -> Node:
-    return node("NoOp", p=step.get("p", 1.0))  # its p stays: it is a weight where it stands in a OneOf
+    return node("NoOp", p=step.get("p", 1.0))  # keep p: within a OneOf it is a weight
 
 
 def _normalize(step: Node) -> tuple[Node, str]:
@@ -117,7 +117,7 @@ REFUSED: dict[str, str] = {
 }
 """Refused by name, with advice."""
 
-MOST_SIDE = 4096  # pixels: a picture of three channels then has 200 MB
+MOST_SIDE = 4096  # pixels: three channels then take 200 MB
 MOST_OF: dict[str, float] = {
     **dict.fromkeys(("height", "width", "size", "max_size", "max_size_hw", "min_height", "min_width"), MOST_SIDE),
     **dict.fromkeys(("pad_height_divisor", "pad_width_divisor", "padding", "px"), MOST_SIDE),
@@ -125,11 +125,11 @@ MOST_OF: dict[str, float] = {
 }
 """The most that arguments may be which make pictures larger: a file of a line can ask for gigabytes."""
 
-WINDOWS = ("window", "hounsfield", "dicom", "clip")  # words in the names that others give to such a class
+WINDOWS = ("window", "hounsfield", "dicom", "clip")  # in the names that other programs give to a window
 
 
 def check_size(step: Node) -> None:
-    """Raise UsageError where a step would make pictures larger than any computer should be asked for."""
+    """Raise UsageError if a step would make pictures larger than :data:`MOST_SIDE`."""
     for name, most in MOST_OF.items():
         around = [step.get(name)]
         while around:
@@ -141,9 +141,9 @@ def check_size(step: Node) -> None:
 
 
 def unknown_class(fullname: str, known: Collection[str], only: str) -> UsageError:
-    """Return the error for a class that no row knows; ``only``: whose classes are known, in words.
+    """Return the error for a class without a row; ``only``: whose classes are known, in words.
 
-    Other programs' files hold classes of their own, most of them a window: the advice says what to do instead.
+    Files of other programs have their own classes, most of them windows; the advice says what to do instead.
     """
     short = fullname.rpartition(".")[2]
     hint = nearest(short, known)

@@ -1,4 +1,4 @@
-"""Does steps to one picture, by OpenCV; :mod:`common.datasets.finish` does the same ones to batches."""
+"""Execute steps on one picture by OpenCV; :mod:`common.datasets.finish` executes the same steps on batches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from common.datasets.steps import Step
 from common.dicom.pictures import window as show_window
 from common.errors import UsageError, UserError
 
-BLOCK_VALUES = 2**14  # float32: what is multiplied is still in the cache when it is added to
+BLOCK_VALUES = 2**14  # float32: a product is still in the cache when it is added
 
 _kept = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return float32 memory of ``shape`` with whatever is in it; the next call with ``name`` gives it away again.
+    """Return uninitialized float32 memory of ``shape``; the next call with ``name`` reuses it.
 
-    New pages cost more than the arithmetic on them.
+    New memory pages cost more than the arithmetic on them.
     """
     count = math.prod(shape)
     buffers = _kept.__dict__
@@ -37,27 +37,27 @@ Numbers = Mapping[str, np.ndarray]
 
 
 class Picture:
-    """A picture that steps are done to; the caller's own is never changed.
+    """A picture that steps change; the caller's own array never changes.
 
-    Pictures of three channels are warped with a fourth one beside them, which is quicker. Until it is narrow again such
-    a picture lies in scratch memory.
+    Pictures of three channels are warped with a fourth channel, which is quicker. Until they are narrow again, they lie
+    in scratch memory.
     """
 
     def __init__(self, values: np.ndarray) -> None:
         """``values`` (H, W) or (H, W, C)."""
         self._values = values
-        self._owned = False  # else the caller's
-        self._wide = False  # a fourth channel stands beside the three
+        self._owned = False  # False: the array is the caller's
+        self._wide = False  # True: with a fourth channel
         self._turn = False
 
     def do(self, step: Step) -> tuple[int, ...]:
-        """Do a step and return the shape afterwards."""
+        """Do a step; return the new shape."""
         FORMS[step.kind](self, step.numbers, *step.constants)
         return (*self._values.shape[:2], 3) if self._wide else self._values.shape
 
     @property
     def values(self) -> np.ndarray:
-        """The picture as it is now, to be read only: it may be the caller's."""
+        """The present picture, read-only: it may be the caller's array."""
         if self._wide:
             self.put(cv2.cvtColor(self._values, cv2.COLOR_RGBA2RGB))
         return self._values
@@ -70,16 +70,16 @@ class Picture:
         return self._values
 
     def put(self, values: np.ndarray, *, wide: bool = False) -> None:
-        """Replace the picture by ``values``, which nobody else keeps; ``wide``: with a fourth channel."""
+        """Replace the picture by ``values``, which the caller gives away; ``wide``: they have a fourth channel."""
         self._values, self._owned, self._wide = values, True, wide
 
     def _wide_memory(self, size: Size) -> np.ndarray:
-        """Return memory for a wide picture, in turns one of two, so that one can be painted from the other."""
+        """Return memory for a wide picture, alternating between two: a warp reads one and writes the other."""
         self._turn = not self._turn
         return scratch(f"wide {self._turn:d}", (*size, 4))
 
     def _call(self, numbers: Numbers, transform: Any, force: bool) -> None:
-        """Let a transform work by itself; ``force``: whatever its probability. UsageError where it fails."""
+        """Call a transform directly; ``force``: whatever its probability. UsageError if it fails."""
         values = np.ascontiguousarray(self.values)
         try:
             self.put(transform(image=values if self._owned else values.copy(), force_apply=force)["image"])
@@ -156,7 +156,7 @@ class Picture:
             np.add(block, terms, out=block)
 
     def _narrow_view(self) -> np.ndarray:
-        """Return the picture without its fourth channel, in scratch memory: for what is painted from it at once."""
+        """Return the picture without its fourth channel, in scratch memory: use it at once."""
         if not self._wide:
             return np.ascontiguousarray(self._values)
         narrow = scratch("narrow", (*self._values.shape[:2], 3))
@@ -180,7 +180,7 @@ def source_maps(numbers: Numbers, links: tuple[str, ...], size: Size) -> tuple[n
     """Return x and y of the source for each pixel of a target of ``size``, float32 (H, W), as OpenCV's remap takes.
 
     ``links`` and ``numbers`` as in :func:`common.datasets.finish.sample`. The maps lie in scratch memory, which the
-    next call uses again. As long as x depends on the column alone, and y on the row, no whole map is computed.
+    next call reuses. As long as x depends only on the column, and y only on the row, no full map is computed.
     """
     x, y = np.arange(size[1], dtype=np.float64)[np.newaxis], np.arange(size[0], dtype=np.float64)[:, np.newaxis]
     for number, link in reversed(list(enumerate(links))):

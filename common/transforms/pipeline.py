@@ -1,4 +1,4 @@
-"""A pipeline: a transform file made callable, with one random stream for each picture."""
+"""A pipeline is a callable made from a transform file, with one random stream for each picture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Windows = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Scale:
-    """What a pipeline's output is on: for each Normalize its kind, mean and std (of pictures on 0..1); none: 0..1."""
+    """The scale of a pipeline's output: kind, mean and std (on 0..1) of each Normalize; without any it is 0..1."""
 
     normalizations: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = ()
 
@@ -53,9 +53,9 @@ class Pipeline:
         fuse: bool = False,
         own_window: bool = False,
     ) -> None:
-        """``document``: the file in today's words; ``name``: the file, for messages; ``channels`` None: any.
+        """``document``: the file in today's form; ``name``: the file, for messages; ``channels`` None: any.
 
-        ``fuse``: all steps that move pixels become one warp, see :class:`common.transforms.joining.Joiner`.
+        ``fuse``: join all steps that move pixels into one warp, see :class:`common.transforms.joining.Joiner`.
         ``own_window``: the windows are the file's own.
         """
         self.name = name
@@ -70,23 +70,23 @@ class Pipeline:
     def set_random_seed(self, seed: int) -> None:
         """Seed the draws of the next call.
 
-        All transforms draw from one stream. albumentations' own ``set_random_seed`` gives each of them an equal one:
-        then a flip and a rotation of probability 0.5 always come together.
+        All transforms draw from one stream. albumentations' own ``set_random_seed`` gives them equal streams: then a
+        flip and a rotation of probability 0.5 always come together.
         """
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
     def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Return ``{"image": picture}``; UsageError, with the file's name, where a transform can't take the image.
+        """Return ``{"image": picture}``; UsageError, with the file's name, if a transform can't take the image.
 
-        8-bit pictures are put on 0..1 first.
+        8-bit pictures are scaled to 0..1 first.
         """
         return {"image": self._changed(image, Chance())}
 
     def trial(self, image: np.ndarray) -> None:
-        """Let each transform work on ``image`` once, whatever its probability, then only those that always do.
+        """Try each transform on ``image`` once, whatever its probability, then only those with p = 1.
 
-        Raises UsageError, with the file's name, where one can't take it, for values that are not finite and where the
-        picture's size depends on the draws.
+        Raises UsageError, with the file's name, if a transform can't take the image, if values become non-finite, or
+        if the picture's size depends on the draws.
         """
         trials = [*map(Trial, range(alternatives(self.compose))), Trial(0, sure=True)]
         sizes = {}
@@ -126,7 +126,7 @@ class Pipeline:
 
 
 class Drawing(Protocol):
-    """A pipeline, or the part of one that the loading processes do."""
+    """A pipeline, or the part of it that runs in the loading processes."""
 
     name: str
 
@@ -138,7 +138,7 @@ class Drawing(Protocol):
 
 
 class FixedView:
-    """One view of test-time augmentation: its draws depend on the view's number alone, not on image or model."""
+    """One view of test-time augmentation; its draws depend only on the view's number, not on image or model."""
 
     def __init__(self, pipeline: Drawing, view: int) -> None:
         """``view``: 0, 1, …"""
@@ -167,7 +167,7 @@ def load_pipeline(
     fuse: bool = False,
     slices: int = 1,
 ) -> Pipeline:
-    """Build the pipeline of a JSON file that ``albumentations.save`` wrote, of 2.x or 0.3 to 0.5.
+    """Build the pipeline of a JSON file written by ``albumentations.save`` of 2.x or 0.3 to 0.5.
 
     See :func:`pipeline_from_dict`.
     """
@@ -186,12 +186,12 @@ def pipeline_from_dict(
 ) -> Pipeline:
     """Build a pipeline from a JSON document; ``name`` is its file.
 
-    ``windows`` (centre, width in HU) go in where the file has no ``DicomWindowShift``: in front, or behind the last
+    ``windows`` (centre, width in HU) are added to a file without ``DicomWindowShift``: at the front, or after the last
     transform that takes Hounsfield units. None: a file without one gets pictures on 0..1. ``windowed``: the pictures
-    come windowed by ``windows`` already, and a ``DicomWindowShift`` is refused. ``Normalize`` with ``max_pixel_value``
-    255 means its mean and std on 0..1 here. ``fuse``: one warp for all steps that move pixels. ``slices`` neighbours
-    come side by side, each with all windows: a ``Normalize`` with a value for each window holds for each slice. Raises
-    UsageError, one line with ``name``, for everything that can't be meant.
+    already come windowed by ``windows``, and a ``DicomWindowShift`` is refused. ``Normalize`` with ``max_pixel_value``
+    255 means its mean and std on 0..1 here. ``fuse``: join all steps that move pixels into one warp. ``slices``: as
+    many neighbours come side by side, each with all windows; a ``Normalize`` with a value for each window applies to
+    each slice. Raises UsageError, one line with ``name``, for anything without a valid meaning.
     """
     today = todays_document(document, name)
     transforms = build_transforms(today, name)
@@ -208,7 +208,7 @@ def pipeline_from_dict(
 
 
 def _for_slices(transform: Any, windows: int, slices: int) -> Any:
-    """Return a transform for so many slices side by side: a Normalize gets its values for each of them."""
+    """Return a transform for ``slices`` slices side by side: a Normalize repeats its values for each slice."""
     if not isinstance(transform, A.Normalize) or transform.normalization != "standard":
         return transform
     mean, std = (
@@ -219,7 +219,7 @@ def _for_slices(transform: Any, windows: int, slices: int) -> Any:
 
 
 def check_same_scale(first: Pipeline, second: Pipeline) -> None:
-    """Raise UsageError where two pipelines of one run end on different scales or numbers of channels."""
+    """Raise UsageError if two pipelines of one run end on different scales or numbers of channels."""
     if first.channels != second.channels:
         raise UsageError(
             f"{first.name} gives {first.channels} channels and {second.name} {second.channels}: they must agree"

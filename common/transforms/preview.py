@@ -1,4 +1,4 @@
-"""A contact sheet of a dataset's pictures before and after a pipeline."""
+"""Draw a contact sheet of a dataset's pictures before and after a pipeline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))
 
 
 def find_images(dataset: str) -> list[Path]:
-    """Return the stored images of a dataset: its folder, or its name below input/datasets; UsageError for none."""
+    """Return a dataset's stored images, by folder or by name below input/datasets; UsageError for none."""
     for folder in (Path(dataset), Path("input/datasets") / dataset):
         files = sorted(path for suffix in SUFFIXES.values() for path in (folder / "images").glob(f"*{suffix}"))
         if files:
@@ -29,7 +29,7 @@ def find_images(dataset: str) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return a stored image: int16 HU (H, W), or a windowed one (H, W, C) on 0..1; WorkError for what is neither."""
+    """Read a stored image: int16 HU (H, W), or windowed (H, W, C) on 0..1; WorkError for anything else."""
     try:
         image = load_image(path)
     except (ValueError, OSError) as error:
@@ -42,9 +42,9 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def contact_sheet(file: Path, dataset: str, rows: int, views: int, seed: int, *, fuse: bool = False) -> np.ndarray:
-    """Return the sheet, uint8: for each of ``rows`` images and each window one row: before, then ``views`` draws.
+    """Return the sheet, uint8: a row for each window of ``rows`` images, with the original and ``views`` draws.
 
-    Images are spread over the dataset. No identifier is drawn on it.
+    The images are spread over the dataset. The sheet shows no identifier.
     """
     paths = find_images(dataset)
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, rows + 2).round().astype(int)[1:-1])]
@@ -69,7 +69,7 @@ def contact_sheet(file: Path, dataset: str, rows: int, views: int, seed: int, *,
 
 
 def _shown(pipeline: Pipeline, picture: np.ndarray) -> np.ndarray:
-    """Return a normalized picture on 0..1 again."""
+    """Return a normalized picture, scaled back to 0..1."""
     for kind, mean, std in reversed(pipeline.scale.normalizations):
         if kind == "standard":
             picture = picture * np.array(std) + np.array(mean)
