@@ -26,6 +26,8 @@ class StudyNetwork(nn.Module):
         self.slices = slices
         self.sequence = sequence
         self.chunk = chunk
+        # A model of the user's own may make logits of more than its linear layer; timm's do not.
+        self.own_head = not type(slices).__module__.startswith("timm.")
 
     def forward(
         self, image: Tensor, position_mm: Tensor, mask: Tensor, places: Tensor, lengths: Sequence[int] | None = None
@@ -63,8 +65,10 @@ class StudyNetwork(nn.Module):
 
     def see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings (n, F) and logits (n, C) of pictures, float32 in any precision of the network."""
-        features = self.slices.forward_head(self.slices.forward_features(pictures), pre_logits=True)
-        return features.float(), self.slices.get_classifier()(features).float()
+        maps = self.slices.forward_features(pictures)
+        features = self.slices.forward_head(maps, pre_logits=True)
+        logits = self.slices.forward_head(maps) if self.own_head else self.slices.get_classifier()(features)
+        return features.float(), logits.float()
 
 
 class StudyForExport(nn.Module):

@@ -143,7 +143,7 @@ def build_loss(
 
     row = choose("loss", name, LOSSES)
     values = settings("loss", row, given)
-    own = values["loss_label_weights"]
+    own = values.get("loss_label_weights")  # a loss of the user's own may not know it
     count = len(label_weights)
     chosen = per_label("loss_label_weights", label_weights if own is None else own, count)
     weights = torch.tensor(chosen, dtype=torch.float64)

@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss
 from torchvision.ops import sigmoid_focal_loss
 
 from common.errors import UsageError
-from common.training.losses import LOSSES, build_loss
+from common.training.losses import LOSSES, LossRow, build_loss
 from tests.common.networks.test_network import Pictures, build
 
 WEIGHTS = (1, 1, 2)
@@ -118,3 +118,12 @@ def test_the_metric_never_changes_with_the_loss(values: dict) -> None:
 def test_what_cannot_be_meant_is_refused(name: str, values: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_loss(name, values, WEIGHTS)
+
+
+def test_a_loss_that_knows_no_options_gets_the_metrics_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = LossRow(
+        "plain", "squares", build=lambda values, labels, device: lambda logits, targets: (logits - targets) ** 2
+    )
+    monkeypatch.setitem(LOSSES, "plain", squares)
+    found = build_loss("plain", {}, (1.0, 3.0))(torch.tensor([[2.0, 1.0]]), torch.zeros(1, 2))
+    assert found.item() == pytest.approx((4.0 + 3 * 1.0) / 4)
