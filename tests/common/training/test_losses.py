@@ -121,9 +121,7 @@ def test_what_cannot_be_meant_is_refused(name: str, values: dict, message: str) 
 
 
 def test_a_loss_that_knows_no_options_gets_the_metrics_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = LossRow(
-        "plain", "squares", build=lambda values, labels, device: lambda logits, targets: (logits - targets) ** 2
-    )
+    squares = LossRow("plain", "squares", build=lambda *_: lambda logits, targets: (logits - targets) ** 2)
     monkeypatch.setitem(LOSSES, "plain", squares)
     found = build_loss("plain", {}, (1.0, 3.0))(torch.tensor([[2.0, 1.0]]), torch.zeros(1, 2))
     assert found.item() == pytest.approx((4.0 + 3 * 1.0) / 4)
