@@ -7,12 +7,6 @@ from typing import Annotated
 from albumentations.core.transforms_interface import DualTransform, ImageOnlyTransform
 from pydantic import BeforeValidator
 
-MIN_MAX_NOTE = (
-    "min_max_normalize is not done: the minimum and maximum of each picture would give the same HU "
-    "another value on every slice; each window is mapped to 0..1 by a fixed linear map instead (the one deliberate "
-    "departure from the class of 2019)"
-)
-
 MODULE = "common.albumentations"
 MIN_MAX_NOTE = (
     "min_max_normalize is not done: the minimum and maximum of each picture would give the same HU "

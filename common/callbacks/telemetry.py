@@ -43,6 +43,7 @@ class Telemetry(Callback):
 
     def on_train_begin(self, network: AbstractNetwork) -> None:
         """Start measuring."""
+        self.listed_at = -math.inf  # other loading processes than before
         self._begin(network)
 
     def on_iteration_end(self, network: AbstractNetwork, output: StepOutput) -> None:

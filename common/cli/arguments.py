@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.cli.choices import is_dotted_path
+from common.cli.choices import is_dotted_path, own_file
 from common.errors import UsageError, nearest
 
 ConfigT = TypeVar("ConfigT")
@@ -122,8 +122,14 @@ def _describe_foreign(name: str, mode: Any, homes: Sequence[Any]) -> str:
     """Return the error message for an option that belongs only to the modes ``homes``."""
     if mode.chosen_by:
         titles = " and ".join(f"'{_title(home)}'" for home in homes)
-        return f"--{name} doesn't go with --{mode.chosen_by}, leave it out; it belongs to {titles}"
-    return f"--{name} needs {' or '.join(f'--{home.chosen_by}' for home in homes)}"
+        return f"--{name} doesn't go with {_chooser(mode)}, leave it out; it belongs to {titles}"
+    return f"--{name} needs {' or '.join(map(_chooser, homes))}"
+
+
+def _chooser(mode: Any) -> str:
+    """Return the option that chooses a mode, as it is typed: ``--features=1``, ``--source``."""
+    hint, _ = _fields(mode)[mode.chosen_by]
+    return f"--{mode.chosen_by}" + "=1" * (_unwrap_optional(hint)[0] is bool)
 
 
 def _named_values(
@@ -313,6 +319,10 @@ class _Converter:
             if hint and len(self.spec.choices) > LISTED_CHOICES:
                 raise ValueError(f"{text!r} is none of the choices{hint}")
             raise ValueError(f"{text!r} is not one of {', '.join(self.spec.choices)}{hint}")
+        if own and text not in self.spec.choices:
+            file = own_file(text.rpartition(".")[0])
+            if not file.is_file():
+                raise ValueError(f"there is no {file}; a row of your own is named <module>.<name>")
         if text == "":
             raise ValueError("is empty")
         return self.kind(text)

@@ -45,12 +45,12 @@ class Samples:
         """The 95 % interval; NaN where the evidence has a reason for none."""
         if self.own_ends is not None:
             return self.own_ends
+        if self.left_out is not None:
+            return self.evidence.jackknife_interval(self.value, self.left_out)
         if self.parts is None:
             return self.evidence.interval(self.value, error_of(self.rest), self.evidence.freedom, self.scale)
         if self.rest is None:
             return self.evidence.mean_interval(self.value, self.parts, self.scale)
-        if self.left_out is not None:
-            return self.evidence.jackknife_interval(self.value, self.left_out)
         return self.evidence.rank_interval(self.value, self.parts)
 
     def change_ends(self, other: Samples) -> tuple[float, float]:
@@ -138,7 +138,8 @@ class RankingRule:
                 found[metric.name][name] = item
         for metric in metrics:
             labels = list(found[metric.name].values())
-            value = float(study.scale @ [item.value for item in labels])
+            # Divided last, so that ones are one exactly: only there is an error that nobody sees not taken as none.
+            value = float(np.average([item.value for item in labels], weights=study.weights))
             parts = None if metric.interval.slopes is None else _weighted([item.parts for item in labels], study.scale)
             rest = _weighted([item.rest for item in labels], study.scale)
             error = max(item.error for item in labels)

@@ -90,7 +90,7 @@ class PredictingOptions(BatchOptions, WeightsOptions):
 
     net_weight_file: Path = option(
         REQUIRED,
-        "network to use: the best.pt or last.pt of an experiment, its folder (for best.pt), or the folder of a "
+        "the best.pt or last.pt of an experiment, its folder (which means its best.pt), or the folder of a "
         "cross-validation (for the mean of its folds' models)",
         parse=parse_weight_file,
         metavar="PATH",

@@ -22,6 +22,7 @@ from common.callbacks.sample_losses import SampleLosses
 from common.callbacks.telemetry import Telemetry
 from common.cli.arguments import to_dict
 from common.cli.choices import Row, own_row, table
+from common.errors import UsageError
 from common.files import write_csv
 from common.lineage import Lineage
 from common.networks.network import Predictions
@@ -116,7 +117,9 @@ LAST: dict[str, CallbackRow] = table(
 
 
 def own_callbacks(config: TrainConfig) -> list[CallbackRow]:
-    """Return the rows that --tr_callbacks names; UsageError for a path that leads to none."""
+    """Return the rows that --tr_callbacks names; UsageError for a path that leads to none or stands twice."""
+    if len(set(config.tr_callbacks)) < len(config.tr_callbacks):
+        raise UsageError(f"--tr_callbacks={','.join(config.tr_callbacks)}: names a callback twice")
     return [own_row("tr_callbacks", path, CallbackRow) for path in config.tr_callbacks]
 
 

@@ -38,7 +38,11 @@ def test_an_own_callback_may_come_and_go_when_a_run_goes_on(small_dataset: Small
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("examples.callback.NOTHING", "has no CallbackRow of the name NOTHING"), ("examples.none.ROW", "there is no ")],
+    [
+        ("examples.callback.NOTHING", "has no CallbackRow of the name NOTHING"),
+        ("examples.none.ROW", "there is no "),
+        (f"{NAME},{NAME}", "names a callback twice"),
+    ],
 )
 def test_a_callback_that_is_not_there_ends_before_anything_is_written(
     small_dataset: SmallDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str

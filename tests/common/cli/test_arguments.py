@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from common.cli.arguments import REQUIRED, from_dict, option, parse_args, parse_mode, to_dict
 from common.errors import UsageError
+from config import TrainConfig
 
 
 def parse_pair(text: str) -> tuple[int, int]:
@@ -213,8 +214,8 @@ def test_the_options_given_choose_a_commands_mode_which_has_its_own_options_alon
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--check=1", "--target=a"], "--target doesn't go with --check, leave it out; it belongs to 'Copying'"),
-        (["--target=a", "--depth=4"], "--depth needs --check"),
+        (["--check=1", "--target=a"], "--target doesn't go with --check=1, leave it out; it belongs to 'Copying'"),
+        (["--target=a", "--depth=4"], "--depth needs --check=1"),
         ([], "--target is missing: where to"),
         (["--check=1", "--depht=4"], "unknown option --depht; did you mean '--depth'?"),
     ],
@@ -227,3 +228,8 @@ def test_an_option_of_another_mode_is_refused_by_its_name_and_home(flags: list[s
 
 def test_an_option_of_another_mode_that_has_its_default_is_no_mistake() -> None:
     assert parse_mode(Both, ["--target=a", "--depth=3"]) == Plain(target="a")
+
+
+def test_a_path_to_a_row_of_ones_own_that_leads_nowhere_is_a_mistake_in_the_flag() -> None:
+    with pytest.raises(UsageError, match=r"--optim: there is no .*exmaple/optim\.py; a row of your own"):
+        parse_args(TrainConfig, ["--optim=exmaple.optim.ROW"])

@@ -107,6 +107,15 @@ def test_an_aurocs_interval_is_wilsons_with_the_error_of_leaving_each_patient_ou
         )
 
 
+def test_a_perfect_model_is_no_surer_of_all_labels_together_than_of_each() -> None:
+    targets = predictions()[1]
+    perfect = ReaderStudy(0.1 + 0.8 * targets, targets, PatientBootstrap(PATIENTS, 50, 5), NAMES, (1, 5))
+    table = perfect.intervals()
+    assert (table["auroc"] == 1).all()
+    assert table.loc["weighted", "auroc_low"] == pytest.approx(table["auroc_low"].min())
+    assert table.loc["weighted", "auroc_low"] < 0.99
+
+
 def test_operating_points_by_hand() -> None:
     """Ten negatives at 0.0 to 0.9, positives at 0.85, 0.95 and 0.2."""
     scores = np.append(np.arange(10) / 10, [0.85, 0.95, 0.2])[:, None]
