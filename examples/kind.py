@@ -15,7 +15,7 @@ from common.datasets.samplers import RandomSampler
 from config import TrainConfig
 from rsna.kinds.kind import Kind, Probabilities, TrainedNetwork, TrainingData, dataset_folder_of
 from rsna.kinds.pictures import build_loader, fold_rows
-from rsna.kinds.table import KindRow
+from rsna.kinds.table import OF_SINGLE_SLICES, SAMPLER, KindRow
 from rsna_dataset import LABELS, RSNADataset
 from rsna_network import prediction_frame
 
@@ -25,7 +25,7 @@ HISTOGRAM = KindRow(
     "histogram",
     "a network over histograms of Hounsfield units",
     path="examples.kind.HistogramKind",
-    meaningless=("seq_*", "study_*", "net_[!k]*", "data_*transform*", "data_windows", "data_context", "tr_compute"),
+    meaningless=(*OF_SINGLE_SLICES, *SAMPLER, "seq_*", "study_*", "net_[!k]*", "data_*transform*", "data_[wc]*"),
 )
 
 

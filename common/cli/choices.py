@@ -58,7 +58,14 @@ def own_row(option: str, path: str, kind: type[RowT]) -> RowT:
     file = own_file(module)
     if not file.is_file():
         raise UsageError(f"--{option}={path}: there is no {file}; a row of your own is named <module>.<name>")
-    row = getattr(importlib.import_module(module), name, None)
+    try:
+        found = importlib.import_module(module)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the user's module raises
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"--{option}={path}: {file} can't be imported ({said})") from error
+    row = getattr(found, name, None)
     if not isinstance(row, kind):
         raise UsageError(f"--{option}={path}: {file} has no {kind.__name__} of the name {name}")
     return row

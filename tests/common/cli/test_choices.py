@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -68,3 +69,16 @@ def test_a_name_in_a_checkpoint_imports_nothing_from_elsewhere(tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match=r"^--loss=elsewhere\.ROW: there is no .*elsewhere\.py; a row of your own"):
         choose("loss", "elsewhere.ROW", LOSSES)
+
+
+@pytest.mark.parametrize("text", ["import nonexisting_pkg", "def (", "X = 1 / 0"])
+def test_an_own_module_that_cannot_be_imported_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "own_broken.py").write_text(text)
+    monkeypatch.setattr("common.cli.choices.PROJECT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = r"--loss=own_broken\.ROW: .*own_broken\.py can't be imported \(\w+Error: "
+    with pytest.raises(UsageError, match=words) as caught:
+        choose("loss", "own_broken.ROW", table([Row("a", "one")]))
+    assert len(str(caught.value).splitlines()) == 1
