@@ -55,6 +55,7 @@ class Option:
     metavar: str = ""
     changeable: bool = False
     own_rows: bool = False
+    needs: str = ""
 
 
 def option(
@@ -70,6 +71,7 @@ def option(
     metavar: str = "",
     changeable: bool = False,
     own_rows: bool = False,
+    needs: str = "",
 ) -> Any:
     """Declare a field of a configuration dataclass.
 
@@ -79,8 +81,10 @@ def option(
     - ``metavar``: what ``--help`` shows instead of the choices or the type.
     - ``changeable``: a resumed run may change it, since it doesn't change the result.
     - ``own_rows``: it also takes the path of a row of the user's own, see :func:`common.cli.choices.choose`.
+    - ``needs``: what to give with it, for the error message where its mode isn't chosen; none: the mode's option.
     """
-    spec = Option(meaning, tuple(choices), minimum, maximum, parse, form, positional, metavar, changeable, own_rows)
+    limits = (tuple(choices), minimum, maximum)
+    spec = Option(meaning, *limits, parse, form, positional, metavar, changeable, own_rows, needs)
     return dataclasses.field(default=default, metadata={"option": spec})
 
 
@@ -123,7 +127,8 @@ def _describe_foreign(name: str, mode: Any, homes: Sequence[Any]) -> str:
     if mode.chosen_by:
         titles = " and ".join(f"'{_title(home)}'" for home in homes)
         return f"--{name} doesn't go with {_chooser(mode)}, leave it out; it belongs to {titles}"
-    return f"--{name} needs {' or '.join(map(_chooser, homes))}"
+    spec: Option = homes[0].__dataclass_fields__[name].metadata["option"]
+    return f"--{name} needs {spec.needs or ' or '.join(map(_chooser, homes))}"
 
 
 def _chooser(mode: Any) -> str:

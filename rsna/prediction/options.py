@@ -133,6 +133,7 @@ class RefitOptions:
         None,
         "one network (best.pt, or its experiment's folder) trained on all folds (--data_fold=holdout), which sees "
         "new images instead of the folds' models. none: the mean of the folds' models",
+        needs="--features=1, or --sequence with --source",
     )
 
 
@@ -203,6 +204,7 @@ class SourceConfig(ProbabilityOptions, RefitOptions, PredictingOptions, Pseudony
         "experiment's folder, or a cross-validation's folder (for the mean of its models). --net_weights then "
         "chooses its weights. To predict a dataset's split, give it as --net_weight_file itself. none: no sequence "
         "model",
+        needs="--source; to predict a dataset's split with a sequence model, give it as --net_weight_file",
     )
 
     def __post_init__(self) -> None:

@@ -196,6 +196,7 @@ class Checking(Shared):
 
     check: bool = option(False, "1: look only")
     depth: int = option(3, "how far to look")
+    width: int = option(1, "how wide to look", needs="--check=1 with --depth")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,6 +217,7 @@ def test_the_options_given_choose_a_commands_mode_which_has_its_own_options_alon
     [
         (["--check=1", "--target=a"], "--target doesn't go with --check=1, leave it out; it belongs to 'Copying'"),
         (["--target=a", "--depth=4"], "--depth needs --check=1"),
+        (["--target=a", "--width=4"], "--width needs --check=1 with --depth"),
         ([], "--target is missing: where to"),
         (["--check=1", "--depht=4"], "unknown option --depht; did you mean '--depth'?"),
     ],
