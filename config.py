@@ -1,10 +1,10 @@
-"""The options of train.py, and the groups that it shares with other commands.
+"""The options of train.py.
 
 Each field of a dataclass is one option: its type, its only default, its help and its range.
 ``common.cli.arguments.parse_args`` builds a configuration from the command line. ``--help`` shows each class that a
 configuration inherits from as a group of options. A group stands beside the code that it configures: the optimizer's in
-``common/training/optimizers.py``, those of predict.py in ``rsna/prediction/options.py``. Choices are the rows of a
-table.
+``common/training/optimizers.py``, those of predict.py in ``rsna/prediction/options.py``, and groups of most commands
+in ``common/cli/groups.py``. Choices are the rows of a table.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.cli.arguments import option, refuse_given
 from common.cli.choices import choose, summaries
+from common.cli.groups import DataLocation, GeneralOptions, ResultsLocation
 from common.cli.listing import TABLES
 from common.cli.values import (
     Windows,
@@ -49,46 +50,6 @@ COMMANDS = {
     "export": "rsna.prediction.options.ExportConfig",
     "rsna_phantom": "rsna.phantom.options.PhantomConfig",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConsoleOptions:
-    """Console."""
-
-    verbosity: int = option(
-        1,
-        "how much is printed. 0: warnings, errors and the path of the result. 1: progress too. 2: everything that "
-        "the log file gets",
-        minimum=0,
-        maximum=2,
-        changeable=True,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneralOptions(ConsoleOptions):
-    """General."""
-
-    n_jobs: int = option(0, "number of CPU cores to use; 0: all", minimum=0, maximum=4096, changeable=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataLocation:
-    """Data location."""
-
-    data_input_folder: Path = option(
-        Path("./input"), "folder with the competition's files and the datasets (in datasets/)", changeable=True
-    )
-    data_dataset: str = option("rsna", "name of the dataset, a folder in <data_input_folder>/datasets")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultsLocation(ConsoleOptions):
-    """Results."""
-
-    output_dir: Path = option(
-        Path("./output/results"), "folder of all experiments; each gets a folder of its own in it", changeable=True
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from common.cli.arguments import option, parse_args
 from common.cli.command import command
 from common.cli.console import set_verbosity
-from config import ConsoleOptions, DataLocation
+from common.cli.groups import ConsoleOptions, DataLocation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,10 +259,20 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().add_usage(f"python {self._prog}{names} [--flag=value ...]", [], [], prefix)
 
 
+def _program() -> str:
+    """Return what follows ``python`` where this program was started: ``train.py``, or ``-m examples.command``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return Path(sys.argv[0]).name if spec is None else f"-m {spec.name.removesuffix('.__main__')}"
+
+
 def _build_parser(config_class: type) -> _Parser:
     description = (config_class.__doc__ or "").strip()
     parser = _Parser(
-        description=description, allow_abbrev=False, formatter_class=_HelpFormatter, argument_default=argparse.SUPPRESS
+        prog=_program(),
+        description=description,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
         f"--{CONFIG_FLAG}", metavar="FILE", help="YAML file of defaults (option: value); flags override it"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
-from pathlib import Path
 
-from common.cli.choices import describe, load
+from common.cli.choices import PROJECT, describe, load
 from common.errors import UsageError, nearest
 
-TRANSFORM_FOLDER = Path(__file__).parent.parent.parent / "transforms"
+TRANSFORM_FOLDER = PROJECT / "transforms"
 TABLES = {
     "optim": "common.training.optimizers.OPTIMIZERS",
     "sched": "common.training.schedulers.SCHEDULES",

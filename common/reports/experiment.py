@@ -123,7 +123,8 @@ def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: 
     found = next(found for found in evaluated.document["slice_level"] if found["label"] == WEIGHTED)
     low, high = found.get(f"{row.name}_low"), found.get(f"{row.name}_high")
     if low is None or high is None:
-        return f"{said}. No interval: {found['no_interval']}."
+        reason = found["no_interval"]  # none for a metric that has no rule for intervals
+        return f"{said}. No interval: {reason}." if reason else f"{said}."
     behind = f"{found['patients']} patients, {found['positive_patients']} positive"
     return f"{said}. 95 % interval over {behind}: {low:.{row.digits}f} to {high:.{row.digits}f}."
 

@@ -22,6 +22,7 @@ from albumentations.core.composition import BaseCompose
 from common.albumentations import OWN_CLASSES, DicomWindowShift
 from common.augmentations.base import ANY, HOUNSFIELD, MODULE, UNIT
 from common.cli.choices import is_dotted_path, own_file
+from common.cli.listing import TRANSFORM_FOLDER
 from common.errors import UsageError, nearest
 from common.foreign import read_json
 from common.transforms.legacy import translate
@@ -39,7 +40,6 @@ from common.transforms.library import (
 
 logger = logging.getLogger(__name__)
 
-TRANSFORM_FOLDER = Path(__file__).resolve().parent.parent.parent / "transforms"
 NORMALIZED = "normalized"
 CLIPPED = "hu clipped to a window"
 MAX_DEPTH, MOST_STEPS = 20, 500

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from common.cli.arguments import REQUIRED, option
 from common.cli.choices import summaries
+from common.cli.groups import ResultsLocation
 from common.cli.values import format_numbers, parse_names, parse_weights
 from common.errors import UsageError
 from common.evaluation.ensemble_choices import FITS, MAPS, METHODS
-from config import ResultsLocation
 from rsna.prediction.options import BatchOptions, InputFolderOptions, TrainedOptions, TTAOptions
 
 DRAWS = 1000  # bootstrap draws of patients, for console, evaluation and report alike

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli.arguments import REQUIRED, option, refuse_given
+from common.cli.groups import ConsoleOptions
 from common.cli.values import HOLDOUT, parse_weight_file
 from common.errors import UsageError
 from common.networks.averaging import AVERAGES
 from common.training.ways import AUTO, WAYS
-from config import ConsoleOptions
 from rsna.prepare.options import PseudonymOptions
 
 TRAINING = "training"  # value of --net_compute: as the network was trained

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli.arguments import option
+from common.cli.groups import DataLocation, GeneralOptions
 from common.cli.values import Windows, format_windows, parse_windows
 from common.errors import UsageError
-from config import DataLocation, GeneralOptions
 
 
 @dataclass(frozen=True, kw_only=True)

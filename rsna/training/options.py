@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli.arguments import option
+from common.cli.groups import ResultsLocation
 from common.errors import UsageError
-from config import ResultsLocation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -150,3 +151,14 @@ def test_every_block_is_bash_or_python_by_its_syntax(page: Path) -> None:
             assert (checked.returncode, checked.stderr) == (0, ""), block
         if language == "python":
             compile(block, str(page), "exec")
+
+
+def test_every_function_on_the_way_from_a_file_to_a_logit_stands_where_the_table_says() -> None:
+    text = (PROJECT / "docs/extending.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ \| (.+?) \|", text, flags=re.MULTILINE)
+    for row in rows:
+        for names, file in re.findall(r"((?:`[\w.]+`(?:, )?)+) in `([\w/]+\.py)`", row):
+            tree = ast.parse((PROJECT / file).read_text(encoding="utf-8"))
+            known = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+            assert {part for name in re.findall(r"`([\w.]+)`", names) for part in name.split(".")} <= known, row
+    assert len(rows) >= 10
