@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from common.evaluation.metric_table import Metric
     from common.evaluation.reader import ReaderStudy
 
+UNSEEN = 1e-9  # of a difference: an interval of no more width than this
+
 
 @dataclass
 class Samples:
@@ -61,7 +63,14 @@ class Samples:
         parts = self.parts - other.parts
         if self.rest is None or other.rest is None:
             return evidence.mean_interval(change, parts)
-        return evidence.change_interval(change, parts, self.rest - other.rest)
+        low, high = evidence.change_interval(change, parts, self.rest - other.rest)
+        if change and high - low <= UNSEEN * abs(change):
+            # Each patient moves both values alike, as where one model is perfect and the other constant. No error can
+            # be seen in the difference, so the two values' own intervals bound it: Zou and Donner 2008, equation 4.
+            (first_low, first_high), (second_low, second_high) = self.ends, other.ends
+            low = change - np.hypot(self.value - first_low, second_high - other.value)
+            high = change + np.hypot(first_high - self.value, other.value - second_low)
+        return float(low), float(high)
 
 
 SamplesByLabel = dict[str, Samples]  # the labels, then ``weighted``

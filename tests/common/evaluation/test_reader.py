@@ -147,6 +147,24 @@ def test_a_better_model_is_told_from_a_worse_one_and_from_itself() -> None:
     assert comparison(worse, better).set_index(["label", "metric"])["verdict"][("weighted", "brier")] == "worse"
 
 
+@pytest.mark.parametrize(("positive", "verdict"), [(5, "no difference shown"), (30, "better")])
+def test_a_difference_whose_error_nobody_can_see_is_as_sure_as_the_two_values_are(positive: int, verdict: str) -> None:
+    """A perfect model against a constant one: every patient agrees, so that the difference's own interval had no width.
+
+    At five positive patients it was called better, where a sign test (and DeLong's here) has p = 0.06.
+    """
+    truth = np.zeros((60, 1))
+    truth[:positive] = 1
+    perfect, constant = (
+        ReaderStudy(scores, truth, PatientBootstrap(np.arange(60), 50, 0), ("any",), (1,))
+        for scores in (0.2 + 0.6 * truth, np.full((60, 1), 0.5))
+    )
+    row = comparison(perfect, constant).query("label == 'any' and metric == 'auroc'").iloc[0]
+    assert row["difference"] == pytest.approx(0.5)
+    assert row["low"] < row["difference"] - 0.01
+    assert row["verdict"] == verdict
+
+
 def test_a_change_of_a_weighted_metric_has_the_evidence_of_the_rarest_labels_patients() -> None:
     better, worse = study(1, 3.0), study(1, 1.0)
     found = comparison(better, worse).set_index(["label", "metric"]).loc["weighted"]
