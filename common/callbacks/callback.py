@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Eight events with empty bodies. Override the ones you need.
+    """Nine events with empty bodies. Override the ones you need.
 
     Callbacks observe: they never change the loss, the batch or the weights. To end a run early, set
     ``network.should_stop = True``. The network calls them in the order of its list.
@@ -50,6 +50,12 @@ class Callback:
 
     def on_interrupt(self, network: AbstractNetwork) -> None:
         """In place of ``on_train_end``, at a step boundary, when a signal ended this ``fit`` early."""
+
+    def on_error(self, network: AbstractNetwork) -> None:
+        """After an error anywhere in this ``fit``, which it ends. Wait for no other process: it may be gone.
+
+        An error in here becomes a warning: the run ends by the first one.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values and tensors."""

@@ -86,6 +86,11 @@ class MetricLogger(Callback):
         """Write the last line."""
         self._write()
 
+    def on_error(self, network: AbstractNetwork) -> None:
+        """Write the line that is due. Several processes don't: its loss is a mean over all, and some may be gone."""
+        if distributed.world_size() == 1:
+            self._write()
+
     def state_dict(self) -> dict[str, Any]:
         """Write what is due, then return the loss summed since, as the mean over the processes."""
         self._write()
@@ -120,14 +125,16 @@ class MetricLogger(Callback):
         if line is None:
             return
         network = line.network
-        if network.guard.pending is line.attempt:
-            network.settle()
         total, count, *values = (float(value) for value in line.copies.wait())
         count = distributed.mean(count)
         loss = distributed.mean(total) / count if count else math.nan
-        skips = self.telemetry.skips(network) if self.telemetry else {}
-        metrics = {"train/loss": loss, **line.values, **dict(zip(line.names, values, strict=True)), **skips}
-        self._log(metrics, line.iteration, network.settled_step)
+        try:
+            if network.guard.pending is line.attempt:
+                network.settle()
+        finally:  # the line tells why an update that is not finite ends the run
+            skips = self.telemetry.skips(network) if self.telemetry else {}
+            metrics = {"train/loss": loss, **line.values, **dict(zip(line.names, values, strict=True)), **skips}
+            self._log(metrics, line.iteration, network.settled_step)
 
     def _log(self, metrics: dict[str, float], iteration: int, step: int) -> None:
         self.latest.update(metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from common.training.reproducibility import rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from common.training.schedulers import Schedule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -220,22 +223,23 @@ class AbstractNetwork(ABC):
         self._check_training()
         train_mode(self.model)
         self.training.optimizer.zero_grad(set_to_none=True)
-        self._emit("on_train_begin")
         try:
+            self._emit("on_train_begin")
             if self.validation_due:  # the run was interrupted before or during a validation
                 self.validate()
             while not (self.finished or self.interrupted):
                 self._emit("on_epoch_begin")
                 self._fit_epoch()
                 self._emit("on_epoch_end")
-        except LoadingFailed as failed:
-            if not self.at_step_boundary or distributed.world_size() > 1:
+            self._emit("on_interrupt" if self.interrupted else "on_train_end")
+        except BaseException as error:
+            if not isinstance(error, LoadingFailed) or not self.at_step_boundary or distributed.world_size() > 1:
+                self._tell_error()
                 raise
             self._emit("on_interrupt")
             raise LoadingFailed(
-                f"{failed}; the state after iteration {self.iteration} is saved: --tr_resume goes on from there"
-            ) from failed
-        self._emit("on_interrupt" if self.interrupted else "on_train_end")
+                f"{error}; the state after iteration {self.iteration} is saved: --tr_resume goes on from there"
+            ) from error
 
     def _fit_epoch(self) -> None:
         """Train the rest of the epoch, or less where the run ends or stops."""
@@ -480,6 +484,14 @@ class AbstractNetwork(ABC):
     def _emit(self, event: str, *details: Any) -> None:
         for callback in self.training.callbacks:
             getattr(callback, event)(self, *details)
+
+    def _tell_error(self) -> None:
+        """Tell each callback that an error ends the run. What fails in one becomes a warning."""
+        for callback in self.training.callbacks:
+            try:
+                callback.on_error(self)
+            except Exception as error:
+                logger.warning("callback %s: %s, after the error that ends the run", callback.name, error)
 
     def autocast(self) -> AbstractContextManager:
         """Return the context of a step's computation: mixed precision, if it is on."""

@@ -17,6 +17,7 @@ import pytest
 
 from common.albumentations import DicomWindowShift
 from common.checkpoint import load_checkpoint
+from common.trackers.jsonl import read_metrics
 from tests.conftest import SmallDataset
 from tests.pretended_cuda import Settings
 from tests.pretended_run import BROKEN, Request, Result, found_in, run_pretended
@@ -71,17 +72,27 @@ def flags(small_dataset: SmallDataset, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def slices(flags: list[str]) -> dict[str, Result]:
-    """The default command, in one process with trainings in which a rule is broken on purpose, by the rule's name."""
-    requests = [Request("train", [*flags, *TWO, LOADED])]
+    """In one process: the default command, one that an error ends, and those in which a rule is broken, by its name."""
+    failing = [*TWO, ALONE, OVERFIT, "--tr_iteration_log=1", "--experiment_id=ended"]
+    requests = [Request("train", [*flags, *TWO, LOADED]), Request("train", [*flags, *failing], nan_at=[2])]
     requests += [Request("train", [*flags, *TWO, ALONE, OVERFIT], broken=rule) for rule in BROKEN]
     (results,) = run_pretended(requests)
-    return dict(zip(["", *BROKEN], results, strict=True))
+    return dict(zip(["", "ended", *BROKEN], results, strict=True))
 
 
 def test_the_default_command_trains_and_validates(slices: dict[str, Result]) -> None:
     assert not faults(slices[""], allowed(1))
     assert (Path(slices[""].last_line) / "best.pt").is_file()
     assert "computed on the CPU" not in slices[""].output
+
+
+def test_the_line_before_an_error_is_logged(slices: dict[str, Result], flags: list[str]) -> None:
+    assert "error: the loss of iteration 2 is not finite" in slices["ended"].last_line
+    logged = read_metrics(Path(flags[-1].partition("=")[2]) / "ended" / "metrics.jsonl")
+    (first, last) = [point for point in logged if "train/loss" in point]
+    assert (first["iteration"], first["step"], last["iteration"], last["step"]) == (1, 1, 2, 1)
+    assert first["train/loss"] > 0
+    assert last["train/loss"] is None
 
 
 @pytest.mark.parametrize(

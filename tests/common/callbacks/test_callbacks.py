@@ -25,7 +25,7 @@ from common.checkpoint import load_checkpoint, metric_key
 from common.datasets.batch import LoadingFailed
 from common.datasets.loaders import make_loader
 from common.datasets.samplers import RandomSampler
-from common.errors import UsageError
+from common.errors import UsageError, WorkError
 from common.networks.network import Predictions
 from common.trackers.jsonl import JsonlTracker, read_metrics
 from tests.common.networks.test_guard import Poison
@@ -66,6 +66,40 @@ def test_the_logged_training_loss_is_the_mean_since_the_last_line(tracker, tmp_p
     logged = lines(tmp_path, "train/loss")
     assert [iteration for iteration, _ in logged] == [4, 8, 10]
     assert [value for _, value in logged] == pytest.approx(means, abs=1e-12)
+
+
+def test_a_line_that_waits_for_its_values_is_logged_before_an_error_ends_the_run(tracker, tmp_path: Path) -> None:
+    class Failing(Callback):
+        def on_iteration_end(self, network, output) -> None:
+            if network.iteration == 4:
+                raise KeyError("first")
+
+        def on_error(self, network) -> None:
+            raise RuntimeError("second")
+
+    network = build(
+        iteration_num=6,
+        iteration_valid=6,
+        accumulation_step=3,
+        callbacks=[Failing(), MetricLogger(tracker, 3)],
+    )
+    network.guard.late = True  # as on a GPU
+    with pytest.raises(KeyError, match="first"):
+        network.fit()
+    assert [iteration for iteration, _ in lines(tmp_path, "train/loss")] == [3]
+
+
+def test_a_line_of_an_update_that_ends_the_run_is_logged(tracker, tmp_path: Path) -> None:
+    """The update of iteration 2 is closed in iteration 3, after which the group's optimizer step would be."""
+    model = nn.Sequential(nn.Flatten(), Poison({2}), nn.Linear(16, 3))
+    network = build(
+        model=model, iteration_num=4, iteration_valid=4, accumulation_step=2, callbacks=[MetricLogger(tracker, 2)]
+    )
+    network.guard.late = True
+    with pytest.raises(WorkError, match="of iteration 1 to 2 is not finite"):
+        network.fit()
+    logged = [point for point in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in point]
+    assert [(point["iteration"], point["step"]) for point in logged] == [(2, 0)]
 
 
 def test_validation_metrics_are_logged_whole_at_their_iteration(tracker, tmp_path: Path) -> None:
