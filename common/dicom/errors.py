@@ -15,7 +15,7 @@ NO_SLICE = {  # the file is something else than a CT slice, which is no failure
     "rendering": "a three-dimensional rendering",
     "projection": "a projection: maximum, minimum or sum along rays",
     "map": "a perfusion, material or other map, whose values are no Hounsfield units",
-    "no_hounsfield": "RescaleType is no Hounsfield unit, and a second sign says the same",
+    "no_hounsfield": "RescaleType is no Hounsfield unit, and a second sign says the same; a NIfTI volume without air",
     "burned_in": "a picture with text in it",
     "secondary_capture": "a secondary capture",
     "other_class": "an object of another class than CT, Enhanced CT and Legacy Converted Enhanced CT",

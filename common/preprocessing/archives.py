@@ -26,7 +26,7 @@ import pandas as pd
 
 from common.dicom.errors import DicomError
 from common.errors import UsageError
-from common.preprocessing.packed import BLOCK_BYTES, DICOM_MARK, GZIP_MARK, is_flood, no_dicom, within_gzip
+from common.preprocessing.packed import BLOCK_BYTES, GZIP_MARK, MARK_END, is_flood, is_scan, no_dicom, within_gzip
 
 LISTED = ("path", "bytes", "mtime_ns")
 PACKED = ("offset", "packed_bytes", "method", "crc")
@@ -34,7 +34,7 @@ PLAIN = -1  # method of a tar archive's files: unpacked bytes at the offset, wit
 MAX_TABLE_BYTES = 2**28  # of a CSV in an archive; the competition's has 150 MB
 MAX_DIRECTORY_BYTES = 2**28  # of a zip archive: two million files
 MAX_TAR_HEADER_BYTES = 2**20  # a long name or a list of attributes
-MARKED_BYTES = 2**22  # a larger file is unpacked, or counts as an image, only if it has DICOM's mark
+MARKED_BYTES = 2**22  # a larger file is unpacked, or counts as an image, only if it has the mark of a scan
 MAX_TIME_NS = 2**62
 ARCHIVE_SUFFIXES = (".zip", ".tar")  # of files in a folder that are read as archives
 UNREAD_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
@@ -88,7 +88,7 @@ class Member:
         """Return the unpacked content, at most ``limit`` bytes.
 
         Raises DicomError for a damaged file, a file that is too large, and a flood. Raises OSError if the archive can't
-        be read. With ``marked``, a large file without DICOM's mark is refused after its first bytes.
+        be read. With ``marked``, a large file without the mark of a scan is refused after its first bytes.
         """
         if self.file_bytes > limit:
             raise DicomError("too_large", f"{self.file_bytes} bytes; at most {limit} are read")
@@ -100,8 +100,8 @@ class Member:
         content = io.BytesIO()
         for block in self._unpacked():
             content.write(block)
-            if marked and self.file_bytes > MARKED_BYTES and content.tell() >= DICOM_MARK.stop:
-                if content.getbuffer()[DICOM_MARK] != b"DICM" and content.getbuffer()[:2] != GZIP_MARK:
+            if marked and self.file_bytes > MARKED_BYTES and content.tell() >= MARK_END:
+                if not is_scan(content.getbuffer()) and content.getbuffer()[:2] != GZIP_MARK:
                     raise no_dicom()
                 marked = False
         whole = content.getvalue()
@@ -110,12 +110,12 @@ class Member:
         return whole
 
     def beginning(self) -> bytes:
-        """Return the first bytes of the content, up to DICOM's mark or as far as they can be read."""
+        """Return the first bytes of the content, up to a scan's mark or as far as they can be read."""
         start = b""
         with suppress(OSError, DicomError):
             for block in self._unpacked():
                 start += block
-                if len(start) >= DICOM_MARK.stop:
+                if len(start) >= MARK_END:
                     break
         return start
 
@@ -371,7 +371,7 @@ def refusals(rows: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
 
 
 def beginning(path: Path) -> bytes:
-    """Return a file's first bytes, which tell :func:`open_archive` and ``has_dicom_mark`` what it is."""
+    """Return a file's first bytes, which tell :func:`open_archive` and ``has_mark`` what it is."""
     with path.open("rb") as file:
         return file.read(BLOCK_BYTES)
 

@@ -1,4 +1,4 @@
-"""Convert DICOM files to images and records. Worker processes run this."""
+"""Convert DICOM and NIfTI files to images and records. Worker processes run this."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from common.dicom.decoding import Stored
 from common.dicom.errors import DicomError
 from common.dicom.evidence import check_picture
 from common.dicom.hounsfield import hounsfield
+from common.dicom.nifti import NiftiFile, read_nifti
 from common.dicom.pictures import lowest_and_highest, resize_area, window
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
 from common.dicom.slices import SliceHeader, stored_as
 from common.errors import WorkError
 from common.preprocessing.crop import find_head
 from common.preprocessing.isolation import stop_if_unwanted
+from common.preprocessing.packed import is_nifti
 from common.preprocessing.pseudonyms import Pseudonyms, framed
 from common.preprocessing.records import ImageForm, Record, Task, failure, instance_of, new_record
 from common.preprocessing.sources import SourceFile, announce, read_source
@@ -90,7 +92,8 @@ def _convert_file(task: Task, form: ImageForm, pseudonyms: Pseudonyms, messages:
 
 def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterator[tuple[Record, np.ndarray | None]]:
     """Yield each frame's record and the image to store. The image is None for a frame that failed."""
-    file = read_dicom(read_source(task.source))
+    content = read_source(task.source)
+    file = read_nifti(content, task.source_id) if is_nifti(content) else read_dicom(content)
     headers = file.header.frames
     header_hash = hashlib.blake2b(file.header_bytes, key=pseudonyms.key, digest_size=HEADER_HASH_BYTES).hexdigest()
     for number, (header, stored) in enumerate(zip(headers, file.frames(), strict=True), start=1):
@@ -112,7 +115,7 @@ def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterato
 
 
 def _convert_frame(
-    header: SliceHeader | DicomError, stored: Stored | DicomError, file: CtFile
+    header: SliceHeader | DicomError, stored: Stored | DicomError, file: CtFile | NiftiFile
 ) -> tuple[np.ndarray, SliceHeader, tuple[str, ...]]:
     """Return a frame's image in HU, its header and all its marks; DicomError if it is no CT slice."""
     for part in (header, stored):
@@ -124,7 +127,7 @@ def _convert_frame(
     return image_hu, header, tuple(dict.fromkeys((*mended, *header.marks)))
 
 
-def _describe_header(record: Record, file: CtFile, header: SliceHeader, pseudonyms: Pseudonyms) -> None:
+def _describe_header(record: Record, file: CtFile | NiftiFile, header: SliceHeader, pseudonyms: Pseudonyms) -> None:
     """Write to ``record`` whose slice it is, where it lies and how its pixels were stored."""
     identity, geometry = file.header.identity, header.geometry
     record.identity = identity

@@ -30,7 +30,7 @@ from common.preprocessing.archives import (
     refusals,
     unread_archive,
 )
-from common.preprocessing.packed import DICOM_MARK, GZIP_MARK, gunzip, has_dicom_mark, is_flood, no_dicom
+from common.preprocessing.packed import DICOM_MARK, GZIP_MARK, gunzip, has_mark, is_flood, no_dicom
 
 GZIP_LENGTH = struct.Struct("<L")  # the last bytes of a gzip file
 
@@ -49,7 +49,7 @@ def announce(source: SourceFile) -> None:
 
 
 def read_source(source: SourceFile, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Return a file's content, at most ``limit`` bytes. Unpack a DICOM file that is packed by gzip.
+    """Return a file's content, at most ``limit`` bytes. Unpack a DICOM or NIfTI file that is packed by gzip.
 
     Raises :class:`DicomError` if the file can't be read or is larger.
     """
@@ -67,22 +67,22 @@ def _stored(source: SourceFile, limit: int) -> bytes:
             raise DicomError("unreadable", "not a regular file")
         if status.st_size <= limit:
             return source.read_bytes()
-        if not begins_as_dicom(source):
+        if not begins_as_scan(source):
             raise no_dicom()
         raise DicomError("too_large", f"{status.st_size} bytes; at most {limit} are read")
     except OSError as error:
         raise DicomError("unreadable", f"cannot be opened ({error.strerror})") from None
 
 
-def begins_as_dicom(source: SourceFile) -> bool:
-    """Whether a file, or the content of a gzip file, has DICOM's mark. Raise OSError if it can't be opened.
+def begins_as_scan(source: SourceFile) -> bool:
+    """Whether a file, or the content of a gzip file, has a mark of a scan. Raise OSError if it can't be opened.
 
     Also True for an archive's member that can't be read: reading it reports the fault.
     """
     if not isinstance(source, Member):
-        return has_dicom_mark(beginning(source))
+        return has_mark(beginning(source))
     start = source.beginning()
-    return not start or has_dicom_mark(start)
+    return not start or has_mark(start)
 
 
 def can_be_image(source: SourceFile, file_bytes: int) -> bool:
@@ -94,7 +94,7 @@ def can_be_image(source: SourceFile, file_bytes: int) -> bool:
     if isinstance(source, Member) and is_flood(file_bytes, source.packed_bytes):
         return False
     try:
-        return begins_as_dicom(source)
+        return begins_as_scan(source)
     except OSError:
         return False
 
@@ -254,7 +254,7 @@ class FileTree:
 
 
 def open_tree(path: Path) -> Tree | None:
-    """Return the tree at ``path``: a folder, a zip or tar archive, or a DICOM file, perhaps packed by gzip.
+    """Return the tree at ``path``: a folder, a zip or tar archive, or a DICOM or NIfTI file, perhaps packed by gzip.
 
     Return None if nothing is there. Raise UsageError that says what is there if it is none of these, or damaged.
     """
@@ -266,7 +266,7 @@ def open_tree(path: Path) -> Tree | None:
         start = beginning(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if has_dicom_mark(start) and not start.startswith(b"PK"):
+    if has_mark(start) and not start.startswith(b"PK"):
         return FileTree(path)
     return open_archive(path, start)
 

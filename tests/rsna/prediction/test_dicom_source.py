@@ -9,8 +9,10 @@ import zipfile
 from pathlib import Path
 
 import cv2
+import nibabel
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 from scipy.special import expit, logit
@@ -87,6 +89,35 @@ def test_a_slice_gets_the_prediction_that_it_has_in_a_preprocessed_dataset(small
     assert sum(len(study["slices"]) for study in document["studies"]) == len(slices)
     text = capsys.readouterr().out
     assert all(f"{study}: {row.slices} slices in " in text for study, row in studies.iterrows())
+
+
+def test_a_volume_in_nifti_gets_the_predictions_of_its_dicom_files(small_dataset, weights, tmp_path):
+    files = [pydicom.dcmread(path) for path in sorted((small_dataset.source / "stage_2_test").iterdir())]
+    wanted = files[0].SeriesInstanceUID
+    series = [file for file in files if file.SeriesInstanceUID == wanted]
+    series.sort(key=lambda file: file.ImagePositionPatient[2])
+    places = np.array([file.ImagePositionPatient for file in series], np.float64)
+    across, down = np.reshape(np.array(series[0].ImageOrientationPatient, np.float64), (2, 3))
+    affine = np.eye(4)
+    affine[:3] = np.column_stack(
+        [
+            across * series[0].PixelSpacing[1],
+            down * series[0].PixelSpacing[0],
+            (places[-1] - places[0]) / (len(places) - 1),
+            places[0],
+        ]
+    )
+    affine[:2] *= -1  # DICOM's left and back are positive, NIfTI's right and front
+    hu = np.stack([file.pixel_array * file.RescaleSlope + file.RescaleIntercept for file in series])
+    nibabel.save(nibabel.Nifti1Image(hu.transpose(2, 1, 0).astype(np.int16), affine), tmp_path / "scan.nii.gz")
+    whole = pd.read_csv(run(small_dataset.source / "stage_2_test", weights, tmp_path / "whole") / "slices.csv")
+    mine = pd.read_csv(run(tmp_path / "scan.nii.gz", weights, tmp_path / "out") / "slices.csv")
+    expected = whole[whole["id"].isin([f"ID_{file.SOPInstanceUID.removeprefix('ID_')}" for file in series])]
+    assert len(mine) == len(expected) == len(series)
+    columns = ["slice_index", *LABELS]
+    np.testing.assert_allclose(
+        mine.sort_values("slice_index")[columns], expected.sort_values("slice_index")[columns], rtol=1e-5
+    )
 
 
 def test_every_output_says_that_this_is_no_medical_device(small_dataset, weights, tmp_path, capsys):
