@@ -9,6 +9,8 @@ import numpy as np
 SAME_PLACE_MM = 0.001
 TWIN_SHARE = 0.3  # a step below this share of the steps around it lies between two scans of one place
 MOST_SCANS = 3  # of one place; more are taken for a scan with thin slices
+SIDES = ("LR", "PA", "HF")  # of the patient, to which x, y and z grow and fall (PS3.3 C.7.6.1.1.1)
+ASIDE = 0.1  # smaller parts of a direction are not named: 6 degrees
 NEAR_STEPS = 3  # steps on each side whose median is the spacing around a place
 
 
@@ -66,6 +68,21 @@ def slice_normals(orientations: np.ndarray) -> np.ndarray:
     normals = np.cross(orientations[:, :3], orientations[:, 3:])
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
     return normals / np.where(lengths > 0, lengths, np.nan)
+
+
+def direction_letters(direction: np.ndarray) -> str:
+    """Return to which sides of the patient a unit vector (3,) points, the nearest first: L, R, A, P, H, F, or "PF"."""
+    order = np.argsort(-np.abs(direction), kind="stable")
+    return "".join(SIDES[axis][int(direction[axis] < 0)] for axis in order if abs(direction[axis]) > ASIDE)
+
+
+def edge_letters(orientation: np.ndarray) -> tuple[str, str, str, str]:
+    """Return which side of the patient lies at a picture's top, right, bottom and left edge.
+
+    ``orientation`` (6,): direction of a row, then that of a column.
+    """
+    row, column = orientation[:3], orientation[3:]
+    return direction_letters(-column), direction_letters(row), direction_letters(column), direction_letters(-row)
 
 
 def slice_order(position_mm: np.ndarray, image_ids: np.ndarray) -> np.ndarray:

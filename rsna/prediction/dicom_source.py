@@ -1,4 +1,4 @@
-"""Predict the studies in any DICOM folder, archive or file, without a dataset: tables, JSON, a picture of each series.
+"""Predict the studies in any DICOM folder, archive or file, without a dataset: tables, JSON, pictures, pages.
 
 The command converts the files to a temporary dataset, with the same code and in the same form as the training's. So a
 slice gets the same prediction as in a preprocessed dataset. All identifiers in the output are pseudonyms.
@@ -34,7 +34,7 @@ from common.preprocessing.journal import record_table
 from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import Pseudonyms, load_key
 from common.preprocessing.records import ImageForm, Record, Task
-from common.preprocessing.series import describe_singles
+from common.preprocessing.series import ORIENTATION, POSITION, describe_singles
 from common.preprocessing.sources import open_tree
 from common.preprocessing.tables import first_known, mark_repeated, metadata_table, unique_images
 from common.preprocessing.workers import convert_files
@@ -46,6 +46,7 @@ from rsna.kinds.pictures import seen_pictures
 from rsna.prediction.options import SourceConfig
 from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
+from rsna.prediction.study_page import StudyPages
 from rsna.prepare.competition import find_competition
 from rsna.prepare.job import file_tasks, image_form
 from rsna.prepare.options import PreprocessingConfig
@@ -67,7 +68,8 @@ from rsna_dataset import (
 logger = logging.getLogger(__name__)
 
 DATASET = "source"
-WORK = ".rsna_source"  # marks a folder as ours, so that its pictures may be removed
+WORK = ".rsna_source"  # marks a folder as ours, so that its pictures and pages may be removed
+SCANNED = ImageForm(0, (), "int16")  # the form of the pictures that people see
 CAM_SLICES = 4
 
 
@@ -79,6 +81,7 @@ class StudyResult:
     slices: pd.DataFrame
     study: pd.Series
     pictures: list[str]
+    page: str
     seconds: dict[str, float]
 
 
@@ -109,14 +112,18 @@ def predict_to(config: SourceConfig, images: PreprocessingConfig, inputs: Path, 
     """Convert ``--source`` to a dataset in ``inputs``, predict its studies, and write the results to ``folder``."""
     form = image_form(images)
     started = time.perf_counter()
-    convert_source(config, images, form, inputs, folder)
+    scanned, places = convert_source(config, images, form, inputs, folder)
     reading = time.perf_counter() - started
     model = load_study_model(ConvertedConfig(**vars(config) | {"data_input_folder": inputs}))
     rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
     share = reading / len(rows)
+    pages = None
+    if config.predict_viewer:
+        patients = rows.groupby("study_id")["patient_id"].first()
+        pages = StudyPages(scanned, places, patients, model.describe(), str(model.document()["study"]))
     results = []
     for study_id, part in progress(list(rows.groupby("study_id", sort=True)), desc="predict", unit="study"):
-        result = predict_study(model, str(study_id), part, folder, share * len(part))
+        result = predict_study(model, str(study_id), part, folder, share * len(part), pages)
         say(describe_study(result))
         results.append(result)
     write_results(folder, model, results)
@@ -146,7 +153,7 @@ def work_folder(output: Path) -> Iterator[Path]:
             logger.warning("%s: can't be locked (%s); don't predict to it twice at once", output, error.strerror)
         finished = False
         try:
-            for path in [*work.iterdir(), *output.glob("*.png")]:
+            for path in [*work.iterdir(), *output.glob("*.png"), *output.glob("*.html")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             remove_temporaries(output)
             yield work
@@ -192,9 +199,10 @@ def stored_form(config: SourceConfig) -> PreprocessingConfig:
 
 def convert_source(
     config: SourceConfig, images: PreprocessingConfig, form: ImageForm, inputs: Path, output: Path
-) -> None:
+) -> tuple[Path, pd.DataFrame]:
     """Convert the files to the dataset ``inputs/datasets/source``, and list failed files in ``output/failed.csv``.
 
+    Return a dataset's folder with the images as scanned, and where each image lies (index: image id).
     Raises UsageError if the source doesn't exist or is empty, WorkError if no file gave an image.
     """
     source = find_files(config.source)
@@ -242,6 +250,12 @@ def convert_source(
         "labelled": 0,
     }
     write_json(folder / DATASET_INFO, info)
+    scanned = folder
+    if config.predict_viewer and form != SCANNED:
+        scanned = dataset_folder(inputs, "scanned")
+        (scanned / "images").mkdir(parents=True)
+        convert_all(file_tasks(source.tree, files, scanned / "images"), SCANNED, jobs, pseudonyms)
+    return scanned, table[[*POSITION, *ORIENTATION]]
 
 
 def convert_all(tasks: Sequence[Task], form: ImageForm, jobs: int, pseudonyms: Pseudonyms) -> list[Record]:
@@ -296,8 +310,13 @@ def find_files(path: Path) -> Source:
     return Source(tree, competition)
 
 
-def predict_study(model: StudyModel, study_id: str, rows: pd.DataFrame, folder: Path, reading: float) -> StudyResult:
-    """Predict a study and draw each of its series; ``reading`` is the time in seconds that its files took."""
+def predict_study(
+    model: StudyModel, study_id: str, rows: pd.DataFrame, folder: Path, reading: float, pages: StudyPages | None
+) -> StudyResult:
+    """Predict a study, draw each of its series, and write its page where ``pages`` are wanted.
+
+    ``reading`` is the time in seconds that its files took.
+    """
     started = time.perf_counter()
     predicted = model.predict(rows)
     ended = time.perf_counter()
@@ -309,8 +328,9 @@ def predict_study(model: StudyModel, study_id: str, rows: pd.DataFrame, folder: 
         title = f"{study_id}, series {number} of {len(groups)}"
         draw_one_series(model, title, series, predicted, folder / name)
         pictures.append(name)
+    page = "" if pages is None else pages.write(folder, study_id, slices, predicted.study)
     seconds = {"reading": reading, "network": ended - started, "pictures": time.perf_counter() - ended}
-    return StudyResult(study_id, slices, predicted.study, pictures, seconds)
+    return StudyResult(study_id, slices, predicted.study, pictures, page, seconds)
 
 
 def draw_one_series(model: StudyModel, title: str, series: pd.DataFrame, predicted: Predicted, path: Path) -> None:
@@ -421,6 +441,7 @@ def results_document(model: StudyModel, results: list[StudyResult]) -> dict[str,
                 "study_id": result.study_id,
                 "probabilities": {name: float(value) for name, value in result.study.items()},
                 "pictures": result.pictures,
+                "page": result.page or None,
                 "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
                 "slices": [
                     {

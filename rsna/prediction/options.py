@@ -194,10 +194,15 @@ class SourceConfig(ProbabilityOptions, RefitOptions, PredictingOptions, Pseudony
     source: Path | None = option(
         None,
         "DICOM files of any origin to predict instead of a dataset: a folder, an archive or a single file. Tables "
-        "of slices and studies, JSON and a picture of each series go to --predict_output. Names become pseudonyms "
-        "by --pseudonym_key, or by pseudonyms.key in the training's input folder. none: a dataset",
+        "of slices and studies, JSON, a picture of each series and a page of each study go to --predict_output. Names "
+        "become pseudonyms by --pseudonym_key, or by pseudonyms.key in the training's input folder. none: a dataset",
     )
     predict_output: Path | None = option(None, "new folder for the results of --source")
+    predict_viewer: bool = option(
+        True,
+        "1: write a page (HTML, some 0.2 MB for each slice) for each study of --source, to scroll through with exact "
+        "Hounsfield units and the probabilities of each slice. 0: none",
+    )
     sequence: Path | None = option(
         None,
         "sequence model to apply to the features of the cross-validation in --net_weight_file: its best.pt, its "

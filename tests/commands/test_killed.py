@@ -144,6 +144,7 @@ def test_a_prediction_of_dicom_files_that_was_killed_is_made_anew_in_its_folder(
     for file in ("failed.csv", "slices.csv", "predictions.json"):
         killed_at(runs, file, 1, "predict", [*arguments, f"--predict_output={output}"])
     (output / "of_another_source.png").write_bytes(b"")
+    (output / "of_another_source.html").write_bytes(b"")
     with lock(output / WORK):
         answer = runs(*arguments, f"--predict_output={output}", script="predict")
         assert (answer["code"], "in progress there" in answer["output"]) == (2, True)

@@ -19,7 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from common.dicom.elements import MAX_FILE_BYTES
 from common.dicom.errors import REASONS, DicomError
-from common.dicom.geometry import slice_order, slice_positions
+from common.dicom.geometry import direction_letters, edge_letters, slice_order, slice_positions
 from common.dicom.hounsfield import hounsfield
 from common.dicom.pictures import AIR_HU, resize_area, window
 from common.dicom.reading import quiet_pydicom, read_dicom
@@ -512,6 +512,25 @@ def test_windowed_pictures_keep_type_and_channels_and_are_padded_with_what_is_as
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("orientation", "letters"),
+    [
+        ((1, 0, 0, 0, 1, 0), ("A", "L", "P", "R")),
+        ((-1, 0, 0, 0, 1, 0), ("A", "R", "P", "L")),  # mirrored
+        ((1, 0, 0, 0, 0, -1), ("H", "L", "F", "R")),  # coronal
+        ((0, 1, 0, 0, 0, -1), ("H", "P", "F", "A")),  # sagittal
+        ((1, 0, 0, 0, 0.94, -0.342), ("AH", "L", "PF", "R")),  # gantry tilted by 20 degrees
+        ((0.9998, 0.0175, 0, -0.0175, 0.9998, 0), ("A", "L", "P", "R")),  # a head turned by 1 degree
+    ],
+)
+def test_a_pictures_edges_are_named_by_the_patients_sides(orientation, letters):
+    assert edge_letters(np.array(orientation)) == letters
+
+
+def test_a_direction_without_length_has_no_letters():
+    assert direction_letters(np.zeros(3)) == ""
 
 
 def test_geometry_is_read_as_it_stands_and_nan_where_it_is_missing_or_malformed(tmp_path):

@@ -15,6 +15,7 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
+from pydicom.pixels import apply_modality_lut
 from scipy.special import expit, logit
 
 import evaluate
@@ -25,7 +26,8 @@ from common.checkpoint import load_checkpoint
 from common.reports.page import NOTICE
 from rsna_dataset import LABELS, read_metadata
 from tests.commands.test_own_data import archive, slice_of  # noqa: F401 (a fixture)
-from tests.dicom_files import ids_of_files, write_ct
+from tests.common.reports.test_viewer import document_of, elements, unpacked
+from tests.dicom_files import head, ids_of_files, write_ct
 from tests.runs import failure
 
 SMALL = [
@@ -134,7 +136,9 @@ def test_every_output_says_that_this_is_no_medical_device(small_dataset, weights
         assert (table["notice"] == NOTICE).all()
     assert json.loads((output / "predictions.json").read_text())["notice"] == NOTICE
     pictures = [path for path in output.iterdir() if path.suffix == ".png"]
-    assert {path.name for path in output.iterdir()} == FILES | {path.name for path in pictures}
+    pages = [path for path in output.iterdir() if path.suffix == ".html"]
+    assert NOTICE in pages[0].read_text()
+    assert {path.name for path in output.iterdir()} == FILES | {path.name for path in pictures + pages}
     picture = cv2.imread(str(pictures[0]))
     assert (picture[-28:, 10:300].max(axis=2) > 150).sum() > 100  # the notice's letters in its last lines
 
@@ -152,7 +156,7 @@ def test_a_hospitals_export_gives_no_name_number_date_or_uid_away(archive, weigh
         ids["scout"]: "localizer",
     }
     printed = capsys.readouterr()
-    texts = [path.read_bytes() for path in output.iterdir()] + [
+    texts = [re.sub(rb'<script type="text/plain"[^<]*', b"", path.read_bytes()) for path in output.iterdir()] + [
         "\n".join([printed.out, printed.err, caplog.text, *map(str, output.iterdir())]).encode()
     ]
     for telling in (b"Mustermann", b"4711", b"1.2.826"):
@@ -213,6 +217,56 @@ def test_pictures_are_stored_as_the_trainings_were(small_dataset, tmp_path):
     output = run(small_dataset.source / "stage_2_test", folder / "best.pt", tmp_path / "out")
     slices = pd.read_csv(output / "slices.csv", index_col="id")
     np.testing.assert_allclose(slices["any"], expected.loc[slices.index + "_any"], rtol=1e-6)
+    for study, rows in slices.groupby("study_id"):  # people see the picture as scanned all the same
+        assert_page_holds(output / f"{study}.html", [hounsfield_of(small_dataset.source, name) for name in rows.index])
+
+
+def hounsfield_of(source: Path, name: str) -> np.ndarray:
+    """HU of a phantom's test file by pydicom alone."""
+    dataset = pydicom.dcmread(source / "stage_2_test" / f"{name}.dcm")
+    return apply_modality_lut(dataset.pixel_array, dataset)
+
+
+def assert_page_holds(page: Path, images: list[np.ndarray]) -> None:
+    """Hold the HU in a page's first series, decoded, against images in the order of slices."""
+    held = elements(page)
+    assert sorted(held) == sorted(f"p0-{place}" for place in range(len(images)))
+    same = [np.array_equal(unpacked(held[f"p0-{place}"], image.shape), image) for place, image in enumerate(images)]
+    assert all(same), same
+
+
+def test_a_studys_page_holds_its_series_as_scanned_and_names_the_sides_of_the_patient(weights, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for place in range(3):
+        for patient, study, row in ((1, "1.2.3", [1, 0, 0]), (1, "1.2.4", [-1, 0, 0]), (2, "1.2.5", [1, 0, 0])):
+            more = {"StudyInstanceUID": study, "SeriesInstanceUID": f"{study}.1", "SOPInstanceUID": f"{study}.{place}"}
+            more |= {"ImageOrientationPatient": [*row, 0, 1, 0], "ImagePositionPatient": [row[0] * -60, -40, 5 * place]}
+            write_ct(source / f"{study}_{place}", slice_of(patient, place, **more))
+    output = run(source, weights, tmp_path / "out")
+    ids, slices = ids_in_map(tmp_path), pd.read_csv(output / "slices.csv", index_col="id")
+    pages = {}
+    for study, patient in (("1.2.3", 1), ("1.2.4", 1), ("1.2.5", 2)):
+        names = [ids[f"{study}_{place}"] for place in range(3)]
+        pages[study] = output / f"{slices['study_id'][names[0]]}.html"
+        due = {slices["slice_index"][name]: head(10 * patient + place) for place, name in enumerate(names)}
+        assert_page_holds(pages[study], [due[place] for place in range(3)])
+    documents = {study: document_of(page) for study, page in pages.items()}
+    assert [one["edges"] for one in documents["1.2.3"]["series"][0]["slices"]] == [["A", "L", "P", "R"]] * 3
+    assert [one["edges"] for one in documents["1.2.4"]["series"][0]["slices"]] == [["A", "R", "P", "L"]] * 3
+    first = documents["1.2.3"]["series"][0]
+    assert first["direction"].startswith("The first slice is the one nearest the feet")
+    assert [one["corner_mm"] for one in first["slices"]] == [[-60, -40, 5 * place] for place in range(3)]
+    assert [one["position_mm"] for one in first["slices"]] == [0, 5, 10]
+    table = pd.read_csv(output / "slices.csv").query(f"study_id == '{pages['1.2.3'].stem}'")
+    for name in LABELS:
+        np.testing.assert_allclose(first["probabilities"][name], table[name], atol=5e-7)
+    assert documents["1.2.3"]["others"] == [[pages["1.2.4"].stem, pages["1.2.4"].name]]
+    assert documents["1.2.5"]["others"] == []
+    found = json.loads((output / "predictions.json").read_text())["studies"]
+    assert {study["page"] for study in found} == {page.name for page in pages.values()}
+    without = run(source, weights, tmp_path / "without", "--predict_viewer=0")
+    assert not list(without.glob("*.html"))
 
 
 def test_an_older_weight_file_needs_the_trainings_dataset(small_dataset, weights, tmp_path, capsys):
