@@ -241,7 +241,7 @@ def zeros_in_zip(world: World, folder: Path) -> list[object]:
     return world.predict(folder / "best.pt")
 
 
-def old_form(world: World, folder: Path) -> list[object]:
+def trillion_numbers(world: World, folder: Path) -> list[object]:
     """torch's form before 1.6, whose pickle asks for a storage of a trillion numbers."""
     import torch
 
@@ -372,6 +372,7 @@ def floods() -> Iterable[Flood]:
     from tests.common.reports.test_leaderboard import EVIL
     from tests.common.sweeps.test_search import HOSTILE as JOURNALS
     from tests.common.test_checkpoint import HOSTILE as CHECKPOINTS
+    from tests.common.test_checkpoint import OLD_FORMS, old_form
     from tests.common.test_foreign import bomb, merged, nested_yaml
 
     header = b"ID,Label\n"
@@ -458,7 +459,10 @@ def floods() -> Iterable[Flood]:
     }.items():
         yield Flood(f"checkpoint: {name}", "predict", checkpoint(lambda c, o=options: c["config"].update(o)))
     yield Flood("checkpoint: complex weights", "predict", checkpoint(_complex))
-    yield Flood("torch before 1.6: a storage of a trillion numbers", "train", old_form)
+    yield Flood("torch before 1.6: a storage of a trillion numbers", "train", trillion_numbers)
+    for name, contents in OLD_FORMS.items():
+        given_old = given("--net_weight_file", old_form(contents), name="w.pt")
+        yield Flood(f"torch before 1.6: {name}", "train", given_old)
 
     for name in ("rows.csv", "features.npy", "logits.npy", "features.json", "lineage.npz"):
         yield Flood(f"features: {name} without end", "sequence", features(lambda path, n=name: endless(path / n)))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 MOST_PICKLE_BYTES = 2**25  # of the part without tensors; a run has some hundred kilobytes
 MOST_VALUES, MOST_DEPTH = 1_000_000, 40  # a value counts at each place that shares it
+OLD_PICKLES = 5  # of torch before 1.6: magic number, version, system, contents, keys of the tensors that follow
 MOST_SHARED = 8  # uses of a file's numbers: layers share weights, and averages begin as the weights
 
 
@@ -203,7 +207,9 @@ def _read(path: Path) -> Any:
         if error.errno in (errno.EACCES, errno.EPERM):
             raise WorkError(f"{path}: cannot be read ({error.strerror}); check its owner and mode") from error
         raise WorkError(f"{path}: cannot be read ({error})") from error
-    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except WorkError:
+        raise
+    except Exception as error:  # a damaged file makes torch raise anything, struct.error and AssertionError too
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WorkError(f"{path}: damaged, or not a checkpoint of this project (torch says: {reason[:200]})") from error
 
@@ -228,6 +234,8 @@ def _check_archive(path: Path) -> None:
     if not start:
         raise WorkError(f"{path}: is empty")
     if start.startswith(PICKLE_MAGIC):  # the form of torch before 1.6, whose numbers and tensors are read too
+        with path.open("rb") as file:
+            _check_pickles(path, file.read(MOST_PICKLE_BYTES), OLD_PICKLES)
         return
     if not start.startswith(ZIP_MAGIC[: len(start)]):
         raise WorkError(f"{path}: not a file of torch; give a checkpoint of this project, such as best.pt")
@@ -239,6 +247,9 @@ def _check_archive(path: Path) -> None:
             if any(member.file_size > MOST_PICKLE_BYTES for member in head):
                 raise WorkError(f"{path}: more than {MOST_PICKLE_BYTES:,} bytes of it are no tensors")
             damaged = archive.testzip()
+            if damaged is None:
+                for member in head:
+                    _check_pickles(path, archive.read(member), 1)
     except Unreadable as error:
         raise WorkError(f"{path}: {error}") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
@@ -247,6 +258,18 @@ def _check_archive(path: Path) -> None:
         raise WorkError(f"{path}: is damaged (checksum of {damaged})")
     if not head:
         raise WorkError(f"{path}: a zip file, but not of torch; give a checkpoint of this project, such as best.pt")
+
+
+def _check_pickles(path: Path, content: bytes, count: int) -> None:
+    """Raise WorkError if the ``count`` pickles at the start of ``content`` have many steps. Each may make a value."""
+    file = io.BytesIO(content)
+    steps = chain.from_iterable(pickletools.genops(file) for _ in range(count))
+    try:
+        if sum(1 for _ in islice(steps, MOST_VALUES + 1)) > MOST_VALUES:
+            raise WorkError(f"{path}: more than {MOST_VALUES:,} steps of its pickle; give a plain state_dict")
+    except ValueError as error:  # it ends, or no step begins here: torch.load says so
+        if len(content) == MOST_PICKLE_BYTES:
+            raise WorkError(f"{path}: more than {MOST_PICKLE_BYTES:,} bytes of it are no tensors") from error
 
 
 def _is_state_dict(contents: Any) -> bool:

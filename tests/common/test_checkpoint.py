@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import errno
 import functools
+import io
 import os
 import pickle
+import random
 import re
 import resource
 import signal
@@ -21,10 +23,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from common.checkpoint import (
     FORMAT_VERSION,
     MOST_PICKLE_BYTES,
+    MOST_VALUES,
     REQUIRED_KEYS,
     load_checkpoint,
     load_weights_file,
@@ -374,6 +378,56 @@ def test_a_checkpoint_that_somebody_changed_is_one_line(tmp_path: Path, what: st
     with pytest.raises(WorkError, match=re.escape(str(path))) as caught:
         load_checkpoint(path)
     one_line(caught.value)
+
+
+def old_form(contents: bytes) -> bytes:
+    """A file in the form of torch before 1.6 whose contents are this pickle."""
+    buffer = io.BytesIO()
+    torch.save({}, buffer, _use_new_zipfile_serialization=False)
+    empty = pickle.dumps({}, protocol=2)
+    return buffer.getvalue().replace(empty, contents)
+
+
+OLD_FORMS = {  # by what the pickle asks for; the module pickletools has the steps
+    "many empty lists": b"\x80\x02(" + b"]" * (MOST_VALUES + 1) + b"l.",
+    "lists inside each other": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    "tuples that share their parts": b"\x80\x02)" + b"q\x00h\x00\x86" * 200 + b".",
+    "a text of four billion letters": b"\x80\x02X\xff\xff\xff\xffa.",
+    "bytes without end": b"\x80\x02cbuiltins\nbytearray\n\x8a\x06" + (10**13).to_bytes(6, "little") + b"\x85R.",
+    "half a number": b"\x80\x02J\x01",
+    "a key for a tuple": b"\x80\x02K\x01Q.",
+    "no end": b"\x80\x02]",
+    "a program": b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
+}
+
+
+@pytest.mark.parametrize("what", OLD_FORMS)
+def test_a_hostile_file_in_the_form_of_torch_before_1_6_is_one_line(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "w.pt"
+    path.write_bytes(old_form(OLD_FORMS[what]))
+    with pytest.raises(WorkError, match=re.escape(str(path))) as caught:
+        load_weights_file(path)
+    one_line(caught.value)
+
+
+def test_bytes_of_the_old_form_that_are_changed_are_read_or_one_line(tmp_path: Path) -> None:
+    buffer, path = io.BytesIO(), tmp_path / "w.pt"
+    state = {"weight": torch.arange(12.0).reshape(3, 4), "bias": nn.Parameter(torch.ones(2))}
+    torch.save({"state_dict": state}, buffer, _use_new_zipfile_serialization=False)
+    whole, chance, ends = buffer.getvalue(), random.Random(0), Counter()
+    for _ in range(400):
+        changed = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            changed[chance.randrange(len(whole))] = chance.choice((chance.randrange(256), *b"JKMXQR.]}(\x8a"))
+        path.write_bytes(changed)
+        try:
+            load_weights_file(path)
+        except (UsageError, WorkError) as error:
+            one_line(error)
+            ends["refused"] += 1
+        else:
+            ends["read"] += 1
+    assert min(ends["refused"], ends["read"]) > 20
 
 
 def test_parts_of_a_file_that_would_grow_are_not_read(tmp_path: Path) -> None:
