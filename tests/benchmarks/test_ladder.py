@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 
+from benchmarks import ladder
 from benchmarks.ladder import QUICK, Ladder, seeds_table
+from benchmarks.rivals import Entry
 from rsna_dataset import LABELS
 from tests import PROJECT
 from tests.pretended_cuda import Settings
@@ -70,7 +72,7 @@ def test_all_rungs_are_climbed_once_and_judged_by_labels_that_no_command_read(tm
     by_label = [log_loss(truth[name], plain[name], labels=[0, 1]) for name in LABELS]
     weights = [2 if name == "any" else 1 for name in LABELS]
     expected = np.average(by_label, weights=weights)
-    assert table.loc["a plain torch loop", "log_loss"] == pytest.approx(expected, rel=1e-9)
+    assert table.loc[table.index.str.startswith("rival: plain"), "log_loss"].item() == pytest.approx(expected, rel=1e-9)
     assert table[["low", "high"]].isna().all(axis=None)  # few test patients
     patients = pd.read_csv(tmp_path / "ladder/datasets/real/metadata.csv", index_col="id").loc[
         truth.index, "patient_id"
@@ -78,7 +80,9 @@ def test_all_rungs_are_climbed_once_and_judged_by_labels_that_no_command_read(tm
     assert set(table["verdict"].dropna()) == {f"{patients.nunique()} patients, and an interval needs 20"}
     report = (tmp_path / "ladder" / "ladder.md").read_text()
     assert all(name in report for name in table.index)
-    chosen = table[table["goes_on"] & table["built_on"].notna()].index[-1]
+    (chosen,) = table.loc[table.index.str.startswith("rival"), "built_on"].unique()
+    above = table[~table.index.str.startswith("rival") & table["goes_on"]]
+    assert chosen == above.index[-1]
     assert [line.split(" | ")[0][2:] for line in report.splitlines() if "**" in line] == [chosen]
     again = climb(tmp_path / "ladder")
     assert ": python " not in again
@@ -90,7 +94,13 @@ def test_a_rival_computes_on_the_gpu_and_waits_for_it_only_where_it_prints(small
     options = "--dataset=phantom --model=test_resnet --size=32 --batch=4 --iterations=5 --n_jobs=1"
     subprocess.run(
         [
-            *(sys.executable, PROJECT / "benchmarks/rivals.py", "timm", small_dataset.input_folder, *options.split()),
+            *(
+                sys.executable,
+                PROJECT / "benchmarks/rival_loops.py",
+                "timm",
+                small_dataset.input_folder,
+                *options.split(),
+            ),
             f"--output={tmp_path / 'predictions.csv'}",
         ],
         env=Settings(findings=str(tmp_path)).environment(),
@@ -100,4 +110,18 @@ def test_a_rival_computes_on_the_gpu_and_waits_for_it_only_where_it_prints(small
     (found,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
     assert found["errors"] == []
     assert found["copies"] == {"host to device, asynchronous": 10}  # five times pictures and targets
-    assert [wait["count"] for wait in found["waits"] if wait["place"] == "benchmarks/rivals.py:run"] == [1]
+    assert [wait["count"] for wait in found["waits"] if wait["place"] == "benchmarks/rival_loops.py:run"] == [1]
+
+
+def test_a_rival_has_the_configuration_of_the_largest_tuned_budget_within_its_own(tmp_path: Path, monkeypatch) -> None:
+    log = tmp_path / "rivals.csv"
+    monkeypatch.setattr(ladder, "LOG", log)
+    assert ladder.tuned("plain", 1500) == (Entry("plain", "0.003", "affine"), "0.003, affine, not tuned")
+    log.write_text(
+        "phantom,side,rate,augmentation,iterations,seed,log_loss\ntuning,plain,0.01,none,240,0,0.2\n"
+        "tuning,plain,0.001,none,1000,0,0.3\ntuning,plain,0.003,timm,1000,0,0.1\njudging,plain,0.01,timm,1000,0,0.01\n"
+    )
+    assert ladder.tuned("plain", 1500) == (Entry("plain", "0.003", "timm"), "0.003, timm, tuned by 1000 iterations")
+    assert ladder.tuned("plain", 500) == (Entry("plain", "0.01", "none"), "0.01, none, tuned by 240 iterations")
+    assert ladder.tuned("plain", 60)[0] == Entry("plain", "0.01", "none")
+    assert ladder.tuned("timm", 1500)[1].endswith("not tuned")

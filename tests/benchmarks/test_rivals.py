@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +124,22 @@ def test_the_chosen_are_the_best_two_of_the_budget_asked_for() -> None:
     assert [entry.rate for entry in chosen(log, "plain", 240)] == ["0.003", "0.01"]
     assert [entry.rate for entry in chosen(log, "plain", 1000)] == ["0.001"]
     assert chosen(log, "timm", 240) == []
+
+
+@pytest.mark.parametrize("text", ["plain:0.003", "plain:0.5:affine", "torch:0.003:affine", "plain:0.003:affine"])
+def test_entries_that_no_side_has_or_without_ours_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="ours"):
+        rivals.parse_entries(text)
+
+
+def test_ours_is_first_of_the_entries_as_the_others_are_compared_with_it() -> None:
+    parsed = rivals.parse_entries("plain:0.003:affine,ours:default:default")
+    assert parsed == [rivals.DEFAULTS, Entry("plain", "0.003", "affine")]
+
+
+def test_the_random_crops_of_a_transform_file_have_the_compared_size(tmp_path: Path) -> None:
+    copy = rivals.resized(PROJECT / "transforms" / "train_complex_128.json", 64, tmp_path)
+    before, after = (path.read_text() for path in (PROJECT / "transforms" / copy.name, copy))
+    assert json.loads(before.replace("128,", "64,").replace("128\n", "64\n")) == json.loads(after)
+    plain = PROJECT / "transforms" / "train_demo.json"
+    assert rivals.resized(plain, 64, tmp_path) == plain
