@@ -27,7 +27,7 @@ OPTIONS = {name: load(path) for name, path in COMMANDS.items()}
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
 # Flags of benchmarks, shell scripts and other programs that the pages name alone.
 FOREIGN = {"--help", "--config", "--dry-run", "--all", "--shm-size", "--max_restarts", "--name"}
-FOREIGN |= {"--fuse", "--quick", "--seeds", "--sets", "--requeue"}
+FOREIGN |= {"--budgets", "--fuse", "--quick", "--seeds", "--sets", "--requeue"}
 
 
 def ids(path: Path) -> str:
