@@ -301,14 +301,15 @@ def rivals(ladder: Ladder, best: Rung) -> None:
         if side == OURS:
             continue
         entry, text = tuned(side, iterations)
-        output = ladder.folder / f"{side}{'' if ladder.seed == 0 else f'_{ladder.seed}'}.csv"
+        step = f"{side} {entry.rate} {entry.augmentation}"  # a rival that was tuned anew is another step
+        output = ladder.folder / f"{ladder.step(step).replace(' ', '_')}.csv"
         ladder.run(
-            side, "benchmarks/rival_loops.py", side, str(ladder.folder), f"--dataset={DATASET}",
+            step, "benchmarks/rival_loops.py", side, str(ladder.folder), f"--dataset={DATASET}",
             f"--model={budget.model}", ladder.cores, f"--rate={entry.rate}", f"--augmentation={entry.augmentation}",
             f"--size={budget.size}", f"--batch={budget.batch}", f"--iterations={iterations}",
             f"--output={output}", ladder.own_seed,
         )  # fmt: skip
-        ladder.add(Rung(f"rival: {side} ({text})", ladder.submission(output), best.name, (side,)))
+        ladder.add(Rung(f"rival: {side} ({text})", ladder.submission(output), best.name, (step,)))
 
 
 def tuned(side: str, iterations: int) -> tuple[Entry, str]:
