@@ -52,6 +52,7 @@ TRUTH_FILE = "phantom_truth.csv"  # beside the CSVs of a phantom
 DATASET_INFO = "dataset.json"
 METADATA_FILE = "metadata.csv"
 FAILED_FILE = "failed.csv"
+AUDIT_FILE = "audit.html"
 SAMPLE_FILE = "sample_submission.csv"
 JOURNAL = ".converted.csv"
 PUBLIC_NAMES = "public"  # replaces a key's fingerprint where the pseudonyms are the competition's own

@@ -67,12 +67,14 @@ def experiment_page(
     evaluated: Evaluated | None,
     missing: str = "",
     together: Together | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> str:
     """Return the report of ``record`` as one HTML document.
 
     ``rivals``: other experiments on the same data. ``metric``: the key that ranks them; its row in the table of metrics
     says which values are better. ``defaults``: the options' defaults. ``constant``: the constant predictor's score.
-    ``missing``: why there is no evaluation. ``together``: for an experiment made from others.
+    ``missing``: why there is no evaluation. ``together``: for an experiment made from others. ``links``: addresses of
+    other pages by their text.
     """
     judged = _judged(record, metric, evaluated, together)
     sections = [page.section("Verdict", page.cards(*_verdict(record, rivals, metric, constant, judged)))]
@@ -95,7 +97,7 @@ def experiment_page(
         page.paragraph(page.NOTICE),
     ]
     lead = f"{record.status}; started {record.started:%Y-%m-%d %H:%M} UTC" if record.started else record.status
-    return page.page(f"Experiment {record.name}", lead, sections)
+    return page.page(f"Experiment {record.name}", lead, [page.contents(sections, links or {}), *sections])
 
 
 def best_of(summaries: Sequence[Summary], metric: str) -> Summary | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -61,7 +62,8 @@ input, select { font: inherit; color: inherit; background: var(--page); border: 
 th.who, td.who { position: sticky; left: 0; background: var(--card); text-align: left; }
 .who > * { display: block; width: max-content; max-width: 16rem; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { .who > * { max-width: 8rem; } }
-a { color: var(--one); } caption { text-align: left; caption-side: top; }
+a { color: var(--one); }
+nav a { margin-right: .9rem; white-space: nowrap; } caption { text-align: left; caption-side: top; }
 details { margin: .6rem 0; } summary { cursor: pointer; } code, pre { font-size: .85rem;
   overflow-wrap: anywhere; white-space: pre-wrap; }
 .big { font-size: 1.5rem; font-weight: 700; }
@@ -96,7 +98,16 @@ def page(title: str, lead: str, body: Sequence[str]) -> str:
 
 def section(title: str, *parts: str) -> str:
     """Return a heading and its ``parts``."""
-    return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+    anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return f'<section id="{anchor}"><h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
+
+
+def contents(sections: Sequence[str], links: Mapping[str, str]) -> str:
+    """Return links to those of ``sections`` that :func:`section` made, then ``links`` to other pages by their text."""
+    found = [re.match(r'<section id="([^"]+)"><h2>(.+?)</h2>', part) for part in sections]
+    own = [f'<a href="#{match[1]}">{match[2]}</a>' for match in found if match]
+    others = [f'<a href="{escape(address, quote=True)}">{escape(text)} ↗</a>' for text, address in links.items()]
+    return f'<nav aria-label="Contents">{" ".join([*own, *others])}</nav>'
 
 
 def cards(*parts: str) -> str:

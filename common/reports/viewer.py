@@ -25,7 +25,7 @@ from common.files import atomic_path
 TEMPLATE = Path(__file__).with_name("viewer.html")
 SCRIPT = Path(__file__).with_name("viewer.js")
 MARKER = re.compile(r"\{\{(\w+)\}\}")
-MOST_PIXELS = 512 * 512 * 400  # in a page, some 80 MB: browsers open larger files slowly or not at all
+MOST_PIXELS = 512 * 512 * 400  # in a page, some 80 MB, which Chromium opens in seconds
 
 Facts = Sequence[tuple[str, str]]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -18,6 +21,7 @@ from common.files import write_text
 from common.foreign import read_json
 from common.reports.evaluation import evaluation_page
 from common.reports.experiment import Evaluated, Together, experiment_page
+from common.reports.leaderboard import HTML_FILE
 from common.reports.record import REPORT_FILE, Record, read_record, results_folder, write_unknown_lineage
 from common.reports.summary import Summary, read_summaries
 from common.reports.together import folds_sections, members_section
@@ -31,7 +35,7 @@ from rsna.judging.strata import described_images
 from rsna.training.lineage import overlap, overlap_lines
 from rsna.training.outcome import CROSS_VALIDATION_FILE, holds_out_folds, predictions_path
 from rsna.training.provenance import written_provenance
-from rsna_dataset import LABEL_WEIGHTS, LABELS, METRIC, dataset_folder, read_fold, select_rows
+from rsna_dataset import AUDIT_FILE, LABEL_WEIGHTS, LABELS, METRIC, dataset_folder, read_fold, select_rows
 
 
 def write_report(folder: Path, status: str | None = None, tracker: Tracker | None = None) -> Path:
@@ -88,7 +92,9 @@ def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | Non
     if tracker is not None and evaluated is not None:
         content = (evaluated.document, evaluated.predictions, evaluated.targets, evaluated.names)
         tracker.log_figure("evaluation", evaluation_page(f"Evaluation of {record.name}", "Validation set", *content))
-    return experiment_page(record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing)
+    return experiment_page(
+        record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing, links=links_of(record)
+    )
 
 
 def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Record]) -> str:
@@ -107,7 +113,9 @@ def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Reco
         folds_sections(folds, facts, METRIC),
     )
     constant = summary.get("constant_log_loss")
-    return experiment_page(record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing, together)
+    return experiment_page(
+        record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing, together, links_of(record)
+    )
 
 
 def members_report(record: Record, others: Sequence[Summary]) -> str:
@@ -143,7 +151,23 @@ def members_report(record: Record, others: Sequence[Summary]) -> str:
         evaluated,
         missing,
         together,
+        links_of(record),
     )
+
+
+def links_of(record: Record) -> dict[str, str]:
+    """Return the addresses of pages around a report: leaderboard, a fold's cross-validation, the dataset's audit."""
+    folder = record.folder
+    results = results_folder(folder)
+    pages = {"Leaderboard": results / HTML_FILE}
+    if results != folder.parent:
+        pages["Cross-validation"] = folder.parent / REPORT_FILE
+    place, name = (str(record.config.get(option)) for option in ("data_input_folder", "data_dataset"))
+    with suppress(UsageError):  # anybody may have made the folder: a name that is none has no audit
+        audit = dataset_folder(Path(place), name) / AUDIT_FILE
+        if os.path.isfile(audit):  # noqa: PTH113 (False for a path that no system takes)
+            pages["Audit of the dataset"] = audit
+    return {text: quote(os.path.relpath(path, folder)) for text, path in pages.items()}
 
 
 def again(record: Record) -> str:

@@ -21,6 +21,7 @@ from common.preprocessing.records import ImageForm
 from common.preprocessing.verify import FAULTS, verify_images
 from rsna.prepare.options import PreprocessingConfig
 from rsna_dataset import (
+    AUDIT_FILE,
     FAILED_FILE,
     LABELS,
     PUBLISHED,
@@ -34,7 +35,6 @@ from rsna_dataset import (
     read_metadata,
 )
 
-AUDIT_FILE = "audit.html"
 FAULTS_FILE = "verify_failed.csv"
 
 

@@ -25,6 +25,7 @@ from rsna.prepare.remarks import check_share, warn_of_other_source
 from rsna.prepare.source import find_source, key_place, read_tables
 from rsna.prepare.tables import CROP_SHEET, write_tables
 from rsna_dataset import (
+    AUDIT_FILE,
     DATASET_INFO,
     FAILED_FILE,
     JOURNAL,
@@ -36,7 +37,7 @@ from rsna_dataset import (
 
 logger = logging.getLogger(__name__)
 
-OLD_REPORTS = (CROP_SHEET, "audit.html", "verify_failed.csv")  # they describe the dataset as it was before a change
+OLD_REPORTS = (CROP_SHEET, AUDIT_FILE, "verify_failed.csv")  # they describe the dataset as it was before a change
 
 
 def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | None = None) -> Path:

@@ -90,9 +90,11 @@ def test_a_cross_validation_that_was_prolonged_before_its_end_is_done_again_as_i
 def test_its_folds_stand_in_a_table_with_their_spread_and_links_to_the_reports_that_there_are(results: Path) -> None:
     write_report(results / "cv" / "fold_1")
     page = write_report(results / "cv").read_text()
-    assert re.findall(r'href="(?!data:)([^"]+)"', page) == ["fold_1/report.html"]
+    assert re.findall(r'href="(?!data:|#)([^"]+)"', page) == ["../leaderboard.html", "fold_1/report.html"]
+    fold = (results / "cv" / "fold_1" / "report.html").read_text()
+    assert re.findall(r'href="(?!data:|#)([^"]+)"', fold) == ["../../leaderboard.html", "../report.html"]
     page = rebuilt(results, "cv")
-    assert re.findall(r'href="(?!data:)([^"]+)"', page) == [f"fold_{fold}/report.html" for fold in range(3)]
+    assert re.findall(r'href="(?!data:|#)([^"]+)"', page)[1:] == [f"fold_{fold}/report.html" for fold in range(3)]
     assert all((results / "cv" / f"fold_{fold}" / "report.html").is_file() for fold in range(3))
     document = json.loads((results / "cv" / "cross_validation.json").read_text())
     for fact in document["folds"]:

@@ -23,7 +23,7 @@ from common.reports.page import tiles
 from common.reports.record import read_record
 from common.trackers.jsonl import JsonlTracker
 from rsna.judging.report_pictures import PICTURES_EACH, TILE
-from rsna.judging.reports import write_report
+from rsna.judging.reports import links_of, write_report
 from rsna.training.lineage import checkpoint_lineage
 from rsna_dataset import LABELS, read_fold
 from tests.common.reports.test_page import check
@@ -57,12 +57,35 @@ def reported(small_dataset, tmp_path_factory) -> Reported:
 
 def test_a_run_leaves_a_page_that_stands_alone_and_is_well_formed(reported: Reported) -> None:
     check(reported.page)
-    assert not re.search(r"(src|href)=\"(?!data:)", reported.page)
+    assert not re.search(r"src=\"(?!data:)", reported.page)
+    links = re.findall(r'href="(?!data:)([^"]+)"', reported.page)
+    headings = re.findall(r'<section id="([^"]+)"><h2>', reported.page)
+    assert len(set(headings)) == len(headings) == reported.page.count("<section") > 5
+    assert links == [*(f"#{name}" for name in headings), "../leaderboard.html"]  # all that the page leads to
     assert "<script" not in reported.page
     assert len(reported.page) < 5_000_000
     assert reported.page.count("<img") == len(re.findall(r'<img src="data:image/(?:png|jpeg);base64,', reported.page))
     assert re.findall(r"<h2>([^<]+)", reported.page)[:5] == ["Verdict", "Curves", "Labels", "Ranking", "Calibration"]
     assert json.loads((reported.folder / "status.json").read_text()) == {"status": "finished"}
+
+
+def test_a_report_leads_to_the_datasets_audit_where_there_is_one(reported: Reported, tmp_path: Path) -> None:
+    inputs = tmp_path / "some input#1"
+    audit = inputs / "datasets" / "phantom" / "audit.html"
+    audit.parent.mkdir(parents=True)
+    audit.touch()
+    folder = tmp_path / "results" / "1"
+    shutil.copytree(reported.folder, folder)
+    config = (folder / "config.yaml").read_text()
+    changed = re.sub(r"(?m)^data_input_folder: .*$", f"data_input_folder: {json.dumps(str(inputs))}", config)
+    (folder / "config.yaml").write_text(changed)
+    assert links_of(read_record(folder)) == {
+        "Leaderboard": "../leaderboard.html",
+        "Audit of the dataset": "../../some%20input%231/datasets/phantom/audit.html",
+    }
+    for name in ("../x", "x" * 5000, "null"):  # whatever a folder of somebody says
+        (folder / "config.yaml").write_text(re.sub(r"(?m)^data_dataset: .*$", f"data_dataset: {name}", changed))
+        assert set(links_of(read_record(folder))) == {"Leaderboard"}
 
 
 def test_trackers_get_the_evaluation_without_any_slice(reported: Reported, tmp_path: Path) -> None:
