@@ -21,6 +21,7 @@ from common.cli.values import (
     format_folds,
     format_windows,
     parse_folds,
+    parse_hours,
     parse_names,
     parse_weight_file,
     parse_windows,
@@ -268,6 +269,16 @@ class TrainingOptions:
         10, "with --tr_nonfinite=skip: number of skipped updates that ends the run", minimum=0, changeable=True
     )
     tr_iteration_num: int = option(400, "number of iterations (batches) to train", minimum=1, changeable=True)
+    tr_hours: float | None = option(
+        None,
+        "time that a new run may take, from its start to its report, in hours (0.5) or with a unit (30m, 90s). It "
+        "measures its speed first; the iterations for which there is time replace --tr_iteration_num, also in "
+        "config.yaml. Of a cross-validation: the time of all folds together. A resumed run keeps its iterations. none: "
+        "train --tr_iteration_num",
+        parse=parse_hours,
+        metavar="HOURS",
+        changeable=True,
+    )
     tr_batch_size: int = option(16, "number of images in a batch", minimum=1)
     tr_accumulation_step: int = option(
         1, "number of iterations whose gradients are added up for one optimizer step", minimum=1
@@ -372,6 +383,10 @@ class TrainConfig(
             )
         if self.tr_resume is None:
             refuse_given(self, ("tr_resume_change",), "needs --tr_resume, the experiment to go on with")
+            if self.tr_hours is not None:
+                why = "doesn't go with --tr_hours: "
+                refuse_given(self, ("cv_run",), why + "jobs could measure differently; give all one --tr_iteration_num")
+                refuse_given(self, ("tr_lr_find", "tr_batch_find"), why + "search first, then train by the hours")
         choose("net_kind", self.net_kind, KINDS).check(self)
 
     @property

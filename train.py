@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 
     With ``--list`` only print the choices.
     """
+    started = time.perf_counter()
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = parse_args(TrainConfig, arguments)
     if config.list is not None:
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     from rsna.judging.conclusion import conclude
     from rsna.training.train import train
 
-    return train(config, arguments, conclude)
+    return train(config, arguments, conclude, started)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Option values with a text form of their own: names, numbers, windows, folds, weight files.
+"""Option values with a text form of their own: names, numbers, durations, windows, folds, weight files.
 
 ``parse_…`` reads the text and raises ValueError with a sentence. ``format_…`` writes a value back as text.
 """
@@ -10,8 +10,11 @@ from pathlib import Path
 
 Windows = tuple[tuple[float, float], ...]
 
+MOST_HOURS = 10_000
 HOLDOUT = "holdout"  # value of --data_fold: all folds train, the hold-out validates
 
+_DURATION = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d{1,2})?)([hms]?)")
+_UNITS_H = {"": 1.0, "h": 1.0, "m": 1 / 60, "s": 1 / 3600}
 _WINDOW = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
 
@@ -58,6 +61,15 @@ def parse_weights(text: str) -> tuple[float, ...]:
     if sum(weights) == 0:
         raise ValueError(f"{text!r}: weights must not all be 0")
     return weights
+
+
+def parse_hours(text: str) -> float:
+    """Read a duration in hours: ``0.5``, or with a unit ``8h``, ``30m``, ``90s``; ValueError for anything else."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    hours = 0.0 if match is None else float(match[1]) * _UNITS_H[match[2]]
+    if not 0 < hours <= MOST_HOURS:
+        raise ValueError(f"{text!r} is no duration of up to {MOST_HOURS} hours, such as 0.5 (hours), 30m or 90s")
+    return hours
 
 
 def parse_folds(text: str) -> int | str | tuple[int, ...]:

@@ -325,7 +325,7 @@ class AbstractNetwork(ABC):
         distributed.share_buffers(self.model)
         averages = {name: item.model for name, item in self.training.averages.items() if item.started(self.step)}
         batches = takewhile(lambda _: not self.interrupt_requested, self.training.valid_loader)
-        predictions = self._predict(batches, {RAW: self.model, **averages})
+        predictions = self.predict_by_each(batches, {RAW: self.model, **averages})
         if self.interrupt_requested:
             return {}
         self.valid_predictions = self._pooled(predictions)
@@ -345,9 +345,9 @@ class AbstractNetwork(ABC):
 
         Raises :class:`WorkError` where there is no batch, or naming the first image whose prediction is not finite.
         """
-        return self._predict(batches, {RAW: self.model})[RAW]
+        return self.predict_by_each(batches, {RAW: self.model})[RAW]
 
-    def _predict(self, batches: Iterable[Batch], models: Mapping[str, nn.Module]) -> dict[str, Predictions]:
+    def predict_by_each(self, batches: Iterable[Batch], models: Mapping[str, nn.Module]) -> dict[str, Predictions]:
         """Compute the logits of several models in one pass over the batches; {} if interrupted or without a batch."""
         image_ids: list[str] = []
         logits: dict[str, list[Tensor]] = {name: [] for name in models}

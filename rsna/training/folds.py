@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,8 +109,15 @@ def resumed_folder(config: TrainConfig) -> Path:
     return path if len(path.parts) > 1 else config.output_dir / path
 
 
-def cross_validate(config: TrainConfig, arguments: Sequence[str], conclude: Conclude) -> Path:
+def cross_validate(
+    config: TrainConfig,
+    arguments: Sequence[str],
+    conclude: Conclude,
+    settle_length: Callable[[TrainConfig, TrainConfig, Sequence[int]], TrainConfig],
+) -> Path:
     """Train the unfinished folds, combine all, print the experiment's folder as the last line and return it.
+
+    ``settle_length`` is :func:`rsna.training.length.settle_fold_length`, from the start of the command on.
 
     Raises UsageError if folds, options and experiment don't fit each other, WorkError if a fold failed, and
     Interrupted, with the command that continues, after a signal.
@@ -129,6 +136,9 @@ def cross_validate(config: TrainConfig, arguments: Sequence[str], conclude: Conc
         raise UsageError(f"--cv_run={config.cv_run}: the cross-validation has the folds {known}")
     if len(folds) < FEWEST_FOLDS and kind_of(config).gives_features:
         tell(f"{len(folds)} folds: predict.py --features=1, for --net_kind=sequence, needs {FEWEST_FOLDS} or more")
+    if config.tr_hours is not None:
+        first = replace(config, data_fold=folds[0].number, **fold_options(config, folds[0].number))
+        config = settle_length(config, first, [len(fold.valid) for fold in folds])
     with claimed(config, folder, ["python", "train.py", *arguments]) as experiment:
         config = replace(config, tr_resume=None, output_dir=experiment.folder.parent, experiment_id=experiment.id)
         status = None if config.cv_run is not None else FAILED  # one of several jobs can't know how all end
@@ -170,6 +180,9 @@ def joined_options(config: TrainConfig, arguments: Sequence[str]) -> tuple[Train
     if config.tr_resume is not None:
         check_place(config, folder)
         config = parse_args(TrainConfig, arguments, saved)
+    if config.tr_hours is not None:
+        config = replace(config, tr_hours=None, tr_iteration_num=before.tr_iteration_num)
+        tell(f"--tr_hours: the cross-validation keeps its {config.tr_iteration_num} iterations")
     changed_options(before, config, (), f"train it under another --experiment_id than {folder.name}")
     return config, folder
 
@@ -309,14 +322,20 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
     options = {name: value for name, value in to_dict(config).items() if value != default[name]}
     options = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
     own = {"data_fold": number, "output_dir": str(parent), "experiment_id": fold_name(number)}
-    own |= kind_of(config).fold_options(config)
-    if starts_from_folds(config):
-        own["net_weight_file"] = str(starting_weights(config.net_weight_file, number))
+    own |= {name: str(value) for name, value in fold_options(config, number).items()}
     with suppress(Stalled):
         wait_for_orphan(folder, ORPHAN_S)
     plan = planned(flags_of(options | own), parent)
     longer = plan.state == FINISHED and str(config.tr_iteration_num) != read_options(folder).get("tr_iteration_num")
     return replace(plan, state="resume") if longer else plan
+
+
+def fold_options(config: TrainConfig, number: int) -> dict[str, Any]:
+    """Return the options that a fold's run needs changed: its starting weights, and paths instead of ids."""
+    own = kind_of(config).fold_options(config)
+    if starts_from_folds(config):
+        own["net_weight_file"] = starting_weights(config.net_weight_file, number)
+    return own
 
 
 def starts_from_folds(config: TrainConfig) -> bool:

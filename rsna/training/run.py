@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from common.callbacks.callback import Callback
 from common.checkpoint import LAST
 from common.cli.arguments import given_options, refuse_given, to_dict
 from common.datasets.batch import finished_picture
@@ -42,7 +43,7 @@ from common.training.optimizers import build_optimizer
 from common.training.schedulers import Schedule, build_schedule
 from config import TrainConfig
 from rsna.kinds.kind import TrainingData, kind_of
-from rsna.training.callbacks import build_callbacks, own_callbacks
+from rsna.training.callbacks import own_callbacks
 from rsna.training.lineage import training_lineage
 from rsna.training.outcome import Conclude
 from rsna.training.provenance import check_features_lineage
@@ -172,7 +173,9 @@ def find_run(config: TrainConfig, arguments: Sequence[str]) -> Iterator[Run[Trai
         check_place(config, run.folder)
         if config.cv_run is not None:
             raise UsageError(f"--cv_run={config.cv_run}: {run.folder} is no cross-validation; leave it out")
-        place = {"output_dir": run.folder.parent, "experiment_id": run.folder.name}
+        if config.tr_hours is not None:
+            distributed.tell([f"--tr_hours: a resumed run keeps its {run.config.tr_iteration_num} iterations"])
+        place = {"output_dir": run.folder.parent, "experiment_id": run.folder.name, "tr_hours": None}
         yield replace(run, config=replace(run.config, tr_resume=None, tr_resume_change=(), **place))
 
 
@@ -216,18 +219,13 @@ def check_interrupted(network: AbstractNetwork, experiment: Experiment, config: 
 
 def build_network(
     config: TrainConfig,
-    experiment: Experiment,
     data: TrainingData,
     model: nn.Module,
     device: torch.device,
     amp_dtype: torch.dtype | None,
-    tracker: Tracker,
-    lineage: Lineage | None,
+    callbacks: Sequence[Callback] = (),
 ) -> RSNANetwork:
-    """Build a network that is ready to fit from data, model, optimizer, schedule and callbacks.
-
-    Its checkpoints will hold ``lineage``.
-    """
+    """Build a network that is ready to fit from data, model, optimizer, schedule and callbacks."""
     if config.tr_sync_bn:
         model = distributed.synchronized_norms(model)
     optimizer, schedule = build_optimization(config, model.to(device))
@@ -239,7 +237,7 @@ def build_network(
         iteration_num=config.tr_iteration_num,
         iteration_valid=config.tr_iteration_valid,
         accumulation_step=config.tr_accumulation_step,
-        callbacks=build_callbacks(config, experiment.folder, data, tracker, lineage),
+        callbacks=callbacks,
         monitor=MONITOR,
         clip_norm=config.tr_clip_norm,
         nonfinite=config.tr_nonfinite,

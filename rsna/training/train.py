@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from common.cli.interruption import interruptible
@@ -15,7 +16,9 @@ from common.training.reproducibility import seed_everything, seed_process
 from common.training.ways import AUTO
 from config import TrainConfig
 from rsna.kinds.kind import kind_of
+from rsna.training.callbacks import build_callbacks
 from rsna.training.folds import asks_for_folds, cross_validate
+from rsna.training.length import settle_fold_length, settle_length
 from rsna.training.outcome import Conclude
 from rsna.training.run import (
     build_network,
@@ -34,13 +37,14 @@ from rsna.training.run import (
 )
 
 
-def train(config: TrainConfig, arguments: Sequence[str], conclude: Conclude) -> Path:
+def train(config: TrainConfig, arguments: Sequence[str], conclude: Conclude, started: float) -> Path:
     """Train as the options say; print the experiment's folder as the last line on stdout and return it.
 
-    ``arguments`` is the command line, which the experiment records. ``conclude`` is called when a run ends.
+    ``arguments`` is the command line, which the experiment records. ``conclude`` is called when a run ends. ``started``
+    is when the command started, by ``time.perf_counter``: --tr_hours counts from there.
     """
     if asks_for_folds(config):
-        return cross_validate(config, arguments, conclude)
+        return cross_validate(config, arguments, conclude, partial(settle_fold_length, started=started))
     with ExitStack() as stack:
         stack.enter_context(distributed.process_group())
         run = stack.enter_context(find_run(config, arguments))
@@ -61,11 +65,14 @@ def train(config: TrainConfig, arguments: Sequence[str], conclude: Conclude) -> 
         model = kind.build_model(config, data.channels, starting_weights=run.checkpoint is None)
         check_choices(config, model, device)
         kind.check_training(config, data, model)
+        if config.tr_hours is not None:
+            config = settle_length(config, data, device, amp_dtype, started)
         experiment = stack.enter_context(claim_experiment(run, config, data, model, arguments))
         if distributed.is_main():
             stack.enter_context(setup_logging(experiment.folder, config.dev_enabled))
         tracker = stack.enter_context(observed(config, experiment, conclude))
-        network = build_network(config, experiment, data, model, device, amp_dtype, tracker, lineage)
+        callbacks = build_callbacks(config, experiment.folder, data, tracker, lineage)
+        network = build_network(config, data, model, device, amp_dtype, callbacks)
         seed_process(config.seed, distributed.rank())
         if distributed.is_main():
             report_start(config, data, network)

@@ -269,6 +269,7 @@ FREE = {
     "tr_resume": None,
     "tr_resume_change": None,
     "tr_compute": "auto",  # a resumed run keeps what was found
+    "tr_hours": "0.5",  # and its iterations
 }
 TEXTS = {
     "data_windows": "40/90",

@@ -192,6 +192,15 @@ def test_shards_never_overlap_and_leave_nothing_out(images: int, batch: int, wor
     assert together.image_ids == [str(index) for index in range(images)]
 
 
+@pytest.mark.slow
+def test_two_processes_measure_together_and_train_the_iterations_of_the_first(runs: Runs) -> None:
+    answer = runs.start("timed", "--tr_batch_size=4", "--tr_hours=4m", "--tr_iteration_valid=100", **TWO)
+    assert answer["codes"] == [0, 0], answer["output"]
+    state = load_checkpoint(runs.output_dir / "timed" / "last.pt")
+    assert state["iteration"] == state["config"]["tr_iteration_num"] > 8
+    assert state["config"]["tr_hours"] is None
+
+
 @pytest.mark.parametrize(("lengths", "batch", "world"), [((3, 1, 4, 1, 5), 2, 2), ((2, 2), 1, 3), ((7,), 4, 2)])
 def test_the_slices_of_shared_series_come_back_in_the_order_of_a_single_process(lengths, batch, world) -> None:
     names = [[f"{series}_{place}" for place in range(length)] for series, length in enumerate(lengths)]
