@@ -28,6 +28,7 @@ from common.errors import UsageError, WorkError, list_some, nearest
 from common.foreign import read_json
 from common.preprocessing.groups import Identities, group_images, picture_keys
 from common.preprocessing.series import NORMAL
+from common.preprocessing.series_facts import SCAN
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ FORMAT_VERSION = 1
 DEV_IMAGES = 256  # that a rehearsal (--dev_enabled) takes of a split
 IMAGE_OPTIONS = ("pre_size", "pre_window", "pre_type", "pre_crop")  # options of preprocessing that change the pictures
 IDENTITY_COLUMNS = ("patient_id", "study_id", "group_id")  # say in metadata and folds whose image it is
+SERIES_COLUMNS = dict.fromkeys((*SCAN, "orientation", "head"), "category")  # few values: texts would take 400 MB
 PICTURE_COLUMNS = {"picture_hash": str, "hu_min": np.int64, "hu_max": np.int64, "solid": np.float64}
 
 
@@ -159,7 +161,7 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
 
     - the slice: thickness_mm, and geometry, which notes what is unusual about its place (see
       :func:`common.preprocessing.series.place_slices`)
-    - the series: slice_spacing_mm, normal_x, normal_y, normal_z
+    - the series: slice_spacing_mm, normal_x, normal_y, normal_z, and :data:`SERIES_COLUMNS` if the dataset has them
     - the picture as scanned: pixel_form (BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept), hu_min,
       hu_max, hu_mean, solid (share of pixels above -500 HU), picture_hash
     - the stored image: image_hash, and the box that cropping kept: crop_top, crop_left, crop_rows, crop_columns.
@@ -175,10 +177,11 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
         numbers += ["slice_spacing_mm", *NORMAL, "thickness_mm", "hu_mean", "solid"]
         integers += ["hu_min", "hu_max", "crop_top", "crop_left", "crop_rows", "crop_columns"]
     types = dict.fromkeys(texts, str) | dict.fromkeys(integers, np.int64) | dict.fromkeys(numbers, np.float64)
-    table = read_table(folder / METADATA_FILE, types, PICTURE_COLUMNS | {"group_id": str})
+    table = read_table(folder / METADATA_FILE, types, PICTURE_COLUMNS | SERIES_COLUMNS | {"group_id": str})
     if "group_id" not in table:
         table = table.assign(group_id=group_images(identities_of(table)))
-    table = table[[name for name in table.columns if name in types or name == "group_id"]]
+    kept = {"group_id", *types, *(SERIES_COLUMNS if described else ())}
+    table = table[[name for name in table.columns if name in kept]]
     return table if labels else table.assign(**dict.fromkeys(LABELS, np.nan))
 
 
@@ -255,7 +258,7 @@ def read_identities(folder: Path) -> pd.DataFrame:
     """
     group = read_dataset_info(folder).get("options", {}).get("pre_group", "patient")
     types = dict.fromkeys(("id", "patient_id", "study_id"), str)
-    rows = read_table(folder / METADATA_FILE, types, PICTURE_COLUMNS | {"group_id": str})
+    rows = read_table(folder / METADATA_FILE, types, PICTURE_COLUMNS | SERIES_COLUMNS | {"group_id": str})
     images = identities_of(rows, group)
     groups = rows["group_id"] if "group_id" in rows else group_images(images)
     found = {"patient_id": images.patients, "study_id": images.studies, "group_id": groups, "picture": images.pictures}

@@ -9,11 +9,18 @@ from common.dicom.elements import identifier_of, integer_of, items_of, numbers_o
 from common.dicom.errors import DicomError
 from common.dicom.evidence import Evidence, check_evidence, unit_marks
 from common.dicom.geometry import SliceGeometry
+from common.dicom.scan import ScanFacts, ScanFields, describe_scan
 from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader, as_stored
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+SCAN_KEYWORDS = {  # by field of ScanFields
+    "manufacturer": "Manufacturer", "kernel": "ConvolutionKernel", "image_type": "ImageType",
+    "agent": "ContrastBolusAgent", "volume": "ContrastBolusVolume", "dose": "ContrastBolusTotalDose",
+    "flow": "ContrastFlowRate", "series_text": "SeriesDescription", "study_text": "StudyDescription",
+    "number": "SeriesNumber", "age": "PatientAge", "sex": "PatientSex",
+}  # fmt: skip
 FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
@@ -36,7 +43,17 @@ def read_header(dataset: Dataset) -> CtHeader:
         return CtHeader(identity, form, _enhanced_frames(dataset, form.frames, marks, doubt))
     if form.frames > 1:
         raise DicomError("multi_frame", "several frames without functional groups")
-    return CtHeader(identity, form, (_slice_header(dataset, dataset, dataset, dataset, marks, doubt),))
+    return CtHeader(
+        identity, form, (_slice_header(dataset, dataset, dataset, dataset, marks, doubt, scan_of(dataset)),)
+    )
+
+
+def scan_of(dataset: Dataset, frame_type: str = "", kernel: str = "") -> ScanFacts:
+    """Return how a series was made. A frame of an enhanced CT has its own ``frame_type`` and ``kernel``."""
+    texts = {name: texts_of(dataset, keyword) for name, keyword in SCAN_KEYWORDS.items()}
+    return describe_scan(
+        ScanFields(**texts | {"image_type": frame_type or texts["image_type"], "kernel": kernel or texts["kernel"]})
+    )
 
 
 def check_is_ct_image(dataset: Dataset) -> str:
@@ -109,7 +126,13 @@ def _padding(dataset: Dataset, bits_allocated: int, signed: bool) -> tuple[int, 
 
 
 def _slice_header(
-    values: Dataset, position: Dataset, orientation: Dataset, measures: Dataset, marks: tuple[str, ...], doubt: str
+    values: Dataset,
+    position: Dataset,
+    orientation: Dataset,
+    measures: Dataset,
+    marks: tuple[str, ...],
+    doubt: str,
+    scan: ScanFacts,
 ) -> SliceHeader:
     """Read a frame's header. The first four arguments are the data sets that hold its fields."""
     slope, intercept = (numbers_of(values, keyword, 1)[0] for keyword in ("RescaleSlope", "RescaleIntercept"))
@@ -120,7 +143,7 @@ def _slice_header(
         *numbers_of(measures, "PixelSpacing", 2),
         *numbers_of(measures, "SliceThickness", 1),
     )
-    return SliceHeader(*rescale(slope, intercept), geometry, marks, doubt)
+    return SliceHeader(*rescale(slope, intercept), geometry, marks, doubt, scan)
 
 
 def _enhanced_frames(
@@ -156,6 +179,7 @@ def _enhanced_frames(
                 group(frame, "PixelMeasuresSequence"),
                 marks,
                 doubt or own_doubt,
+                scan_of(dataset, kind, texts_of(group(frame, "CTReconstructionSequence"), "ConvolutionKernel")),
             )
         except DicomError as error:
             headers.append(error)

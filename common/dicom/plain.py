@@ -17,6 +17,7 @@ from common.dicom.elements import DECIMAL, HEADER_BYTES, printable
 from common.dicom.errors import DicomError
 from common.dicom.evidence import Evidence, check_evidence, unit_marks
 from common.dicom.geometry import SliceGeometry
+from common.dicom.scan import ScanFacts, ScanFields, describe_scan
 from common.dicom.slices import CtHeader, Identity, PixelForm, SliceHeader, as_stored
 
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -33,7 +34,13 @@ SPACING, ALLOCATED, STORED, HIGH_BIT, SIGNED = 0x00280030, 0x00280100, 0x0028010
 PADDING, PADDING_LIMIT, BURNED_IN, INTERCEPT, SLOPE, UNIT, LOSSY = (
     0x00280120, 0x00280121, 0x00280301, 0x00281052, 0x00281053, 0x00281054, 0x00282110,
 )  # fmt: skip
-KINDS = {
+SCAN_TEXTS = {  # by field of ScanFields
+    "manufacturer": (0x00080070, b"LO"), "kernel": (0x00181210, b"SH"), "image_type": (IMAGE_TYPE, b"CS"),
+    "agent": (0x00180010, b"LO"), "volume": (0x00181041, b"DS"), "dose": (0x00181044, b"DS"),
+    "flow": (0x00181046, b"DS"), "series_text": (0x0008103E, b"LO"), "study_text": (0x00081030, b"LO"),
+    "number": (0x00200011, b"IS"), "age": (0x00101010, b"AS"), "sex": (0x00100040, b"CS"),
+}  # fmt: skip
+KINDS = dict(SCAN_TEXTS.values()) | {
     META_CLASS: b"UI", SYNTAX: b"UI", CHARACTER_SET: b"CS", IMAGE_TYPE: b"CS", CLASS: b"UI", INSTANCE_ID: b"UI",
     MODALITY: b"CS", PATIENT_ID: b"LO",
     THICKNESS: b"DS", STUDY_ID: b"UI", SERIES_ID: b"UI", POSITION: b"DS", ORIENTATION: b"DS", SAMPLES: b"US",
@@ -100,19 +107,20 @@ def _elements(content: bytes) -> tuple[dict[int, tuple[bytes, bytes]], int, int]
 
 
 def _header(values: dict[int, tuple[bytes, bytes]]) -> CtHeader:
-    form, slope, intercept, measures, marks, doubt = _series_fields(tuple(map(values.get, SERIES_FIELDS)))
+    form, slope, intercept, measures, marks, doubt, scan = _series_fields(tuple(map(values.get, SERIES_FIELDS)))
     geometry = SliceGeometry(_numbers(values, POSITION, 3), *measures)
     identity = Identity(*(printable(_text(values, tag)) for tag in (PATIENT_ID, STUDY_ID, SERIES_ID, INSTANCE_ID)))
-    return CtHeader(identity, form, (SliceHeader(slope, intercept, geometry, marks, doubt),))
+    return CtHeader(identity, form, (SliceHeader(slope, intercept, geometry, marks, doubt, scan),))
 
 
 @lru_cache(maxsize=256)
 def _series_fields(
     fields: tuple[tuple[bytes, bytes] | None, ...],
-) -> tuple[PixelForm, float, float, tuple[Any, ...], tuple[str, ...], str]:
+) -> tuple[PixelForm, float, float, tuple[Any, ...], tuple[str, ...], str, ScanFacts]:
     """Check :data:`SERIES_FIELDS` and return what they say. Nearly all slices of a series share it, so it is cached.
 
-    The result is the pixel form, slope, intercept, a slice's geometry without its position, marks and doubt.
+    The result is the pixel form, slope, intercept, a slice's geometry without its position, marks, doubt, and how the
+    series was made.
     """
     values = {tag: field for tag, field in zip(SERIES_FIELDS, fields, strict=True) if field is not None}
     if (
@@ -143,7 +151,17 @@ def _series_fields(
         raise _NotPlain
     measures = (_numbers(values, ORIENTATION, 6), *_numbers(values, SPACING, 2), *_numbers(values, THICKNESS, 1))
     marks = (*(("lossy",) if _text(values, LOSSY) == "01" else ()), *unit_marks(unit))
-    return form, slope, intercept, measures, marks, doubt
+    scan = describe_scan(ScanFields(**{name: _any_text(values, tag) for name, (tag, _) in SCAN_TEXTS.items()}))
+    return form, slope, intercept, measures, marks, doubt, scan
+
+
+def _any_text(values: dict[int, tuple[bytes, bytes]], tag: int) -> str:
+    """Return a text in any character set, its values joined by a backslash. Only its ASCII letters can be relied on."""
+    kind, value = values.get(tag, (b"", b""))
+    parts = value.rstrip(b"\0 ").decode("latin-1").split("\\")
+    if kind in (b"DS", b"IS") and value.strip() and not all(NUMBER.fullmatch(part.encode("latin-1")) for part in parts):
+        raise _NotPlain
+    return "\\".join(part.strip() for part in parts)
 
 
 def _text(values: dict[int, tuple[bytes, bytes]], tag: int, *, several: bool = False) -> str:

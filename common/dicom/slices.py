@@ -10,10 +10,14 @@ from typing import NamedTuple
 
 from common.dicom.errors import DicomError
 from common.dicom.geometry import SliceGeometry
+from common.dicom.scan import ScanFacts
 
 MAX_SIDE = 4096
 MAX_PIXELS = 2**28  # of all frames: 1,024 of 512 x 512
 BITS_ALLOCATED = (8, 16)  # 16 is the standard's only value for CT (PS3.3 C.8.2.1); 8 comes with lossy JPEG
+
+
+NOT_SAID = ScanFacts()  # a header without any of the fields
 
 
 class Identity(NamedTuple):
@@ -52,7 +56,7 @@ class PixelForm(NamedTuple):
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """One frame's rescale and position.
+    """One frame's rescale and position, and how its series was made.
 
     ``marks`` names what is unusual about it. ``doubt`` is what :func:`common.dicom.evidence.check_picture` must settle
     by the pixels.
@@ -63,6 +67,7 @@ class SliceHeader:
     geometry: SliceGeometry
     marks: tuple[str, ...] = ()
     doubt: str = ""
+    scan: ScanFacts = NOT_SAID
 
 
 def stored_as(form: PixelForm, header: SliceHeader) -> str:

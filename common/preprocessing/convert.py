@@ -22,8 +22,10 @@ from common.dicom.hounsfield import hounsfield
 from common.dicom.nifti import NiftiFile, read_nifti
 from common.dicom.pictures import lowest_and_highest, resize_area, window
 from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
+from common.dicom.scan import ScanFacts
 from common.dicom.slices import SliceHeader, stored_as
 from common.errors import WorkError
+from common.preprocessing.brain import brain_area
 from common.preprocessing.crop import find_head
 from common.preprocessing.isolation import stop_if_unwanted
 from common.preprocessing.packed import is_nifti
@@ -104,6 +106,7 @@ def _read_images(task: Task, form: ImageForm, pseudonyms: Pseudonyms) -> Iterato
             continue
         record = new_record(task)
         _describe_header(record, file, header, pseudonyms)
+        _describe_scan(record, header.scan, demographics=form.demographics)
         record.image_id = (
             framed(task.own_id, number, len(headers))
             if task.own_id
@@ -143,12 +146,20 @@ def _describe_header(record: Record, file: CtFile | NiftiFile, header: SliceHead
     record.pixel_form = stored_as(file.header.form, header)
 
 
+def _describe_scan(record: Record, scan: ScanFacts, *, demographics: bool) -> None:
+    """Write to ``record`` how the series was made, and age and sex if they are asked for."""
+    for name, value in scan._asdict().items():
+        if demographics or name not in ("age", "sex"):
+            setattr(record, name, value)
+
+
 def describe_image(image_hu: np.ndarray, form: ImageForm, record: Record) -> np.ndarray:
     """Write the measures of an image, int16 HU (H, W), to ``record``. Return the image to store."""
     record.rows, record.columns = image_hu.shape
     record.hu_min, record.hu_max = lowest_and_highest(image_hu)
     record.hu_mean = cv2.sumElems(image_hu)[0] / image_hu.size
     record.solid = np.count_nonzero(image_hu > SOLID_HU) / image_hu.size
+    record.brain_mm2 = round(brain_area(image_hu, record.row_spacing_mm, record.column_spacing_mm), 1)
     record.digest = picture_hash(image_hu)
     record.crop_rows, record.crop_columns = image_hu.shape
     kept = image_hu

@@ -21,7 +21,8 @@ from common.preprocessing.records import KEPT, Record
 KINDS = {"str": str, "int": np.int64, "float": np.float64}
 TYPES = {field.name: KINDS[str(field.type)] for field in dataclasses.fields(Record) if field.name in KEPT}
 # Columns whose values many rows share are held as categories: 874,035 rows must fit into memory with all else.
-SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended", "pixel_form")
+SHARED = ("split", "reason", "message", "patient_id", "study_id", "series_id", "mended", "pixel_form",
+          "vendor", "kernel", "contrast", "reconstruction", "energy", "age", "sex")  # fmt: skip
 
 SAME = (("source_id", "image_id"), ("digest", "image_hash"))  # the second mostly has the first's value
 

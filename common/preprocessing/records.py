@@ -16,13 +16,14 @@ NOT_KEPT = "not_kept"
 
 @dataclass(frozen=True)
 class ImageForm:
-    """The form of the stored images."""
+    """The form of the stored images, and whether records hold age and sex."""
 
     size: int  # pixels of the longer side, padded to a square with air; 0: as scanned
     windows: tuple[tuple[float, float], ...]  # (centre, width) of each channel; empty: int16 HU
     dtype: str
     file_format: str = "npy"  # or blosc2
     crop: bool = False  # to the head, see common.preprocessing.crop
+    demographics: bool = False
 
     @property
     def suffix(self) -> str:
@@ -76,6 +77,9 @@ class Record:
     - ``pixel_form`` is BitsStored/PixelRepresentation/RescaleSlope/RescaleIntercept.
     - ``rows`` to ``digest`` describe the picture as scanned: ``solid`` is the share of pixels above -500 HU, ``digest``
       a hash of shape and HU.
+    - ``vendor`` to ``series_number`` say how the series was made, see :class:`common.dicom.scan.ScanFacts`. ``age`` and
+      ``sex`` are empty unless ``ImageForm.demographics`` asks for them.
+    - ``brain_mm2`` is the area of brain, see :func:`common.preprocessing.brain.brain_area`.
     - ``crop_…`` is the box that was kept. ``image_hash`` and ``image_bytes`` are those of the stored image.
     """
 
@@ -104,6 +108,14 @@ class Record:
     row_spacing_mm: float = np.nan
     column_spacing_mm: float = np.nan
     thickness_mm: float = np.nan
+    vendor: str = ""
+    kernel: str = ""
+    contrast: str = ""
+    reconstruction: str = ""
+    energy: str = ""
+    series_number: int = -1
+    age: str = ""
+    sex: str = ""
     header_hash: str = ""
     pixel_form: str = ""
     rows: int = 0
@@ -113,6 +125,7 @@ class Record:
     hu_max: int = 0
     hu_mean: float = np.nan
     solid: float = np.nan
+    brain_mm2: float = np.nan
     digest: str = ""
     crop_top: int = 0
     crop_left: int = 0

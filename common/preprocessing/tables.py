@@ -10,6 +10,7 @@ import pandas as pd
 
 from common.errors import WorkError
 from common.preprocessing.series import NORMAL, place_slices
+from common.preprocessing.series_facts import OF_SERIES, SCAN, series_facts
 
 REPEATED_UID = "repeated_uid"
 
@@ -20,7 +21,10 @@ def metadata_table(images: pd.DataFrame, labels: pd.DataFrame, ties: np.ndarray 
     ``images``: records of the journal (index ``image_id``) with their ``group_id``. ``labels``: index ``id``, a column
     for each label. ``ties`` (N,): texts that order slices with the same position or none; None stands for their ids.
     """
-    table = images.join(place_slices(images, first_known(images, "series_id", "study_id"), ties))
+    series = first_known(images, "series_id", "study_id")
+    table = images.join(place_slices(images, series, ties))
+    facts = series_facts(table, series, first_known(images, "study_id", "series_id"))
+    table = table.join(facts[OF_SERIES].loc[series].set_axis(table.index))
     known = labels.reindex(table.index).where(table["split"] == "train")  # float64, NaN where unknown
     table = table.join(known)
     columns = [
@@ -34,10 +38,11 @@ def metadata_table(images: pd.DataFrame, labels: pd.DataFrame, ties: np.ndarray 
         "slice_spacing_mm",
         *NORMAL,
     ]
+    asked = [name for name in ("age", "sex") if (images[name] != "").any()]  # --pre_demographics=1
     columns += ["geometry", "row_spacing_mm"]
     columns += ["column_spacing_mm", "thickness_mm", "rows", "columns", "pixel_form", "mended", "hu_min", "hu_max"]
     columns += ["hu_mean", "solid", "picture_hash", "crop_top", "crop_left", "crop_rows", "crop_columns"]
-    columns += ["image_hash", *labels.columns]
+    columns += ["image_hash", "brain_mm2", *SCAN, "series_number", *OF_SERIES, *asked, *labels.columns]
     table = table.rename(columns={"digest": "picture_hash"})[columns].rename_axis("id").reset_index()
     table = table.astype(dict.fromkeys(("split", "study_id", "series_id"), str))  # categories would not sort as text
     columns = ["split", "study_id", "series_id", "slice_index", "id"]

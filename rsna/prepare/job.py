@@ -22,7 +22,7 @@ from rsna_dataset import FORMAT_VERSION, IMAGE_OPTIONS, fold_path, holdout_path
 
 UNMATCHED = "labels_without_image.csv"
 UNMATCHED_ROWS = "unmatched_rows.csv"
-DATASET_OPTIONS = {*IMAGE_OPTIONS, "pre_folds", "pre_holdout", "pre_group", "pre_format", "seed"}
+DATASET_OPTIONS = {*IMAGE_OPTIONS, "pre_folds", "pre_holdout", "pre_group", "pre_format", "pre_demographics", "seed"}
 READING_RULES = 2  # raise it if a change makes other files CT slices, or gives other HU: all files are then read again
 
 
@@ -74,7 +74,9 @@ def image_form(config: PreprocessingConfig) -> ImageForm:
     """Return the form of the images to store, from the options."""
     windows = config.pre_window or ()
     dtype = "int16" if not windows else "uint8" if config.pre_type == "uint8" else "float32"
-    return ImageForm(config.pre_size, windows, dtype, config.pre_format, config.pre_crop == "head")
+    return ImageForm(
+        config.pre_size, windows, dtype, config.pre_format, config.pre_crop == "head", config.pre_demographics
+    )
 
 
 def journal_options(job: Job) -> dict[str, Any]:

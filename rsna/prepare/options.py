@@ -93,6 +93,9 @@ class PreprocessingConfig(GeneralOptions, DataLocation, PseudonymOptions):
         "of the size",
         choices=("npy", "blosc2"),
     )
+    pre_demographics: bool = option(
+        False, "1: metadata.csv also has the patient's age, in bins of ten years, and sex, as far as the files say"
+    )
     check: bool = option(
         False,
         "1: write nothing. Read a few hundred files and the labels, and report in seconds what the source holds, "

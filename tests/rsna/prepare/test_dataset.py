@@ -262,6 +262,8 @@ def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(so
         + "columns,pixel_form,mended,hu_min,hu_max,hu_mean,solid,"
     )
     columns += "picture_hash,crop_top,crop_left,crop_rows,crop_columns,image_hash,"
+    columns += "brain_mm2,vendor,kernel,contrast,reconstruction,energy,series_number,"
+    columns += "orientation,head,coverage_mm,head_mm,series_slices,"
     columns += "epidural,intraparenchymal,intraventricular,subarachnoid,subdural,any"
     lines = (folder / "metadata.csv").read_text().splitlines()
     assert lines[0] == columns
@@ -271,7 +273,7 @@ def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(so
         f"12/0/1/-1024,,{hu.min()},{hu.max()},{hu.mean():.17g},1,{digest.hexdigest()},0,0,24,24,{digest.hexdigest()}"
     )
     train_row = "ID_000000011,train,ID_00000001,ID_aa00000001,ID_ba00000001,ID_00000001,1,5,5,0,0,1,,0.5,0.25,,24,24,"
-    assert f"{train_row}{shown},0,0,0,0,1,1" in lines
+    assert f"{train_row}{shown},,,unknown,unknown,unknown,single,-1,axial,unknown,10,,2,0,0,0,0,1,1" in lines
     test_row = "ID_0000000f0,test,ID_00000009,ID_aa00000009,ID_ba00000009,ID_00000009,0,0,,0,0,1,single_slice,0.5,0.25,"
     test = [line for line in lines if line.startswith(f"{test_row},24,24,12/0/1/-1024,,")]
     assert len(test) == 1
