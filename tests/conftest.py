@@ -88,6 +88,27 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
     return dataset
 
 
+@pytest.fixture(scope="session")
+def hospital_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four studies of four vendors with ten series each at 64 pixels, with archive_truth.csv and study_labels.csv."""
+    import rsna_phantom
+
+    folder = tmp_path_factory.mktemp("hospital") / "phantom"
+    rsna_phantom.main(
+        [
+            f"--phantom_folder={folder}",
+            "--phantom_archive=1",
+            "--phantom_studies=4",
+            "--phantom_slices=20",
+            "--phantom_image_size=64",
+            "--phantom_difficulty=demo",
+            "--n_jobs=1",
+        ]
+    )
+    _share(folder)
+    return folder
+
+
 TINY = [
     "--tr_iteration_num=4",
     "--tr_iteration_valid=2",

@@ -21,7 +21,9 @@ from common.preprocessing.records import Record
 from common.preprocessing.sources import printable
 
 OWNER_ONLY = 0o600
-COLUMNS = ("id", "file", "frame", "patient_id", "study_id", "series_id", "instance_id")
+COLUMNS = ("id", "file", "frame", "patient_id", "study_id", "series_id", "SeriesInstanceUID", "instance_id")
+HEADER = ",".join(COLUMNS).encode() + b"\n"
+OLDER = b"id,file,frame,patient_id,study_id,series_id,instance_id\n"  # without the series' pseudonym; is made anew
 SHOWN_KINDS = (IMAGE, "patient", "study", "series")  # kinds of ids that a dataset's tables contain
 
 Row = Sequence[str | int]
@@ -45,7 +47,9 @@ class IdMap:
         try:
             content = self.path.read_bytes()
             lines = content[: end_of_lines(io.BytesIO(content))]
-            table = pd.read_csv(io.BytesIO(lines or b",".join(name.encode() for name in COLUMNS)), dtype=str,
+            if lines.startswith(OLDER):
+                lines = b""
+            table = pd.read_csv(io.BytesIO(lines or HEADER), dtype=str,
                                 keep_default_na=False, index_col=False)[list(COLUMNS)]  # fmt: skip
         except FileNotFoundError:
             table = pd.DataFrame(columns=list(COLUMNS), dtype=object)
@@ -94,7 +98,8 @@ class IdMap:
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
         with os.fdopen(handle, "rb+") as file:
             os.fchmod(handle, OWNER_ONLY)
-            whole = end_of_lines(file)
+            file.seek(0)
+            whole = 0 if file.read(len(OLDER)) == OLDER else end_of_lines(file)
             file.truncate(whole)
         opened = self.path.open("a", encoding="utf-8", newline="")
         if not whole:
@@ -108,8 +113,9 @@ def map_rows(records: Iterable[Record], path_of: Callable[[str], str]) -> list[R
     for record in records:
         if record.identity is None or not any(is_made(kind, getattr(record, f"{kind}_id")) for kind in SHOWN_KINDS):
             continue
-        names = (record.identity.patient_id, record.identity.study_id, record.identity.series_id)
-        texts = (printable(path_of(record.source_id)), record.frame, *names, record.identity.instance_id)
+        own = record.identity
+        names = (own.patient_id, own.study_id, record.series_id, own.series_id, own.instance_id)
+        texts = (printable(path_of(record.source_id)), record.frame, *names)
         rows.append((record.image_id, *(inert(str(text)) for text in texts)))
     return rows
 

@@ -37,6 +37,13 @@ class PhantomConfig(GeneralOptions):
         "competition's prevalences and sizes",
         choices=("demo", "real"),
     )
+    phantom_archive: bool = option(
+        False,
+        "1: write a hospital's archive instead of the competition's files: each study with scout, bone, thin, contrast,"
+        " coronal, perfusion and dual-energy series and a dose page beside the series to read, in the tags of four "
+        "vendors, also missing and contradicting ones. archive_truth.csv says what each series is, study_labels.csv "
+        "is for --pre_labels",
+    )
     phantom_contact_sheet: Path | None = option(
         None, "PNG file for a sheet of studies x slices in the brain window, with their labels; none: no sheet"
     )
@@ -48,5 +55,7 @@ class PhantomConfig(GeneralOptions):
     )
 
     def __post_init__(self) -> None:
+        if self.phantom_archive and self.phantom_contact_sheet is not None:
+            raise UsageError("--phantom_contact_sheet doesn't go with --phantom_archive=1; leave one of them out")
         if self.phantom_slices == 1:
             raise UsageError("--phantom_slices=1: give 2 or more, since one of the studies repeats a slice's position")

@@ -31,6 +31,8 @@ FORMAT_VERSION = 1
 MARK_FILE = "phantom.json"  # written last: a phantom that has it is complete
 TRAIN_CSV = "stage_2_train.csv"
 SUBMISSION_CSV = "stage_2_sample_submission.csv"
+ARCHIVE_TRUTH, STUDY_LABELS = "archive_truth.csv", "study_labels.csv"
+FEWEST_PLANNED = 12
 REPEATED_IDS = 4  # ids whose rows the train CSV holds twice
 SHEET_STUDIES, SHEET_SLICES, SHEET_TILE = 10, 10, 192
 
@@ -45,7 +47,7 @@ def write_phantom(config: PhantomConfig) -> Path:
     from rsna.phantom.study import PhantomSettings
 
     try:
-        count_tests(config.phantom_studies, config.phantom_test_share)
+        count_tests(_planned(config), config.phantom_test_share)
     except ValueError as error:
         raise UsageError(f"--phantom_studies={config.phantom_studies} is too few: {error}") from None
     sheet = config.phantom_contact_sheet
@@ -62,10 +64,10 @@ def write_phantom(config: PhantomConfig) -> Path:
         settings = PhantomSettings(config.seed, config.phantom_image_size, config.phantom_difficulty)
         _check_space(folder, plans, settings)
         with _new_folder(folder) as partial:
-            truth = _write_images(plans, settings, partial, config.n_jobs)
-            _write_tables(truth, partial, config.seed)
+            truth = _write_images(plans, settings, partial, config)
+            (_write_archive_tables if config.phantom_archive else _write_tables)(truth, partial, config.seed)
             write_json(partial / MARK_FILE, _mark(config))
-        _print_summary(truth, folder)
+        _print_summary(truth, folder, config)
     if sheet is not None:
         _write_contact_sheet(folder, config, sheet)
     return config.phantom_folder
@@ -75,12 +77,17 @@ def _plans(config: PhantomConfig) -> list[StudyPlan]:
     from rsna.phantom.plan import plan_studies
 
     return plan_studies(
-        config.phantom_studies,
+        _planned(config),
         config.seed,
         config.phantom_difficulty,
         config.phantom_slices,
         config.phantom_test_share,
-    )
+    )[: config.phantom_studies]
+
+
+def _planned(config: PhantomConfig) -> int:
+    """Return how many studies to plan. An archive needs no quirks, so the first few of a plan are enough."""
+    return max(config.phantom_studies, FEWEST_PLANNED) if config.phantom_archive else config.phantom_studies
 
 
 def _mark(config: PhantomConfig) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def _mark(config: PhantomConfig) -> dict[str, Any]:
         "test_share": config.phantom_test_share,
         "difficulty": config.phantom_difficulty,
         "seed": config.seed,
-    }
+    } | ({"archive": True} if config.phantom_archive else {})
 
 
 def _read_mark(folder: Path) -> dict[str, Any] | None:
@@ -153,18 +160,22 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _write_images(plans: list[StudyPlan], settings: PhantomSettings, folder: Path, n_jobs: int) -> list[dict[str, Any]]:
+def _write_images(
+    plans: list[StudyPlan], settings: PhantomSettings, folder: Path, config: PhantomConfig
+) -> list[dict[str, Any]]:
     """Write all DICOM files, one task for each study. Return the rows of the truth file in the order of studies."""
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     from common.cli.console import progress
+    from rsna.phantom.archive import write_archive_study
     from rsna.phantom.study import write_study
 
-    for split in ("train", "test"):
+    for split in () if config.phantom_archive else ("train", "test"):
         (folder / f"stage_2_{split}").mkdir()
-    jobs = min(n_jobs or usable_cores(), len(plans))
-    tasks = (joblib.delayed(write_study)(plan, settings, folder) for plan in plans)
+    jobs = min(config.n_jobs or usable_cores(), len(plans))
+    write = write_archive_study if config.phantom_archive else write_study
+    tasks = (joblib.delayed(write)(plan, settings, folder) for plan in plans)
     truth: list[dict[str, Any]] = []
     try:
         studies = joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1)(tasks)
@@ -177,6 +188,17 @@ def _write_images(plans: list[StudyPlan], settings: PhantomSettings, folder: Pat
             f"{folder}: writing failed ({error.strerror}); check disk and mode, then start again"
         ) from error
     return truth
+
+
+def _write_archive_tables(truth: list[dict[str, Any]], folder: Path, seed: int) -> None:
+    """Write what each series is, and the labels of the studies by StudyInstanceUID."""
+    import pandas as pd
+
+    from rsna.phantom.study import LABELS
+
+    frame = pd.DataFrame(truth)
+    write_csv(folder / ARCHIVE_TRUTH, frame)
+    write_csv(folder / STUDY_LABELS, frame[["StudyInstanceUID", *LABELS]].drop_duplicates())
 
 
 def _write_tables(truth: list[dict[str, Any]], folder: Path, seed: int) -> None:
@@ -216,12 +238,17 @@ def _long_form(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"ID": ids + "_" + names, "Label": frame[list(LABELS)].to_numpy().ravel()})
 
 
-def _print_summary(truth: list[dict[str, Any]], folder: Path) -> None:
+def _print_summary(truth: list[dict[str, Any]], folder: Path, config: PhantomConfig) -> None:
     import pandas as pd
 
     from rsna.phantom.study import LABELS
 
     frame = pd.DataFrame(truth)
+    if config.phantom_archive:
+        print(
+            f"phantom: an archive of {len(frame)} series of {frame['study'].nunique()} studies in {folder / 'archive'}"
+        )
+        return
     shares = ", ".join(f"{label} {frame[label].mean():.1%}" for label in LABELS)
     print(f"phantom: {len(frame)} images of {frame['study_id'].nunique()} studies in {folder}; positive: {shares}")
 

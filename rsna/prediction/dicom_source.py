@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from common.checkpoint import load_checkpoint
-from common.cli.console import progress, say
+from common.cli.console import progress, say, tell
 from common.cli.values import format_windows, parse_windows
 from common.errors import UsageError, WorkError, nearest_file
 from common.files import remove_temporaries, write_csv, write_json
@@ -50,6 +50,15 @@ from rsna.prediction.study_page import StudyPages
 from rsna.prepare.competition import find_competition
 from rsna.prepare.job import file_tasks, image_form
 from rsna.prepare.options import PreprocessingConfig
+from rsna.prepare.series_choice import (
+    CHOSEN,
+    NOT_CHOSEN,
+    SERIES_FILE,
+    describe_choice,
+    series_of,
+    series_table,
+    without_choice,
+)
 from rsna.prepare.source import COMPETITION_NAMES, ID_MAP, KEY_FILE, Source, list_source, private_files
 from rsna.prepare.tables import file_order
 from rsna_dataset import (
@@ -116,17 +125,27 @@ def predict_to(config: SourceConfig, images: PreprocessingConfig, inputs: Path, 
     reading = time.perf_counter() - started
     model = load_study_model(ConvertedConfig(**vars(config) | {"data_input_folder": inputs}))
     rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
-    share = reading / len(rows)
+    patients = rows.groupby("study_id")["patient_id"].first()
+    rows = rows[rows["split"] != NOT_CHOSEN]
+    series = pd.read_csv(folder / SERIES_FILE, dtype=str, keep_default_na=False, index_col="series_id")
+    series = series.assign(patient_id=series["study_id"].map(patients).fillna(""))
+    for study_id, reasons in without_choice(series).items():
+        say(f"{study_id}: not predicted, no eligible series: {reasons}")
+    share = reading / max(len(rows), 1)
     pages = None
     if config.predict_viewer:
-        patients = rows.groupby("study_id")["patient_id"].first()
         pages = StudyPages(scanned, places, patients, model.describe(), str(model.document()["study"]))
     results = []
     for study_id, part in progress(list(rows.groupby("study_id", sort=True)), desc="predict", unit="study"):
         result = predict_study(model, str(study_id), part, folder, share * len(part), pages)
         say(describe_study(result))
         results.append(result)
-    write_results(folder, model, results)
+    write_results(folder, model, results, series)
+    if not results:
+        raise WorkError(
+            f"--source={config.source}: no study has a series to predict; {folder / SERIES_FILE} says why; "
+            "--pre_series=all predicts all series"
+        )
 
 
 @contextmanager
@@ -240,7 +259,12 @@ def convert_source(
     metadata = metadata_table(table, pd.DataFrame(index=pd.Index([], name="id")), file_order(files, table))
     if singles := describe_singles(metadata):
         logger.warning("%s", singles)
-    write_csv(folder / METADATA_FILE, metadata)
+    series = series_table(metadata.set_index("id"), config.series_mode(competition=source.competition is not None))
+    write_csv(output / SERIES_FILE, series.assign(notice=NOTICE), index=True)
+    if (series["choice"] != CHOSEN).any():
+        tell(describe_choice(series))
+    chosen = series_of(metadata.set_index("id")).isin(series.index[series["choice"] == CHOSEN])
+    write_csv(folder / METADATA_FILE, metadata.assign(split=np.where(chosen, "test", NOT_CHOSEN)))
     info = {
         "format_version": FORMAT_VERSION,
         "image_form": form.name,
@@ -406,10 +430,16 @@ def describe_study(result: StudyResult) -> str:
     )
 
 
-def write_results(folder: Path, model: StudyModel, results: list[StudyResult]) -> None:
-    """Write ``slices.csv``, ``studies.csv`` and ``predictions.json``."""
+def write_results(folder: Path, model: StudyModel, results: list[StudyResult], series: pd.DataFrame) -> None:
+    """Write ``slices.csv``, ``studies.csv`` and ``predictions.json``.
+
+    ``series`` is series.csv, with the patient_id. A study without a chosen series has no probabilities, and the reason.
+    """
     places = ["patient_id", "study_id", "series_id", "slice_index", "position_mm"]
-    slices = pd.concat([result.slices for result in results])[[*places, *LABELS]].assign(notice=NOTICE)
+    columns = [*places, *LABELS]
+    parts = [result.slices[columns] for result in results]
+    slices = pd.concat(parts or [pd.DataFrame(columns=columns, index=pd.Index([], name="id"))]).assign(notice=NOTICE)
+    patients = series.groupby("study_id")["patient_id"].first()
     studies = pd.DataFrame(
         [
             {
@@ -420,18 +450,40 @@ def write_results(folder: Path, model: StudyModel, results: list[StudyResult]) -
                 **result.study.to_dict(),
                 "highest_slice": result.slices["any"].idxmax(),
                 "seconds": round(sum(result.seconds.values()), 3),
+                "reason": "",
                 "notice": NOTICE,
             }
             for result in results
         ]
+        + [
+            {
+                "study_id": study_id,
+                "patient_id": patients[study_id],
+                "series": 0,
+                "slices": 0,
+                **dict.fromkeys(LABELS, np.nan),
+                "highest_slice": "",
+                "seconds": 0.0,
+                "reason": f"no eligible series: {reasons}",
+                "notice": NOTICE,
+            }
+            for study_id, reasons in without_choice(series).items()
+        ]
     )
     write_csv(folder / "slices.csv", slices, index=True)
     write_csv(folder / "studies.csv", studies)
-    write_json(folder / "predictions.json", results_document(model, results))
+    write_json(folder / "predictions.json", results_document(model, results, series))
 
 
-def results_document(model: StudyModel, results: list[StudyResult]) -> dict[str, Any]:
-    """Return the content of predictions.json: notice, models, and each study with its slices and times."""
+def results_document(model: StudyModel, results: list[StudyResult], series: pd.DataFrame) -> dict[str, Any]:
+    """Return the content of predictions.json: notice, models, and each study with its slices, series and times.
+
+    A study without a chosen series has ``probabilities`` null, and the reason.
+    """
+    listed = {
+        study_id: rows[["choice", "reason"]].rename_axis("series_id").reset_index().to_dict("records")
+        for study_id, rows in series.groupby("study_id")
+    }
     return {
         "notice": NOTICE,
         "models": model.document(),
@@ -439,6 +491,8 @@ def results_document(model: StudyModel, results: list[StudyResult]) -> dict[str,
         "studies": [
             {
                 "study_id": result.study_id,
+                "reason": None,
+                "series": listed.get(result.study_id, []),
                 "probabilities": {name: float(value) for name, value in result.study.items()},
                 "pictures": result.pictures,
                 "page": result.page or None,
@@ -455,5 +509,18 @@ def results_document(model: StudyModel, results: list[StudyResult]) -> dict[str,
                 ],
             }
             for result in results
+        ]
+        + [
+            {
+                "study_id": study_id,
+                "reason": f"no eligible series: {reasons}",
+                "series": listed[study_id],
+                "probabilities": None,
+                "pictures": [],
+                "page": None,
+                "seconds": {},
+                "slices": [],
+            }
+            for study_id, reasons in without_choice(series).items()
         ],
     }

@@ -11,7 +11,7 @@ from common.cli.values import HOLDOUT, parse_weight_file
 from common.errors import UsageError
 from common.networks.averaging import AVERAGES
 from common.training.ways import AUTO, WAYS
-from rsna.prepare.options import PseudonymOptions
+from rsna.prepare.options import PseudonymOptions, SeriesOptions
 
 TRAINING = "training"  # value of --net_compute: as the network was trained
 FILLS = {"half": "0.5", "prevalence": "the label's prevalence"}  # what --audit_fill writes for missing rows
@@ -185,7 +185,7 @@ class FeaturesConfig(RefitOptions, PredictingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig(ProbabilityOptions, RefitOptions, PredictingOptions, PseudonymOptions):
+class SourceConfig(ProbabilityOptions, RefitOptions, PredictingOptions, SeriesOptions, PseudonymOptions):
     """DICOM files of any origin (--source)."""
 
     chosen_by = "source"

@@ -22,6 +22,7 @@ from rsna.prepare.conversion import check_persons, convert, pending_tasks
 from rsna.prepare.job import Job, build_job, dataset_options, journal_options, label_report, source_hash, tasks_of
 from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.remarks import check_share, warn_of_other_source
+from rsna.prepare.series_choice import SERIES_FILE
 from rsna.prepare.source import find_source, key_place, read_tables
 from rsna.prepare.tables import CROP_SHEET, write_tables
 from rsna_dataset import (
@@ -89,7 +90,7 @@ def is_complete(job: Job, state: str) -> bool:
         same = info["options"] == dataset_options(job.config) and info["source"]["hash"] == state
     except (UsageError, WorkError, KeyError, TypeError):
         return False
-    paths = [job.folder / name for name in (METADATA_FILE, FAILED_FILE, label_report(job))]
+    paths = [job.folder / name for name in (METADATA_FILE, SERIES_FILE, FAILED_FILE, label_report(job))]
     paths += [job.folder / CROP_SHEET] * job.form.crop
     paths += [job.id_map.path] * ("pseudonyms" in info)
     paths += [job.folder / SAMPLE_FILE] * (len(job.asked) > 0) + job.fold_paths * (info["labelled"] > 0)

@@ -22,7 +22,16 @@ from rsna_dataset import FORMAT_VERSION, IMAGE_OPTIONS, fold_path, holdout_path
 
 UNMATCHED = "labels_without_image.csv"
 UNMATCHED_ROWS = "unmatched_rows.csv"
-DATASET_OPTIONS = {*IMAGE_OPTIONS, "pre_folds", "pre_holdout", "pre_group", "pre_format", "pre_demographics", "seed"}
+DATASET_OPTIONS = {
+    *IMAGE_OPTIONS,
+    "pre_folds",
+    "pre_holdout",
+    "pre_group",
+    "pre_format",
+    "pre_demographics",
+    "pre_series",
+    "seed",
+}
 READING_RULES = 2  # raise it if a change makes other files CT slices, or gives other HU: all files are then read again
 
 

@@ -10,6 +10,8 @@ from common.cli.groups import DataLocation, GeneralOptions
 from common.cli.values import Windows, format_windows, parse_windows
 from common.errors import UsageError
 
+BEST, ALL = "best", "all"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PseudonymOptions:
@@ -24,7 +26,24 @@ class PseudonymOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessingConfig(GeneralOptions, DataLocation, PseudonymOptions):
+class SeriesOptions:
+    """Series of a study."""
+
+    pre_series: str | None = option(
+        None,
+        "which series of a study are used. best: the one non-contrast, axial, soft-kernel series of the head; "
+        "series.csv says why not the others. A series with labels of its own slices is trained on anyhow. all: every "
+        "series. none: best, but all for the competition's files",
+        choices=(BEST, ALL),
+    )
+
+    def series_mode(self, *, competition: bool) -> str:
+        """Return ``best`` or ``all``, for files in the competition's form or any other."""
+        return self.pre_series or (ALL if competition else BEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingConfig(GeneralOptions, DataLocation, SeriesOptions, PseudonymOptions):
     """Convert DICOM files to a dataset: images, tables and folds, in <data_input_folder>/datasets."""
 
     pre_source: Path | None = option(

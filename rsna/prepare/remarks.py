@@ -12,6 +12,7 @@ from common.errors import UsageError, WorkError, list_some
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
 from common.preprocessing.tables import REPEATED_UID
 from rsna.prepare.job import UNMATCHED, UNMATCHED_ROWS, Job, is_labelled, shown_ids
+from rsna.prepare.series_choice import CHOSEN, describe_choice, without_choice
 from rsna_dataset import FAILED_FILE, read_dataset_info
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,20 @@ def say_geometry(table: pd.DataFrame) -> None:
     if len(counts):
         listing = ", ".join(f"{name} {count}" for name, count in counts.items())
         tell(f"places along the series (the metadata's column geometry): {listing}")
+
+
+def say_series(series: pd.DataFrame) -> None:
+    """Report how many series were chosen. Warn of studies without any. ``series`` is series.csv."""
+    if (series["choice"] != CHOSEN).any():
+        tell(describe_choice(series))
+    without = without_choice(series)
+    if without:
+        logger.warning("%d studies have no series to use: %s", len(without), list_reasons(without))
+
+
+def list_reasons(without: dict[str, str]) -> str:
+    """Return the studies without a chosen series and why, the first few by name."""
+    return list_some(f"{study_id}: {reasons}" for study_id, reasons in without.items())
 
 
 def warn_about_labels(job: Job, images: pd.DataFrame, unmatched: pd.DataFrame) -> None:

