@@ -29,6 +29,8 @@ EXAMPLES = 4
 FOLD_TOLERANCE = 0.1
 PREVALENCE_FACTOR = 2.0
 TOP_ROWS = 8
+CHOSEN = "chosen"  # choice of a series that is used
+SHOWN_FACTS = ("vendor", "kernel", "contrast", "orientation", "series_slices", "thickness_mm")
 
 Findings = list[tuple[bool, str]]
 
@@ -43,6 +45,7 @@ class AuditedDataset:
     - ``images``: the folder of the image files. ``suffix``: that of their names.
     - ``is_hu``: whether the images hold Hounsfield units.
     - ``by_study``: whether each study counts as a patient (--pre_group).
+    - ``series``: index ``series_id``, study_id, choice, reason and facts as text; None for an older dataset.
     """
 
     name: str
@@ -56,6 +59,7 @@ class AuditedDataset:
     suffix: str
     is_hu: bool
     by_study: bool = False
+    series: pd.DataFrame | None = None
 
 
 def audit_page(data: AuditedDataset) -> str:
@@ -63,7 +67,18 @@ def audit_page(data: AuditedDataset) -> str:
     verdict: Findings = []
     parts = [
         section(data, verdict)
-        for section in (_counts, _groups, _geometry, _storage, _intensities, _duplicates, _labels, _folds, _outliers)
+        for section in (
+            _counts,
+            _series,
+            _groups,
+            _geometry,
+            _storage,
+            _intensities,
+            _duplicates,
+            _labels,
+            _folds,
+            _outliers,
+        )
     ]
     verdict.sort(key=lambda row: not row[0])
     looks = sum(look for look, _ in verdict)
@@ -118,6 +133,31 @@ def _counts(data: AuditedDataset, verdict: Findings) -> str:
     return page.section(
         "Files, patients and studies",
         page.cards(page.table("What there is", frame), page.table("Files that gave no image, by reason", shown, note)),
+    )
+
+
+def _series(data: AuditedDataset, verdict: Findings) -> str:
+    """Show which series were chosen, why not the others, and the middle slice of some for each reason."""
+    if data.series is None:
+        return ""
+    series, table = data.series, data.metadata
+    named = table["series_id"].where(table["series_id"] != "", table["study_id"])
+    rows, pictures = {}, []
+    for (choice, reason), part in series.groupby(["choice", "reason"]):
+        slices = table[named.isin(part.index)]
+        rows[f"{choice}: {reason}"] = [f"{len(part):,}", f"{part['study_id'].nunique():,}", f"{len(slices):,}"]
+        for series_id, facts in part.iloc[:EXAMPLES].iterrows():
+            own = table[named == series_id].sort_values("slice_index")
+            image = _load(data, own.index[len(own) // 2]) if len(own) else None
+            if image is not None:
+                known = ", ".join(str(facts[name]) for name in SHOWN_FACTS if facts[name] not in ("", "unknown"))
+                pictures.append((_tile(image, data.is_hu), f"{series_id}: {choice}, {reason}; {known}"))
+    without = set(series["study_id"]) - set(series["study_id"][series["choice"] == CHOSEN])
+    _flag(verdict, sorted(without), "Studies without a series to use", "Every study has a series to use.")
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["series", "studies", "images"])
+    note = "series.csv has the reason of each. docs/data.md explains the rules."
+    return page.section(
+        "Series", page.table("What was chosen, and why not the others", frame, note), page.tiles(pictures)
     )
 
 

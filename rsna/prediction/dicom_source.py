@@ -55,6 +55,7 @@ from rsna.prepare.series_choice import (
     NOT_CHOSEN,
     SERIES_FILE,
     describe_choice,
+    read_series,
     series_of,
     series_table,
     without_choice,
@@ -127,7 +128,7 @@ def predict_to(config: SourceConfig, images: PreprocessingConfig, inputs: Path, 
     rows = read_metadata(dataset_folder(inputs, DATASET), described=True)
     patients = rows.groupby("study_id")["patient_id"].first()
     rows = rows[rows["split"] != NOT_CHOSEN]
-    series = pd.read_csv(folder / SERIES_FILE, dtype=str, keep_default_na=False, index_col="series_id")
+    series = read_series(folder / SERIES_FILE)
     series = series.assign(patient_id=series["study_id"].map(patients).fillna(""))
     for study_id, reasons in without_choice(series).items():
         say(f"{study_id}: not predicted, no eligible series: {reasons}")

@@ -20,6 +20,7 @@ from common.preprocessing.audit import AuditedDataset, audit_page
 from common.preprocessing.records import ImageForm
 from common.preprocessing.verify import FAULTS, verify_images
 from rsna.prepare.options import PreprocessingConfig
+from rsna.prepare.series_choice import SERIES_FILE, read_series
 from rsna_dataset import (
     AUDIT_FILE,
     FAILED_FILE,
@@ -157,6 +158,7 @@ def audit_dataset(folder: Path, dataset: str) -> Path:
         suffix=form.suffix,
         is_hu=form.name == "hu",
         by_study=info["options"].get("pre_group") == "study",
+        series=read_series(folder / SERIES_FILE),
     )
     path = folder / AUDIT_FILE
     write_text(path, audit_page(data))

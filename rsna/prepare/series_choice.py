@@ -9,6 +9,7 @@ What a file lacks is no evidence against its series: only a value that a rule na
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -122,6 +123,11 @@ def series_table(table: pd.DataFrame, mode: str) -> pd.DataFrame:
     """
     facts = series_facts(table, series_of(table).to_numpy(), first_known(table, "study_id", "series_id"))
     return choose_series(facts, mode)[["study_id", "choice", "reason", *FACTS]]
+
+
+def read_series(path: Path) -> pd.DataFrame | None:
+    """Return series.csv as text, index ``series_id``; None for a dataset that was made before there was one."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False, index_col="series_id") if path.is_file() else None
 
 
 def without_choice(series: pd.DataFrame) -> dict[str, str]:
