@@ -25,12 +25,12 @@ from common.dicom.reading import CtFile, quiet_pydicom, read_dicom
 from common.dicom.scan import ScanFacts
 from common.dicom.slices import SliceHeader, stored_as
 from common.errors import WorkError
-from common.preprocessing.brain import brain_area
 from common.preprocessing.crop import find_head
 from common.preprocessing.isolation import stop_if_unwanted
 from common.preprocessing.packed import is_nifti
 from common.preprocessing.pseudonyms import Pseudonyms, framed
 from common.preprocessing.records import ImageForm, Record, Task, failure, instance_of, new_record
+from common.preprocessing.skull import skull_area
 from common.preprocessing.sources import SourceFile, announce, read_source
 
 HEADER_HASH_BYTES = 8
@@ -159,7 +159,7 @@ def describe_image(image_hu: np.ndarray, form: ImageForm, record: Record) -> np.
     record.hu_min, record.hu_max = lowest_and_highest(image_hu)
     record.hu_mean = cv2.sumElems(image_hu)[0] / image_hu.size
     record.solid = np.count_nonzero(image_hu > SOLID_HU) / image_hu.size
-    record.brain_mm2 = round(brain_area(image_hu, record.row_spacing_mm, record.column_spacing_mm), 1)
+    record.skull_mm2 = round(skull_area(image_hu, record.row_spacing_mm, record.column_spacing_mm), 1)
     record.digest = picture_hash(image_hu)
     record.crop_rows, record.crop_columns = image_hu.shape
     kept = image_hu

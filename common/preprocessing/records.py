@@ -79,7 +79,7 @@ class Record:
       a hash of shape and HU.
     - ``vendor`` to ``series_number`` say how the series was made, see :class:`common.dicom.scan.ScanFacts`. ``age`` and
       ``sex`` are empty unless ``ImageForm.demographics`` asks for them.
-    - ``brain_mm2`` is the area of brain, see :func:`common.preprocessing.brain.brain_area`.
+    - ``skull_mm2`` is the area that bone encloses, see :func:`common.preprocessing.skull.skull_area`.
     - ``crop_…`` is the box that was kept. ``image_hash`` and ``image_bytes`` are those of the stored image.
     """
 
@@ -125,7 +125,7 @@ class Record:
     hu_max: int = 0
     hu_mean: float = np.nan
     solid: float = np.nan
-    brain_mm2: float = np.nan
+    skull_mm2: float = np.nan
     digest: str = ""
     crop_top: int = 0
     crop_left: int = 0

@@ -42,7 +42,7 @@ def metadata_table(images: pd.DataFrame, labels: pd.DataFrame, ties: np.ndarray 
     columns += ["geometry", "row_spacing_mm"]
     columns += ["column_spacing_mm", "thickness_mm", "rows", "columns", "pixel_form", "mended", "hu_min", "hu_max"]
     columns += ["hu_mean", "solid", "picture_hash", "crop_top", "crop_left", "crop_rows", "crop_columns"]
-    columns += ["image_hash", "brain_mm2", *SCAN, "series_number", *OF_SERIES, *asked, *labels.columns]
+    columns += ["image_hash", "skull_mm2", *SCAN, "series_number", *OF_SERIES, *asked, *labels.columns]
     table = table.rename(columns={"digest": "picture_hash"})[columns].rename_axis("id").reset_index()
     table = table.astype(dict.fromkeys(("split", "study_id", "series_id"), str))  # categories would not sort as text
     columns = ["split", "study_id", "series_id", "slice_index", "id"]

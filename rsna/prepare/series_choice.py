@@ -48,7 +48,7 @@ class Preference(NamedTuple):
 # The first rule that holds gives the reason.
 RULES = (
     Rule("orientation", ("coronal", "sagittal", "oblique"), "not axial", "networks learnt axial slices"),
-    Rule("head", ("no",), "no head in it", "no slice shows brain within a skull; descriptions of the body part lie"),
+    Rule("head", ("no",), "no head in it", "no slice shows a skull; descriptions of the body part lie"),
     Rule("reconstruction", (scan.DYNAMIC,), "perfusion scan or bolus tracking", "contrast flows in, at a low dose"),
     Rule("repeats", ("yes",), "each place scanned several times", "a perfusion scan whose header doesn't say so"),
     Rule("reconstruction", (scan.PROJECTION,), "projection or rendering", "it shows the highest values of a slab"),

@@ -262,7 +262,7 @@ def test_the_metadata_has_a_row_for_each_image_with_the_columns_of_the_design(so
         + "columns,pixel_form,mended,hu_min,hu_max,hu_mean,solid,"
     )
     columns += "picture_hash,crop_top,crop_left,crop_rows,crop_columns,image_hash,"
-    columns += "brain_mm2,vendor,kernel,contrast,reconstruction,energy,series_number,"
+    columns += "skull_mm2,vendor,kernel,contrast,reconstruction,energy,series_number,"
     columns += "orientation,head,coverage_mm,head_mm,series_slices,"
     columns += "epidural,intraparenchymal,intraventricular,subarachnoid,subdural,any"
     lines = (folder / "metadata.csv").read_text().splitlines()

@@ -99,7 +99,7 @@ def test_the_facts_of_a_series_are_those_of_its_slices() -> None:
         {
             "vendor": "siemens", "kernel": ["soft"] * 11 + ["bone"], "contrast": "none", "reconstruction": "original",
             "energy": "single", "series_number": 3, "position_mm": np.arange(count) * 8.0, "slice_spacing_mm": 8.0,
-            "thickness_mm": [650.0] + [7.5] * 11, "brain_mm2": [100.0] * 4 + [9000.0] * 8,
+            "thickness_mm": [650.0] + [7.5] * 11, "skull_mm2": [100.0] * 4 + [9000.0] * 8,
             "normal_x": 0.0, "normal_y": -np.sin(0.4), "normal_z": np.cos(0.4),
         }
     )  # fmt: skip
@@ -107,9 +107,9 @@ def test_the_facts_of_a_series_are_those_of_its_slices() -> None:
     facts = series_facts(rows, series, studies).loc["s"]
     assert (facts["kernel"], facts["orientation"], facts["head"], facts["repeats"]) == ("soft", "axial", "yes", "no")
     assert (facts["thickness_mm"], facts["coverage_mm"], facts["head_mm"]) == (7.5, 96.0, 64.0)
-    assert series_facts(rows.assign(brain_mm2=100.0), series, studies).loc["s", "head"] == "no"
-    assert series_facts(rows.assign(brain_mm2=np.nan), series, studies).loc["s", "head"] == "unknown"
-    short = rows.assign(brain_mm2=100.0, position_mm=np.arange(count))
+    assert series_facts(rows.assign(skull_mm2=100.0), series, studies).loc["s", "head"] == "no"
+    assert series_facts(rows.assign(skull_mm2=np.nan), series, studies).loc["s", "head"] == "unknown"
+    short = rows.assign(skull_mm2=100.0, position_mm=np.arange(count))
     assert series_facts(short.assign(slice_spacing_mm=1.0), series, studies).loc["s", "head"] == "unknown"
     same = rows.assign(position_mm=np.repeat([0.0, 8.0, 16.0], 4))
     assert series_facts(same, series, studies).loc["s", "repeats"] == "yes"
