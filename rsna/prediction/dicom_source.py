@@ -46,7 +46,7 @@ from rsna.kinds.pictures import seen_pictures
 from rsna.prediction.options import SourceConfig
 from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
-from rsna.prediction.study_page import StudyPages
+from rsna.prediction.study_page import StudyPages, file_stem
 from rsna.prepare.competition import find_competition
 from rsna.prepare.job import file_tasks, image_form
 from rsna.prepare.options import PreprocessingConfig
@@ -349,8 +349,9 @@ def predict_study(
     pictures = []
     groups = list(slices.groupby("series_id", sort=True))
     for number, (_, series) in enumerate(groups, start=1):
-        name = f"{study_id}.png" if len(groups) == 1 else f"{study_id}_{number}.png"
-        title = f"{study_id}, series {number} of {len(groups)}"
+        stem = file_stem(study_id)
+        name = f"{stem}.png" if len(groups) == 1 else f"{stem}_{number}.png"
+        title = f"{stem}, series {number} of {len(groups)}"
         draw_one_series(model, title, series, predicted, folder / name)
         pictures.append(name)
     page = "" if pages is None else pages.write(folder, study_id, slices, predicted.study)

@@ -50,13 +50,13 @@ class StudyPages:
         patient = self.patients[study_id]
         others = self.patients.index[(self.patients == patient) & (self.patients != "")].drop(study_id, errors="ignore")
         page = Study(
-            study_id,
+            file_stem(study_id),
             dict(study),
             f"The study's value: {self.rule}.",
             [("patient", str(patient) or "unknown"), ("predicted by", self.model)],
             stacks,
             NOTICE,
-            [(name, quote(page_name(name))) for name in others],
+            [(file_stem(name), quote(page_name(name))) for name in others],
         )
         if left_out := write_viewer(output / page_name(study_id), page):
             logger.warning("%s: %s", page_name(study_id), left_out)
@@ -88,9 +88,14 @@ class StudyPages:
         return Stack(title, describe_direction(rows), series_facts(rows), slices, probabilities, read)
 
 
+def file_stem(study_id: str) -> str:
+    """Return the start of the names of a study's files; ``study_id`` is "" for files without StudyInstanceUID."""
+    return study_id or "study_unknown"
+
+
 def page_name(study_id: str) -> str:
     """Return the name of a study's page."""
-    return f"{study_id}.html"
+    return f"{file_stem(study_id)}.html"
 
 
 def describe_direction(rows: pd.DataFrame) -> str:

@@ -318,6 +318,20 @@ def test_a_studys_page_holds_its_series_as_scanned_and_names_the_sides_of_the_pa
     assert not list(without.glob("*.html"))
 
 
+def test_files_without_uids_give_files_that_are_seen(weights, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for place in range(2):
+        nothing = dict.fromkeys(("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), "")
+        write_ct(source / f"{place}.dcm", slice_of(0, place, **nothing))
+    output = run(source, weights, tmp_path / "out")
+    assert {path.name for path in output.iterdir()} == FILES | {"study_unknown.png", "study_unknown.html"}
+    due = {ids_in_map(tmp_path)[f"{place}.dcm"]: head(place) for place in range(2)}
+    order = pd.read_csv(output / "slices.csv")["id"]
+    assert_page_holds(output / "study_unknown.html", [due[name] for name in order])
+    assert document_of(output / "study_unknown.html")["others"] == []
+
+
 def test_an_older_weight_file_needs_the_trainings_dataset(small_dataset, weights, tmp_path, capsys):
     contents = load_checkpoint(weights)
     del contents["images"]
