@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from common.cli.console import tell
@@ -27,6 +28,7 @@ from common.datasets.images import ImageDataset, Neighbours, Transform
 from common.errors import UsageError, WorkError, list_some, nearest
 from common.foreign import read_json
 from common.preprocessing.groups import Identities, group_images, picture_keys
+from common.preprocessing.labels import LEVEL, OF_STUDY
 from common.preprocessing.series import NORMAL
 from common.preprocessing.series_facts import SCAN
 
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 ANY = LABELS.index("any")
 KINDS = LABELS[:ANY]
+STUDY_LABELS = tuple(OF_STUDY.format(name) for name in LABELS)  # columns of metadata and folds: those of the study
 LABELS_IN_SHORT = dict(zip(LABELS, ("EDH", "IPH", "IVH", "SAH", "SDH", "ICH"), strict=True))  # in the field's tables
 LABEL_WEIGHTS = (1, 1, 1, 1, 1, 2)
 METRIC = "weighted_log_loss"  # by which experiments are compared
@@ -140,6 +143,32 @@ def is_labelled(info: dict[str, Any]) -> bool:
     return info.get("labelled", 1) > 0
 
 
+def whole_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """Return ``table`` with its columns :data:`LABELS` as int8; as they are, with NaN, where a label is missing."""
+    whole = bool(table[list(LABELS)].notna().all(axis=None))
+    return table.astype(dict.fromkeys(LABELS, np.int8)) if whole else table
+
+
+def study_targets(rows: pd.DataFrame, studies: npt.ArrayLike) -> pd.DataFrame:
+    """Return the labels of whole studies, float64 :data:`LABELS`, index: the sorted names in ``studies`` (N,).
+
+    A study has the label that a row of the label table gave it. Otherwise it is 1 if a slice is, 0 if all slices are,
+    and NaN if the labels of its slices leave it open.
+    """
+    labels, names = rows[list(LABELS)].astype(np.float64), np.asarray(studies)
+    highest = labels.fillna(0).groupby(names).max()
+    highest = highest.mask((highest < 1) & labels.isna().groupby(names).any())
+    if STUDY_LABELS[0] not in rows:
+        return highest
+    own = rows[list(STUDY_LABELS)].set_axis(list(LABELS), axis=1).groupby(names).first()
+    return own.fillna(highest)
+
+
+def label_columns(table: pd.DataFrame) -> list[str]:
+    """Return the columns of labels that ``table`` has: :data:`LABELS`, and :data:`STUDY_LABELS` if it has them."""
+    return [*LABELS, *(name for name in STUDY_LABELS if name in table)]
+
+
 def content_hash(folder: Path, options: dict[str, Any]) -> str:
     """Hash all that training sees: dataset.json's ``options``, the folds, and the metadata with each image's hash."""
     digest = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=16)
@@ -155,7 +184,8 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
 
     The columns are split (train or test), patient_id, study_id, series_id, group_id (see :func:`known_groups`),
     slice_index, position_mm, row_spacing_mm, column_spacing_mm, rows, columns, mended (names joined by ``;``), and
-    :data:`LABELS`, NaN where unknown. For an older dataset group_id is computed from patients, studies and pictures.
+    :data:`LABELS`, NaN where unknown; where rows of the label table name studies, also :data:`STUDY_LABELS`. For an
+    older dataset group_id is computed from patients, studies and pictures.
 
     ``described`` adds columns for
 
@@ -177,16 +207,22 @@ def read_metadata(folder: Path, *, described: bool = False) -> pd.DataFrame:
         numbers += ["slice_spacing_mm", *NORMAL, "thickness_mm", "hu_mean", "solid"]
         integers += ["hu_min", "hu_max", "crop_top", "crop_left", "crop_rows", "crop_columns"]
     types = dict.fromkeys(texts, str) | dict.fromkeys(integers, np.int64) | dict.fromkeys(numbers, np.float64)
-    table = read_table(folder / METADATA_FILE, types, PICTURE_COLUMNS | SERIES_COLUMNS | {"group_id": str})
+    optional = PICTURE_COLUMNS | SERIES_COLUMNS | {"group_id": str, LEVEL: str}
+    table = read_table(folder / METADATA_FILE, types, optional | dict.fromkeys(STUDY_LABELS, np.float64))
+    if LEVEL in table and STUDY_LABELS[0] not in table and (table[LEVEL] == "study").any():
+        raise _earlier_labels(folder)
     if "group_id" not in table:
         table = table.assign(group_id=group_images(identities_of(table)))
-    kept = {"group_id", *types, *(SERIES_COLUMNS if described else ())}
+    kept = {"group_id", *types, *STUDY_LABELS, *(SERIES_COLUMNS if described else ())}
     table = table[[name for name in table.columns if name in kept]]
     return table if labels else table.assign(**dict.fromkeys(LABELS, np.nan))
 
 
 def read_fold(folder: Path, dataset: str, fold: int | str) -> pd.DataFrame:
-    """Read a fold: index ``id``, sample_type (train or valid), int8 :data:`LABELS`, :data:`IDENTITY_COLUMNS`.
+    """Read a fold: index ``id``, sample_type (train or valid), :data:`LABELS`, :data:`IDENTITY_COLUMNS`.
+
+    The labels are int8, or float64 with NaN where some are missing. :data:`STUDY_LABELS` are there too if the label
+    table names studies: of those, a 1 is the label of no slice.
 
     The fold ``HOLDOUT`` trains on all images of the folds and validates on those held out of all folds.
 
@@ -226,11 +262,11 @@ def fold_numbers(folder: Path, dataset: str) -> tuple[int, ...]:
 
 
 def rows_hash(*parts: pd.DataFrame) -> str:
-    """Hash the images (index) and labels of several tables, in their order."""
+    """Hash the images (index) and labels, also those of studies, of several tables, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for rows in parts:
         digest.update("\n".join(rows.index).encode() + b"\0")
-        digest.update(np.ascontiguousarray(rows[list(LABELS)].to_numpy(dtype=np.float32)).tobytes())
+        digest.update(np.ascontiguousarray(rows[label_columns(rows)].to_numpy(dtype=np.float32)).tobytes())
     return digest.hexdigest()
 
 
@@ -308,11 +344,15 @@ def new_images(folder: Path) -> pd.DataFrame:
 
 def _read_fold_table(path: Path, sample_types: Sequence[str]) -> pd.DataFrame:
     texts = dict.fromkeys(("id", "sample_type", "patient_id", "study_id"), str)
-    rows = read_table(path, texts | dict.fromkeys(LABELS, np.int8), {"group_id": str})
+    gaps = read_dataset_info(path.parent).get("missing_labels", 0) > 0
+    types = texts | dict.fromkeys(LABELS, np.float64 if gaps else np.int8)
+    rows = read_table(path, types, {"group_id": str} | dict.fromkeys(STUDY_LABELS, np.float64))
+    if not gaps and _has_earlier_labels(path.parent):
+        raise _earlier_labels(path.parent)
     if "group_id" not in rows:
         rows = rows.assign(group_id=_groups_of_metadata(path.parent, rows))
     for columns, allowed in ((["sample_type"], sample_types), (list(LABELS), (0, 1))):
-        wrong = ~rows[columns].isin(allowed).to_numpy()
+        wrong = ~(rows[columns].isin(allowed) | rows[columns].isna()).to_numpy()
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise WorkError(
@@ -320,7 +360,26 @@ def _read_fold_table(path: Path, sample_types: Sequence[str]) -> pd.DataFrame:
                 f"{' or '.join(map(str, allowed))}; run python preprocessing.py again"
             )
     _warn_of_split_groups(path, rows)
-    return rows
+    return whole_labels(rows)
+
+
+def _has_earlier_labels(folder: Path) -> bool:
+    """Whether an earlier version wrote the labels of studies as those of each of their slices."""
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline().rstrip().split(",")
+    if LEVEL not in header or STUDY_LABELS[0] in header:
+        return False
+    return bool((pd.read_csv(path, usecols=[LEVEL], dtype=str, keep_default_na=False)[LEVEL] == "study").any())
+
+
+def _earlier_labels(folder: Path) -> WorkError:
+    return WorkError(
+        f"{folder / METADATA_FILE}: an earlier version wrote the labels of whole studies as those of each slice, which "
+        "they aren't; run python preprocessing.py again (it converts no image anew)"
+    )
 
 
 def _groups_of_metadata(folder: Path, rows: pd.DataFrame) -> np.ndarray:
@@ -395,9 +454,11 @@ class RSNADataset(ImageDataset):
     ) -> None:
         """``rows`` come from a fold or the metadata: index ``id``, and columns :data:`LABELS` if they are known.
 
+        A label that is NaN is missing: no loss and no metric counts it.
+
         ``context``: the number of neighbouring slices on each side that go with each image.
         """
-        labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
+        labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().any(axis=None))
         targets = rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None
         info = read_dataset_info(folder)
         form, suffix = info["image_form"], SUFFIXES[info["format"]]

@@ -61,7 +61,7 @@ class RSNANetwork(AbstractNetwork):
         return tuple(batch.inputs[name] for name in self.inputs)
 
     def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Return ``weighted_log_loss`` and ``log_loss/<class>`` over all images, in float64."""
+        """Return ``weighted_log_loss`` and ``log_loss/<class>`` over all labels that are there, in float64."""
         metric = WeightedLogLoss(self.class_names, self.class_weights)
         metric.update(probabilities(predictions.logits), predictions.targets, predictions.image_ids)
         return metric.compute()

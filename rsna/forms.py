@@ -25,7 +25,7 @@ from common.spreadsheets import (
     table_form,
     to_numbers,
 )
-from rsna_dataset import ANY, KINDS, LABELS, LABELS_IN_SHORT
+from rsna_dataset import ANY, KINDS, LABELS, LABELS_IN_SHORT, whole_labels
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,11 @@ def read_competition_labels(path: TableFile) -> pd.DataFrame:
 
 
 def with_any(path: TableFile, table: pd.DataFrame) -> pd.DataFrame:
-    """Add the missing column ``any`` to labels of :data:`KINDS`: 1 if a kind is 1. Tell the user."""
+    """Add the missing column ``any`` to labels of :data:`KINDS`: 1 if a kind is 1, 0 if all are 0. Tell the user."""
     tell(f"{path}: has no label any: it is taken as 1 where one of the kinds is, and as 0 elsewhere")
-    return table.assign(any=table[list(KINDS)].max(axis=1))[list(LABELS)]
+    kinds = table[list(KINDS)]
+    highest = kinds.max(axis=1)
+    return table.assign(any=highest.mask(kinds.isna().any(axis=1) & (highest != 1)))[list(LABELS)]
 
 
 def check_any(path: TableFile, table: pd.DataFrame, row_of: Callable[[int, int], int]) -> None:
@@ -230,11 +232,12 @@ def read_label_file(path: Path) -> pd.DataFrame:
     """Read labels in the wide form (a key and a column for each label) or the competition's (``<key>_<label>,0``).
 
     A key is a file's path in the source, its SOPInstanceUID or its StudyInstanceUID. In the wide form its column is one
-    of :data:`LABEL_KEYS`. Returns index ``key``, int8 columns :data:`LABELS`, and ``row``, the first row with the key
-    (the header is row 1). Messages name rows, never keys, which may identify patients.
+    of :data:`LABEL_KEYS`, and an empty cell is a missing label. Returns index ``key``, columns :data:`LABELS` (int8, or
+    float64 with NaN where labels are missing), and ``row``, the first row with the key (the header is row 1). Messages
+    name rows, never keys, which may identify patients.
 
-    Raises UsageError if the file can't be read, WorkError for missing columns, an unknown label, a value that is
-    missing or not 0 or 1, and rows that contradict each other.
+    Raises UsageError if the file can't be read, WorkError for missing columns, an unknown label, a value that is not 0
+    or 1, a value that is missing in the competition's form, and rows that contradict each other.
     """
     form = table_form(path)
     if form.has(SUBMISSION_COLUMNS):
@@ -264,7 +267,7 @@ def read_label_file(path: Path) -> pd.DataFrame:
         rows = texts.melt(id_vars="key", value_vars=list(labels), var_name="label", ignore_index=False)
     rows = rows.rename_axis("row").reset_index().sort_values("row", kind="stable", ignore_index=True)
     rows = rows.assign(key=rows["key"].str.strip().str.replace("\\", "/").str.removeprefix("./"))
-    return _label_table(path, rows, labels)
+    return _label_table(path, rows, labels, gaps=not form.has(SUBMISSION_COLUMNS))
 
 
 def check_label_columns(path: TableFile, form: TableForm) -> None:
@@ -280,26 +283,30 @@ def check_label_columns(path: TableFile, form: TableForm) -> None:
         )
 
 
-def _label_table(path: Path, rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Return a checked row for each key. ``rows`` have columns row, key, label (one of ``labels``) and value (text)."""
+def _label_table(path: Path, rows: pd.DataFrame, labels: Sequence[str], *, gaps: bool) -> pd.DataFrame:
+    """Return a checked row for each key. ``rows`` have columns row, key, label (one of ``labels``) and value (text).
+
+    ``gaps``: an empty value is a missing label.
+    """
     texts = rows["value"].str.strip()
     numbers = pd.Series(to_numbers(texts.str.lower().replace(TRUTH_VALUES)))
-    for wrong, fault in ((~numbers.isin((0, 1)), "is not 0 or 1"), (rows["key"] == "", "has no key")):
+    missing = (texts == "") & gaps
+    for wrong, fault in ((~numbers.isin((0, 1)) & ~missing, "is not 0 or 1"), (rows["key"] == "", "has no key")):
         if wrong.any():
             first = rows[wrong].iloc[0]
             raise WorkError(f"{path}: row {first['row']}: {first['label']} {fault}")
-    rows = rows.assign(value=numbers.astype(np.int8))
+    first = rows.drop_duplicates("key").set_index("key")["row"]
+    rows = rows.assign(value=numbers)[~missing]
     cells = rows.groupby(["key", "label"], sort=False)
     differs = rows["value"] != cells["value"].transform("first")
     if differs.any():
-        first = rows[differs].iloc[0]
+        second = rows[differs].iloc[0]
         before = cells["row"].transform("first")[differs].iloc[0]
-        raise WorkError(f"{path}: row {first['row']} contradicts row {before}: {first['label']} has two values")
-    first = rows.drop_duplicates("key").set_index("key")["row"]
+        raise WorkError(f"{path}: row {second['row']} contradicts row {before}: {second['label']} has two values")
     given = {label: rows[rows["label"] == label].drop_duplicates("key").set_index("key") for label in labels}
     table = pd.DataFrame({label: part["value"] for label, part in given.items()}).reindex(first.index)
     for label in labels:
-        if table[label].isna().any():
+        if table[label].isna().any() and not gaps:
             row = first[table[label].isna()].iloc[0]
             raise WorkError(f"{path}: row {row}: there is no value for the label {label} of the same key")
     if table.empty:
@@ -308,4 +315,24 @@ def _label_table(path: Path, rows: pd.DataFrame, labels: Sequence[str]) -> pd.Da
         check_any(path, table, lambda key, label: int(given[LABELS[label]]["row"][table.index[key]]))
     else:
         table = with_any(path, table)
-    return table.astype(np.int8).assign(row=first)
+    return whole_labels(_with_certain(path, table) if gaps else table).assign(row=first)
+
+
+def _with_certain(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Fill in missing labels that follow from others, and tell the user of them and of the rest.
+
+    A kind is 0 where ``any`` is 0. ``any`` is 1 where a kind is. Nothing else is certain: ``any`` may be 1 without a
+    kind.
+    """
+    given = table.isna().to_numpy().sum()
+    kinds = table[list(KINDS)]
+    table = kinds.mask(kinds.isna().mul(table["any"] == 0, axis=0), 0).assign(
+        any=table["any"].mask(table["any"].isna() & (kinds == 1).any(axis=1), 1)
+    )
+    if given:
+        left = table.isna().to_numpy().sum()
+        tell(
+            f"{path}: {given} labels are empty; {given - left} of them follow from others of their row (a kind is 0 "
+            f"where any is, any is 1 where a kind is); {left} are missing and count in no loss and no metric"
+        )
+    return table

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class SampleLosses(Callback):
     """Gives the training sampler each image's binary cross entropy, with the metric's class weights.
 
-    This is the metric's loss, not the training's, so that "hard" means the same for every training loss.
+    This is the metric's loss, not the training's, so that "hard" means the same for every training loss. It is the mean
+    over the labels that are known, NaN for an image without any.
     """
 
     def __init__(self, class_weights: torch.Tensor) -> None:
@@ -33,5 +34,7 @@ class SampleLosses(Callback):
             losses = functional.binary_cross_entropy_with_logits(
                 output.logits.float(), output.targets.float(), reduction="none"
             )
-            each = (losses * self.class_weights).sum(dim=1)
+            known = ~output.targets.isnan()
+            share = (known * self.class_weights).sum(dim=1) / self.class_weights.sum()
+            each = (losses.where(known, 0) * self.class_weights).sum(dim=1) / share
         network.training.train_loader.sampler.observe(output.image_ids, each)

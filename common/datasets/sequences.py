@@ -39,7 +39,7 @@ class SeriesKey(NamedTuple):
 class SequenceSample:
     """One series: ``features`` float32 (L, F), ``logits`` (L, C), ``position_mm`` (L,), ``target`` (L, C) or None.
 
-    ``share`` as of :class:`SeriesKey`.
+    ``share`` as of :class:`SeriesKey`, ``study_target`` (C,) or None as of :class:`Series`.
     """
 
     features: Tensor
@@ -48,6 +48,7 @@ class SequenceSample:
     target: Tensor | None
     image_ids: list[str]
     share: float = 1.0
+    study_target: Tensor | None = None
 
 
 class Series:
@@ -62,8 +63,12 @@ class Series:
         targets: np.ndarray | None,
         reverse: float,
         seed: int,
+        study_targets: np.ndarray | None = None,
     ) -> None:
-        """Arrays have N rows. ``reverse`` is the chance that a series is drawn in reverse order."""
+        """Arrays have N rows. ``reverse`` is the chance that a series is drawn in reverse order.
+
+        ``study_targets`` (N, C): labels of each image's whole study, NaN where missing; None: nobody labelled studies.
+        """
         series = np.unique(np.asarray(series_ids, dtype=np.str_), return_inverse=True)[1].reshape(-1)
         places = known_places(series, np.asarray(positions_mm, dtype=np.float64), np.asarray(slice_index))
         self.order = np.lexsort((slice_index, places, series))
@@ -74,6 +79,7 @@ class Series:
         self.targets = None if targets is None else np.asarray(targets, dtype=np.float32)
         self.reverse = reverse
         self.seed = seed
+        self.study_targets = None if study_targets is None else np.asarray(study_targets, dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -100,6 +106,10 @@ class Series:
         """Return the targets (L, C) of L images."""
         return None if self.targets is None else torch.from_numpy(self.targets[images])
 
+    def study_target_of(self, images: np.ndarray) -> Tensor | None:
+        """Return the label (C,) of the study of a series' images."""
+        return None if self.study_targets is None else torch.from_numpy(self.study_targets[images[0]])
+
 
 class SequenceDataset(Series):
     """Series of features, which stay on disk until a sample needs them."""
@@ -116,9 +126,10 @@ class SequenceDataset(Series):
         logits: np.ndarray,
         reverse: float,
         seed: int,
+        study_targets: np.ndarray | None = None,
     ) -> None:
         """As :class:`Series`; ``rows`` (N,) are the images' places in ``features`` (M, F) and ``logits`` (M, C)."""
-        super().__init__(image_ids, series_ids, positions_mm, slice_index, targets, reverse, seed)
+        super().__init__(image_ids, series_ids, positions_mm, slice_index, targets, reverse, seed, study_targets)
         self.rows = rows
         self.features = features
         self.logits = logits
@@ -135,6 +146,7 @@ class SequenceDataset(Series):
             self.target_of(images),
             self.image_ids[images].tolist(),
             key.share,
+            self.study_target_of(images),
         )
 
 
@@ -142,12 +154,13 @@ class SequenceDataset(Series):
 class PictureSample:
     """One series: its L ``pictures``, which hold targets and names too, and ``position_mm`` (L,).
 
-    ``share`` as of :class:`SeriesKey`.
+    ``share`` and ``study_target`` as of :class:`SequenceSample`.
     """
 
     pictures: list[Sample]
     position_mm: Tensor
     share: float = 1.0
+    study_target: Tensor | None = None
 
 
 class PictureSeries(Series):
@@ -163,9 +176,10 @@ class PictureSeries(Series):
         reverse: float,
         seed: int,
         pictures: ImageDataset,
+        study_targets: np.ndarray | None = None,
     ) -> None:
         """As :class:`Series`; ``pictures`` are of the same images in the same order."""
-        super().__init__(image_ids, series_ids, positions_mm, slice_index, targets, reverse, seed)
+        super().__init__(image_ids, series_ids, positions_mm, slice_index, targets, reverse, seed, study_targets)
         self.pictures = pictures
 
     def __getitem__(self, key: SeriesKey | SampleKey | int) -> PictureSample:
@@ -173,7 +187,7 @@ class PictureSeries(Series):
         key = series_key(key)
         images, places = self.drawn(key)
         pictures = [self.pictures[SampleKey(int(image), key.epoch, key.occurrence)] for image in images]
-        return PictureSample(pictures, places, key.share)
+        return PictureSample(pictures, places, key.share, self.study_target_of(images))
 
 
 def series_key(key: SeriesKey | SampleKey | int) -> SeriesKey:
@@ -272,11 +286,14 @@ def placed(batch: Batch, samples: Sequence[SequenceSample | PictureSample]) -> B
 
     ``position_mm`` float32 (B, L); ``mask`` bool (B, L), true for slices; ``places`` int64 (N,): each slice's place
     among the B · L, series after series; ``lengths``: slices of each series. All are computed here, on the host:
-    finding the slices by the mask on a GPU would make the host wait.
+    finding the slices by the mask on a GPU would make the host wait. ``study_target`` (B, C): labels of the series'
+    studies, if studies were labelled.
     """
     positions_mm = [sample.position_mm for sample in samples]
     lengths = torch.tensor([len(one) for one in positions_mm])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     position_mm = pad_sequence(positions_mm, batch_first=True)
     inputs = {**batch.inputs, "position_mm": position_mm, "mask": mask, "places": mask.flatten().nonzero().flatten()}
+    if samples[0].study_target is not None:
+        inputs["study_target"] = torch.stack([sample.study_target for sample in samples])
     return replace(batch, inputs=inputs, lengths=tuple(lengths.tolist()), share=samples[0].share)

@@ -178,10 +178,13 @@ def isotonic_map(predictions: Array, targets: Array) -> Map:
 
 
 def fit_temperatures(predictions: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:
-    """Return the temperature of each column that has both classes (see :func:`fit_temperature`); 1 for the others."""
-    both = targets.max() > targets.min()
+    """Return the temperature of each column that has both classes (see :func:`fit_temperature`); 1 for the others.
+
+    A target that is NaN is a missing label, which doesn't count.
+    """
+    both, known = targets.max() > targets.min(), targets.notna()
     return {
-        str(name): fit_temperature(predictions[name], targets[name]) if both[name] else 1.0
+        str(name): fit_temperature(predictions[name][known[name]], targets[name][known[name]]) if both[name] else 1.0
         for name in predictions.columns
     }
 

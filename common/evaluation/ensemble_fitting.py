@@ -1,7 +1,7 @@
 """Fit an ensemble's weights to known labels, and judge them on patients that the fit did not see.
 
 ``linked``: the members' predictions after a link's ``forward`` (members M, images N, classes C). ``targets``: 0 or 1
-(N, C). ``scale`` (C,): the classes' shares of the loss; they sum to 1.
+(N, C), NaN where a label is missing. ``scale`` (C,): the classes' shares of the loss; they sum to 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common.cli.choices import choose, load
 from common.errors import WorkError
 from common.evaluation.ensemble_choices import FITS
 from common.evaluation.ensembling import Array, Link, clipped_logits, weighted_mean
-from common.evaluation.metrics import CLIP, binary_log_losses
+from common.evaluation.metrics import CLIP, binary_log_losses, mean_log_loss
 
 FOLDS = 5
 ROUNDS = 100
@@ -27,8 +27,8 @@ Fit = Callable[[Array, Array, Link, Array], Array]
 
 
 def weighted_loss(probabilities: Array, targets: Array, scale: Array) -> float:
-    """Return the weighted log loss of probabilities (N, C)."""
-    return float(scale @ binary_log_losses(probabilities, targets).mean(axis=0))
+    """Return the weighted log loss of probabilities (N, C) over the labels that are there."""
+    return mean_log_loss(binary_log_losses(probabilities, targets), scale)
 
 
 def fit_weights(linked: Array, targets: Array, link: Link, scale: Array) -> Array:
@@ -38,11 +38,13 @@ def fit_weights(linked: Array, targets: Array, link: Link, scale: Array) -> Arra
     """
     members = len(linked)
     flat = linked.reshape(members, -1)
+    known = ~np.isnan(targets)
+    cells = np.where(known, scale, 0) / (known @ scale).sum()
 
     def loss(weights: Array) -> tuple[float, Array]:
         mean = np.tensordot(weights, linked, axes=1)
         values = np.clip(link.inverse(mean), CLIP, 1 - CLIP)
-        by_value = scale * (values - targets) / (values * (1 - values)) / len(targets)
+        by_value = cells * (values - np.where(known, targets, 0)) / (values * (1 - values))
         return weighted_loss(values, targets, scale), flat @ (by_value * link.slope(mean)).ravel()
 
     equal = np.full(members, 1 / members)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from common.evaluation import calibration
-from common.evaluation.metrics import WEIGHTED
+from common.evaluation.metrics import WEIGHTED, label_means, mean_of_cells
 from common.evaluation.resampling import Array, Evidence, error_of
 
 if TYPE_CHECKING:
@@ -96,18 +96,21 @@ class MeanRule:
     @staticmethod
     def samples(metrics: Sequence[Metric], study: ReaderStudy) -> dict[str, SamplesByLabel]:
         """See :class:`IntervalRule`."""
-        elements = [metric.function(study.predictions, study.targets) for metric in metrics]
-        columns = [np.ones(len(study.targets)), *(part for each in elements for part in (each, each @ study.scale))]
-        sums = study.bootstrap.by_patient(np.column_stack(columns)) / len(study.targets)
-        added = iter(sums.T[1:])
+        weights = np.column_stack([study.known, study.known @ study.scale])  # of an image in each label's mean
+        total = np.maximum(weights.sum(axis=0), np.finfo(np.float64).tiny)
+        counted = study.bootstrap.by_patient(weights) / total
         found: dict[str, SamplesByLabel] = {}
-        for metric, each in zip(metrics, elements, strict=True):
-            means = each.mean(axis=0)
-            found[metric.name] = {}
-            for key, mean in zip(study.evidence, (*means, study.scale @ means), strict=True):
-                parts = next(added) - sums[:, 0] * mean
-                item = Samples(float(mean), study.evidence[key], parts, scale=metric.interval.scale)
-                found[metric.name][key] = item
+        for metric in metrics:
+            each = np.where(study.known, metric.function(study.predictions, study.targets), np.nan)
+            means = label_means(each)
+            values = (*means, mean_of_cells(means, study.cells, study.weights))
+            each = np.where(study.known, each, 0)
+            sums = study.bootstrap.by_patient(np.column_stack([each, each @ study.scale])) / total
+            parts = (sums - counted * values).T
+            found[metric.name] = {
+                key: Samples(float(value), study.evidence[key], part, scale=metric.interval.scale)
+                for key, value, part in zip(study.evidence, values, parts, strict=True)
+            }
         return found
 
 
@@ -176,7 +179,7 @@ class CalibrationRule:
         bins = [_deviations(study, column) for column in range(len(study.names))]
         found: dict[str, SamplesByLabel] = {}
         for metric in metrics:
-            values = [metric.function(study.predictions[:, c], study.targets[:, c]) for c in range(len(bins))]
+            values = [metric.function(*study.labelled(c)) if study.cells[c] else float("nan") for c in range(len(bins))]
             found[metric.name] = {
                 name: _calibration([bins[c]], [1.0], values[c], study.evidence[name])
                 for c, name in enumerate(study.names)
@@ -191,14 +194,16 @@ def _deviations(study: ReaderStudy, column: int) -> tuple[Array, ...]:
 
     Third and fourth, what each patient adds to the share (P, B), and the sum of that over each draw's patients (D, B).
     """
-    scores, truth = study.predictions[:, column], study.targets[:, column]
+    known, scores = study.known[:, column], study.predictions[:, column]
     place = calibration.bin_of(scores)
-    columns = (np.ones(len(truth)), scores - truth)
-    counts, sums = (study.bootstrap.histograms(place, column, calibration.BINS) / len(truth) for column in columns)
+    columns = (known, np.where(known, scores - study.targets[:, column], 0))
+    total = max(study.cells[column], 1)
+    counts, sums = (study.bootstrap.histograms(place, each, calibration.BINS) / total for each in columns)
     whole = sums.sum(axis=0)
     parts = sums - counts.sum(axis=1, keepdims=True) * whole
     images, drawn, linear = study.drawn((counts, sums, parts))
-    return whole, drawn / images.sum(axis=1, keepdims=True), parts, linear
+    with np.errstate(invalid="ignore"):  # a draw without a labelled image
+        return whole, drawn / images.sum(axis=1, keepdims=True), parts, linear
 
 
 def _calibration(

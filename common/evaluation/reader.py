@@ -1,7 +1,8 @@
 """The tables of an evaluation: each metric with its interval over patients, as reader studies report it.
 
 Everywhere ``predictions`` are probabilities (N, C), ``targets`` 0 or 1 (N, C), ``patients`` (N,) and ``weights`` (C,).
-The row or key ``weighted`` averages the labels with ``weights``.
+The row or key ``weighted`` averages the labels with ``weights``. A target that is NaN is a missing label: each label is
+judged by the images that have it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from common.evaluation.delong import delong_test
 from common.evaluation.ensemble_choices import MAPS
 from common.evaluation.interval_rules import IntervalRule, SamplesByLabel
 from common.evaluation.metric_table import METRICS, Metric
-from common.evaluation.metrics import WEIGHTED, binary_log_losses, normalized_weights
+from common.evaluation.metrics import WEIGHTED, binary_log_losses, mean_of_cells, normalized_weights
 from common.evaluation.resampling import (
     Array,
     Evidence,
@@ -38,6 +39,7 @@ FIXED = {"specificity": binned.sensitivity_at, "sensitivity": binned.specificity
 class ReaderStudy:
     """Predictions with their labels and patients; computes each label's samples of every metric once.
 
+    ``known`` (N, C): which labels are there. ``cells`` (C,): how many of each label.
     ``evidence``: the patients behind each label, and behind ``weighted``, where any positive label counts.
     ``fewest``: the evidence of the label with the fewest; a weighted mean of the labels' own values rests on it.
     """
@@ -52,9 +54,11 @@ class ReaderStudy:
 
     def __post_init__(self) -> None:
         self.scale = normalized_weights(self.weights, len(self.names))
+        self.known = ~np.isnan(self.targets)
+        self.cells = self.known.sum(axis=0)
         keys = (*self.names, WEIGHTED)
-        truth = np.column_stack([self.targets == 1, (self.targets == 1).any(axis=1)])
-        self.evidence = {key: self.bootstrap.evidence(truth[:, c]) for c, key in enumerate(keys)}
+        truth, known = (np.column_stack([cells, cells.any(axis=1)]).T for cells in (self.targets == 1, self.known))
+        self.evidence = {key: self.bootstrap.evidence(truth[c], known[c]) for c, key in enumerate(keys)}
         self.fewest = min(
             (self.evidence[name] for name in self.names), key=lambda item: (not item.reason, item.effective)
         )
@@ -69,16 +73,26 @@ class ReaderStudy:
         }
         self.samples = {name: found[name] for name in METRICS}
 
+    def labelled(self, column: int) -> tuple[Array, Array]:
+        """Return predictions and targets (n,) of the images that have the label."""
+        rows = self.known[:, column]
+        return self.predictions[rows, column], self.targets[rows, column]
+
     def histograms(self) -> Iterator[tuple[str, Array, Array, list[Array], tuple[Array, ...]]]:
-        """Yield each label's name, scores and targets (N,), and histograms of positive and of other scores.
+        """Yield each label's name, scores and targets (n,), and histograms of positive and of other scores.
 
         There are histograms of each patient (P, B) and of each draw (D, B). Drawing takes longest, so the values that
         the operating points need are kept on the way.
         """
         for column, name in enumerate(self.names):
-            scores, truth = self.predictions[:, column], self.targets[:, column]
-            place = binned.bin_scores(scores, truth == 1)
-            sides = [self.bootstrap.histograms(place, side, int(place.max()) + 1) for side in (truth == 1, truth != 1)]
+            (scores, truth), known = self.labelled(column), self.known[:, column]
+            place = np.zeros(len(known), dtype=np.int64)
+            if len(truth):
+                place[known] = binned.bin_scores(scores, truth == 1)
+            positive = self.targets[:, column] == 1
+            sides = [
+                self.bootstrap.histograms(place, side, int(place.max()) + 1) for side in (positive, known & ~positive)
+            ]
             drawn = self.drawn(sides)
             for fixed, function in FIXED.items():
                 self.point_draws |= {(name, fixed, share): function(*drawn, share) for share in SHARES}
@@ -115,7 +129,8 @@ class ReaderStudy:
         """
         rows = []
         for column, name in enumerate(self.names):
-            scores, truth = self.predictions[:, column], self.targets[:, column] == 1
+            scores, truth = self.labelled(column)
+            truth = truth == 1
             if truth.all() or not truth.any():
                 continue
             for fixed in FIXED:
@@ -132,23 +147,28 @@ class ReaderStudy:
         Columns: ``label``, ``threshold``, ``model``, ``everyone``, and ``…_low`` and ``…_high`` of both; acting on
         nobody has the net benefit 0.
         """
-        named, benefits = [], [np.ones(len(self.targets))]
-        for column, name in enumerate(self.names):
-            truth = self.targets[:, column]
-            for threshold in PROBABILITIES:
-                acting = truth - (1 - truth) * threshold / (1 - threshold)  # net benefit of acting on an image
-                named.append((name, threshold))
-                benefits += [acting * (self.predictions[:, column] >= threshold), acting]
-        columns = np.column_stack(benefits)
-        means, sums = columns.mean(axis=0), self.bootstrap.by_patient(columns)
-        parts = (sums - sums[:, :1] * means) / len(columns)
         rows = []
-        for place, (name, threshold) in enumerate(named):
-            found: list[float] = []
-            for column in (2 * place + 1, 2 * place + 2):
-                value = float(means[column])
-                found += [value, *self.evidence[name].mean_interval(value, parts[:, column])]
-            rows.append((name, threshold, found[0], found[3], *found[1:3], *found[4:]))
+        for column, name in enumerate(self.names):
+            if not self.cells[column]:
+                continue
+            known, truth = self.known[:, column], np.where(self.known[:, column], self.targets[:, column], 0)
+            benefits = [known.astype(np.float64)]
+            for threshold in PROBABILITIES:
+                acting = known * (
+                    truth - (1 - truth) * threshold / (1 - threshold)
+                )  # net benefit of acting on an image
+                benefits += [acting * (self.predictions[:, column] >= threshold), acting]
+            columns = np.column_stack(benefits)
+            means, sums = columns.sum(axis=0) / self.cells[column], self.bootstrap.by_patient(columns)
+            parts = (sums - sums[:, :1] * means) / self.cells[column]
+            ends = [
+                self.evidence[name].mean_interval(float(value), part)
+                for value, part in zip(means, parts.T, strict=True)
+            ]
+            for place, threshold in enumerate(PROBABILITIES):
+                model, everyone = 2 * place + 1, 2 * place + 2
+                values = (float(means[model]), float(means[everyone]))
+                rows.append((name, threshold, *values, *ends[model], *ends[everyone]))
         ends = ["model_low", "model_high", "everyone_low", "everyone_high"]
         return pd.DataFrame(rows, columns=["label", "threshold", "model", "everyone", *ends])
 
@@ -162,30 +182,30 @@ def calibration_table(
     ``temperature`` and ``isotonic``: ``log_loss_temperature``, … The labels, before a map, also have calibration slope
     and intercept with their intervals (:func:`common.evaluation.calibration.calibration_line`).
     """
-    maps = {"": predictions} | {
-        f"_{method}": np.column_stack(
-            [calibration.calibrated(predictions[:, c], targets[:, c], patients, method) for c in range(len(names))]
-        )
-        for method in MAPS
-    }
-    columns: dict[str, Array] = {}
-    for suffix, values in maps.items():
-        columns[f"log_loss{suffix}"] = binary_log_losses(values, targets).mean(axis=0)
-        columns[f"calibration_error{suffix}"] = np.array(
-            [calibration.calibration_error(values[:, c], targets[:, c]) for c in range(len(names))]
-        )
-    table = pd.DataFrame(columns, index=pd.Index(names, name="label"))
-    table.loc[WEIGHTED] = normalized_weights(weights, len(names)) @ table.to_numpy()
-    bootstrap = PatientBootstrap(patients, draws=0)
-    lines = {
-        name: vars(
-            calibration.calibration_line(
-                predictions[:, c], targets[:, c], bootstrap.place, bootstrap.evidence(targets[:, c] == 1)
+    known, bootstrap = ~np.isnan(targets), PatientBootstrap(patients, draws=0)
+    rows: dict[str, dict[str, float]] = {}
+    for column, name in enumerate(names):
+        inside = known[:, column]
+        if not inside.any():
+            rows[name] = {}
+            continue
+        values, truth, owners = predictions[inside, column], targets[inside, column], bootstrap.place[inside]
+        maps = {"": values} | {f"_{method}": calibration.calibrated(values, truth, owners, method) for method in MAPS}
+        rows[name] = {
+            key: value
+            for suffix, mapped in maps.items()
+            for key, value in (
+                (f"log_loss{suffix}", float(binary_log_losses(mapped, truth).mean())),
+                (f"calibration_error{suffix}", calibration.calibration_error(mapped, truth)),
             )
-        )
-        for c, name in enumerate(names)
-    }
-    return table.join(pd.DataFrame.from_dict(lines, orient="index"))
+        }
+        evidence = bootstrap.evidence(targets[:, column] == 1, inside)
+        rows[name] |= vars(calibration.calibration_line(values, truth, owners, evidence))
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(list(names)).rename_axis("label")
+    cells = known.sum(axis=0)
+    means = [name for name in table if name.startswith(("log_loss", "calibration_error"))]
+    table.loc[WEIGHTED, means] = [mean_of_cells(table[name], cells, weights) for name in means]
+    return table
 
 
 def comparison(first: ReaderStudy, second: ReaderStudy) -> pd.DataFrame:
@@ -226,11 +246,25 @@ class Change:
         return f"{self.value:+.5f}, {ends} over {self.evidence.text}: {self.verdict}"
 
 
-def change_of(change: npt.ArrayLike, positive: npt.ArrayLike, bootstrap: PatientBootstrap) -> Change:
-    """Judge the mean of ``change`` (N,), the images' differences in loss; ``positive`` (N,) marks positive images."""
-    low, high, evidence = mean_interval(bootstrap, change, positive)
-    said = verdict(low, high, smaller_is_better=True)
-    return Change(float(np.mean(change)), low, high, said, evidence)
+def change_of(
+    change: npt.ArrayLike, positive: npt.ArrayLike, bootstrap: PatientBootstrap, weights: npt.ArrayLike = 1.0
+) -> Change:
+    """Judge the mean of ``change`` (N,), the images' differences in loss; ``positive`` (N,) marks positive images.
+
+    ``weights`` (N,): see :func:`common.evaluation.resampling.mean_interval`.
+    """
+    low, high, evidence = mean_interval(bootstrap, change, positive, weights=weights)
+    value = float(np.sum(change) / np.broadcast_to(weights, np.shape(change)).sum())
+    return Change(value, low, high, verdict(low, high, smaller_is_better=True), evidence)
+
+
+def image_losses(losses: Array, weights: Sequence[float]) -> tuple[Array, Array]:
+    """Return each image's weighted sum of ``losses`` (N, C) over its labels, and the sum of their weights, both (N,).
+
+    The loss of a missing label is NaN. An image with all labels has the weight 1.
+    """
+    scale, known = normalized_weights(weights, losses.shape[1]), ~np.isnan(losses)
+    return np.where(known, losses, 0) @ scale, known @ scale
 
 
 def compare_areas(
@@ -239,9 +273,11 @@ def compare_areas(
     """Return DeLong's test for cases (N, C) of ``patients`` (N,), for each label with enough patients."""
     rows, bootstrap = [], PatientBootstrap(patients, draws=0)
     for column, name in enumerate(names):
-        if bootstrap.evidence(targets[:, column] == 1).reason:
+        known = ~np.isnan(targets[:, column])
+        if bootstrap.evidence(targets[:, column] == 1, known).reason:
             continue
-        test = delong_test(first[:, column], second[:, column], targets[:, column], bootstrap.place)
+        parts = (first[known, column], second[known, column], targets[known, column], bootstrap.place[known])
+        test = delong_test(*parts)
         found = (test.first, test.second, test.first - test.second, test.standard_error, test.freedom, test.p_value)
         rows.append((name, *found))
     columns = ["label", "first", "second", "difference", "standard_error", "freedom", "p_value"]
@@ -259,21 +295,24 @@ def by_group(values: Array, groups: npt.ArrayLike) -> Array:
 def strata_table(study: ReaderStudy, strata: Mapping[str, npt.ArrayLike]) -> pd.DataFrame:
     """Return the weighted log loss of each part of each stratum, with its interval over patients.
 
-    ``strata``: by name, each image's part (N,). Columns: ``stratum``, ``part``, ``images``, ``positives`` (images with
-    any positive label), ``patients``, ``log_loss``, ``low``, ``high``, and ``no_interval``, the reason for none.
+    ``strata``: by name, each image's part (N,). Columns: ``stratum``, ``part``, ``images`` (those with a label),
+    ``positives`` (those with any positive label), ``patients``, ``log_loss``, ``low``, ``high``, and ``no_interval``,
+    the reason for none. A part without any label has no row.
     """
-    scale = normalized_weights(study.weights, len(study.names))
-    losses = binary_log_losses(study.predictions, study.targets) @ scale
+    losses, weights = image_losses(binary_log_losses(study.predictions, study.targets), study.weights)
     rows = []
     for name, parts in strata.items():
         labels = np.asarray(parts, dtype=str)
         for part in np.unique(labels):
-            inside = labels == part
+            inside = (labels == part) & (weights > 0)
+            if not inside.any():
+                continue
             bootstrap = PatientBootstrap(study.bootstrap.place[inside])
             positive = (study.targets[inside] == 1).any(axis=1)
-            low, high, evidence = mean_interval(bootstrap, losses[inside], positive, "log")
+            low, high, evidence = mean_interval(bootstrap, losses[inside], positive, "log", weights[inside])
             counts = (int(inside.sum()), int(positive.sum()), evidence.patients)
-            rows.append((name, part, *counts, float(losses[inside].mean()), low, high, evidence.reason))
+            mean = float(losses[inside].sum() / weights[inside].sum())
+            rows.append((name, part, *counts, mean, low, high, evidence.reason))
     columns = ["stratum", "part", "images", "positives", "patients", "log_loss", "low", "high", "no_interval"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -24,6 +24,7 @@ MIN_SHARE = 0.9  # of the draws must have a value
 LARGEST_LOG = 700.0  # its exponential is still finite
 FEWEST_PATIENTS = 20  # with fewer, benchmarks/coverage.py finds no useful interval that holds its level
 FEWEST_OF_A_SIDE = 5
+UNLABELLED = "nobody labelled it"
 MOST_TAKEN = 0.5  # of a variance, for what two patients do together; less where few show it: half of it at 15
 FULLY_TAKEN = 30.0
 
@@ -42,8 +43,9 @@ def effective_number(counts: npt.ArrayLike) -> float:
 class Evidence:
     """The patients behind a metric: all ``patients``, those with a ``positive`` and those with a ``negative`` image.
 
-    ``effective``: the rarer side's effective number. ``with_positive`` (P,): which patients have a positive image. A
-    side is None if the metric doesn't depend on it, see :meth:`of_one_side`.
+    ``effective``: the rarer side's effective number. ``with_positive`` (P,): which patients have a positive image.
+    ``labelled`` (P,): which have an image with the label; None: all. A side is None if the metric doesn't depend on it,
+    see :meth:`of_one_side`.
     """
 
     patients: int
@@ -51,6 +53,7 @@ class Evidence:
     negative: int | None
     effective: float
     with_positive: Bools = field(repr=False, compare=False)
+    labelled: Bools | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_one_side(cls, counts: npt.ArrayLike) -> Evidence:
@@ -61,11 +64,14 @@ class Evidence:
     def of_sides(cls, positive: Array, negative: Array) -> Evidence:
         """Return the evidence of patients with these numbers of ``positive`` and ``negative`` images (P,)."""
         present = [int(np.count_nonzero(side)) for side in (positive + negative, positive, negative)]
-        return cls(*present, min(effective_number(positive), effective_number(negative)), positive > 0)
+        rarer = min(effective_number(positive), effective_number(negative))
+        return cls(*present, rarer, positive > 0, positive + negative > 0)
 
     @property
     def reason(self) -> str:
         """Why there is no interval, in words; empty if there is one."""
+        if self.patients == 0:
+            return UNLABELLED
         if self.patients < FEWEST_PATIENTS:
             return f"{_counted(self.patients, 'patient')}, and an interval needs {FEWEST_PATIENTS}"
         for number, what in ((self.positive, "positive patient"), (self.negative, "negative patient")):
@@ -90,7 +96,8 @@ class Evidence:
         These are Satterthwaite's (1946), given the number of positive patients. Differences within each side count, the
         difference between the sides doesn't: it adds no doubt about the variance. At least :attr:`freedom`.
         """
-        sides = [parts[self.with_positive], parts[~self.with_positive]]
+        others = ~self.with_positive if self.labelled is None else self.labelled & ~self.with_positive
+        sides = [parts[self.with_positive], parts[others]]
         if min(map(len, sides)) < 2:
             return self.freedom
         own, others = (float(((side - side.mean()) ** 2).sum()) for side in sides)
@@ -106,7 +113,7 @@ class Evidence:
 
     def mean_interval(self, value: float, parts: Array, scale: str = "plain") -> tuple[float, float]:
         """Return the interval of a mean over images, or of its change; ``parts`` (P,) are centred on 0."""
-        error = float(np.sqrt(parts @ parts * len(parts) / max(len(parts) - 1, 1)))
+        error = float(np.sqrt(parts @ parts * self.patients / max(self.patients - 1, 1)))
         return self.interval(value, error, self.freedom_of(parts), scale)
 
     def rank_interval(self, value: float, parts: Array) -> tuple[float, float]:
@@ -167,10 +174,13 @@ class PatientBootstrap:
         cells = np.bincount(self.place * count + bins, np.asarray(weights, np.float64), self.count * count)
         return cells.reshape(self.count, count)
 
-    def evidence(self, positive: npt.ArrayLike) -> Evidence:
-        """Return the patients behind a metric of these images; ``positive`` (N,) marks the positive ones."""
+    def evidence(self, positive: npt.ArrayLike, known: npt.ArrayLike = True) -> Evidence:
+        """Return the patients behind a metric of these images; ``positive`` (N,) marks the positive ones.
+
+        ``known`` (N,) marks those with a label; the others don't count.
+        """
         truth = np.asarray(positive, dtype=bool)
-        return Evidence.of_sides(*(np.bincount(self.place, side, self.count) for side in (truth, ~truth)))
+        return Evidence.of_sides(*(np.bincount(self.place, side & known, self.count) for side in (truth, ~truth)))
 
     def totals(self, sums: Array) -> Array:
         """Return for each draw the total of ``sums`` (patients, K) over its patients, counting repeats: (draws, K)."""
@@ -224,18 +234,25 @@ def student_interval(
 
 
 def mean_interval(
-    bootstrap: PatientBootstrap, values: npt.ArrayLike, positive: npt.ArrayLike, scale: str = "plain"
+    bootstrap: PatientBootstrap,
+    values: npt.ArrayLike,
+    positive: npt.ArrayLike,
+    scale: str = "plain",
+    weights: npt.ArrayLike = 1.0,
 ) -> tuple[float, float, Evidence]:
-    """Return low and high of the mean of ``values`` (N,), and its evidence; ``positive`` (N,) marks positive images.
+    """Return low and high of the mean Σ ``values`` / Σ ``weights`` (both (N,)), and its evidence.
 
-    If all images are of one class, only the number of patients counts.
+    ``positive`` (N,) marks positive images. If all images are of one class, only the number of patients counts. An
+    image without any label has the value and the weight 0.
     """
     numbers, truth = np.asarray(values, dtype=np.float64), np.asarray(positive, dtype=bool)
-    sums, counts = bootstrap.by_patient(np.column_stack([numbers, np.ones(len(numbers))])).T
-    one_class = truth.all() or not truth.any()
-    evidence = Evidence.of_one_side(counts) if one_class else bootstrap.evidence(truth)
-    mean = float(numbers.mean())
-    return *evidence.mean_interval(mean, (sums - mean * counts) / len(numbers), scale), evidence
+    parts = np.broadcast_to(np.asarray(weights, dtype=np.float64), numbers.shape)
+    known = parts > 0
+    sums, counts = bootstrap.by_patient(np.column_stack([numbers, parts])).T
+    one_class = truth[known].all() or not truth.any()
+    evidence = Evidence.of_one_side(counts) if one_class else bootstrap.evidence(truth, known)
+    mean = float(numbers.sum() / parts.sum())
+    return *evidence.mean_interval(mean, (sums - mean * counts) / parts.sum(), scale), evidence
 
 
 def verdict(low: float, high: float, *, smaller_is_better: bool) -> str:

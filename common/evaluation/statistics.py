@@ -10,7 +10,13 @@ import pandas as pd
 
 from common.evaluation.interval_rules import MeanRule
 from common.evaluation.metric_table import METRICS, Metric
-from common.evaluation.metrics import WEIGHTED, binary_log_losses, normalized_weights
+from common.evaluation.metrics import (
+    WEIGHTED,
+    binary_log_losses,
+    label_means,
+    mean_log_loss,
+    normalized_weights,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -28,27 +34,30 @@ def label_table(
 ) -> pd.DataFrame:
     """Return one row for each class and a last row ``weighted``.
 
-    ``predictions`` are probabilities (N, C), ``targets`` 0 or 1 (N, C), ``weights`` and ``prevalences`` (C,).
+    ``predictions`` are probabilities (N, C), ``targets`` 0, 1 or NaN (N, C), ``weights`` and ``prevalences`` (C,).
     Columns: ``log_loss``; ``constant_log_loss``, the log loss of predicting ``prevalences`` everywhere; ``auroc`` and
     ``average_precision`` (as in scikit-learn), NaN for a class whose targets are all the same; ``positives`` and
-    ``images``, counts. The row ``weighted`` holds the averages with ``weights`` (NaN if a term is NaN). Its
-    ``positives`` are the images with at least one positive class. ``known``: a table with the metrics' columns, if
+    ``images``, counts. NaN in ``targets`` is a missing label: a class is judged by the images that have it, and one
+    without any has no values. The row ``weighted`` holds the averages with ``weights``: of losses over all labels that
+    are there, of rankings NaN if a term is NaN. Its ``positives`` are the images with at least one positive class, its
+    ``images`` those with any label. ``known``: a table with the metrics' columns, if
     they were computed before. Raises ValueError if shapes don't agree, N is 0, or a prediction is not a probability.
     """
     values = np.asarray(predictions, dtype=np.float64)
     truth = np.asarray(targets, dtype=np.float64)
     constants = np.asarray(prevalences, dtype=np.float64)
     _check(values, truth, constants, class_names)
-    scale = normalized_weights(weights, len(class_names))
+    cells = ~np.isnan(truth)
     index = pd.Index([*class_names, WEIGHTED], name="label")
     if known is None:
-        columns = {name: _by_class(METRICS[name], values, truth) for name in SHORT}
-        known = pd.DataFrame({name: [*column, scale @ column] for name, column in columns.items()}, index)
-    constant = binary_log_losses(constants, truth).mean(axis=0)
+        columns = {name: _by_class(METRICS[name], values, truth, weights) for name in SHORT}
+        known = pd.DataFrame(columns, index)
+    constant = binary_log_losses(constants, truth)
     table = known.loc[index, list(SHORT)]
-    table.insert(1, "constant_log_loss", [*constant, scale @ constant])
+    table.insert(1, "constant_log_loss", [*label_means(constant), mean_log_loss(constant, weights)])
     positives = [*(truth == 1).sum(axis=0), (truth == 1).any(axis=1).sum()]
-    return table.assign(positives=np.array(positives, dtype=np.int64), images=np.int64(len(values)))
+    images = [*cells.sum(axis=0), cells.any(axis=1).sum()]
+    return table.assign(positives=np.array(positives, dtype=np.int64), images=np.array(images, dtype=np.int64))
 
 
 def member_table(
@@ -64,16 +73,14 @@ def member_table(
     """
     truth = np.asarray(targets, dtype=np.float64)
     constants = np.asarray(prevalences, dtype=np.float64)
-    scale = normalized_weights(weights, len(class_names))
     rows = {}
     for name, predictions in members.items():
         values = np.asarray(predictions, dtype=np.float64)
         _check(values, truth, constants, class_names)
-        rows[name] = binary_log_losses(values, truth).mean(axis=0)
-    rows[CONSTANT_ROW] = binary_log_losses(constants, truth).mean(axis=0)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(class_names))
-    table.insert(0, WEIGHTED, table.to_numpy() @ scale)
-    return table.rename_axis("log loss")
+        rows[name] = binary_log_losses(values, truth)
+    rows[CONSTANT_ROW] = binary_log_losses(constants, truth)
+    table = {name: [mean_log_loss(losses, weights), *label_means(losses)] for name, losses in rows.items()}
+    return pd.DataFrame.from_dict(table, orient="index", columns=[WEIGHTED, *class_names]).rename_axis("log loss")
 
 
 def _check(values: Array, truth: Array, constants: Array, class_names: Sequence[str]) -> None:
@@ -85,13 +92,18 @@ def _check(values: Array, truth: Array, constants: Array, class_names: Sequence[
         raise ValueError(f"{len(class_names)} prevalences expected, got shape {constants.shape}")
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError("predictions must be probabilities in 0..1")
-    if not np.isin(truth, (0, 1)).all():
-        raise ValueError("targets must be 0 or 1")
+    if not (np.isin(truth, (0, 1)) | np.isnan(truth)).all():
+        raise ValueError("targets must be 0 or 1, or NaN where a label is missing")
 
 
-def _by_class(metric: Metric, values: Array, truth: Array) -> Array:
-    """Return a metric of each class; a ranking is NaN for a class whose targets are all the same."""
+def _by_class(metric: Metric, values: Array, truth: Array, weights: Sequence[float]) -> list[float]:
+    """Return a metric of each class and ``weighted``; a ranking is NaN for a class whose targets are all the same."""
+    known = ~np.isnan(truth)
     if isinstance(metric.interval, MeanRule):
-        return metric.function(values, truth).mean(axis=0)
-    both = [np.unique(column).size == 2 for column in truth.T]
-    return np.array([metric.function(values[:, c], truth[:, c]) if both[c] else np.nan for c in range(len(both))])
+        each = np.where(known, metric.function(values, truth), np.nan)
+        return [*label_means(each), mean_log_loss(each, weights)]
+    found = [
+        metric.function(values[rows, c], truth[rows, c]) if np.unique(truth[rows, c]).size == 2 else np.nan
+        for c, rows in enumerate(known.T)
+    ]
+    return [*found, float(normalized_weights(weights, len(found)) @ found)]

@@ -346,7 +346,7 @@ def _duplicates(data: AuditedDataset, verdict: Findings) -> str:
     _flag(verdict, shared.index, "Images identical to another patient's (folds keep such patients together)",
           "No picture stands under two patients.")  # fmt: skip
     if data.labels:
-        known = rows.dropna(subset=list(data.labels))
+        known = rows.dropna(subset=list(data.labels), how="all")
         differing = known.groupby("picture")[list(data.labels)].nunique().max(axis=1)
         wrong = known.index[known["picture"].isin(differing.index[differing > 1])]
         _flag(
@@ -361,11 +361,16 @@ def _labels(data: AuditedDataset, verdict: Findings) -> str:
         verdict.append((True, "The dataset is unlabelled: it can be predicted, not trained on or scored."))
         return page.section("Labels", page.paragraph("None."))
     labels, table = list(data.labels), data.metadata
-    known = table.dropna(subset=labels)
+    known = table.dropna(subset=labels, how="all")
     missing = table.index[(table["split"] == "train") & table[labels].isna().any(axis=1)]
     _flag(verdict, missing, "Training images without labels", "Every training image is labelled.")
     frame = pd.DataFrame({"this dataset": known[labels].mean()})
-    note = f"Share of positive images among {len(known):,} labelled ones."
+    whole = known[labels].notna().all(axis=None)
+    if not whole:
+        frame["images with this label"] = known[labels].notna().sum()
+    note = (
+        f"Share of positive images among {len(known):,} labelled ones{'' if whole else ', for each label by itself'}."
+    )
     if data.published is not None:
         frame["published"] = pd.Series(data.published)
         note += " Published: the 674,258 training images of the competition's first stage."
@@ -380,8 +385,9 @@ def _labels(data: AuditedDataset, verdict: Findings) -> str:
             (True, f"Fewer than 50 positive images of {', '.join(rare)}: metrics of these are mostly chance.")
         )
     if "any" in labels:
-        others = known[[name for name in labels if name != "any"]].max(axis=1)
-        _flag(verdict, known.index[others != known["any"]], "Images whose label any contradicts the others",
+        both = known.dropna(subset=labels)
+        others = both[[name for name in labels if name != "any"]].max(axis=1)
+        _flag(verdict, both.index[others != both["any"]], "Images whose label any contradicts the others",
               "any is 1 exactly where another label is.")  # fmt: skip
     positive = known.groupby("study_id")[labels].max().mean()
     return page.section(

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.cli.console import tell
 from common.errors import WorkError
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms, is_made
 
 LEVEL = "label_level"
+OF_STUDY = "study_{}"  # column of a study's label
 UID = re.compile(r"[0-9]+(\.[0-9]+)+|[0-9]{20,}")  # some exports write UIDs without points
 SUFFIXES = (".gz", ".dcm")  # the path in a label file may have or lack them
 NOWHERE, AMBIGUOUS = -1, -2
@@ -23,8 +25,13 @@ NOWHERE, AMBIGUOUS = -1, -2
 class JoinedLabels:
     """Labels of images, and the rows that fit none.
 
-    ``labels``: index ``image_id``, a column for each label, and ``label_level``: ``image``, or ``study`` if the labels
-    are those of the whole study. ``unmatched``: the rows of the label file (``row``) that belong to no image.
+    ``labels``: index ``image_id``, and the columns
+
+    - each label of the image itself, NaN where it is missing
+    - ``label_level``: ``image`` for an image with a row of its own, else ``study``
+    - :data:`OF_STUDY` of each label, if a row names a study: the label of the image's whole study, NaN where missing.
+
+    ``unmatched``: the rows of the label file (``row``) that belong to no image.
     """
 
     labels: pd.DataFrame
@@ -141,7 +148,11 @@ class _Tails:
 
 
 def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pseudonyms: Pseudonyms) -> JoinedLabels:
-    """Give each image the labels of its path, else of its SOPInstanceUID, else of its id here, else of its study.
+    """Give each image the labels of its path, else of its SOPInstanceUID, else of its id here, and those of its study.
+
+    A study's label says of an image only what is certain: 0 means 0 in each of its images. From 1 follows nothing for a
+    single image, whose label is then missing. An image's own label counts more than its study's. If it is 1, so is its
+    study's, and the user is told where that stood as 0. An image without any label, own or of its study, gets no row.
 
     ``table``: index ``key``, a column for each label and ``row``. ``images``: records of the journal (index
     ``image_id``) with the pseudonyms source_id, instance_id and study_id. ``paths``: those of the source's files by
@@ -155,15 +166,27 @@ def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pse
         _lookup(images.index.to_numpy(dtype=object), keys),
         _lookup(images["study_id"].to_numpy(dtype=object), _hidden(keys, "study", pseudonyms)),
     ]
-    place = np.select([found >= 0 for found in row_of], row_of, -1)
-    level = np.select([found >= 0 for found in row_of], ["image", "image", "image", "study"], "")
-    matched = place >= 0
-    labels = table.drop(columns="row").iloc[place[matched]].set_axis(images.index[matched])
+    own, study = np.select([found >= 0 for found in row_of[:3]], row_of[:3], -1), row_of[3]
+    names = [name for name in table.columns if name != "row"]
+    values = np.vstack([table[names].to_numpy(dtype=np.float64), np.full(len(names), np.nan)])  # place -1: no row
+    of_image, of_study = values[own], values[study]
+    highest = pd.DataFrame(of_image).groupby(images["study_id"].to_numpy(dtype=object)).transform("max").to_numpy()
+    if wrong := images["study_id"][((highest == 1) & (of_study == 0)).any(axis=1)].nunique():
+        tell(f"{wrong} studies have a label 0 where one of their images has 1: 1 counts for the study too")
+    of_study = np.where((highest == 1) & ~np.isnan(of_study), 1, of_study)
+    of_image = np.where(np.isnan(of_image) & (of_study == 0), 0, of_image)
+    matched = ~np.isnan(np.hstack([of_image, of_study])).all(axis=1)
+    labels = pd.DataFrame(of_image, images.index, names).assign(**{LEVEL: np.where(own >= 0, "image", "study")})
+    if (study >= 0).any():
+        labels = labels.join(pd.DataFrame(of_study, images.index, [OF_STUDY.format(name) for name in names]))
+    labels = labels[matched]
+    if labels[names].notna().all(axis=None):
+        labels = labels.astype(dict.fromkeys(names, np.int8))
     # A row that names an image counts as matched, even if the image got its labels from another row.
     used = np.unique(np.concatenate([found[found >= 0] for found in row_of]))
     unused = np.setdiff1d(np.arange(len(table)), used)
     unmatched = pd.DataFrame({"row": np.sort(table["row"].to_numpy()[unused])})
-    return JoinedLabels(labels.assign(**{LEVEL: level[matched]}), unmatched)
+    return JoinedLabels(labels, unmatched)
 
 
 def _hidden(keys: pd.Index, kind: str, pseudonyms: Pseudonyms) -> pd.Index:

@@ -113,7 +113,10 @@ def recall_chart(predictions: Array, targets: Array, names: Sequence[str]) -> st
 
 
 def _with_both_classes(predictions: Array, targets: Array, names: Sequence[str]) -> list[tuple[Array, Array, str]]:
-    columns = zip(predictions.T, targets.T, names, strict=True)
+    columns = [
+        (scores[~np.isnan(truth)], truth[~np.isnan(truth)], name)
+        for scores, truth, name in zip(predictions.T, targets.T, names, strict=True)
+    ]
     return [(scores, truth, name) for scores, truth, name in columns if 0 < truth.sum() < len(truth)]
 
 
@@ -131,6 +134,7 @@ def reliability_chart(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> st
     curves = [
         Line(name, [row["predicted"] for row in rows], [row["observed"] for row in rows], dots=True)
         for name, rows in tables.items()
+        if rows
     ]
     perfect = Line("perfect", UNIT, UNIT)
     note = "15 bins of equal width; bins with few images scatter."
@@ -144,7 +148,7 @@ def calibration_texts(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         columns |= {METRICS[name].title: name}
         columns |= {f"{title}{' ' * place}": f"{name}_{method}" for title, method in MAPPED.items()}
     table = {
-        row["label"]: {title: f"{row[key]:.4f}" for title, key in columns.items()}
+        row["label"]: {title: interval_text(row[key], None, None) for title, key in columns.items()}
         | {
             what: interval_text(*(row[f"{what}{end}"] for end in ("", "_low", "_high")), 2)
             for what in ("slope", "intercept")
@@ -164,7 +168,8 @@ def confusion_table(
             continue
         column = names.index(point["label"])
         threshold = np.inf if point["threshold"] is None else point["threshold"]  # None: no score is high enough
-        flagged, truth = predictions[:, column] >= threshold, targets[:, column] == 1
+        known = ~np.isnan(targets[:, column])
+        flagged, truth = predictions[known, column] >= threshold, targets[known, column] == 1
         other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
         rows.append(
             {

@@ -1,6 +1,8 @@
 """Training losses by name. The metric is separate and never changes with them.
 
-Each is the mean over images of a weighted sum over labels of the loss of one logit. The weights sum to 1.
+Each is the mean over images of a weighted sum over labels of the loss of one logit. The weights sum to 1. A target that
+is NaN is a missing label, which adds nothing. A label that is there weighs the same whatever else its batch holds, so
+that accumulated batches and several processes give the update of one large batch.
 """
 
 from __future__ import annotations
@@ -132,7 +134,7 @@ def per_label(option: str, numbers: Sequence[float], labels: int) -> list[float]
 def build_loss(
     name: str, given: Mapping[str, Any], label_weights: Sequence[float], device: torch.device | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build the loss called ``name``: (logits (N, C), targets (N, C)) → scalar.
+    """Build the loss called ``name``: (logits (N, C), targets (N, C), NaN where a label is missing) → scalar.
 
     ``given`` are the ``loss_…`` options, None where not given; ``loss_label_weights`` among them replace
     ``label_weights`` (C,), which are relative. ``device``: where logits and targets will be; None: on the CPU. What the
@@ -153,6 +155,8 @@ def build_loss(
     each = row.build(values, count, device)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return (each(logits, targets) * weights).sum(dim=1).mean()
+        known = ~targets.isnan()
+        losses = each(logits, targets.where(known, 0))
+        return (losses.where(known, 0) * weights).sum(dim=1).mean()
 
     return loss

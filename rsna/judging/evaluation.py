@@ -11,7 +11,7 @@ import pandas as pd
 
 from common.errors import UsageError
 from common.evaluation.calibration import reliability_table
-from common.evaluation.metrics import WEIGHTED, binary_log_losses, normalized_weights, prevalences_of
+from common.evaluation.metrics import WEIGHTED, binary_log_losses, prevalences_of
 from common.evaluation.reader import (
     Change,
     ReaderStudy,
@@ -20,6 +20,7 @@ from common.evaluation.reader import (
     change_of,
     compare_areas,
     comparison,
+    image_losses,
     strata_table,
 )
 from common.evaluation.resampling import PatientBootstrap
@@ -27,7 +28,16 @@ from common.evaluation.statistics import SHORT, label_table
 from common.files import write_csv, write_json, write_text
 from common.reports.evaluation import evaluation_page
 from rsna.judging.strata import strata_of
-from rsna_dataset import IDENTITY_COLUMNS, LABEL_WEIGHTS, LABELS, known_groups, read_metadata
+from rsna_dataset import (
+    IDENTITY_COLUMNS,
+    LABEL_WEIGHTS,
+    LABELS,
+    known_groups,
+    label_columns,
+    read_metadata,
+    study_targets,
+    whole_labels,
+)
 
 SEED = 0
 WORST = 50
@@ -53,12 +63,16 @@ class Evaluation:
 
 
 def labelled_rows(folder: Path) -> pd.DataFrame:
-    """Return all labelled images of a dataset, in the form of :func:`rsna_dataset.read_fold`; UsageError for none."""
+    """Return all images of a dataset with a label, in the form of :func:`rsna_dataset.read_fold`; UsageError for none.
+
+    The label may be of the image's whole study.
+    """
     metadata = read_metadata(folder)
-    rows = metadata[metadata[list(LABELS)].notna().all(axis=1)]
+    names = label_columns(metadata)
+    rows = metadata[metadata[names].notna().any(axis=1)]
     if rows.empty:
         raise UsageError(f"{folder}: no image of the dataset has labels; give them to preprocessing.py --pre_labels")
-    return rows[[*LABELS, *IDENTITY_COLUMNS]].astype(dict.fromkeys(LABELS, np.int8))
+    return whole_labels(rows[[*names, *IDENTITY_COLUMNS]])
 
 
 def constant_basis(labelled: pd.DataFrame, known: pd.Index) -> pd.DataFrame:
@@ -112,15 +126,13 @@ def evaluate_predictions(
         "calibration": records(
             calibration_table(predictions, targets, known_groups(rows), LABELS, LABEL_WEIGHTS).reset_index()
         ),
-        "reliability": {
-            name: records(reliability_table(predictions[:, c], targets[:, c])) for c, name in enumerate(LABELS)
-        },
+        "reliability": {name: records(reliability_table(*study.labelled(c))) for c, name in enumerate(LABELS)},
         "decision_curve": records(study.decision_curve()),
         "strata": records(strata),
         "largest_error_of_binned_scores": study.binning_errors(),
         "worst_images": records(worst.head(10)),
     }
-    own = None if judged is None else study_level(predictions, targets, rows, draws, judged)
+    own = None if judged is None else study_level(predictions, rows, draws, judged)
     if own is None or np.allclose(own.predictions, studies.predictions, rtol=0, atol=SAME_STUDY):
         return Evaluation(study, studies, table, document, worst)
     document["study_output"] = records(own.intervals().reset_index())
@@ -133,15 +145,16 @@ def reader_studies(frame: pd.DataFrame, rows: pd.DataFrame, draws: int) -> tuple
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
     bootstrap = PatientBootstrap(known_groups(rows), draws, SEED)
     study = ReaderStudy(predictions, targets, bootstrap, LABELS, LABEL_WEIGHTS)
-    return study, study_level(predictions, targets, rows, draws)
+    return study, study_level(predictions, rows, draws)
 
 
 def study_level(
-    predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame, draws: int, judged: pd.DataFrame | None = None
+    predictions: np.ndarray, rows: pd.DataFrame, draws: int, judged: pd.DataFrame | None = None
 ) -> ReaderStudy:
-    """Return the metrics of whole studies: a study has each label's highest probability and highest target.
+    """Return the metrics of whole studies: a study has each label's highest probability.
 
-    ``judged`` (index ``study_id``): probabilities to use instead of the highest.
+    Its label is that of :func:`rsna_dataset.study_targets`. ``judged`` (index ``study_id``): probabilities to use
+    instead of the highest.
     """
     patients = pd.Series(known_groups(rows), index=rows.index)
     studies = rows["study_id"].where(rows["study_id"] != "", patients).to_numpy(dtype=str)
@@ -149,16 +162,18 @@ def study_level(
     bootstrap = PatientBootstrap(first.to_numpy(dtype=str), draws, SEED)
     highest = by_group(predictions, studies)
     values = highest if judged is None else judged.loc[np.unique(studies), list(LABELS)].to_numpy(np.float64)
-    return ReaderStudy(values, by_group(targets, studies), bootstrap, LABELS, LABEL_WEIGHTS)
+    truth = study_targets(rows, studies).to_numpy()
+    return ReaderStudy(values, truth, bootstrap, LABELS, LABEL_WEIGHTS)
 
 
 def worst_images(predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame) -> pd.DataFrame:
     """Return the images with the highest weighted log loss: ``id``, ``log_loss``, each label and its probability."""
-    losses = binary_log_losses(predictions, targets) @ normalized_weights(LABEL_WEIGHTS, len(LABELS))
-    order = np.argsort(-losses, kind="stable")[:WORST]
+    sums, weights = image_losses(binary_log_losses(predictions, targets), LABEL_WEIGHTS)
+    losses = np.divide(sums, weights, out=np.full(len(sums), np.nan), where=weights > 0)
+    order = np.argsort(-losses, kind="stable")[: min(WORST, np.count_nonzero(weights))]
     table = pd.DataFrame({"id": rows.index[order], "log_loss": losses[order]})
     for column, name in enumerate(LABELS):
-        table[name] = targets[order, column].astype(np.int8)
+        table[name] = pd.array(targets[order, column], dtype="Int8")
         table[f"{name}_predicted"] = predictions[order, column]
     return table
 
@@ -193,6 +208,6 @@ def compare(evaluation: Evaluation, slices: ReaderStudy, studies: ReaderStudy) -
 
 def loss_change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> Change:
     """Return the weighted log loss of probabilities ``first`` (N, 6) minus that of ``second``, with its interval."""
-    weights = normalized_weights(LABEL_WEIGHTS, len(LABELS))
-    change = (binary_log_losses(first, targets) - binary_log_losses(second, targets)) @ weights
-    return change_of(change, (targets == 1).any(axis=1), PatientBootstrap(patients))
+    differences = binary_log_losses(first, targets) - binary_log_losses(second, targets)
+    change, weights = image_losses(differences, LABEL_WEIGHTS)
+    return change_of(change, (targets == 1).any(axis=1), PatientBootstrap(patients), weights)

@@ -34,9 +34,21 @@ def describe(evaluation: Evaluation) -> str:
             f"studies, the model's output against the highest slice: {' '.join(change.split())}",
             "",
         ]
+    unlabelled = {
+        what: [name for c, name in enumerate(LABELS) if not found.cells[c]]
+        for what, found in (("slice", evaluation.study), ("study", evaluation.studies))
+    }
+    lines[:0] = [
+        f"no values of {', '.join(names)} by {what}: no {what} has this label"
+        for what, names in unlabelled.items()
+        if names
+    ]
     lacking = {name: item.reason for name, item in evaluation.study.evidence.items() if item.reason}
     if lacking and not evidence.reason:
-        lines.insert(1, "no interval of " + "; ".join(f"{name}: {reason}" for name, reason in lacking.items()))
+        lines.insert(
+            1 + sum(map(bool, unlabelled.values())),
+            "no interval of " + "; ".join(f"{name}: {reason}" for name, reason in lacking.items()),
+        )
     for point in document["operating_points"]["slice_level"]:
         if point["label"] == "any":
             other = "sensitivity" if point["fixed"] == "specificity" else "specificity"

@@ -40,6 +40,7 @@ def held_out_predictions(dataset: Path, experiments: Mapping[str, Path]) -> Held
     Raises WorkError if an experiment's predictions lack some of them.
     """
     rows = read_holdout(dataset, dataset.name)
+    refuse_gaps(rows, f"{dataset}: its images in no fold")
     files = {name: folder / HOLDOUT_FILE for name, folder in experiments.items()}
     for file in files.values():
         if not file.is_file():
@@ -52,6 +53,13 @@ def held_out_predictions(dataset: Path, experiments: Mapping[str, Path]) -> Held
             raise UsageError(f"there is no {file}; {what}")
     found = {name: matching_predictions(read_predictions(file), rows.index, str(file)) for name, file in files.items()}
     return HeldOut(found, rows)
+
+
+def refuse_gaps(rows: pd.DataFrame, what: str) -> None:
+    """Raise UsageError if a label of ``rows`` is missing: fits and trees need all six of each image."""
+    gaps = int(rows[list(LABELS)].isna().any(axis=1).sum())
+    if gaps:
+        raise UsageError(f"{what}: {gaps} of {len(rows)} lack labels, and what is fitted here needs all six of each")
 
 
 def matching_predictions(frame: pd.DataFrame, ids: pd.Index, source: str) -> pd.DataFrame:

@@ -15,7 +15,8 @@ from common.datasets.image_files import SUFFIXES
 from common.datasets.images import read_image
 from common.dicom.pictures import window
 from common.errors import UserError
-from common.evaluation.metrics import binary_log_losses, normalized_weights
+from common.evaluation.metrics import binary_log_losses
+from common.evaluation.reader import image_losses
 from common.evaluation.resampling import Array
 from common.reports.montage import fit, overlay
 from common.training.memory import is_out_of_memory
@@ -55,7 +56,7 @@ def pictures_of(
 
 def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:
     """Return by title the positions of slices, most interesting first: worst, best and least sure."""
-    losses = binary_log_losses(predictions, targets) @ normalized_weights(LABEL_WEIGHTS, len(LABELS))
+    losses = image_losses(binary_log_losses(predictions, targets), LABEL_WEIGHTS)[0]  # a missing label adds nothing
     bleeding = np.flatnonzero(targets[:, -1] == 1)
     doubt = np.abs(predictions[:, -1] - 0.5)
     return {

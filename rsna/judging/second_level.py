@@ -34,7 +34,7 @@ from config import TrainConfig
 from rsna.forms import check_submission, read_predictions, write_submission
 from rsna.judging.evaluation import evaluate_predictions, write_evaluation
 from rsna.judging.evaluation_text import describe
-from rsna.judging.held_out import held_out_predictions, matching_predictions
+from rsna.judging.held_out import held_out_predictions, matching_predictions, refuse_gaps
 from rsna.judging.options import SecondLevelConfig
 from rsna.judging.put_together import put_together
 from rsna.training.folds import Fold, read_folds
@@ -59,6 +59,7 @@ def second_level(config: SecondLevelConfig, typed: Sequence[str], conclude: Conc
     dataset = dataset_folder(options.data_input_folder, options.data_dataset)
     metadata = read_metadata(dataset, described=True)
     labelled = pd.concat([fold.valid for fold in folds])
+    refuse_gaps(labelled, f"{dataset}: its images")
     files = {name: folder / PREDICTION_FILES[0] for name, folder in members.items()}
     frames = {
         name: matching_predictions(read_predictions(file), labelled.index, str(file)) for name, file in files.items()

@@ -47,8 +47,9 @@ def described_images(folder: Path, truth: Path | None = None) -> pd.DataFrame:
 
 def strata_of(rows: pd.DataFrame, described: pd.DataFrame | None) -> dict[str, np.ndarray]:
     """Return by stratum the part that each image belongs to, such as "two or more" kinds of hemorrhage."""
-    kinds = rows[[name for name in LABELS if name != "any"]].sum(axis=1).clip(upper=2)
-    strata = {"kinds of hemorrhage in the slice": kinds.map({0: "none", 1: "one", 2: "two or more"}).to_numpy()}
+    kinds = rows[[name for name in LABELS if name != "any"]].sum(axis=1, skipna=False).clip(upper=2)
+    named = kinds.map({0: "none", 1: "one", 2: "two or more"}).fillna("not labelled")
+    strata = {"kinds of hemorrhage in the slice": named.to_numpy()}
     if described is None:
         return strata
     known = described.loc[rows.index]

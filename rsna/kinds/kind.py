@@ -40,7 +40,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class TrainingData:
     """The data of a training run.
 
-    - ``prevalences`` (6,): share of positives among the training images.
+    - ``prevalences`` (6,): share of positives among the training images that have the label.
     - ``constant_log_loss``: score of predicting these prevalences for every validation image.
     - ``transforms``: JSON document of the pipeline of each split.
     - ``channels``: channels of a picture, or number of features of an image.
@@ -65,7 +65,14 @@ class TrainingData:
         transforms: dict[str, dict[str, Any]],
         channels: int,
     ) -> TrainingData:
-        """Build the data from loaders and rows; prevalences, constant predictor and hash follow from the rows."""
+        """Build the data from loaders and rows; prevalences, constant predictor and hash follow from the rows.
+
+        Raises UsageError if no training image has a label of its own, or if the validation images have no positive
+        slice because only studies are labelled.
+        """
+        if train_rows[list(LABELS)].isna().all(axis=None):
+            check_slice_labels(train_rows, "training", "none has a 0 either")
+        check_slice_labels(valid_rows, "validation", "the metric that chooses the weights is of slices")
         prevalences = prevalences_of(train_rows[list(LABELS)])
         constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
         hashed = rows_hash(train_rows, valid_rows)
@@ -213,6 +220,16 @@ class Kind(ABC):
     def export_form(self, trained: TrainedNetwork) -> ExportForm:
         """Return how to write the network for other programs; UsageError if it can't be exported."""
         raise UsageError(f"{self.noun} is exported as --export_format=checkpoint alone")
+
+
+def check_slice_labels(rows: pd.DataFrame, split: str, why: str) -> None:
+    """Raise UsageError if labels are missing in the images of a ``split`` and no slice has a label 1."""
+    labels = rows[list(LABELS)]
+    if labels.isna().any(axis=None) and not (labels == 1).any(axis=None):
+        raise UsageError(
+            f"none of the {len(rows)} {split} images has a label 1 of its own (a study's 1 is no label of its slices), "
+            f"and {why}; label the slices of some bleeding studies by --pre_labels"
+        )
 
 
 def kind_of(config: TrainConfig) -> Kind:

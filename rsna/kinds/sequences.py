@@ -41,6 +41,7 @@ from rsna.kinds.series import (
     series_in_order,
     series_of,
     settings_of,
+    study_labels_of,
     training_series,
 )
 from rsna_dataset import dataset_folder, read_fold, read_metadata, select_rows
@@ -158,7 +159,15 @@ def sequence_dataset(
             f"--seq_features={config.seq_features}: has no features of {len(missing)} of {len(rows)} images "
             f"({list_some(missing)}); {HOW} anew"
         )
-    return SequenceDataset(*series_of(config, rows), places, features.features, features.logits, reverse, config.seed)
+    return SequenceDataset(
+        *series_of(config, rows),
+        places,
+        features.features,
+        features.logits,
+        reverse,
+        config.seed,
+        study_labels_of(rows),
+    )
 
 
 def predict_features(

@@ -26,7 +26,7 @@ from common.networks.network import Predictions, StepOutput, Training
 from common.training import distributed
 from config import TrainConfig
 from rsna.kinds.kind import ExportForm, Kind
-from rsna_dataset import LABELS, dataset_folder, read_metadata
+from rsna_dataset import LABELS, STUDY_LABELS, dataset_folder, read_metadata
 from rsna_network import RSNANetwork, prediction_frame
 
 PLACES = {
@@ -34,6 +34,9 @@ PLACES = {
     "mask": "(batch, slices): true for slices, false for padding, which stands at the end",
 }
 SERIES_OUTPUTS = {"slice_logits": "(batch, slices, labels), 0 in padding", "study_logits": "(batch, labels)"}
+
+
+OPEN = 0.5  # stands for a missing label of a slice: more than 0, less than 1
 
 
 class RSNASequenceNetwork(RSNANetwork):
@@ -55,14 +58,22 @@ class RSNASequenceNetwork(RSNANetwork):
         self.study_weight = study_weight
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the loss of the batch's slices plus that of its series, whose label is the highest of its slices."""
+        """Return the loss of the batch's slices plus that of its series.
+
+        A series has the label of its study, where that was labelled. Otherwise its label is 1 if a slice's is, 0 if
+        all its slices' are, and missing if those of its slices leave it open.
+        """
         output, places = model(*self.inputs_of(batch)), batch.inputs["places"]
         logits = of_slices(output.slices, places)
         with torch.autocast(self.device.type, enabled=False):
             loss = batch.share * self.loss(logits.float(), batch.target)
             # Processes exchange gradients of all parameters, so that each needs one even with a study weight of 0.
             if self.study_weight or distributed.world_size() > 1:
-                targets = in_series(batch.target, places, output.slices.shape[:2]).amax(dim=1)
+                known = in_series(batch.target.nan_to_num(OPEN), places, output.slices.shape[:2]).amax(dim=1)
+                targets = known.masked_fill(known == OPEN, torch.nan)
+                if "study_target" in batch.inputs:
+                    own = batch.inputs["study_target"]
+                    targets = own.where(~own.isnan(), targets)
                 loss = loss + self.study_weight * self.loss(output.study.float(), targets)
         return StepOutput(loss, logits, batch.target, batch.image_id)
 
@@ -199,7 +210,7 @@ def series_of(
         raise WorkError(
             f"{config.data_dataset}: metadata.csv lacks images of the fold; run python preprocessing.py again"
         )
-    labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().all(axis=None))
+    labelled = set(LABELS) <= set(rows.columns) and bool(rows[list(LABELS)].notna().any(axis=None))
     return (
         rows.index.to_numpy(dtype=np.str_),
         metadata["series_id"].to_numpy(dtype=np.str_),
@@ -207,6 +218,12 @@ def series_of(
         metadata["slice_index"].to_numpy(dtype=np.int64),
         rows[list(LABELS)].to_numpy(dtype=np.float32) if labelled else None,
     )
+
+
+def study_labels_of(rows: pd.DataFrame) -> np.ndarray | None:
+    """Return the labels (N, 6) of the studies of ``rows``, float32 with NaN where missing; None if there are none."""
+    labelled = STUDY_LABELS[0] in rows and bool(rows[list(STUDY_LABELS)].notna().any(axis=None))
+    return rows[list(STUDY_LABELS)].to_numpy(dtype=np.float32) if labelled else None
 
 
 def predict_series(

@@ -24,7 +24,15 @@ from common.training import distributed
 from common.training.hardware import training_loader_workers
 from common.transforms.pipeline import Pipeline
 from config import TrainConfig
-from rsna.kinds.kind import ExportForm, Kind, Probabilities, TrainedNetwork, TrainingData, dataset_folder_of
+from rsna.kinds.kind import (
+    ExportForm,
+    Kind,
+    Probabilities,
+    TrainedNetwork,
+    TrainingData,
+    check_slice_labels,
+    dataset_folder_of,
+)
 from rsna.kinds.pictures import (
     build_loader,
     check_transform_device,
@@ -72,6 +80,7 @@ class SliceKind(Kind):
             raise WorkError(
                 f"{folder}: fold {config.data_fold} has no validation images; run python preprocessing.py again"
             )
+        check_slice_labels(train_rows, "training", "a slice network learns from slices alone")
         check_transform_device(config, device)
         train_pipeline, valid_pipeline = load_pipelines(folder, config)
         if config.tr_overfit:

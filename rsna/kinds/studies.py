@@ -41,6 +41,7 @@ from rsna.kinds.series import (
     series_in_order,
     series_of,
     settings_of,
+    study_labels_of,
     training_series,
 )
 from rsna.kinds.slices import picture_metadata
@@ -151,7 +152,7 @@ def picture_series(
     """Return the series of ``rows`` (index ``id``) with their pictures; WorkError if files are missing."""
     pictures = picture_dataset(config, folder, rows, pipeline)
     pictures.check_files()
-    return PictureSeries(*series_of(config, rows), reverse, config.seed, pictures)
+    return PictureSeries(*series_of(config, rows), reverse, config.seed, pictures, study_labels_of(rows))
 
 
 def study_loader(

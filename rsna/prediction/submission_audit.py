@@ -91,7 +91,7 @@ def expectations(config: AuditConfig) -> Expected:
         path = folder / SAMPLE_FILE
     sample = None if path is None else pd.Index(read_submission_texts(path)["ID"])
     try:
-        known = read_metadata(folder)[list(LABELS)].dropna()
+        known = read_metadata(folder)[list(LABELS)].dropna(how="all")
     except UserError:
         known = pd.DataFrame(columns=list(LABELS))
     if len(known) and (config.audit_sample is None or config.data_dataset is not None):

@@ -49,7 +49,16 @@ from rsna.prediction.options import (
     WeightsOptions,
 )
 from rsna.training.outcome import HOLDOUT_FILE
-from rsna_dataset import LABELS, SAMPLE_FILE, dataset_folder, read_fold, read_holdout, read_metadata, select_rows
+from rsna_dataset import (
+    LABELS,
+    SAMPLE_FILE,
+    dataset_folder,
+    read_fold,
+    read_holdout,
+    read_metadata,
+    select_rows,
+    study_targets,
+)
 from rsna_model import computed_by, quickest_way
 from rsna_network import MONITOR
 
@@ -269,7 +278,7 @@ def write_calibration(
         "temperatures": fit_temperatures(frame[list(LABELS)], rows[list(LABELS)]),
     }
     if judged is not None:
-        truth = rows.groupby("study_id")[list(LABELS)].max().loc[judged.index]
+        truth = study_targets(rows, rows["study_id"].to_numpy(dtype=str)).loc[judged.index]
         document["study_temperatures"] = fit_temperatures(judged[list(LABELS)], truth)
     write_json(path, document)
 

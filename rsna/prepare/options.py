@@ -55,7 +55,8 @@ class PreprocessingConfig(GeneralOptions, DataLocation, SeriesOptions, Pseudonym
     pre_labels: Path | None = option(
         None,
         "CSV of labels with a column path, SOPInstanceUID or StudyInstanceUID and one for each label, or ID,Label "
-        "with one of these keys in the ID. none: the competition's labels, or no labels",
+        "with one of these keys in the ID. An empty cell is a missing label; a study's 1 is the label of no slice. "
+        "none: the competition's labels, or no labels",
     )
     pre_max_failed: float = option(
         0.01,

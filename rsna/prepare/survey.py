@@ -34,8 +34,8 @@ from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.remarks import failed_share, list_reasons, too_many_failed
 from rsna.prepare.series_choice import describe_choice, series_table, without_choice
 from rsna.prepare.source import find_source, key_place, read_tables
-from rsna.prepare.tables import file_order, label_images, make_groups
-from rsna_dataset import LABELS, dataset_folder, identities_of
+from rsna.prepare.tables import file_order, label_images, label_shares, make_groups
+from rsna_dataset import dataset_folder, identities_of
 
 SURVEY_FILES = 400  # read at most
 SURVEY_SECONDS = 10.0  # after which no further batch is begun
@@ -195,8 +195,7 @@ def describe_labels(job: Job, labels: pd.DataFrame, images: pd.DataFrame, unmatc
         if len(unmatched):
             yield f"  {len(unmatched):,} keys fit no slice (rows {list_some(map(str, unmatched))})"
     if fits.any():
-        shares = labels.loc[images.index[fits], list(LABELS)].mean()
-        yield f"  positive: {', '.join(f'{name} {share:.1%}' for name, share in shares.items())}"
+        yield f"  positive: {label_shares(labels.loc[images.index[fits]], 1)}"
 
 
 def describe_folds(job: Job, images: pd.DataFrame, whole: bool, faults: list[UserError]) -> Iterator[str]:

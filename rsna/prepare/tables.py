@@ -33,8 +33,10 @@ from rsna_dataset import (
     LABELS,
     METADATA_FILE,
     SAMPLE_FILE,
+    STUDY_LABELS,
     content_hash,
     identities_of,
+    label_columns,
 )
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     remove_leftovers(folder, images.index + job.form.suffix, fold_paths)
     write_csv(folder / METADATA_FILE, table)
     del table  # 300 MB for a million images
-    rows = train.join(job.labels).reindex(columns=[*LABELS, *IDENTITY_COLUMNS])  # without labels there are no rows
+    # Without labels there are no rows.
+    rows = train.join(job.labels).reindex(columns=[*label_columns(job.labels), *IDENTITY_COLUMNS])
     for path, part in zip(fold_paths, fold_tables(rows, fold, job.config.pre_folds), strict=False):
         write_csv(path, part.rename_axis("id"), index=True)
     copy_sample(job, images)
@@ -95,8 +98,15 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
     said += [f"{dropped} of series that were not chosen"] * bool(dropped)
     said += [f"{len(failed) - other} failed files", f"{other} that are no slices"]
     if len(train):
-        said.append(", ".join(f"{name} {share:.2%}" for name, share in rows[list(LABELS)].mean().items()))
+        said.append(label_shares(rows))
     tell("; ".join(said))
+
+
+def label_shares(rows: pd.DataFrame, digits: int = 2) -> str:
+    """Return in words the share of positives among the slices that have each label, in per cent with ``digits``."""
+    shares = rows[list(LABELS)].mean()
+    texts = {name: "no slice labelled" if np.isnan(share) else f"{share:.{digits}%}" for name, share in shares.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def write_id_map(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> None:
@@ -174,6 +184,8 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
         "failed": len(failed),
         "hash": content_hash(job.folder, options),
     }
+    if missing := int(job.labels.reindex(columns=list(LABELS)).isna().to_numpy().sum()):
+        info["missing_labels"] = missing
     # If all names are the competition's own, there is no key to identify.
     return info | ({"pseudonyms": job.pseudonyms.fingerprint} if need_rows(images).any() else {})
 
@@ -201,7 +213,10 @@ def make_groups(job: Job, images: pd.DataFrame) -> np.ndarray:
 def make_folds(job: Job, train: pd.DataFrame) -> np.ndarray:
     """Return the fold of each training image (N,). ``train`` is sorted by its index ``image_id`` and has group_id."""
     groups = train["group_id"].to_numpy(dtype=object)
-    labels = job.labels.loc[train.index, list(LABELS)].to_numpy()
+    labels = job.labels.loc[train.index, list(LABELS)]
+    if STUDY_LABELS[0] in job.labels:  # what a slice lacks is balanced by its study's label
+        labels = labels.fillna(job.labels.loc[train.index, list(STUDY_LABELS)].set_axis(list(LABELS), axis=1))
+    labels = labels.fillna(0).to_numpy()
     studies = group_images(identities_of(train, "study"))
     check_parts(job.config.pre_folds, job.config.pre_holdout, len(set(groups)), len(set(studies)))
     fold = assign_folds(groups, labels, job.config.pre_folds, job.config.seed, job.config.pre_holdout)

@@ -341,7 +341,7 @@ BAD_FILES = {
     "two key columns": ("path,SOPInstanceUID," + ",".join(LABELS) + "\n", "2 key columns path, SOPInstanceUID"),
     "a label missing": ("path," + ",".join(LABELS[1:]) + "\nx,0,0,0,0,0\n", "epidural"),
     "no number": (f"{HEADER}\nCANARY,0,0,0,0,0,0\nCANARY2,0,0,CANARY,0,0,0\n", "row 3: intraventricular is not 0 or 1"),
-    "an empty label": (f"{HEADER}\nCANARY,0,0,0,0,0,\n", "row 2: any is not 0 or 1"),
+    "an empty label in the competition's form": ("ID,Label\nCANARY_any,\n", "row 2: any is not 0 or 1"),
     "a probability": (f"{HEADER}\nCANARY,0,0,0,0,0,0.5\n", "row 2: any is not 0 or 1"),
     "no key": (f"{HEADER}\n,0,0,0,0,0,0\n", "row 2: epidural has no key"),
     "a contradiction": (f"{HEADER}\nCANARY,0,0,0,0,0,0\nx,0,0,0,0,0,0\nCANARY,0,0,0,0,1,0\n", "4 contradicts row 2"),

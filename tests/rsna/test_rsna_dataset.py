@@ -257,8 +257,13 @@ def test_the_dataset_gives_each_row_of_a_fold_with_its_labels(folder) -> None:
 
 def test_images_without_known_labels_have_no_target(folder) -> None:
     table = read_metadata(folder)
-    for rows in (table, table.drop(columns=list(LABELS)), table.drop(columns="any")):
+    for rows in (
+        table.assign(**dict.fromkeys(LABELS, np.nan)),
+        table.drop(columns=list(LABELS)),
+        table.drop(columns="any"),
+    ):
         assert RSNADataset(folder, rows, Scale(), image_size=0, seed=0)[1].target is None
+    assert np.isnan(RSNADataset(folder, table, Scale(), image_size=0, seed=0)[1].target).all()
     labelled = RSNADataset(folder, table[table["split"] == "train"], Scale(), image_size=0, seed=0)
     assert labelled[0].target.tolist() == [0, 1, 0, 0, 0, 1]
 

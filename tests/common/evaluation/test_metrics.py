@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
 from common.errors import WorkError
-from common.evaluation.metrics import WeightedLogLoss, binary_log_losses, constant_predictor, probabilities
+from common.evaluation.metrics import (
+    WeightedLogLoss,
+    binary_log_losses,
+    constant_predictor,
+    mean_log_loss,
+    normalized_weights,
+    prevalences_of,
+    probabilities,
+)
 
 NAMES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 WEIGHTS = (1, 1, 1, 1, 1, 2)
@@ -102,18 +110,44 @@ def test_any_cut_into_batches_gives_the_same(cuts, seed):
         assert value == pytest.approx(whole[name], rel=1e-13, abs=1e-15)
 
 
-def test_the_sums_of_several_processes_add_up_to_the_whole():
-    values, targets, ids = make_data(90)
-    parts = [make_metric() for _ in range(3)]
-    for rank, metric in enumerate(parts):
-        metric.update(values[rank::3], targets[rank::3], ids[rank::3])
-    pooled = make_metric()
-    pooled.set_sums(sum(metric.sums() for metric in parts))
-    assert pooled.sums().dtype == np.float64
-    assert pooled.image_count == 90
-    assert pooled.compute()["weighted_log_loss"] == pytest.approx(by_hand(values, targets)[0], abs=1e-12)
-    with pytest.raises(ValueError, match="7 sums"):
-        pooled.set_sums(np.zeros(6))
+def test_missing_labels_count_nowhere_each_label_for_itself():
+    values, targets, ids = make_data(60)
+    missing = np.random.default_rng(1).random(targets.shape) < [0.0, 0.2, 0.5, 0.9, 0.5, 0.3]
+    known, scale = ~missing, np.array(WEIGHTS)
+    masked = np.where(missing, np.nan, targets)
+    total = weights = 0.0
+    found = score(values, masked, ids, batch=7)
+    for c, name in enumerate(NAMES):
+        rows = known[:, c]
+        mean = log_loss(targets[rows, c], values[rows, c], labels=[0, 1])
+        assert found[f"log_loss/{name}"] == pytest.approx(mean, rel=1e-12)
+        total, weights = total + scale[c] * rows.sum() * mean, weights + scale[c] * rows.sum()
+    assert found["weighted_log_loss"] == pytest.approx(total / weights, rel=1e-12)
+    share = np.array([targets[known[:, c], c].mean() for c in range(6)])
+    margin = 0.5 / (known.sum(axis=0) + 1)
+    assert prevalences_of(masked) == pytest.approx(np.clip(share, margin, 1 - margin))
+    constants = np.full(6, 0.3)
+    by_metric = score(np.tile(constants, (60, 1)), masked, ids)["weighted_log_loss"]
+    assert constant_predictor(constants, masked, WEIGHTS) == pytest.approx(by_metric, rel=1e-12)
+
+
+def test_a_label_without_any_cell_is_withheld_and_weighs_nothing():
+    values, targets, ids = make_data(40)
+    targets[:, 1] = np.nan
+    found = score(values, targets, ids)
+    assert "log_loss/intraparenchymal" not in found
+    assert not np.isnan(list(found.values())).any()
+    others = [found[f"log_loss/{name}"] for name in NAMES if name != "intraparenchymal"]
+    assert found["weighted_log_loss"] == pytest.approx((sum(others[:4]) + 2 * others[4]) / 6, rel=1e-12)
+    assert prevalences_of(targets)[1] == 0.5
+    assert np.isnan(mean_log_loss(np.full((3, 6), np.nan), WEIGHTS))
+
+
+def test_where_all_labels_are_there_the_value_is_that_of_before_to_the_last_digit():
+    for seed in range(20):
+        values, targets, ids = make_data(101, seed)
+        sums = binary_log_losses(values, targets).sum(axis=0) / 101
+        assert score(values, targets, ids, batch=101)["weighted_log_loss"] == normalized_weights(WEIGHTS, 6) @ sums
 
 
 def test_reset_forgets_everything():
@@ -144,7 +178,6 @@ def test_a_prediction_that_is_not_finite_names_image_and_class_and_is_not_counte
         (np.zeros((2, 6)), np.zeros((2, 6)), ["a"]),
         (np.zeros(6), np.zeros(6), ["a"]),
         (np.full((1, 6), 1.5), np.zeros((1, 6)), ["a"]),
-        (np.full((1, 6), 0.5), np.full((1, 6), np.nan), ["a"]),
         (np.full((1, 6), 0.5), np.full((1, 6), 2.0), ["a"]),
     ],
 )
@@ -154,7 +187,7 @@ def test_shapes_that_differ_and_values_out_of_range_are_refused(values, targets,
 
 
 def test_nothing_counted_has_no_log_loss():
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="no labelled image"):
         make_metric().compute()
 
 

@@ -42,6 +42,69 @@ def test_every_metric_is_scikit_learns() -> None:
         assert (table[metric] < table[f"{metric}_high"]).all()
 
 
+def test_each_label_is_judged_by_the_images_that_have_it_as_if_there_were_no_others() -> None:
+    values, targets = predictions()
+    missing = np.random.default_rng(3).random(targets.shape) < (0.3, 0.6)
+    missing[::8] = False  # each patient has each label, so that the draws are the same
+    masked = np.where(missing, np.nan, targets)
+    found = ReaderStudy(values, masked, PatientBootstrap(PATIENTS, 200, 5), NAMES, WEIGHTS)
+    table, points, curve = found.intervals(), found.operating_points(), found.decision_curve()
+    maps = calibration_table(values, masked, PATIENTS, NAMES, WEIGHTS)
+    tests = compare_areas(values, values**2, masked, PATIENTS, NAMES).set_index("label")
+    weights = 0.0
+    for c, name in enumerate(NAMES):
+        rows = ~missing[:, c]
+        both = (values[rows][:, [c, c]], targets[rows][:, [c, c]])
+        alone = ReaderStudy(*both, PatientBootstrap(PATIENTS[rows], 200, 5), NAMES, WEIGHTS)
+        for wanted, given in (
+            (alone.intervals(), table),
+            (calibration_table(*both, PATIENTS[rows], NAMES, WEIGHTS), maps),
+        ):
+            for column in wanted.columns.difference(["no_interval"]):
+                assert given.loc[name, column] == pytest.approx(wanted.loc["first", column], abs=1e-9), column
+        for wanted, given in ((alone.operating_points(), points), (alone.decision_curve(), curve)):
+            numbers = given[given["label"] == name].drop(columns=["label", "fixed"], errors="ignore").astype(float)
+            expected = (
+                wanted[wanted["label"] == "first"].drop(columns=["label", "fixed"], errors="ignore").astype(float)
+            )
+            np.testing.assert_allclose(numbers, expected, atol=1e-9)
+        assert tests.loc[name, "p_value"] == pytest.approx(
+            compare_areas(both[0], both[0] ** 2, both[1], PATIENTS[rows], NAMES)["p_value"][0]
+        )
+        weights += WEIGHTS[c] * rows.sum()
+    total = sum(WEIGHTS[c] * (~missing[:, c]).sum() * table.loc[name, "log_loss"] for c, name in enumerate(NAMES))
+    assert table.loc["weighted", "log_loss"] == pytest.approx(total / weights, rel=1e-12)
+    strata = strata_table(found, {"half": np.arange(400) % 2}).set_index("part")
+    images = strata["images"].sum()
+    assert images == (~missing).any(axis=1).sum()
+
+
+def test_patients_without_the_label_change_no_interval_of_a_mean() -> None:
+    values, targets = predictions()
+    rows = PATIENTS < 40
+    masked = np.where(rows[:, None], targets, np.nan)
+    found, alone = (
+        ReaderStudy(*data, PatientBootstrap(owners, 20), NAMES, WEIGHTS).intervals()
+        for *data, owners in ((values, masked, PATIENTS), (values[rows], targets[rows], PATIENTS[rows]))
+    )
+    for metric in ("log_loss", "brier"):
+        for end in ("", "_low", "_high"):
+            np.testing.assert_allclose(found[metric + end], alone[metric + end], rtol=1e-10)
+    assert (found["patients"] == 40).all()
+
+
+def test_a_label_that_nobody_gave_has_no_value_and_says_why() -> None:
+    values, targets = predictions()
+    targets[:, 0] = np.nan
+    found = ReaderStudy(values, targets, PatientBootstrap(PATIENTS, 50), NAMES, WEIGHTS)
+    table = found.intervals()
+    assert table.loc["first", ["log_loss", "log_loss_low", "auroc", "calibration_error"]].isna().all()
+    assert table.loc["first", "no_interval"] == "nobody labelled it"
+    assert table.loc["weighted", "log_loss"] == table.loc["any", "log_loss"]
+    assert np.isnan(table.loc["weighted", "auroc"])
+    assert set(found.operating_points()["label"]) == set(found.decision_curve()["label"]) == {"any"}
+
+
 def test_parts_and_rest_make_the_metrics_of_patients_drawn_one_by_one() -> None:
     values, targets = predictions()
     found = study(draws=20).samples

@@ -69,6 +69,35 @@ def test_every_loss_has_finite_gradients_where_the_logits_are_extreme(name: str)
     assert torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.parametrize("given", [{}, {"loss_smoothing": 0.1}])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_missing_label_adds_no_loss_and_no_gradient(name: str, given: dict[str, float]) -> None:
+    logits, targets = data()
+    missing = torch.rand(targets.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    logits.requires_grad_()
+    loss = build_loss(name, given, WEIGHTS)
+    masked = loss(logits, targets.masked_fill(missing, torch.nan))
+    masked.backward()
+    assert (logits.grad[missing] == 0).all()
+    assert (logits.grad[~missing] != 0).all()
+    total = 0.0
+    for label, weight in enumerate(WEIGHTS):  # each label counts as much as in a batch without gaps
+        alone = build_loss(name, given | {"loss_label_weights": tuple(float(label == c) for c in range(3))}, WEIGHTS)
+        rows = ~missing[:, label]
+        total += weight / 4 * float(alone(logits[rows].detach(), targets[rows])) * int(rows.sum()) / len(rows)
+    assert float(masked.detach()) == pytest.approx(total, rel=1e-5)
+
+
+def test_batches_with_missing_labels_accumulate_to_one_large_batch() -> None:
+    logits, targets = data(8)
+    targets[:5, 1] = torch.nan
+    targets[4:] = torch.nan
+    loss = build_loss("bce", {}, WEIGHTS)
+    parts = [float(loss(logits[start : start + 2], targets[start : start + 2])) for start in range(0, 8, 2)]
+    assert parts[3] == 0
+    assert sum(parts) / 4 == pytest.approx(float(loss(logits, targets)), rel=1e-6)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("gamma", [1e-3, 0.1, 0.5, 0.99, 1.0, 2.0])
 def test_a_focal_gradient_is_the_slope_at_every_logit(gamma: float, smoothing: float) -> None:
