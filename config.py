@@ -166,6 +166,13 @@ class NetworkOptions:
     net_drop: float = option(0.0, "dropout rate before the head", minimum=0, maximum=0.99)
     net_drop_path: float = option(0.0, "stochastic depth: drop rate of the last block", minimum=0, maximum=0.99)
     net_pool: str | None = option(None, "global pooling; none: as in the model", choices=tuple(POOLS))
+    net_head_init: str = option(
+        "prevalence",
+        "where a new head begins. prevalence: at the labels' shares among the training images, which the network then "
+        "need not learn (biases at their logits, weights at 0). random: as timm makes it. A model of your own keeps "
+        "its own start",
+        choices=("prevalence", "random"),
+    )
     net_freeze: str = option(
         "none",
         "what to keep from training: norms, backbone (all but the head), or a number of layers, counted from the "

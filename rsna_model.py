@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy.typing as npt
 import torch
+from scipy.special import logit
 from torch import nn
 
 from common.errors import UsageError
 from common.models.backbone import create_model
 from common.models.freezing import freeze
+from common.models.layers import start_head
 from common.models.weights import load_weights
 from common.training import distributed
 from common.training.computing import describe, measure_ways, quickest
@@ -22,21 +25,27 @@ from rsna_dataset import LABELS
 MEASURED_PIXELS = 2**19  # two pictures of 512 x 512
 
 
-def build_model(config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
+def build_model(config: TrainConfig, channels: int, prevalences: npt.ArrayLike | None) -> nn.Module:
     """Build the timm model with six logits and, unless a checkpoint will bring them, its starting weights.
 
-    Parts that are not trained (--net_freeze) are frozen. Other kinds of network build their own in ``rsna/kinds``.
+    ``prevalences`` as of :func:`build_slice_network`. Parts that are not trained (--net_freeze) are frozen. Other kinds
+    of network build their own in ``rsna/kinds``.
     """
     return arrange_model(
-        build_slice_network(config, channels, starting_weights),
+        build_slice_network(config, channels, prevalences),
         channels_last=config.tr_channels_last,
         grad_checkpoint=config.tr_grad_checkpoint,
         compile_mode=config.tr_compile,
     )
 
 
-def build_slice_network(config: TrainConfig, channels: int, starting_weights: bool) -> nn.Module:
-    """Build the timm model, load its starting weights if asked for, and freeze what is not trained."""
+def build_slice_network(config: TrainConfig, channels: int, prevalences: npt.ArrayLike | None) -> nn.Module:
+    """Build the timm model, load its starting weights if asked for, and freeze what is not trained.
+
+    A head that no file brings begins at ``prevalences`` (6,), the share of positives among the training images. None: a
+    checkpoint will bring all weights, so that there are no starting weights.
+    """
+    starting_weights = prevalences is not None
     if config.net_in_chans not in (None, channels):
         raise UsageError(
             f"--net_in_chans={config.net_in_chans}: the pictures have {channels} channels; change the windows "
@@ -47,6 +56,8 @@ def build_slice_network(config: TrainConfig, channels: int, starting_weights: bo
     model = build_timm_model(
         config, channels, config.net_pretrained and config.net_weight_file is None and starting_weights
     )
+    if starting_weights and config.net_head_init == "prevalence":
+        start_head(model, logit(prevalences))  # before a file is loaded, which may bring a head or not
     if config.net_weight_file is not None and starting_weights:
         notes = load_weights(model, config.net_weight_file, model_name=config.net_model, adapt=config.net_weight_adapt)
         distributed.tell(f"{config.net_weight_file}: {line}" for line in notes)

@@ -1,11 +1,15 @@
-"""What fixed settings cost and change in the training that `bash train.sh` runs, interleaved, seeds paired.
+"""What settings cost and change in the training that `bash train.sh` runs, interleaved, seeds paired.
 
-python benchmarks/main_job.py INPUT_FOLDER [--dataset=phantom] [--seeds=0,1,2] [--settings=NAME=FLAGS ...] [FLAG ...]
+python benchmarks/main_job.py INPUT_FOLDER [--dataset=phantom] [--seeds=0,1,2] [--settings=NAME=FLAGS ...]
+    [--log=FILE] [FLAG ...]
 
 Trains with the defaults, and FLAGs where given, and by each setting, seed by seed in turn; INPUT_FOLDER holds the
 dataset, as train.sh or preprocessing.py leaves it. Prints for each setting the processor time and the elapsed time, the
 median ratios to the defaults, and the best validation's log loss of each seed with the mean of the paired differences.
 Processor time is little disturbed by what else runs on the machine; elapsed time is what a user waits for.
+
+With --log each run is a line of FILE. Runs that stand there are not run again: the same command goes on where it was
+ended, and one with more settings or seeds runs these alone. Delete FILE after a change of the code.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 METRIC = "valid/weighted_log_loss"
@@ -45,6 +49,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--settings", action="append", metavar="NAME=FLAGS", help="none: those of SETTINGS")
+    parser.add_argument("--log", type=Path, help="JSON lines of finished runs; none: all are run")
     options, flags = parser.parse_known_args()
     settings = {"defaults": []}
     for text in options.settings or SETTINGS:
@@ -55,13 +60,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, seed in enumerate(options.seeds):
             for name in list(settings)[:: -1 if number % 2 else 1]:  # what drifts, drifts for all
-                runs[name].append(train(Path(folder), [*common, f"--seed={seed}", *settings[name]]))
-                run = runs[name][-1]
+                run = logged(options.log, Path(folder), [*common, f"--seed={seed}", *settings[name]])
+                runs[name].append(run)
                 print(
                     f"seed {seed}, {name}: {run.processor:.0f} s of a core, {run.elapsed:.0f} s, {run.loss:.4f}",
                     flush=True,
                 )
     report(runs)
+
+
+def logged(log: Path | None, results: Path, flags: list[str]) -> Run:
+    """Return the run with these ``flags`` from the log, or train and add it."""
+    if log is None:
+        return train(results, flags)
+    for line in log.read_text().splitlines() if log.is_file() else ():
+        found = json.loads(line)
+        if found.pop("flags") == flags:
+            return Run(**found)
+    run = train(results, flags)
+    with log.open("a") as file:
+        file.write(json.dumps({"flags": flags, **asdict(run)}) + "\n")
+    return run
 
 
 def train(results: Path, flags: list[str]) -> Run:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from common.models.layers import has_own_head
 from common.models.sequence_layers import ForExport, SequenceModel, SequenceOutput, in_series
 
 
@@ -26,8 +27,7 @@ class StudyNetwork(nn.Module):
         self.slices = slices
         self.sequence = sequence
         self.chunk = chunk
-        # A model of the user's own may make logits of more than its linear layer; timm's do not.
-        self.own_head = not type(slices).__module__.startswith("timm.")
+        self.own_head = has_own_head(slices)
 
     def forward(
         self, image: Tensor, position_mm: Tensor, mask: Tensor, places: Tensor, lengths: Sequence[int] | None = None

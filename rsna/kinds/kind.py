@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -161,8 +162,12 @@ class Kind(ABC):
         ``workers`` processes load the pictures and apply ``pipeline``. ``label`` stands before the progress bar.
         """
 
-    def build_model(self, config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
-        """Build the model of a run; ``starting_weights``: load the weights to start from (a resumed run needs none)."""
+    def build_model(self, config: TrainConfig, channels: int, prevalences: npt.ArrayLike | None) -> nn.Module:
+        """Build the model of a run with the weights that it starts from.
+
+        ``prevalences`` as of :class:`TrainingData`, where a new head may begin. None: a resumed run, whose checkpoint
+        brings all weights.
+        """
         return self.build_architecture(config, channels)
 
     def build_network(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import nn
@@ -114,9 +115,9 @@ class SliceKind(Kind):
         """Build the timm model."""
         return build_timm_model(config, channels)
 
-    def build_model(self, config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
+    def build_model(self, config: TrainConfig, channels: int, prevalences: npt.ArrayLike | None) -> nn.Module:
         """See :func:`rsna_model.build_model`."""
-        return build_model(config, channels, starting_weights=starting_weights)
+        return build_model(config, channels, prevalences)
 
     def model_name(self, config: TrainConfig) -> str:
         """Return timm's name."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -85,9 +86,9 @@ class StudyKind(SeriesKind):
         """Build slice network and sequence model as one model."""
         return join_networks(config, build_timm_model(config, channels))
 
-    def build_model(self, config: TrainConfig, channels: int, *, starting_weights: bool = True) -> nn.Module:
+    def build_model(self, config: TrainConfig, channels: int, prevalences: npt.ArrayLike | None) -> nn.Module:
         """Build both as one model; the slice network gets its starting weights, and --net_freeze is applied."""
-        slices = build_slice_network(config, channels, starting_weights)
+        slices = build_slice_network(config, channels, prevalences)
         if config.net_freeze == "backbone":
             slices.requires_grad_(False)  # with its head: the sequence model builds on its logits
         return join_networks(config, slices)

@@ -62,7 +62,7 @@ def train(config: TrainConfig, arguments: Sequence[str], conclude: Conclude, sta
             run = settle_computing(run, data, device)
             config, amp_dtype = choose_precision(run, device)
         kind = kind_of(config)
-        model = kind.build_model(config, data.channels, starting_weights=run.checkpoint is None)
+        model = kind.build_model(config, data.channels, data.prevalences if run.checkpoint is None else None)
         check_choices(config, model, device)
         kind.check_training(config, data, model)
         if config.tr_hours is not None:
