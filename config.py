@@ -394,7 +394,10 @@ class TrainConfig(
                 why = "doesn't go with --tr_hours: "
                 refuse_given(self, ("cv_run",), why + "jobs could measure differently; give all one --tr_iteration_num")
                 refuse_given(self, ("tr_lr_find", "tr_batch_find"), why + "search first, then train by the hours")
-        choose("net_kind", self.net_kind, KINDS).check(self)
+        kind = choose("net_kind", self.net_kind, KINDS)
+        kind.check(self)
+        if self.optim_lr is None:  # a number from here on, also in config.yaml: a resumed run keeps it
+            object.__setattr__(self, "optim_lr", kind.learning_rate(self))
 
     @property
     def is_cross_validation(self) -> bool:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ParameterGroups = list[dict[str, Any]]
 
 LOOKAHEAD = "lookahead_"
+# Rates where none is given: where a network that sees pictures starts from random weights, and else.
+RANDOM_LR, LR = 3e-3, 1e-3
 # Options of every optimizer: how parameters are grouped.
 GROUPING = {"optim_layer_decay": 1.0, "optim_head_factor": 1.0}
 
@@ -146,7 +148,12 @@ class OptimizerOptions:
         own_rows=True,
         metavar="NAME",
     )
-    optim_lr: float = option(1e-3, "highest learning rate", minimum=0)
+    optim_lr: float | None = option(
+        None,
+        f"highest learning rate. none: {RANDOM_LR:g} for a network for single slices that starts from random weights, "
+        f"{LR:g} for one that starts from trained ones and for other kinds. config.yaml has the number",
+        minimum=0,
+    )
     optim_weight_decay: float = option(
         1e-2, "weight decay of matrices and kernels; biases, norms and position embeddings have none", minimum=0
     )

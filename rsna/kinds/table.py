@@ -13,6 +13,7 @@ from typing import Any
 from common.cli.arguments import option, refuse_given
 from common.cli.choices import Row, table
 from common.errors import UsageError
+from common.training.optimizers import LR, RANDOM_LR
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class KindRow(Row):
 
     - ``meaningless``: patterns of options that mean nothing to the kind, as in ``seq_*``; ``but``: exceptions.
     - ``needs``: at least one of these options must be given; ``why``: the error message if none is.
+    - ``random_lr``: learning rate from random weights, where none is given.
     """
 
     path: str = field(kw_only=True)
@@ -28,11 +30,16 @@ class KindRow(Row):
     but: tuple[str, ...] = field(default=(), kw_only=True)
     needs: tuple[str, ...] = field(default=(), kw_only=True)
     why: str = field(default="", kw_only=True)
+    random_lr: float = field(default=LR, kw_only=True)
 
     def refuses(self, names: Iterable[str]) -> list[str]:
         """Return the options among ``names`` that mean nothing to this kind."""
         matching = [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.meaningless)]
         return [name for name in matching if name not in self.but]
+
+    def learning_rate(self, config: Any) -> float:
+        """Return the learning rate of a run where --optim_lr is not given."""
+        return LR if config.net_pretrained or config.net_weight_file is not None else self.random_lr
 
     def check(self, config: Any) -> None:
         """Raise UsageError if an option is given that means nothing to this kind, or none that it needs."""
@@ -53,6 +60,7 @@ KINDS: dict[str, KindRow] = table(
             "a network for single slices",
             path="rsna.kinds.slices.SliceKind",
             meaningless=("seq_*", "study_*"),
+            random_lr=RANDOM_LR,
         ),
         KindRow(
             "sequence",

@@ -318,9 +318,9 @@ def fold_plan(config: TrainConfig, parent: Path, number: int) -> Planned:
     If the fold still runs because only its cross-validation was killed, wait for its end.
     """
     folder = parent / fold_name(number)
-    default = to_dict(TrainConfig())
-    options = {name: value for name, value in to_dict(config).items() if value != default[name]}
-    options = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
+    fields = TrainConfig.__dataclass_fields__
+    given = [name for name in fields if getattr(config, name) != fields[name].default and name not in OWN_OPTIONS]
+    options = {name: value for name, value in to_dict(config).items() if name in given}
     own = {"data_fold": number, "output_dir": str(parent), "experiment_id": fold_name(number)}
     own |= {name: str(value) for name, value in fold_options(config, number).items()}
     with suppress(Stalled):

@@ -75,6 +75,25 @@ def test_a_validation_interval_between_optimizer_steps_is_refused_with_both_numb
     assert "--tr_accumulation_step=4" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [
+        ([], 3e-3),
+        (["--net_pretrained=1"], 1e-3),
+        (["--net_weight_file=a.pt"], 1e-3),
+        (["--net_kind=sequence", "--seq_features=1"], 1e-3),
+        (["--net_kind=study", "--net_weight_file=a.pt"], 1e-3),
+        (["--net_kind=examples.kind.HISTOGRAM"], 1e-3),
+        (["--optim_lr=0.002"], 2e-3),
+        (["--optim_lr=0.002", "--net_pretrained=1"], 2e-3),
+    ],
+)
+def test_a_rate_that_is_not_given_follows_from_the_start_and_is_a_number_from_then_on(flags, rate) -> None:
+    saved = to_dict(parse_args(TrainConfig, flags))
+    assert saved["optim_lr"] == rate
+    assert parse_args(TrainConfig, [], saved).optim_lr == rate
+
+
 SPLIT = ["--net_weight_file=a.pt"]
 AUDIT = ["--audit=a.csv"]
 SOURCE = ["--net_weight_file=a.pt", "--source=s", "--predict_output=o"]

@@ -236,7 +236,7 @@ def test_an_option_that_changes_the_result_must_be_named(runs: Runs) -> None:
     runs.start("change", signal=signal.SIGTERM, at=5)
     answer = runs.go_on("change", "--optim_lr=0.5")
     assert answer["code"] == 2
-    assert "--optim_lr=0.5 (the run has 0.001)" in answer["output"]
+    assert "--optim_lr=0.5 (the run has 0.003)" in answer["output"]
     assert "--tr_resume_change=optim_lr" in answer["output"]
     answer = runs.go_on("change", "--optim_lr=0.0", "--tr_resume_change=optim_lr")
     assert answer["code"] == 0, answer["output"]

@@ -171,7 +171,14 @@ def test_other_options_than_the_folds_have_are_refused(copy: Path, capsys) -> No
         again(copy, "--optim_lr=0.5")
     error = capsys.readouterr().err
     assert caught.value.code == 2
-    assert "--optim_lr=0.5 (the run has 0.001)" in error
+    assert "--optim_lr=0.5 (the run has 0.003)" in error
+
+
+@pytest.mark.parametrize("rate", ["0.003", "0.001", "0.02"])
+def test_a_fold_trains_by_its_cross_validations_rate_whatever_it_starts_from(tmp_path: Path, rate: str) -> None:
+    for start in ([], ["--net_weight_file=a.pt"]):
+        config = parse_args(TrainConfig, ["--data_fold=0,1", f"--optim_lr={rate}", *start])
+        assert parse_args(TrainConfig, fold_plan(config, tmp_path, 1).command).optim_lr == float(rate)
 
 
 @pytest.mark.parametrize(
