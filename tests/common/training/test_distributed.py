@@ -36,6 +36,7 @@ OPTIONS = [
     "--tr_iteration_valid=4",
     "--tr_iteration_log=2",
     "--tr_accumulation_step=2",
+    "--optim_lr=1e-3",  # Adam makes of rounding a step as large as the rate
     "--n_jobs=1",
 ]
 TWO = {"processes": 2}
