@@ -95,7 +95,7 @@ def pace_of_run(
     loaders = (data.train_loader, data.valid_loader)
     random, order = rng_state(), data.train_loader.sampler.state_dict()
     drawn = [loader.generator.get_state() for loader in loaders]
-    model = kind_of(config).build_model(config, data.channels, starting_weights=False)
+    model = kind_of(config).build_model(config, data.channels, None)
     network = build_network(config, data, model, device, amp_dtype)
     seconds = min(max(config.tr_hours * HOUR_S * MEASURED_SHARE, SHORTEST_S), LONGEST_S)
     distributed.tell([f"--tr_hours: measures training and validation, for about {seconds:.0f} s each"])
