@@ -144,8 +144,9 @@ def run(model: torch.nn.Module, data: Images, options: argparse.Namespace) -> No
     device = next(model.parameters()).device
     gpu = device.type == "cuda"
     loader = DataLoader(data, options.batch, shuffle=True, drop_last=True, generator=generator, pin_memory=gpu)
-    weights = torch.tensor(normalized_weights(LABEL_WEIGHTS, len(LABEL_WEIGHTS)), dtype=torch.float32)
-    loss_function = torch.nn.BCEWithLogitsLoss(weight=weights * len(weights)).to(device)
+    weights = normalized_weights(LABEL_WEIGHTS, len(LABEL_WEIGHTS)) * len(LABEL_WEIGHTS)
+    filled = [torch.full((1,), weight, device=device) for weight in weights.tolist()]  # there: no copy, no wait
+    loss_function = torch.nn.BCEWithLogitsLoss(weight=torch.cat(filled))
     optimizer, after = LOOPS[options.rival](model, options.rate, options.iterations)
     model.train()
     update, total = 0, torch.zeros((), dtype=torch.float64, device=device)
