@@ -132,7 +132,7 @@ def chosen_weights(checkpoint: dict[str, Any], choice: str = BEST_WEIGHTS) -> tu
     """Return the name (raw, or an average's) and the state_dict of the chosen weights.
 
     :data:`BEST_WEIGHTS` chooses those that validated best. Raises UsageError, naming the known ones, for an average
-    that the checkpoint doesn't have.
+    that the checkpoint doesn't have, and for one that had not begun.
     """
     name = checkpoint["best_weights"] if choice == BEST_WEIGHTS else choice
     if name == RAW:
@@ -140,6 +140,12 @@ def chosen_weights(checkpoint: dict[str, Any], choice: str = BEST_WEIGHTS) -> tu
     if name not in checkpoint["averages"]:
         known = ", ".join((BEST_WEIGHTS, RAW, *checkpoint["averages"]))
         raise UsageError(f"--net_weights={name}: the checkpoint has no such weights, it has {known}")
+    validated = {key.partition("/")[0] for key in checkpoint["metrics"]}
+    if "valid" in validated and f"valid_{name}" not in validated:
+        raise UsageError(
+            f"--net_weights={name}: this average had not begun at iteration {checkpoint['iteration']}, where these "
+            "weights are from; a later checkpoint of the run, such as last.pt, may have it"
+        )
     return name, checkpoint["averages"][name]["model"]
 
 

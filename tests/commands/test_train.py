@@ -608,6 +608,7 @@ def test_averages_other_losses_samplers_and_finders_work_together_and_evaluate_p
         "--tr_swa=1",
         "--tr_swa_start=0.5",
         "--tr_lr_find=1",
+        *("--optim_lr=1e-3", "--net_head_init=random"),  # best at the end, when all averages have begun
     ]
     folder = train.main([*trained.flags, *flags, f"--output_dir={tmp_path}"])
     printed = capsys.readouterr().err

@@ -30,6 +30,7 @@ from common.checkpoint import (
     MOST_PICKLE_BYTES,
     MOST_VALUES,
     REQUIRED_KEYS,
+    chosen_weights,
     load_checkpoint,
     load_weights_file,
     save_checkpoint,
@@ -89,6 +90,16 @@ def test_what_is_saved_reads_back_with_the_format_version(tmp_path):
     scheduler.load_state_dict(loaded["scheduler"])
     assert scheduler.milestones == Counter([2, 4])
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_an_average_that_had_not_begun_when_the_best_weights_were_written_is_refused_in_words():
+    averages = {name: {"model": contents()["model"]} for name in ("ema", "swa")}
+    metrics = {"valid/weighted_log_loss": 0.2, "valid_ema/weighted_log_loss": 0.1}
+    checkpoint = contents(averages=averages, metrics=metrics)
+    assert chosen_weights(checkpoint, "ema")[0] == "ema"
+    with pytest.raises(UsageError, match=r"--net_weights=swa: this average had not begun at iteration 10, .*last\.pt"):
+        chosen_weights(checkpoint, "swa")
+    assert chosen_weights({**checkpoint, "metrics": {}}, "swa")[0] == "swa"  # saved before the first validation
 
 
 PLAIN = st.recursive(
