@@ -35,7 +35,7 @@ from rsna.prepare.remarks import failed_share, list_reasons, too_many_failed
 from rsna.prepare.series_choice import describe_choice, series_table, without_choice
 from rsna.prepare.source import find_source, key_place, read_tables
 from rsna.prepare.tables import file_order, label_images, label_shares, make_groups
-from rsna_dataset import dataset_folder, identities_of
+from rsna_dataset import LABELS, STUDY_LABELS, dataset_folder, identities_of
 
 SURVEY_FILES = 400  # read at most
 SURVEY_SECONDS = 10.0  # after which no further batch is begun
@@ -110,7 +110,7 @@ def describe(job: Job, faults: list[UserError]) -> Iterator[str]:
     table = metadata_table(images, labelled.labels, file_order(job.files, images)).set_index("id")
     if whole and (singles := describe_singles(table)):
         yield singles
-    yield from describe_series(job, table)
+    yield from describe_series(job, table, whole)
     yield from describe_labels(job, labelled.labels, images, unmatched["row"] if whole and "row" in unmatched else ())
     yield from describe_folds(labelled, images, whole, faults)
     yield from describe_cost(job, sample, faults)
@@ -165,11 +165,14 @@ def numbered(records: pd.DataFrame) -> pd.DataFrame:
     return mark_repeated(unique_images(records.assign(image_id=ids)).sort_index())
 
 
-def describe_series(job: Job, table: pd.DataFrame) -> Iterator[str]:
-    """Yield which series would be chosen, by the files read, and which studies have none. ``table``: the metadata."""
+def describe_series(job: Job, table: pd.DataFrame, whole: bool) -> Iterator[str]:
+    """Yield which series would be chosen, by the files read, and which studies have none. ``table``: the metadata.
+
+    Unless the ``whole`` source was read, a study without any may have one among the other files.
+    """
     series = series_table(table, job.config.series_mode(competition=job.source.competition is not None))
     yield f"series: {describe_choice(series)}"
-    if without := without_choice(series):
+    if whole and (without := without_choice(series)):
         yield f"  {len(without):,} studies have no series to use: {list_reasons(without)}"
 
 
@@ -196,6 +199,9 @@ def describe_labels(job: Job, labels: pd.DataFrame, images: pd.DataFrame, unmatc
             yield f"  {len(unmatched):,} keys fit no slice (rows {list_some(map(str, unmatched))})"
     if fits.any():
         yield f"  positive: {label_shares(labels.loc[images.index[fits]], 1)}"
+        if STUDY_LABELS[0] in labels:
+            studies = labels.loc[images.index[fits], list(STUDY_LABELS)].groupby(images["study_id"]).first()
+            yield f"  positive by study: {label_shares(studies.set_axis(list(LABELS), axis=1), 1)}"
 
 
 def describe_folds(job: Job, images: pd.DataFrame, whole: bool, faults: list[UserError]) -> Iterator[str]:

@@ -103,9 +103,9 @@ def write_tables(job: Job, records: pd.DataFrame, state: str) -> None:
 
 
 def label_shares(rows: pd.DataFrame, digits: int = 2) -> str:
-    """Return in words the share of positives among the slices that have each label, in per cent with ``digits``."""
+    """Return in words the share of positives among the rows that have each label, in per cent with ``digits``."""
     shares = rows[list(LABELS)].mean()
-    texts = {name: "no slice labelled" if np.isnan(share) else f"{share:.{digits}%}" for name, share in shares.items()}
+    texts = {name: "not labelled" if np.isnan(share) else f"{share:.{digits}%}" for name, share in shares.items()}
     return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 

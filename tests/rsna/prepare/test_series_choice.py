@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import preprocessing
 from common.preprocessing.series_facts import series_facts
+from rsna.prepare import survey
 from rsna.prepare.series_choice import RULES, choose_series, without_choice
 from rsna_dataset import LABELS, read_metadata
 from tests.runs import failure
@@ -222,6 +224,26 @@ def test_the_check_tells_which_series_would_be_chosen(hospital_archive: Path, tm
     printed = capsys.readouterr().out
     assert "1 studies have no series to use: study_" in printed
     assert "bone kernel (1)" in printed
+
+
+def test_the_check_of_a_part_calls_no_study_without_a_series_nor_without_its_bleeding(
+    hospital_archive: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large source a few files are read, and a study's series to use may be among the others."""
+    monkeypatch.setattr(survey, "SURVEY_FILES", 2)
+    only_bone = tmp_path / "bone"
+    only_bone.symlink_to(hospital_archive / "archive" / "0001" / "03")
+    uid = pydicom.dcmread(next(path for path in only_bone.iterdir() if path.is_file())).StudyInstanceUID
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"StudyInstanceUID,{','.join(LABELS)}\n{uid},0,0,0,0,1,1\n")
+    flags = [f"--pre_source={only_bone}", f"--pre_labels={labels}", f"--data_input_folder={tmp_path}"]
+    with suppress(SystemExit):  # a single study makes no folds
+        preprocessing.main([*flags, "--data_dataset=x", "--check=1", "--n_jobs=1"])
+    printed = capsys.readouterr().out
+    assert "2 files were read, spread over all" in printed
+    assert "have no series to use" not in printed
+    (line,) = [line for line in printed.splitlines() if "positive by study" in line]
+    assert line.endswith("subarachnoid 0.0%, subdural 100.0%, any 100.0%")
 
 
 def test_an_unknown_way_to_choose_is_refused(capsys) -> None:
