@@ -13,14 +13,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from pydicom.config import IGNORE
-from pydicom.config import settings as pydicom_settings
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from rsna.phantom import bleeding, scanner
 from rsna.phantom.plan import StudyPlan
 from rsna.phantom.scanner import IMPLEMENTATION_UID, PixelForm
-from rsna.phantom.study import LABELS, PhantomSettings, draw_scan, render_study
+from rsna.phantom.study import LABELS, PhantomSettings, draw_scan, render_study, side_by_side
 
 FORM = PixelForm(16, 1, -1024)
 THIN_MM, REPEATS = 1.0, 4
@@ -66,14 +64,8 @@ class ArchiveSeries:
 
 def write_archive_study(plan: StudyPlan, settings: PhantomSettings, folder: Path) -> list[dict[str, Any]]:
     """Write a study's series into ``folder``/archive. Return a row of archive_truth.csv for each series."""
-    threads, validation = cv2.getNumThreads(), pydicom_settings.writing_validation_mode
-    cv2.setNumThreads(1)
-    pydicom_settings.writing_validation_mode = IGNORE
-    try:
+    with side_by_side():
         return _write(plan, settings, folder)
-    finally:
-        cv2.setNumThreads(threads)
-        pydicom_settings.writing_validation_mode = validation
 
 
 def _write(plan: StudyPlan, settings: PhantomSettings, folder: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,12 +213,19 @@ def _scan_slice(
 
 def write_study(plan: StudyPlan, settings: PhantomSettings, folder: Path) -> list[dict[str, Any]]:
     """Write a study's DICOM files into ``folder``/stage_2_<split> and return a row of the truth file for each."""
+    with side_by_side():
+        return _write_study(plan, settings, folder)
+
+
+@contextmanager
+def side_by_side() -> Iterator[None]:
+    """Draw and write on one thread, since studies run side by side, and without pydicom's remarks on UIDs."""
     threads, validation = cv2.getNumThreads(), pydicom_settings.writing_validation_mode
-    cv2.setNumThreads(1)  # studies run side by side
+    cv2.setNumThreads(1)
     # The competition's identifiers (ID_…) are no DICOM UIDs, which pydicom would say once for each file.
     pydicom_settings.writing_validation_mode = IGNORE
     try:
-        return _write_study(plan, settings, folder)
+        yield
     finally:
         cv2.setNumThreads(threads)
         pydicom_settings.writing_validation_mode = validation
