@@ -46,6 +46,11 @@ FITS: dict[str, FunctionRow] = table(
     (
         FunctionRow("weights", "those with the lowest loss", path="common.evaluation.ensemble_fitting.fit_weights"),
         FunctionRow(
+            "weights_per_label",
+            "the same for each label alone, drawn towards those of all labels where a label is rare",
+            path="common.evaluation.ensemble_fitting.fit_weights_per_label",
+        ),
+        FunctionRow(
             "greedy",
             "greedy selection with replacement",
             path="common.evaluation.ensemble_fitting.greedy_weights",

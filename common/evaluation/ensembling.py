@@ -5,7 +5,7 @@ A frame of predictions holds float64 probabilities: a row for each image (the in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,9 +84,14 @@ def build_link(method: str, power: float | None = None) -> Link:
 
 
 def weighted_mean(linked: Array, weights: Array, link: Link) -> Array:
-    """Return probabilities (images, classes) from members after ``link.forward`` (members, images, classes)."""
+    """Return probabilities (images, classes) from members after ``link.forward`` (members, images, classes).
+
+    ``weights`` are of the members (members,) or of each class's members (members, classes), and sum to 1.
+    """
+    by_class = weights.ndim == 2
+    mean = np.einsum("mc,mnc->nc", weights, linked) if by_class else np.tensordot(weights, linked, axes=1)
     # Rounded weights can sum to 1 + 2e-16, and the mean of ones then lies above 1.
-    return np.clip(link.inverse(np.tensordot(weights, linked, axes=1)), 0.0, 1.0)
+    return np.clip(link.inverse(mean), 0.0, 1.0)
 
 
 def align(frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -109,12 +114,13 @@ def stacked(frames: Mapping[str, pd.DataFrame]) -> Array:
 
 
 def combine(
-    frames: Mapping[str, pd.DataFrame], weights: Sequence[float], method: str, power: float | None = None
+    frames: Mapping[str, pd.DataFrame], weights: npt.ArrayLike, method: str, power: float | None = None
 ) -> pd.DataFrame:
     """Align ``frames`` and return their weighted average by ``method`` and ``power`` (see :func:`build_link`).
 
-    ``weights`` are divided by their sum. Raises UsageError for an unknown method, and for weights that are not one for
-    each frame, finite, at least 0 and not all 0. Raises WorkError as :func:`align` does.
+    ``weights`` (frames,) or (frames, columns of the first) are divided by their sum. Raises UsageError for an unknown
+    method, and for weights that are not one for each frame, finite, at least 0 and not all 0. Raises WorkError as
+    :func:`align` does.
     """
     link = build_link(method, power)
     scale = scaled_weights(weights, len(frames))
@@ -124,14 +130,16 @@ def combine(
     return pd.DataFrame(values, index=first.index, columns=first.columns)
 
 
-def scaled_weights(weights: Sequence[float], count: int) -> Array:
-    """Return ``weights`` divided by their sum; UsageError as :func:`combine`."""
+def scaled_weights(weights: npt.ArrayLike, count: int) -> Array:
+    """Return ``weights`` (members,) or (members, classes) divided by their sum; UsageError as :func:`combine`."""
     values = np.asarray(weights, dtype=np.float64)
-    if values.shape != (count,):
-        raise UsageError(f"--weights: {values.size} given for {count} members; give one for each member")
-    if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
-        raise UsageError(f"--weights={','.join(f'{value:g}' for value in values)}: must be at least 0 and not all 0")
-    return values / values.sum()
+    if values.shape[:1] != (count,):
+        raise UsageError(f"--weights: {len(values)} given for {count} members; give one for each member")
+    totals = values.sum(axis=0)
+    if not np.isfinite(values).all() or (values < 0).any() or (totals <= 0).any():
+        typed = ",".join(f"{value:g}" for value in values.ravel())
+        raise UsageError(f"--weights={typed}: must be at least 0 and not all 0")
+    return values / totals
 
 
 def _check_frame(name: str, frame: pd.DataFrame) -> None:

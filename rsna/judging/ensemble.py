@@ -69,10 +69,11 @@ class HeldEnsemble:
 class Ensemble:
     """What :func:`build_ensemble` found. Without labels only weights, predictions and correlations are known.
 
-    ``predictions``: of every row. Those of labelled images are honest: if weights or calibration were fitted, then
-    without the image's patient. ``correlations``: of the members' logits. ``fitted``: the weights of all images and of
-    the outer folds. ``maps``: each label's calibration for images without labels. ``scores``: log losses of members and
-    ensemble. ``contributions``: for each member the ensemble's loss without it.
+    ``weights`` (M,), or (M, 6) where each label has its own. ``predictions``: of every row. Those of labelled images
+    are honest: if weights or calibration were fitted, then without the image's patient. ``correlations``: of the
+    members' logits. ``fitted``: the weights of all images and of the outer folds. ``maps``: each label's calibration
+    for images without labels. ``scores``: log losses of members and ensemble. ``contributions``: for each member the
+    ensemble's loss without it.
     """
 
     weights: np.ndarray
@@ -215,11 +216,26 @@ def _contributions(
     without: Sequence[np.ndarray],
     targets: np.ndarray,
 ) -> pd.DataFrame:
-    """Return for each member ``weight``, the ensemble's loss ``without`` it, and what it ``adds`` (> 0: it helps)."""
+    """Return for each member ``weight``, the ensemble's loss ``without`` it, and what it ``adds`` (> 0: it helps).
+
+    Where each label has weights of its own, a member's ``weight`` is their mean by the labels' shares of the loss.
+    """
     whole = weighted_loss(predictions, targets, SCALE)
     losses = [weighted_loss(values, targets, SCALE) for values in without] or [np.nan]
-    table = pd.DataFrame({"weight": weights, "without": losses}, index=pd.Index(names, name="member"))
+    table = pd.DataFrame({"weight": shared_weights(weights), "without": losses}, index=pd.Index(names, name="member"))
     return table.assign(adds=table["without"] - whole)
+
+
+def shared_weights(weights: np.ndarray) -> np.ndarray:
+    """Return one weight for each member (M,), of weights (M,) or of each label's (M, 6) by the shares of the loss."""
+    return weights if weights.ndim == 1 else weights @ SCALE
+
+
+def weights_by_label(ensemble: Ensemble, names: Sequence[str]) -> pd.DataFrame | None:
+    """Return the table of each member's weight for each label, or None where all labels share the weights."""
+    if ensemble.weights.ndim == 1:
+        return None
+    return pd.DataFrame(ensemble.weights, index=pd.Index(names, name="weight"), columns=list(LABELS))
 
 
 def _comparisons(
@@ -262,7 +278,7 @@ def write_parts(config: EnsembleConfig, members: Members, ensemble: Ensemble, fo
     if members.submissions:
         frames = {name: read_predictions(file) for name, file in members.submissions.items()}
         first = next(iter(members.submissions.values()))
-        submission = combine(frames, ensemble.weights.tolist(), config.ens_method, config.ens_power)
+        submission = combine(frames, ensemble.weights, config.ens_method, config.ens_power)
         write_submission(mapped(submission, ensemble.maps), first, folder / "submission.csv")
     elif len(members.known) < len(ensemble.predictions):
         name = "submission.csv" if members.all_submissions else "predictions.csv"
@@ -304,11 +320,14 @@ def ensemble_document(config: EnsembleConfig, members: Members, ensemble: Ensemb
         SAME_MODELS: members.same_models,
         "members": [
             {"name": name, "file": str(members.files[name]), "weight": weight}
-            for name, weight in zip(names, ensemble.weights.tolist(), strict=True)
+            for name, weight in zip(names, shared_weights(ensemble.weights).tolist(), strict=True)
         ],
         "correlations_of_logits": records(ensemble.correlations.reset_index(drop=True)),
         "unknown_lineage": list(members.together.unknown),
     }
+    by_label = weights_by_label(ensemble, names)
+    if by_label is not None:
+        document["weights_by_label"] = records(by_label.reset_index(names="name"))
     if ensemble.scores is not None:
         document["log_loss"] = records(ensemble.scores.reset_index(names="name"))
         document["contributions"] = records(ensemble.contributions.reset_index())
@@ -336,6 +355,8 @@ def describe_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemb
             format_table(ensemble.contributions),
             "",
         ]
+        by_label = weights_by_label(ensemble, list(members.predictions))
+        lines += [] if by_label is None else [format_table(by_label), ""]
         if any(file.name in PREDICTION_FILES for file in members.files.values()):
             lines += ["weights of networks are the best of their validations on such images: these scores flatter", ""]
     if ensemble.held is not None:

@@ -11,6 +11,7 @@ from common.evaluation.ensemble_choices import FITS
 from common.evaluation.ensemble_fitting import (
     fit_nested,
     fit_weights,
+    fit_weights_per_label,
     greedy_weights,
     logit_correlations,
     weighted_loss,
@@ -49,6 +50,42 @@ def test_fitted_weights_are_as_good_as_the_best_of_a_fine_grid(method, power):
     assert (weights >= 0).all()
 
 
+@pytest.mark.parametrize(("method", "power"), LINKS)
+def test_each_label_has_its_own_best_weights_drawn_to_the_shared_ones_by_its_number_of_images(method, power):
+    """The oracle: a fine grid of each label's own weights, and of those of both labels."""
+    stack, targets = made_up()
+    stack[:, :, 1] = stack[::-1, :, 1]  # the member that is better at one label is worse at the other
+    link = build_link(method, power)
+    shares = np.linspace(0, 1, 1001)
+
+    def losses(share, c):
+        values = weighted_mean(link.forward(stack), np.array([share, 1 - share]), link)[:, c]
+        return log_loss(targets[:, c], values, labels=[0, 1])
+
+    table = np.array([[losses(share, c) for c in (0, 1)] for share in shares])
+    own, shared = shares[table.argmin(axis=0)], shares[(table @ SCALE).argmin()]
+    part = np.minimum(targets.sum(axis=0), (1 - targets).sum(axis=0))
+    part = part / (part + 100)
+    found = fit_weights_per_label(link.forward(stack), targets, link, SCALE)
+    np.testing.assert_allclose(found[0], part * own + (1 - part) * shared, atol=2e-3)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-12)
+    assert found[0, 0] > found[0, 1]
+
+
+def test_a_label_that_no_image_has_or_of_which_nothing_is_known_takes_the_shared_weights():
+    stack, targets = made_up()
+    targets[:, 0] = 0
+    targets[:50, 1] = np.nan
+    link = build_link("logit")
+    found = fit_weights_per_label(link.forward(stack), targets, link, SCALE)
+    np.testing.assert_array_equal(found[:, 0], fit_weights(link.forward(stack), targets, link, SCALE))
+    targets[:, 0] = np.nan
+    found = fit_weights_per_label(link.forward(stack), targets, link, SCALE)
+    np.testing.assert_allclose(
+        found[:, 0], fit_weights(link.forward(stack)[:, 50:, 1:], targets[50:, 1:], link, np.ones(1)), atol=1e-4
+    )
+
+
 def test_greedy_selection_takes_the_member_that_lowers_the_loss_most_in_each_round():
     stack, targets = made_up(members=3, images=60)
     link = build_link("mean")
@@ -71,7 +108,8 @@ def test_predictions_of_an_outer_fold_come_from_weights_fitted_without_it(method
     patients = np.repeat(np.arange(40), 10)
     link = build_link("logit")
     fitted = fit_nested(link.forward(stack), targets, patients, link, SCALE, method)
-    assert fitted.fold_weights.shape == (5, 3)
+    assert fitted.fold_weights.shape in ((5, 3), (5, 3, 2))
+    np.testing.assert_allclose(fitted.fold_weights.sum(axis=1), 1, atol=1e-12)
     changed = targets.copy()
     changed[patients == 7] = 1 - changed[patients == 7]
     other = fit_nested(link.forward(stack), changed, patients, link, SCALE, method)

@@ -15,9 +15,10 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
 import evaluate
+from common.evaluation.metrics import normalized_weights
 from ensemble import main
 from rsna.forms import read_predictions
-from rsna_dataset import LABELS, read_metadata
+from rsna_dataset import LABEL_WEIGHTS, LABELS, read_metadata
 from tests import PROJECT
 from tests.runs import failure
 
@@ -248,6 +249,27 @@ def test_fitted_weights_mix_the_submissions_too(experiments):
     np.testing.assert_allclose(mixed, weights[0] * parts[0] + weights[1] * parts[1].loc[mixed.index], rtol=1e-12)
 
 
+def test_weights_of_each_label_are_shown_and_mix_its_predictions(experiments, capsys):
+    results, _ = experiments
+    flags = [f"--output_dir={results}", "--experiment_id=by", "--ens_fit=weights_per_label", "--ens_draws=100"]
+    folder = main(["good", "poor", *flags])
+    document = json.loads((folder / "ensemble.json").read_text())
+    by_label = pd.DataFrame(document["weights_by_label"]).set_index("name")
+    np.testing.assert_allclose(by_label.sum(), 1, rtol=1e-12)
+    assert len(set(by_label.loc["good"])) > 1
+    share = normalized_weights(LABEL_WEIGHTS, len(LABELS))
+    expected = (by_label[list(LABELS)] * share).sum(axis=1)
+    assert [member["weight"] for member in document["members"]] == pytest.approx(expected.tolist())
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["weight", *LABELS] for line in lines)
+    parts = [pd.read_csv(results / name / "submission.csv", index_col="ID")["Label"] for name in ("good", "poor")]
+    mixed = pd.read_csv(folder / "submission.csv", index_col="ID")["Label"]
+    weights = [by_label.loc[name].loc[mixed.index.str.split("_").str[-1]].to_numpy() for name in ("good", "poor")]
+    np.testing.assert_allclose(
+        mixed, weights[0] * parts[0].loc[mixed.index] + weights[1] * parts[1].loc[mixed.index], rtol=1e-12
+    )
+
+
 def test_a_calibrated_ensemble_maps_each_patient_by_others_and_its_submission_by_all(experiments, capsys):
     results, rows = experiments
     folder = main(["poor", f"--output_dir={results}", "--ens_calibrate=temperature", "--ens_draws=100"])
@@ -420,7 +442,7 @@ def test_calibration_by_one_patient_is_refused_and_leaves_no_experiment(experime
     assert not (results / "one").exists()
 
 
-@pytest.mark.parametrize("fit", ["weights", "greedy", "none"])
+@pytest.mark.parametrize("fit", ["weights", "weights_per_label", "greedy", "none"])
 def test_a_patients_prediction_does_not_depend_on_his_own_labels(experiments, small_dataset, tmp_path, fit):
     results, rows = experiments
     patient = rows["patient_id"].iloc[0]
