@@ -5,18 +5,23 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from common.cli import console
-from common.errors import EXIT_USAGE, EXIT_WORK, UserError, shortened
+from common.errors import EXIT_USAGE, EXIT_WORK, UserError, WorkError, shortened
 
 P = ParamSpec("P")
 R = TypeVar("R")
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # what a shell reports after SIGPIPE
-NO_SPACE = "failed to map segment"  # message of the loader of shared libraries without memory
+# Messages of the loader of shared libraries, and of Python, without memory (or, of threads, without a number left).
+NO_SPACE = ("failed to map segment", "can't start new thread")
+# Bytes of addresses. Measured with one thread: from 400 to 600 MB SciPy's OpenBLAS crashes or spins for ever.
+LEAST_ADDRESSES = 700 * 10**6
+LIMITS = "give it more memory, or look at ulimit -v, ulimit -u and the container's limit"
 
 
 def command(main: Callable[P, R]) -> Callable[P, R]:
@@ -29,6 +34,7 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            _check_addresses()
             with console.restored():
                 result = main(*args, **kwargs)
             sys.stdout.flush()
@@ -45,15 +51,24 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
                 raise
             print(shortened(f"error: {error.filename}: no file can have so long a name"), file=sys.stderr)
             raise SystemExit(EXIT_USAGE) from None
-        except (MemoryError, ImportError) as error:
-            if isinstance(error, ImportError) and NO_SPACE not in str(error):
+        except (MemoryError, ImportError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_SPACE):
                 raise
             words = (str(error).strip().splitlines() or ["no memory is left"])[-1]
-            limits = "give it more memory, or look at ulimit -v and the container's limit"
-            print(f"error: out of host memory ({words}); {limits}", file=sys.stderr)
+            print(f"error: out of host memory ({words}); {LIMITS}", file=sys.stderr)
             raise SystemExit(EXIT_WORK) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(EXIT_INTERRUPTED) from None
 
     return wrapper
+
+
+def _check_addresses() -> None:
+    """Raise WorkError where the process may have too few addresses (ulimit -v) for the libraries of any command."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES:
+        raise WorkError(
+            f"out of host memory (ulimit -v leaves {limit / 1e6:.0f} MB of addresses, and a command's libraries need "
+            f"{LEAST_ADDRESSES / 1e6:.0f} MB at least); {LIMITS}"
+        )

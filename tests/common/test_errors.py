@@ -109,6 +109,29 @@ def test_a_command_without_the_memory_to_load_its_libraries_is_one_line():
     assert "failed to map segment" in line
 
 
+@pytest.mark.parametrize("megabytes", [450, 600])
+def test_a_command_with_too_few_addresses_ends_before_its_libraries_crash_or_spin(megabytes):
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({megabytes * 10**6}, {megabytes * 10**6}))\n"
+        "import preprocessing; preprocessing.main(['--pre_source=/nowhere'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert f"ulimit -v leaves {megabytes} MB" in line
+
+
+def test_a_thread_that_cannot_start_is_one_line_and_other_errors_of_its_kind_are_ours(capsys):
+    with pytest.raises(SystemExit) as ended:
+        fail(RuntimeError("can't start new thread"))
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of host memory (can't start new thread)")
+    assert "ulimit -u" in line
+    with pytest.raises(RuntimeError, match="something else"):
+        fail(RuntimeError("something else"))
+
+
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
