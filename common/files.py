@@ -136,7 +136,10 @@ def inert_cells(frame: pd.DataFrame) -> pd.DataFrame:
 
     mended = frame.rename(columns=mend)
     for place, dtype in enumerate(frame.dtypes):
-        if dtype.kind not in "biuf":
+        if dtype.kind in "biuf":
+            continue
+        texts = {value for value in frame.iloc[:, place].tolist() if isinstance(value, str)}
+        if any(inert(text) != text for text in texts):  # most columns repeat a few texts, none of them a formula
             mended.isetitem(place, frame.iloc[:, place].map(mend).astype(dtype))
     return mended
 

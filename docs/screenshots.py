@@ -119,11 +119,9 @@ def report_pictures(page: Page, path: Path) -> None:
 def leaderboard_picture(page: Page, path: Path) -> None:
     """Take the table and the lines over all options."""
     show(page, path, 1200)
-    for heading in ("Two experiments compared", "Weighted log loss over an option"):
-        page.evaluate(
-            f"[...document.querySelectorAll('section')].find(s => s.textContent.startsWith({heading!r})).remove()"
-        )
-    write_picture("leaderboard", taken(page, 0, edge(page, "All options that differ", "bottom") + 16))
+    page.evaluate("document.getElementById('difference').closest('section').remove()")
+    page.evaluate("document.getElementById('scatter').remove()")
+    write_picture("leaderboard", taken(page, 0, edge(page, "The options of a group", "bottom") + 16))
 
 
 def dashboard_picture(page: Page, work: Path) -> None:

@@ -22,7 +22,8 @@ from common.reports import page
 
 SAMPLED_IMAGES = 400
 HU_EDGES = np.arange(-1050, 2001, 50)
-OUTLIERS_EACH, TILE = 3, 152
+OUTLIERS_EACH, TILE = 3, 320
+THUMBNAILS = 300  # in a page, some 6 MB
 EMPTY_SHARE = 0.01  # of the pixels above -500 HU
 BONE_HU, AIR_HU = 200, -800
 EXAMPLES = 4
@@ -83,8 +84,35 @@ def audit_page(data: AuditedDataset) -> str:
     verdict.sort(key=lambda row: not row[0])
     looks = sum(look for look, _ in verdict)
     lead = f"{looks} of {len(verdict)} points deserve a look before training." if looks else "Nothing stands out."
-    first = page.section("Verdict", page.paragraph(lead), page.findings(verdict))
-    return page.page(f"Dataset {data.name}: audit", data.description, [first, *parts])
+    gallery, named = _gallery(data, verdict)
+    first = page.section("Verdict", page.paragraph(lead), page.findings(verdict, named))
+    return page.page(f"Dataset {data.name}: audit", data.description, [first, *parts, gallery])
+
+
+def _gallery(data: AuditedDataset, verdict: Findings) -> tuple[str, list[str]]:
+    """Return pictures of the ids that the verdict names, each large when its id is clicked, and those ids.
+
+    An id of a series, study or patient shows a slice from the middle.
+    """
+    table, pictures = data.metadata, {}
+    words = dict.fromkeys(word for look, text in verdict if look for word in page.WORDS.findall(text))
+    kinds = [name for name in ("series_id", "study_id", "patient_id", "group_id") if name in table]
+    for word in [word for word in words if not word.isdigit()][:THUMBNAILS]:
+        own, what = table.loc[table.index == word], "image"
+        for name in kinds:
+            if own.empty:
+                own, what = table[table[name] == word], name.removesuffix("_id")
+        if own.empty:
+            continue
+        shown = own.sort_values("slice_index", kind="stable").index[len(own) // 2]
+        image = _load(data, shown)
+        if image is not None:
+            text = word if what == "image" else f"{what} {word}: a slice from the middle, {shown}"
+            pictures[word] = _tile(image, data.is_hu), text
+    if not pictures:
+        return "", []
+    said = "What the verdict names. A click enlarges a picture."
+    return page.section("Pictures of the verdict", page.paragraph(said), page.enlarging(pictures)), list(pictures)
 
 
 def _flag(verdict: Findings, ids: Sequence[str] | pd.Index, bad: str, good: str) -> None:
@@ -142,7 +170,7 @@ def _series(data: AuditedDataset, verdict: Findings) -> str:
         return ""
     series, table = data.series, data.metadata
     named = table["series_id"].where(table["series_id"] != "", table["study_id"])
-    rows, pictures = {}, []
+    rows, pictures = {}, {}
     for (choice, reason), part in series.groupby(["choice", "reason"]):
         slices = table[named.isin(part.index)]
         rows[f"{choice}: {reason}"] = [f"{len(part):,}", f"{part['study_id'].nunique():,}", f"{len(slices):,}"]
@@ -151,13 +179,15 @@ def _series(data: AuditedDataset, verdict: Findings) -> str:
             image = _load(data, own.index[len(own) // 2]) if len(own) else None
             if image is not None:
                 known = ", ".join(str(facts[name]) for name in SHOWN_FACTS if facts[name] not in ("", "unknown"))
-                pictures.append((_tile(image, data.is_hu), f"{series_id}: {choice}, {reason}; {known}"))
+                pictures[str(series_id)] = _tile(image, data.is_hu), f"{series_id}: {choice}, {reason}; {known}"
     without = set(series["study_id"]) - set(series["study_id"][series["choice"] == CHOSEN])
     _flag(verdict, sorted(without), "Studies without a series to use", "Every study has a series to use.")
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["series", "studies", "images"])
-    note = "series.csv has the reason of each. docs/data.md explains the rules."
+    note = "series.csv has the reason of each. docs/data.md explains the rules. A click enlarges a picture."
     return page.section(
-        "Series", page.table("What was chosen, and why not the others", frame, note), page.tiles(pictures)
+        "Series",
+        page.table("What was chosen, and why not the others", frame, note),
+        page.enlarging(pictures, "series"),
     )
 
 
@@ -446,19 +476,18 @@ def _outliers(data: AuditedDataset, verdict: Findings) -> str:
         (largest.nlargest(OUTLIERS_EACH).index, "largest picture"),
         (largest.nsmallest(OUTLIERS_EACH).index, "smallest picture"),
     ]
-    pictures, shown = [], set()
+    pictures: dict[str, tuple[np.ndarray, str]] = {}
     for ids, reason in wanted:
         for image_id in ids:
-            image = None if image_id in shown else _load(data, image_id)
+            image = None if image_id in pictures else _load(data, image_id)
             if image is None:
                 continue
-            shown.add(image_id)
             row = table.loc[image_id]
             text = f"{image_id}: {reason}; {row['rows']} × {row['columns']}, {row['hu_min']} to {row['hu_max']} HU"
-            pictures.append((_tile(image, data.is_hu), f"{text}, mean {row['hu_mean']:.0f}"))
+            pictures[image_id] = _tile(image, data.is_hu), f"{text}, mean {row['hu_mean']:.0f}"
     grey = "Grey from black at −1000 HU to white at 1000 HU." if data.is_hu else "The first window."
     return page.section(
-        "Outliers", page.paragraph(f"The images at the ends of each range. {grey}"), page.tiles(pictures)
+        "Outliers", page.paragraph(f"The images at the ends of each range. {grey}"), page.enlarging(pictures, "outlier")
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ LARGEST = 1e100  # larger numbers are not drawn: their differences can be infini
 MAX_TICKS = 6
 CHART_HEIGHT = 260
 JPEG_QUALITY = 90
+WORDS = re.compile(r"([^\s,;:()]+)")  # an id in a sentence is one
 NOTICE = "Not a medical device; not for diagnosis."
 COLOURS = ("one", "two", "three", "four", "five", "six", "seven")  # after Okabe and Ito, for colour-blind readers too
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 5", "12 4")
@@ -60,10 +62,19 @@ th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2p
 input, select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line);
   padding: .1rem .4rem; }
 th.who, td.who { position: sticky; left: 0; background: var(--card); text-align: left; }
+tr.group th { position: static; text-align: left; padding-top: 1rem; color: var(--ink); }
+tr.group span { position: sticky; left: 0; }
+td button { font: inherit; color: var(--one); background: none; border: 0; cursor: pointer; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 .who > * { display: block; width: max-content; max-width: 16rem; white-space: normal; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { .who > * { max-width: 8rem; } }
+@media (max-width: 40rem) { tr.group th { position: static; text-align: left; padding-top: 1rem; color: var(--ink); }
+tr.group span { position: sticky; left: 0; }
+td button { font: inherit; color: var(--one); background: none; border: 0; cursor: pointer; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
+.who > * { max-width: 8rem; } }
 a { color: var(--one); }
-nav a { margin-right: .9rem; white-space: nowrap; } caption { text-align: left; caption-side: top; }
+nav a { margin-right: .9rem; white-space: nowrap; }
+caption { text-align: left; caption-side: top; white-space: normal; }
 details { margin: .6rem 0; } summary { cursor: pointer; } code, pre { font-size: .85rem;
   overflow-wrap: anywhere; white-space: pre-wrap; }
 .big { font-size: 1.5rem; font-weight: 700; }
@@ -71,6 +82,9 @@ details { margin: .6rem 0; } summary { cursor: pointer; } code, pre { font-size:
 .tiles figure { padding: .4rem; }
 .tiles.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
 .tiles img { width: 100%; display: block; border-radius: 3px; }
+.tiles .close { display: none; } .tiles figure:target { grid-column: 1 / -1; outline: 2px solid var(--one); }
+.tiles figure:target img { width: min(100%, 40rem); } .tiles figure:target .close { display: block; }
+.tiles .close a { margin-right: 1rem; }
 .tiles p { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; }
 """
 
@@ -120,11 +134,24 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def findings(rows: Sequence[tuple[bool, str]]) -> str:
-    """Return a list of sentences, each marked as fine or as something to look at."""
+def findings(rows: Sequence[tuple[bool, str]], pictured: Collection[str] = ()) -> str:
+    """Return a list of sentences, each marked as fine or as something to look at.
+
+    Words of ``pictured`` lead to their pictures, see :func:`enlarging`.
+    """
     marks = {True: '<span class="mark look">▲ look</span>', False: '<span class="mark fine">✓ fine</span>'}
-    items = [f"<li>{marks[look]}{escape(text)}</li>" for look, text in rows]
+    links = {name: picture_link(name) for name in pictured}
+    items = [f"<li>{marks[look]}{_with_links(text, links)}</li>" for look, text in rows]
     return '<ul class="findings">' + "".join(items) + "</ul>"
+
+
+def _with_links(text: str, links: Mapping[str, str]) -> str:
+    return "".join(_linked(part, links) for part in WORDS.split(text))
+
+
+def picture_link(name: str, kind: str = "picture") -> str:
+    """Return the address of a picture on its page. One picture may be there once of each ``kind``."""
+    return f"#{kind}-{quote(name, safe='')}"
 
 
 def table(
@@ -318,16 +345,35 @@ def tiles(pictures: Sequence[tuple[np.ndarray, str]]) -> str:
     """Return pictures side by side with their captions: uint8, grey (H, W) as PNG or BGR (H, W, 3) as JPEG."""
     items = []
     for picture, text in pictures:
-        form = "png" if picture.ndim == 2 else "jpeg"
-        options = [] if picture.ndim == 2 else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-        done, content = cv2.imencode(f".{form}", picture, options)
-        if not done:
-            raise ValueError("the picture can't be encoded")
-        source = f"data:image/{form};base64," + base64.b64encode(content.tobytes()).decode("ascii")
-        words = escape(text, quote=True)
+        source, words = _embedded(picture, "png" if picture.ndim == 2 else "jpeg"), escape(text, quote=True)
         items.append(f'<figure><img src="{source}" alt="{words}"><p>{escape(text)}</p></figure>')
     wide = any(picture.shape[1] > 1.5 * picture.shape[0] for picture, _ in pictures)
     return f'<div class="tiles{" wide" if wide else ""}">' + "".join(items) + "</div>"
+
+
+def enlarging(pictures: Mapping[str, tuple[np.ndarray, str]], kind: str = "picture") -> str:
+    """Return thumbnails by name, uint8 (H, W), with their captions. One that is clicked, or linked to, is shown large.
+
+    This needs no script: the address names the picture. ``kind``: see :func:`picture_link`.
+    """
+    items = []
+    for name, (picture, text) in pictures.items():
+        source, link = _embedded(picture, "jpeg"), picture_link(name, kind)
+        words = escape(text, quote=True)
+        items.append(
+            f'<figure id="{escape(link[1:], quote=True)}"><a href="{escape(link, quote=True)}">'
+            f'<img src="{source}" alt="{words}" loading="lazy"></a><p>{escape(text)}</p>'
+            '<p class="close"><a href="#verdict">to the verdict</a> <a href="#all">make it small</a></p></figure>'
+        )
+    return '<div class="tiles">' + "".join(items) + "</div>"
+
+
+def _embedded(picture: np.ndarray, form: str) -> str:
+    """Return the address that holds a picture."""
+    done, content = cv2.imencode(f".{form}", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] * (form == "jpeg"))
+    if not done:
+        raise ValueError("the picture can't be encoded")
+    return f"data:image/{form};base64," + base64.b64encode(content.tobytes()).decode("ascii")
 
 
 def _figure(title: str, content: str, note: str, scrolls: bool = False) -> str:

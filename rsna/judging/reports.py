@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
 from common.cli.arguments import from_dict, parse_args, to_dict
@@ -19,8 +20,10 @@ from common.evaluation.resampling import Array
 from common.experiments.folder import CONFIG
 from common.files import write_text
 from common.foreign import read_json
+from common.preprocessing.labels import LEVEL
 from common.reports.evaluation import evaluation_page
 from common.reports.experiment import Evaluated, Together, experiment_page
+from common.reports.judgement import Judgement, hash_images, write_judgement
 from common.reports.leaderboard import HTML_FILE
 from common.reports.record import REPORT_FILE, Record, read_record, results_folder, write_unknown_lineage
 from common.reports.summary import Summary, read_summaries
@@ -28,14 +31,24 @@ from common.reports.together import folds_sections, members_section
 from common.trackers.tracker import Tracker
 from config import TrainConfig
 from rsna.forms import read_predictions
-from rsna.judging.evaluation import constant_prevalences, evaluate_predictions, labelled_rows
+from rsna.judging.evaluation import Evaluation, constant_prevalences, evaluate_predictions, labelled_rows
 from rsna.judging.options import DRAWS, EnsembleConfig, SecondLevelConfig
 from rsna.judging.report_pictures import pictures_of
 from rsna.judging.strata import described_images
 from rsna.training.lineage import overlap, overlap_lines
-from rsna.training.outcome import CROSS_VALIDATION_FILE, holds_out_folds, predictions_path
+from rsna.training.outcome import CROSS_VALIDATION_FILE, OUT_OF_FOLD_FILE, holds_out_folds, predictions_path
 from rsna.training.provenance import written_provenance
-from rsna_dataset import AUDIT_FILE, LABEL_WEIGHTS, LABELS, METRIC, dataset_folder, read_fold, select_rows
+from rsna_dataset import (
+    AUDIT_FILE,
+    LABEL_WEIGHTS,
+    LABELS,
+    METRIC,
+    dataset_folder,
+    known_groups,
+    read_dataset_info,
+    read_fold,
+    select_rows,
+)
 
 
 def write_report(folder: Path, status: str | None = None, tracker: Tracker | None = None) -> Path:
@@ -218,6 +231,8 @@ def judge(
 ) -> Evaluated | None:
     """Evaluate an experiment's predictions of the labelled ``rows``; None if it has no predictions yet.
 
+    The leaderboard's share of it is kept in the folder, see :func:`keep_judgement`.
+
     ``experiments``: see :func:`rsna.judging.report_pictures.pictures_of`. ``rows`` None: all labelled images of the
     dataset. ``prevalences`` (6,) None: those of :func:`rsna.judging.evaluation.constant_prevalences`.
     """
@@ -231,10 +246,40 @@ def judge(
         raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
     frame = frame.loc[rows.index]
     prevalences = constant_prevalences(labelled, rows.index) if prevalences is None else prevalences
-    found = evaluate_predictions(frame, rows, prevalences, DRAWS, described_images(data))
+    described = described_images(data)
+    found = evaluate_predictions(frame, rows, prevalences, DRAWS, described)
+    what = "out of fold" if path.name == OUT_OF_FOLD_FILE else f"fold {config.data_fold}"
+    of_studies = LEVEL in described and (described.loc[rows.index, LEVEL] == "study").any()
+    level = "slices with their studies' labels" if of_studies else "slices"
+    keep_judgement(folder, found, rows, str(read_dataset_info(data).get("hash", "0")), level, what)
     ids, provenance = written_provenance(path, config.data_input_folder)
     met = overlap(provenance.rows(ids.get_indexer(frame.index)), data, frame.index)
     document = found.document | {"lineage": met.document() | {"notes": overlap_lines(met, left_out=False)}}
     constant = float(found.table.loc[WEIGHTED, "constant_log_loss"])
     pictures, note = pictures_of(config, frame, rows, experiments)
     return Evaluated(document, found.study.predictions, found.study.targets, LABELS, constant, pictures, note)
+
+
+def keep_judgement(folder: Path, found: Evaluation, rows: pd.DataFrame, dataset: str, level: str, what: str) -> None:
+    """Write to an experiment's folder what the leaderboard needs of its evaluation; see :class:`Judgement`."""
+    study, weighted = found.study, found.study.samples["log_loss"][WEIGHTED]
+    low, high = (None if np.isnan(end) else float(end) for end in weighted.ends)
+    constant, area = float(found.table.loc[WEIGHTED, "constant_log_loss"]), study.samples["auroc"]["any"].value
+    judged = Judgement(
+        dataset,
+        hash_images(rows.index, study.targets, known_groups(rows)),
+        len(rows),
+        study.bootstrap.count,
+        level,
+        what,
+        METRIC,
+        float(weighted.value),
+        low,
+        high,
+        float(weighted.value) / constant if constant else None,
+        None if np.isnan(area) else float(area),
+    )
+    positive, known = (study.targets == 1).any(axis=1), study.known.any(axis=1)
+    place, count = study.bootstrap.place, study.bootstrap.count
+    sides = (np.bincount(place, side & known, count) for side in (positive, ~positive))
+    write_judgement(folder, judged, weighted.parts, *sides)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,8 +63,8 @@ def data(tmp_path: Path) -> AuditedDataset:
 
 def verdict(data: AuditedDataset) -> dict[str, bool]:
     """The sentences of the verdict and whether each asks for a look."""
-    rows = re.findall(r'<li><span class="mark (look|fine)">[^<]*</span>([^<]*)</li>', audit_page(data))
-    return {text.replace("&#x27;", "'"): kind == "look" for kind, text in rows}
+    rows = re.findall(r'<li><span class="mark (look|fine)">[^<]*</span>(.*?)</li>', audit_page(data))
+    return {re.sub("<[^>]+>", "", text).replace("&#x27;", "'"): kind == "look" for kind, text in rows}
 
 
 def looks(data: AuditedDataset) -> list[str]:
@@ -185,3 +187,23 @@ def test_windowed_and_missing_images_don_t_stop_it(data) -> None:
     for path in data.images.iterdir():
         path.unlink()
     assert "Outliers" in audit_page(data)
+
+
+def test_an_id_in_the_verdict_opens_its_picture_and_no_other_word_does(data) -> None:
+    changed = change(data, ["ID_07"], hu_min=40, hu_max=40)
+    fold = changed.folds["fold 0"].copy()
+    fold.iloc[10, fold.columns.get_loc("sample_type")] = "valid"  # a slice of S1
+    np.save(data.images / "ID_15.npy", np.full((8, 8), -1000, np.int16))  # in the middle of S1
+    html = audit_page(replace(changed, folds={"fold 0": fold}))
+    first = html[html.index('<section id="verdict">') :].partition("</section>")[0]
+    assert set(re.findall(r'<a href="(#[^"]+)">', first)) == {"#picture-ID_07", "#picture-P1"}
+    for name, level in (("ID_07", 40), ("P1", -1000)):
+        figure = html[html.index(f'<figure id="picture-{name}">') :].partition("</figure>")[0]
+        picture = base64.b64decode(re.search(r"data:image/jpeg;base64,([^\"]+)", figure)[1])
+        grey = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_GRAYSCALE)
+        assert grey.shape[0] >= 300  # large enough to look at
+        assert abs(float(grey.mean()) - (level + 1000) / 2000 * 255) < 2
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert {link for link in re.findall(r'href="#([^"]+)"', html) if link != "all"} <= set(ids)
+    assert "<script" not in html

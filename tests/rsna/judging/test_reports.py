@@ -15,18 +15,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 import report
 import train
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.evaluation.metrics import constant_predictor
+from common.reports.leaderboard import update_leaderboard
 from common.reports.page import tiles
 from common.reports.record import read_record
 from common.trackers.jsonl import JsonlTracker
+from rsna.judging.evaluation import evaluate_predictions, loss_change
 from rsna.judging.report_pictures import PICTURES_EACH, TILE
-from rsna.judging.reports import links_of, write_report
+from rsna.judging.reports import keep_judgement, links_of, write_report
 from rsna.training.lineage import checkpoint_lineage
-from rsna_dataset import LABELS, read_fold
+from rsna_dataset import LABEL_WEIGHTS, LABELS, read_fold
+from tests.browser import BROWSER
+from tests.common.reports.test_leaderboard import driven
 from tests.common.reports.test_page import check
+from tests.common.reports.test_record import experiment, point
 from tests.runs import failure
 
 METRIC = "weighted_log_loss"
@@ -287,3 +294,78 @@ def test_without_its_dataset_an_experiment_is_reported_all_the_same(reported: Re
 )
 def test_a_mistake_is_one_line_and_exit_code_2(reported: Reported, flags, part, capsys) -> None:
     assert part in failure(report.main, [f"--output_dir={reported.folder.parent}", *flags], capsys)
+
+
+def test_the_leaderboard_pairs_what_was_judged_on_the_same_images_as_evaluate_does(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    targets = (chance.random((120, 6)) < 0.4).astype(float)
+    targets[::2] = 0  # negative slices
+    targets[60:] = 0  # and negative patients
+    patients = [f"p{number // 3:02}" for number in range(120)]
+    ids = [f"i{number:03}" for number in range(120)]
+    rows = pd.DataFrame(targets, index=pd.Index(ids, name="id"), columns=list(LABELS))
+    rows = rows.assign(patient_id=patients, study_id=patients)
+
+    def judged(name: str, wrong: float, rows: pd.DataFrame = rows) -> pd.DataFrame:
+        truth = rows[list(LABELS)].to_numpy()
+        guess = np.clip(np.abs(truth - wrong) + chance.normal(0, 0.1, truth.shape), 0.02, 0.98)
+        frame = pd.DataFrame(guess, index=rows.index, columns=list(LABELS))
+        found = evaluate_predictions(frame, rows, np.full(6, 0.4), 20)
+        value = found.study.samples["log_loss"]["weighted"].value
+        experiment(
+            tmp_path / name, *(point(at, valid__weighted_log_loss=value * more) for at, more in ((1, 2), (2, 1)))
+        )
+        keep_judgement(tmp_path / name, found, rows, "a1b2", "slices", "out of fold")
+        return frame
+
+    def embedded() -> dict:
+        page = update_leaderboard(tmp_path, METRIC).read_text()
+        return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+    frames = {name: judged(name, wrong) for name, wrong in (("bad", 0.4), ("good", 0.2))}
+    judged("elsewhere", 0.3, rows.head(90))
+    (tmp_path / "evil").mkdir()
+    shutil.copytree(tmp_path / "good", tmp_path / "evil", dirs_exist_ok=True)
+    (tmp_path / "evil" / "judged.npz").write_bytes(b"PK" + bytes(99))
+    for _ in range(2):  # the second time from what was kept
+        data = embedded()
+        table = pd.read_csv(tmp_path / "leaderboard.csv")
+        assert table["experiment"].tolist() == ["evil", "good", "bad", "elsewhere"]
+        assert table["group"].nunique() == 2
+        ((row, other, *numbers, reason),) = data["pairs"]  # not with other images, nor with a file that can't be read
+        assert table.loc[[row, other], "experiment"].tolist() == ["good", "bad"]
+        due = loss_change(frames["good"].to_numpy(), frames["bad"].to_numpy(), targets, np.array(patients))
+        assert numbers == pytest.approx([due.value, due.low, due.high], rel=1e-7)
+        assert due.high < 0
+        assert reason == ""
+        (at, values), best = data["curves"]["good"], table.loc[1, METRIC]
+        assert (at, values) == ([1, 2], pytest.approx([2 * best, best], rel=1e-4))
+    constant = constant_predictor(np.full(6, 0.4), targets, LABEL_WEIGHTS)
+    assert table.loc[2, "of_constant"] == pytest.approx(table.loc[2, METRIC] / constant)
+    assert table.loc[2, "auroc/any"] == pytest.approx(roc_auc_score(targets[:, -1], frames["bad"]["any"]))
+    if BROWSER is not None:
+        tick = "document.querySelectorAll('#board input').forEach(box => {} && box.click());"
+        tick = tick.format("{}.includes(box.ariaLabel.slice(8))")
+        page = tmp_path / "leaderboard.html"
+        said = unescape(driven(page, tick.format(["bad", "good"])))
+        assert f"good minus that of bad, paired over patients: {due.value:.5f}, 95 % interval {due.low:.5f}" in said
+        assert "good is better." in said
+        assert re.findall(r'data-curve="(\w+)"', said) == ["good", "bad"]
+        assert f"{table.loc[2, METRIC]:.4f} [{table.loc[2, f'{METRIC}_low']:.4f}, " in said
+        apart = unescape(driven(page, tick.format(["bad", "elsewhere"])))
+        assert re.search(
+            "They can't be compared: bad belongs to “.*120 slices.*elsewhere belongs to “.*90 slices", apart
+        )
+        assert "data-curve" not in apart[apart.index('id="difference"') :].split("</section>")[0]
+        assert "report.py --experiment_id" in driven(page, tick.format(["evil", "good"]))
+    with (tmp_path / "bad" / "metrics.jsonl").open("a") as file:  # the run went on: what was judged is not its best
+        file.write(json.dumps(point(3, valid__weighted_log_loss=0.001)) + "\n")
+    assert embedded()["pairs"] == []
+
+
+def test_a_report_keeps_how_the_run_was_judged_and_the_leaderboard_says_on_which_images(reported: Reported) -> None:
+    table = pd.read_csv(reported.folder.parent / "leaderboard.csv", dtype={"experiment": str}).set_index("experiment")
+    row = table.loc[reported.folder.name]
+    predicted = pd.read_csv(reported.folder / "predictions_valid.csv")
+    assert row["group"].startswith(f"phantom, fold 0: {len(predicted)} slices of ")
+    assert (row["of_constant"] < 1) == ("this is" in reported.page)
