@@ -45,7 +45,7 @@ def test_train_sh_goes_from_a_fresh_clone_to_a_model_and_a_submission(tmp_path: 
     if free < NEEDED_BYTES:
         pytest.skip(f"an environment and a phantom need {NEEDED_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free")
     project = clone(tmp_path / "clone")
-    first = bash(project, "train.sh", "--tr_iteration_num=150", "--tr_iteration_valid=75")
+    first = bash(project, "train.sh", "--tr_iteration_num=100", "--tr_iteration_valid=100")
     assert first.returncode == 0, first.stderr[-2000:]
     lines = first.stdout.splitlines()[-3:]
     assert lines[0].split() == ["experiment", "output/results/1"]

@@ -62,6 +62,7 @@ ENSEMBLE = ["cv", "other", "--experiment_id=e", "--ens_draws=100"]
 LEVEL = ["cv", "other", "--experiment_id=e", "--level_trees=2", "--level_draws=100"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments", "killed"),
     [
@@ -135,6 +136,7 @@ def test_features_that_a_killed_command_left_half_written_do_not_stay(runs: Runs
     assert not [name for name in files(results) if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_a_prediction_of_dicom_files_that_was_killed_is_made_anew_in_its_folder(
     runs: Runs, results: Path, small_dataset: SmallDataset, tmp_path: Path
 ) -> None:

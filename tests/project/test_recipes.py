@@ -48,7 +48,7 @@ def test_the_commands_in_a_recipe_are_commands_of_this_project(recipe: Path) -> 
 @pytest.mark.parametrize("recipe", SLICES, ids=lambda path: path.stem)
 def test_a_slice_recipe_trains_its_own_model_and_transforms_on_small_pictures(recipe, small_dataset, tmp_path) -> None:
     flags = ["--data_fold=0", "--net_pretrained=0", "--data_image_size=64", "--tr_batch_size=2", "--tr_report=0"]
-    budget = ["--tr_iteration_num=2", "--tr_iteration_valid=2", "--n_jobs=1", "--dev_enabled=1"]
+    budget = ["--tr_iteration_num=1", "--tr_iteration_valid=1", "--n_jobs=1", "--dev_enabled=1"]
     place = [*small_dataset.flags, f"--output_dir={tmp_path}"]
     folder = train.main([f"--config={recipe}", *place, *flags, *budget])
     assert (folder / "best.pt").is_file()

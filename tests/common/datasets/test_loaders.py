@@ -241,7 +241,7 @@ def with_shared_memory(megabytes: int, tmp_path: Path, *arguments: str) -> subpr
     )
 
 
-@pytest.mark.parametrize("megabytes", [2, pytest.param(8, marks=pytest.mark.slow), 64])
+@pytest.mark.parametrize("megabytes", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (8, 64))])
 def test_with_little_shared_memory_the_same_batches_come_through_pipes_with_a_line(tmp_path: Path, megabytes) -> None:
     done = with_shared_memory(megabytes, tmp_path)
     assert done.stdout.split() == [str(2 * sum(range(40)) * 512 * 512)], done.stderr

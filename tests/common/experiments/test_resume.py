@@ -127,6 +127,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_goes_on_from_the_last_checkpo
     assert_same_run(folder, whole(runs))
 
 
+@pytest.mark.slow
 def test_loading_processes_leave_the_signals_to_the_run_and_the_result_as_it_is(runs: Runs) -> None:
     answer = runs.start("workers", "--n_jobs=2", signal=signal.SIGINT, place="iteration", at=7)
     assert answer["code"] == 75, answer["output"]
@@ -185,6 +186,7 @@ def killed_thrice_equals_whole(runs: Runs, name: str, flags: list[str]) -> dict:
     return load_checkpoint(runs.output_dir / killed / "last.pt")
 
 
+@pytest.mark.slow
 def test_averages_hard_examples_and_a_plateau_go_on_to_the_bit(runs: Runs) -> None:
     """Many states at once, each of which has moved by the end: it is not that there was nothing to compare."""
     last = killed_thrice_equals_whole(runs, "hard", [*LONG, *MIXES["hard"], "--tr_early_stop=9"])
@@ -195,6 +197,7 @@ def test_averages_hard_examples_and_a_plateau_go_on_to_the_bit(runs: Runs) -> No
     assert bool(torch.isfinite(last["sampler"]["epoch_losses"]).any())
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_stops_at_the_same_validation_however_often_it_was_killed(runs: Runs) -> None:
     last = killed_thrice_equals_whole(runs, "stopped", [*LONG, *MIXES["stopped"]])
     assert last["iteration"] == 12  # the first validation is a best one, and no later one is lower by 9

@@ -153,6 +153,7 @@ def test_synchronized_batch_norms_keep_names_weights_results_and_what_is_frozen(
 HARD = ["--data_sampler=hard", "--tr_iteration_num=16", "--tr_iteration_valid=8", "--tr_checkpoint_minutes=1e-9"]
 
 
+@pytest.mark.slow
 def test_hard_examples_are_shared_over_processes_and_go_on_after_a_kill(runs: Runs) -> None:
     """Three epochs of 6 iterations; from the second on the order follows from the losses that each process saw."""
     assert runs.start("hard_one", *HARD, "--tr_batch_size=48")["code"] == 0

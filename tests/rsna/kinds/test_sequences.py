@@ -126,6 +126,7 @@ def test_a_sequence_model_learns_and_is_evaluated_and_predicts_slices_and_studie
     assert (studies.loc[highest.index, list(LABELS)] >= highest - 1e-6).all(axis=None)  # noisy-or is never below it
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(results, small_dataset) -> None:
     with open_runs(results, [*small_dataset.flags, *OPTIONS, "--tr_checkpoint_minutes=1e-9"]) as runs:
         assert runs.start("whole")["code"] == 0
@@ -135,6 +136,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(results, small_dataset) -> None:
         assert_same_run(results / "killed", results / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_that_takes_all_their_series_at_once_and_validate_each_slice_once(
     results, small_dataset
 ) -> None:
