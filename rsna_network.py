@@ -63,14 +63,15 @@ class RSNANetwork(AbstractNetwork):
     def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
         """Return ``weighted_log_loss`` and ``log_loss/<class>`` over all labels that are there, in float64."""
         metric = WeightedLogLoss(self.class_names, self.class_weights)
-        metric.update(probabilities(predictions.logits), predictions.targets, predictions.image_ids)
+        logits = predictions.logits[:, : len(self.class_names)]
+        metric.update(probabilities(logits), predictions.targets, predictions.image_ids)
         return metric.compute()
 
 
 def prediction_frame(predictions: Predictions) -> pd.DataFrame:
     """Return probabilities (float64): one row for each image (index ``id``), one column for each label."""
     index = pd.Index(predictions.image_ids, name="id")
-    return pd.DataFrame(probabilities(predictions.logits), index=index, columns=list(LABELS))
+    return pd.DataFrame(probabilities(predictions.logits[:, : len(LABELS)]), index=index, columns=list(LABELS))
 
 
 def pooled_metrics(frame: pd.DataFrame, targets: pd.DataFrame) -> dict[str, float]:

@@ -21,7 +21,7 @@ from common.cli.choices import table
 from common.evaluation import binned
 from common.evaluation.calibration import calibration_error
 from common.evaluation.interval_rules import CalibrationRule, IntervalRule, MeanRule, RankingRule
-from common.evaluation.metrics import WEIGHTED, binary_log_losses
+from common.evaluation.metrics import STUDY, WEIGHTED, binary_log_losses
 from common.evaluation.resampling import Array
 from common.evaluation.texts import interval_text
 
@@ -104,19 +104,26 @@ METRICS: dict[str, Metric] = table(
 )
 
 
+def key_of_labels(key: str) -> str:
+    """Return what the keys of single labels begin with: ``study_log_loss/`` for ``study_weighted_log_loss``."""
+    return f"{STUDY * key.startswith(STUDY)}{metric_of(key).name}/"
+
+
 def metric_of(key: str) -> Metric:
     """Return the row of a validation metric's key: ``weighted_log_loss`` and ``log_loss/any`` mean the log loss.
 
-    A key without a row counts as a loss.
+    That of studies, ``study_weighted_log_loss``, means it too. A key without a row counts as a loss.
     """
-    name = key.removeprefix(f"{WEIGHTED}_").partition("/")[0]
+    name = key.removeprefix(STUDY).removeprefix(f"{WEIGHTED}_").partition("/")[0]
     return METRICS.get(name) or replace(METRICS["log_loss"], name=name, title=name.replace("_", " "))
 
 
 def key_title(key: str) -> str:
-    """Return a validation metric's key as people say it: ``weighted log loss``, ``log loss of any``."""
-    prefix, label = f"{WEIGHTED} " * key.startswith(f"{WEIGHTED}_"), key.partition("/")[2]
-    return f"{prefix}{metric_of(key).title}" + f" of {label}" * bool(label)
+    """Return a validation metric's key as people say it: ``weighted log loss``, ``log loss of any, by study``."""
+    of_study, label = key.startswith(STUDY), key.partition("/")[2]
+    prefix = f"{WEIGHTED} " * key.removeprefix(STUDY).startswith(f"{WEIGHTED}_")
+    said = f"{prefix}{metric_of(key).title}" + f" of {label}" * bool(label)
+    return said + "," * bool(of_study and label) + " by study" * of_study
 
 
 def metric_texts(row: Mapping[str, Any], digits: int | None = None) -> dict[str, str]:

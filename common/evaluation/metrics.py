@@ -19,6 +19,12 @@ Array = npt.NDArray[np.float64]
 # The competition scored with scikit-learn's log_loss of 2019, whose default eps was 1e-15.
 CLIP = 1e-15
 WEIGHTED = "weighted"  # row of every table by label: the labels' weighted mean
+STUDY = "study_"  # begins the key of a metric of whole studies: study_weighted_log_loss, study_log_loss/any
+
+
+def levels_of(metric: str) -> tuple[str, str]:
+    """Return the keys of a metric at both levels: that of slices, and that of whole studies."""
+    return metric, f"{STUDY}{metric}"
 
 
 def probabilities(logits: npt.ArrayLike) -> Array:
@@ -104,6 +110,14 @@ def constant_predictor(prevalences: npt.ArrayLike, targets: npt.ArrayLike, weigh
     if truth.ndim != 2 or constants.shape != truth.shape[1:] or len(truth) == 0:
         raise ValueError(f"prevalences (C,) and targets (N, C) expected, got {constants.shape} and {truth.shape}")
     return mean_log_loss(binary_log_losses(constants, truth), weights)
+
+
+def by_group(values: Array, groups: npt.ArrayLike) -> Array:
+    """Return each group's largest value in each column, groups sorted: for example slices (N, C) to studies."""
+    _, place = np.unique(np.asarray(groups), return_inverse=True)
+    result = np.full((place.max() + 1, values.shape[1]), -np.inf)
+    np.maximum.at(result, place, values)
+    return result
 
 
 class WeightedLogLoss:

@@ -284,14 +284,6 @@ def compare_areas(
     return pd.DataFrame(rows, columns=columns)
 
 
-def by_group(values: Array, groups: npt.ArrayLike) -> Array:
-    """Return each group's largest value in each column, groups sorted: for example slices (N, C) to studies."""
-    _, place = np.unique(np.asarray(groups), return_inverse=True)
-    result = np.full((place.max() + 1, values.shape[1]), -np.inf)
-    np.maximum.at(result, place, values)
-    return result
-
-
 def strata_table(study: ReaderStudy, strata: Mapping[str, npt.ArrayLike]) -> pd.DataFrame:
     """Return the weighted log loss of each part of each stratum, with its interval over patients.
 

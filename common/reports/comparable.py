@@ -33,11 +33,11 @@ class Group:
     judged: bool
 
 
-def group_of(config: Mapping[str, Any], judged: Mapping[str, Any]) -> Group:
+def group_of(config: Mapping[str, Any], judged: Mapping[str, Any], *, by_study: bool = False) -> Group:
     """Return an experiment's group: all that was judged on the same images of a dataset, with labels of one level.
 
     ``judged`` has the fields of :class:`common.reports.judgement.Judgement`. If it is empty, the options ``config``
-    tell which experiments have the same data.
+    tell which experiments have the same data, and ``by_study`` that an experiment's values are of studies.
     """
     options = {name: str(config.get(name) or "")[:MOST_TEXT] for name in DATA}
     data, folds = options["data_dataset"] or "unknown dataset", options["data_fold"] or "0"
@@ -48,6 +48,7 @@ def group_of(config: Mapping[str, Any], judged: Mapping[str, Any]) -> Group:
         return Group(key, f"{data}, {said} ({hashes})", judged["what"].startswith(OUT_OF_FOLD), True)
     out_of_fold = "," in folds or isinstance(config.get("members"), list)
     more = "".join(f", {name}={options[name]}" for name in DATA[2:] if options[name] not in ("", "0", "False"))
+    more += ", by study" * by_study
     title = f"{data}, {OUT_OF_FOLD if out_of_fold else f'fold {folds}'}{more}: not judged yet"
     return Group((title,), title, out_of_fold, False)
 

@@ -18,6 +18,7 @@ from common.reports.page import Line
 Array = npt.NDArray[np.float64]
 
 CURVE_POINTS = 200
+ONLY_STUDIES = "Only studies have labels: all that follows is of studies, none of it of slices."
 UNIT = (0.0, 1.0)
 MAPPED = {"by temperature": "temperature", "isotonic": "isotonic"}
 
@@ -38,8 +39,8 @@ def evaluation_sections(
 ) -> list[str]:
     """Return the sections of an evaluation.
 
-    ``document``: the evaluation as evaluate.py writes it as JSON. ``predictions``, ``targets`` (N, C): the evaluated
-    slices'. ``names``: the C labels.
+    ``document``: the evaluation as evaluate.py writes it as JSON. ``predictions``, ``targets`` (N, C): those of the
+    slices, or of the studies if only these have labels. ``names``: the C labels.
     """
     note = document["no_interval"] or (
         f"95 % intervals over {document['patients']} patients, {document['positive_patients']} positive"
@@ -50,14 +51,15 @@ def evaluation_sections(
         ("study_level", "Studies (highest slice)"),
         ("study_output", "Studies (the model's output)"),
     )
-    tables = [page.table(title, interval_table(document[key]), note) for key, title in levels if key in document]
+    tables = [page.table(title, interval_table(document[key]), note) for key, title in levels if document.get(key)]
+    units, points = document["level"], document["operating_points"]
     curves = (roc_chart(predictions, targets, names), recall_chart(predictions, targets, names))
     calibrated = calibration_texts(document["calibration"])
-    confusion = confusion_table(document["operating_points"]["slice_level"], predictions, targets, names)
+    confusion = confusion_table(points["slice_level"] or points["study_level"], predictions, targets, names)
     notes = document.get("lineage", {}).get("notes", [])  # networks of unknown lineage, images left out
     return [
         *([page.section("What the networks learnt from", *map(page.paragraph, notes))] if notes else []),
-        page.section("Labels", *tables),
+        page.section("Labels", *([] if document["slice_level"] else [page.paragraph(ONLY_STUDIES)]), *tables),
         page.section("Ranking", page.cards(*curves)),
         page.section(
             "Calibration",
@@ -72,15 +74,20 @@ def evaluation_sections(
         page.section(
             "Operating points",
             page.table(
-                "Slices at 90 % sensitivity and at 90 % specificity",
+                f"{units.capitalize()} at 90 % sensitivity and at 90 % specificity",
                 confusion,
-                "A slice counts as positive at or above the threshold, which these same slices set. TP, FP, FN, TN: "
+                f"Of these {units} those at or above the threshold count as positive; they set it. TP, FP, FN, TN: "
                 "true and false positives, false and true negatives.",
             ),
-            decision_chart(document["decision_curve"]),
+            decision_chart(document["decision_curve"], units=units),
         ),
         *strata_section(document["strata"]),
     ]
+
+
+def judging_rows(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the rows by label at the level that judges: slices, or studies where only these have labels."""
+    return document["slice_level"] or document.get("study_output") or document["study_level"]
 
 
 def interval_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -188,7 +195,7 @@ def confusion_table(
     return table.sort_values("held", kind="stable", ascending=False).set_index("label")
 
 
-def decision_chart(rows: Sequence[Mapping[str, Any]], label: str = "any") -> str:
+def decision_chart(rows: Sequence[Mapping[str, Any]], label: str = "any", units: str = "slices") -> str:
     """Draw one label's net benefit of acting on the model, on everyone and on nobody."""
     known = [row for row in rows if row["label"] == label]
     at = [row["threshold"] for row in known]
@@ -204,8 +211,8 @@ def decision_chart(rows: Sequence[Mapping[str, Any]], label: str = "any") -> str
         if all(row[f"model_{end}"] is not None for row in known)
     ]
     note = (
-        "True positives minus false positives weighted by the threshold's odds, a slice (Vickers and Elkin 2006); low "
-        "and high end of the 95 % interval at each threshold."
+        "True positives minus false positives weighted by the threshold's odds, as a share of the "
+        f"{units} (Vickers and Elkin 2006); low and high end of the 95 % interval at each threshold."
     )
     axes = ("threshold of risk", "net benefit")
     return page.lines(

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.evaluation.metric_table import key_title, metric_of
+from common.evaluation.metric_table import key_of_labels, key_title, metric_of
 from common.evaluation.metrics import WEIGHTED
 from common.evaluation.resampling import Array
 from common.reports import page
-from common.reports.evaluation import evaluation_sections
+from common.reports.evaluation import evaluation_sections, judging_rows
 from common.reports.page import Line
 from common.reports.record import FINISHED, Record, duration
 from common.reports.summary import Summary
@@ -101,9 +101,9 @@ def experiment_page(
 
 
 def best_of(summaries: Sequence[Summary], metric: str) -> Summary | None:
-    """Return the experiment with the best value of ``metric``; None if none was validated."""
-    row = metric_of(metric)
-    return min((one for one in summaries if one.best), key=lambda one: (row.rank(one.best[0]), one.name), default=None)
+    """Return the experiment with the best value of ``metric``; None if none was validated by it."""
+    row, judged = metric_of(metric), [one for one in summaries if one.best and one.metric == metric]
+    return min(judged, key=lambda one: (row.rank(one.best[0]), one.name), default=None)
 
 
 def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: Together | None) -> str:
@@ -122,7 +122,7 @@ def _judged(record: Record, metric: str, evaluated: Evaluated | None, together: 
             said += f": the last one, so longer training may go on {'falling' if row.smaller_is_better else 'rising'}"
     if evaluated is None:
         return said + "."
-    found = next(found for found in evaluated.document["slice_level"] if found["label"] == WEIGHTED)
+    found = next(found for found in judging_rows(evaluated.document) if found["label"] == WEIGHTED)
     low, high = found.get(f"{row.name}_low"), found.get(f"{row.name}_high")
     if low is None or high is None:
         reason = found["no_interval"]  # none for a metric that has no rule for intervals
@@ -180,7 +180,7 @@ def _curves(record: Record, metric: str, constant: float | None) -> list[str]:
         losses.append(Line("constant predictor", [min(ends), max(ends)], [constant] * 2))
     by_label = [
         Line(key.rpartition("/")[2], *record.series(key), dots=True)
-        for key in record.keys if key.startswith(f"valid/{row.name}/")
+        for key in record.keys if key.startswith(f"valid/{key_of_labels(metric)}")
     ]  # fmt: skip
     charts = [
         page.lines("Loss", losses, ("iteration", "loss")),

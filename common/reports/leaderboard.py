@@ -16,6 +16,7 @@ import pandas as pd
 
 from common.errors import WorkError
 from common.evaluation.metric_table import METRICS, key_title, metric_of
+from common.evaluation.metrics import STUDY
 from common.files import inert_cells, write_csv, write_text
 from common.reports import page
 from common.reports.comparable import MOST_PAIRED, Pairs, group_of, paired_differences, rounded, shared_groups
@@ -55,7 +56,7 @@ def update_leaderboard(results: Path, metric: str, known: Mapping[Path, str] | N
     with _alone(results):
         summaries = read_summaries(results, metric, known)
         table = leaderboard(summaries, metric)
-        pairs = paired_differences(table, {one.name: one.judged for one in summaries if fits(one, metric)}, results)
+        pairs = paired_differences(table, {one.name: one.judged for one in summaries if fits(one)}, results)
         write_csv(results / CSV_FILE, inert_cells(table))
         reports = {one.name for one in summaries if (results / one.name / REPORT_FILE).is_file()}
         write_text(results / HTML_FILE, leaderboard_page(table, reports, metric, summaries, pairs))
@@ -81,14 +82,17 @@ def _alone(results: Path) -> Iterator[None]:
 def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
     """Return a row for each experiment: group by group, in each the best ``metric`` first, those without one last.
 
-    Only experiments of one ``group`` can be compared, see :mod:`common.reports.comparable`. The other columns:
+    Only experiments of one ``group`` can be compared, see :mod:`common.reports.comparable`. Those that studies judge
+    have groups of their own, which say so, with the metric by study in the metric's column. The other columns:
     ``experiment``, ``status``, the metric with the ends of its interval, ``of_constant`` (its share of the constant
     predictor's), ``iteration`` and ``weights`` of the best value, the other validation metrics at that iteration,
     ``hours``, ``started``, all options, ``unknown_lineage`` (networks behind it whose training images are unknown)
     and ``unreadable`` (problems with its files).
     """
     rank = metric_of(metric).rank
-    groups = shared_groups({one.name: group_of(one.config, one.judged) for one in summaries})
+    groups = shared_groups(
+        {one.name: group_of(one.config, one.judged, by_study=one.metric != metric) for one in summaries}
+    )
     size = Counter(groups.values())
 
     def order(one: Summary) -> tuple[Any, ...]:
@@ -98,7 +102,7 @@ def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
 
     ordered = sorted(summaries, key=order)
     best = [one.best or (float("nan"), None, "") for one in ordered]
-    judged = [one.judged if fits(one, metric) else {} for one in ordered]
+    judged = [one.judged if fits(one) else {} for one in ordered]
     columns: dict[str, list[Any]] = {
         "experiment": [one.name for one in ordered],
         "status": [one.status for one in ordered],
@@ -130,9 +134,9 @@ def leaderboard(summaries: Sequence[Summary], metric: str) -> pd.DataFrame:
     return table.astype({"iteration": "Int64"} | dict.fromkeys(numbers, "float64"))
 
 
-def fits(one: Summary, metric: str) -> bool:
+def fits(one: Summary) -> bool:
     """Whether the judgement is of the best value: a run may have gone on since its predictions were judged."""
-    known = bool(one.judged) and one.best is not None and one.judged["metric"] == metric
+    known = bool(one.judged) and one.best is not None and one.judged["metric"] == one.metric
     return known and abs(one.judged["value"] - one.best[0]) <= SAME_VALUE * abs(one.best[0])
 
 
@@ -153,8 +157,8 @@ def plain_column(values: list[Any]) -> Any:
 
 
 def is_score(name: str) -> bool:
-    """Whether a column is a metric of one label, such as ``log_loss/any``."""
-    return name.partition("/")[0] in METRICS and "/" in name
+    """Whether a column is a metric of one label, such as ``log_loss/any``, or of studies."""
+    return metric_of(name).name in METRICS and ("/" in name or name.startswith(STUDY))
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.evaluation.metric_table import metric_of
+from common.evaluation.metrics import levels_of
 from common.experiments.folder import CONFIG, ENVIRONMENT, is_in_progress
 from common.files import write_json, write_text
 from common.foreign import read_json, read_yaml
@@ -75,6 +76,10 @@ class Record:
                 found += [(value, at, weights) for at, value in zip(*self.series(key), strict=True) if value == value]
         row = metric_of(metric)
         return min(found, key=lambda point: (row.rank(point[0]), *point[1:]), default=None)
+
+    def judged_by(self, metric: str) -> str:
+        """Return ``metric``, or its key by study if the experiment was validated by studies alone."""
+        return next((key for key in levels_of(metric) if self.best(key)), metric)
 
     @property
     def seconds(self) -> float:

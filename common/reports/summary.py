@@ -35,7 +35,7 @@ from common.trackers.jsonl import FILE_NAME, MOST_LINE_BYTES
 
 KEPT_FILE = ".leaderboard.jsonl"
 FILES = (CONFIG, ENVIRONMENT, FILE_NAME, STATUS_FILE, LINEAGE_FILE, JUDGED_FILE)
-FORM = 4  # version of the kept lines; for a line of another version the folder is read again
+FORM = 5  # version of the kept lines; for a line of another version the folder is read again
 MOST_POINTS = 40  # of a curve
 
 Curve = tuple[Sequence[int], Sequence[float]]
@@ -46,15 +46,17 @@ NO_CURVE: Curve = ((), ())
 class Summary:
     """An experiment in short; see :class:`Record` for the other fields.
 
-    ``best``: best value of the metric, its iteration and weights; None: never validated. ``scores``: the other
-    validation metrics at that iteration. ``started``: ISO 8601, empty if unknown. ``curve``: iterations and values of
-    the metric, at most :data:`MOST_POINTS`. ``judged``: see :class:`common.reports.judgement.Judgement`, empty if the
-    predictions were not judged.
+    ``metric``: the metric that judges it, by study where only studies have labels. ``best``: its best value, with
+    iteration and weights; None: never validated. ``scores``: the other validation metrics at that iteration.
+    ``started``: ISO 8601, empty if unknown. ``curve``: iterations and values of the metric, at most
+    :data:`MOST_POINTS`. ``judged``: see :class:`common.reports.judgement.Judgement`, empty if the predictions were not
+    judged.
     """
 
     name: str
     config: Mapping[str, Any]
     status: str
+    metric: str
     best: tuple[float, int, str] | None
     scores: Mapping[str, float | None]
     hours: float
@@ -66,7 +68,8 @@ class Summary:
 
 
 def summarize(record: Record, metric: str) -> Summary:
-    """Summarize a record at the best value of ``metric``."""
+    """Summarize a record at the best value of ``metric``, see :meth:`Record.judged_by`."""
+    metric = record.judged_by(metric)
     best, scores, curve = record.best(metric), {}, NO_CURVE
     if best is not None:
         prefix = "valid/" if best[2] == "raw" else f"valid_{best[2]}/"
@@ -79,6 +82,7 @@ def summarize(record: Record, metric: str) -> Summary:
         record.name,
         record.config,
         record.status,
+        metric,
         None if best is None else (float(best[0]), *best[1:]),
         scores,
         round(record.seconds / 3600, 3),
@@ -182,7 +186,8 @@ def _kept_summary(line: str, content: Any, metric: str, base: Mapping[str, Any])
         summary = Summary(**facts)
         best, changed = summary.best, summary.config
         iterations, values = summary.curve
-        texts = (summary.name, summary.status, summary.started, *summary.problems, *summary.unknown_lineage)
+        plain = (summary.name, summary.status, summary.metric, summary.started)
+        texts = (*plain, *summary.problems, *summary.unknown_lineage)
         whole = (
             content["metric"] == metric
             and all(isinstance(text, str) for text in texts)

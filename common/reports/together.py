@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.evaluation.metric_table import key_title, metric_of
+from common.evaluation.metric_table import key_of_labels, key_title, metric_of
 from common.reports import page
 from common.reports.page import Line
 from common.reports.record import REPORT_FILE, Record
@@ -71,7 +71,7 @@ def label_values(folds: Sequence[Record], metric: str) -> pd.DataFrame:
         if best is None:
             continue
         group = "valid" if best[2] == "raw" else f"valid_{best[2]}"
-        prefix = f"{group}/{metric_of(metric).name}/"
+        prefix = f"{group}/{key_of_labels(metric)}"
         for key in fold.keys:
             if key.startswith(prefix):
                 values = columns.setdefault(key.removeprefix(prefix), [np.nan] * len(folds))

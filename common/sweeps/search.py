@@ -163,7 +163,8 @@ class Search:
         wait_for_orphan(self.folder / name)  # its search was killed
         experiment = planned(line, self.folder)
         code, pruned = (0, False) if experiment.state == FINISHED else self._train(trial, name, experiment.command)
-        best = read_record(self.folder / name).best(self.metric)
+        record = read_record(self.folder / name)
+        best = record.best(record.judged_by(self.metric))
         if pruned and code:
             study.tell(trial, state=TrialState.PRUNED)
         elif code or best is None:
@@ -186,7 +187,8 @@ class Search:
 
         def look() -> None:
             nonlocal pruned, seen
-            iterations, values = read_record(self.folder / name).series(f"valid/{self.metric}")
+            record = read_record(self.folder / name)
+            iterations, values = record.series(f"valid/{record.judged_by(self.metric)}")
             for at, value in list(zip(iterations, values, strict=True))[seen:]:
                 seen += 1
                 trial.report(value, int(at))

@@ -15,7 +15,6 @@ from common.evaluation.metrics import WEIGHTED, binary_log_losses, prevalences_o
 from common.evaluation.reader import (
     Change,
     ReaderStudy,
-    by_group,
     calibration_table,
     change_of,
     compare_areas,
@@ -28,6 +27,7 @@ from common.evaluation.statistics import SHORT, label_table
 from common.files import write_csv, write_json, write_text
 from common.reports.evaluation import evaluation_page
 from rsna.judging.strata import strata_of
+from rsna.kinds.levels import LEVELS, Level, has_slice_labels, level_of
 from rsna_dataset import (
     IDENTITY_COLUMNS,
     LABEL_WEIGHTS,
@@ -35,7 +35,6 @@ from rsna_dataset import (
     known_groups,
     label_columns,
     read_metadata,
-    study_targets,
     whole_labels,
 )
 
@@ -48,12 +47,16 @@ SAME_STUDY = 1e-6  # the model's output for a study equals its highest slices wh
 class Evaluation:
     """What :func:`evaluate_predictions` found.
 
-    ``study``: metrics of the slices. ``studies``: metrics of the studies, each predicted by its highest slice.
-    ``table``: a row for each label and ``weighted``, with the metrics, their intervals and the constant predictor's.
-    ``document``: everything in JSON's types. ``worst``: the images with the highest weighted log loss. ``judged``:
-    metrics of the model's own output for the studies, if it differs from the highest slices.
+    ``level``: the level that judges, see :func:`rsna.kinds.levels.level_of`. ``study``: its metrics. ``studies``:
+    metrics of the studies, each predicted by its highest slice. ``judged``: metrics of the model's own output for the
+    studies, if it differs from the highest slices.
+
+    ``table``: a row for each label and ``weighted``, with the level's metrics, their intervals and the constant
+    predictor's. ``document``: everything in JSON's types. ``worst``: the images, or studies, with the highest weighted
+    log loss.
     """
 
+    level: Level
     study: ReaderStudy
     studies: ReaderStudy
     table: pd.DataFrame
@@ -86,8 +89,8 @@ def constant_basis(labelled: pd.DataFrame, known: pd.Index) -> pd.DataFrame:
 
 
 def constant_prevalences(labelled: pd.DataFrame, known: pd.Index) -> np.ndarray:
-    """Return the constant predictor's prevalences (6,), those of :func:`constant_basis`."""
-    return prevalences_of(constant_basis(labelled, known)[list(LABELS)])
+    """Return the constant predictor's prevalences (6,), those of :func:`constant_basis`, at the level of ``known``."""
+    return prevalences_of(level_of(labelled.loc[known]).truth(constant_basis(labelled, known)))
 
 
 def evaluate_predictions(
@@ -100,78 +103,80 @@ def evaluate_predictions(
 ) -> Evaluation:
     """Evaluate the probabilities ``frame`` against the labels ``rows`` (same ids, same order), by slice and by study.
 
-    ``prevalences`` (C,): the constant predictor's. ``described``: the dataset's metadata, for the strata. ``judged``:
-    the model's own output for whole studies (index ``study_id``).
+    Where only studies have labels, all is of studies, and there are no tables of slices. ``prevalences`` (C,): the
+    constant predictor's. ``described``: the dataset's metadata, for the strata. ``judged``: the model's own output for
+    whole studies (index ``study_id``).
     """
-    predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
-    study, studies = reader_studies(frame, rows, draws)
+    level = level_of(rows)
+    slices, studies = reader_studies(frame, rows, draws)
+    own = None if judged is None else study_level(frame, rows, draws, judged)
+    study = slices or own or studies
+    predictions, targets, units = study.predictions, study.targets, level.truth(rows).index
     intervals = study.intervals()
     table = label_table(predictions, targets, LABELS, LABEL_WEIGHTS, prevalences, intervals)
     table = table.join(intervals.drop(columns=list(SHORT)))
-    worst = worst_images(predictions, targets, rows)
-    strata = strata_table(study, strata_of(rows, described))
+    worst = worst_images(predictions, targets, units)
+    strata = [] if slices is None else records(strata_table(slices, strata_of(rows, described)))
+    patients = study.bootstrap.place
     document = {
+        "level": level.units,
         "images": len(rows),
         "patients": study.bootstrap.count,
         "positive_patients": study.evidence[WEIGHTED].positive,
         "no_interval": study.evidence[WEIGHTED].reason,
         "studies": len(studies.targets),
         "draws": draws,
-        "slice_level": records(table.reset_index()),
+        "slice_level": [] if slices is None else records(table.reset_index()),
         "study_level": records(studies.intervals().reset_index()),
         "operating_points": {
-            "slice_level": records(study.operating_points()),
-            "study_level": records(studies.operating_points()),
+            "slice_level": [] if slices is None else records(slices.operating_points()),
+            "study_level": records((studies if slices else study).operating_points()),
         },
-        "calibration": records(
-            calibration_table(predictions, targets, known_groups(rows), LABELS, LABEL_WEIGHTS).reset_index()
-        ),
+        "calibration": records(calibration_table(predictions, targets, patients, LABELS, LABEL_WEIGHTS).reset_index()),
         "reliability": {name: records(reliability_table(*study.labelled(c))) for c, name in enumerate(LABELS)},
         "decision_curve": records(study.decision_curve()),
-        "strata": records(strata),
+        "strata": strata,
         "largest_error_of_binned_scores": study.binning_errors(),
         "worst_images": records(worst.head(10)),
     }
-    own = None if judged is None else study_level(predictions, rows, draws, judged)
     if own is None or np.allclose(own.predictions, studies.predictions, rtol=0, atol=SAME_STUDY):
-        return Evaluation(study, studies, table, document, worst)
+        return Evaluation(level, study, studies, table, document, worst)
     document["study_output"] = records(own.intervals().reset_index())
     document["study_output_against_highest_slice"] = records(comparison(own, studies))
-    return Evaluation(study, studies, table, document, worst, own)
+    return Evaluation(level, study, studies, table, document, worst, own)
 
 
-def reader_studies(frame: pd.DataFrame, rows: pd.DataFrame, draws: int) -> tuple[ReaderStudy, ReaderStudy]:
-    """Return the metrics of the slices, and those of the studies, each predicted by its highest slice."""
+def reader_studies(frame: pd.DataFrame, rows: pd.DataFrame, draws: int) -> tuple[ReaderStudy | None, ReaderStudy]:
+    """Return the metrics of the slices, and those of the studies, each predicted by its highest slice.
+
+    There are none of slices where only studies have labels.
+    """
+    studies = study_level(frame, rows, draws)
+    if not has_slice_labels(rows):
+        return None, studies
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
     bootstrap = PatientBootstrap(known_groups(rows), draws, SEED)
-    study = ReaderStudy(predictions, targets, bootstrap, LABELS, LABEL_WEIGHTS)
-    return study, study_level(predictions, rows, draws)
+    return ReaderStudy(predictions, targets, bootstrap, LABELS, LABEL_WEIGHTS), studies
 
 
-def study_level(
-    predictions: np.ndarray, rows: pd.DataFrame, draws: int, judged: pd.DataFrame | None = None
-) -> ReaderStudy:
-    """Return the metrics of whole studies: a study has each label's highest probability.
+def study_level(frame: pd.DataFrame, rows: pd.DataFrame, draws: int, judged: pd.DataFrame | None = None) -> ReaderStudy:
+    """Return the metrics of whole studies: a study has each label's highest probability of ``frame``.
 
     Its label is that of :func:`rsna_dataset.study_targets`. ``judged`` (index ``study_id``): probabilities to use
     instead of the highest.
     """
-    patients = pd.Series(known_groups(rows), index=rows.index)
-    studies = rows["study_id"].where(rows["study_id"] != "", patients).to_numpy(dtype=str)
-    first = pd.Series(patients.to_numpy()).groupby(studies).first()  # sorted like by_group's result
-    bootstrap = PatientBootstrap(first.to_numpy(dtype=str), draws, SEED)
-    highest = by_group(predictions, studies)
-    values = highest if judged is None else judged.loc[np.unique(studies), list(LABELS)].to_numpy(np.float64)
-    truth = study_targets(rows, studies).to_numpy()
-    return ReaderStudy(values, truth, bootstrap, LABELS, LABEL_WEIGHTS)
+    level = LEVELS["study"]
+    bootstrap = PatientBootstrap(level.patients(rows).to_numpy(dtype=str), draws, SEED)
+    values = level.predicted(frame, judged, rows).to_numpy(np.float64)
+    return ReaderStudy(values, level.truth(rows).to_numpy(), bootstrap, LABELS, LABEL_WEIGHTS)
 
 
-def worst_images(predictions: np.ndarray, targets: np.ndarray, rows: pd.DataFrame) -> pd.DataFrame:
+def worst_images(predictions: np.ndarray, targets: np.ndarray, ids: pd.Index) -> pd.DataFrame:
     """Return the images with the highest weighted log loss: ``id``, ``log_loss``, each label and its probability."""
     sums, weights = image_losses(binary_log_losses(predictions, targets), LABEL_WEIGHTS)
     losses = np.divide(sums, weights, out=np.full(len(sums), np.nan), where=weights > 0)
     order = np.argsort(-losses, kind="stable")[: min(WORST, np.count_nonzero(weights))]
-    table = pd.DataFrame({"id": rows.index[order], "log_loss": losses[order]})
+    table = pd.DataFrame({"id": ids[order], "log_loss": losses[order]})
     for column, name in enumerate(LABELS):
         table[name] = pd.array(targets[order, column], dtype="Int8")
         table[f"{name}_predicted"] = predictions[order, column]
@@ -199,11 +204,16 @@ def write_evaluation(evaluation: Evaluation, folder: Path, name: str = "evaluati
     return folder / f"{name}.csv"
 
 
-def compare(evaluation: Evaluation, slices: ReaderStudy, studies: ReaderStudy) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return paired differences of the slices (``evaluation`` minus ``slices``), and DeLong's tests of the studies."""
+def compare(
+    evaluation: Evaluation, slices: ReaderStudy | None, studies: ReaderStudy
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return paired differences of the slices (``evaluation`` minus ``slices``), and DeLong's tests of the studies.
+
+    Where only studies have labels the differences are theirs, each predicted by its highest slice on both sides.
+    """
     one = evaluation.studies
     areas = compare_areas(one.predictions, studies.predictions, one.targets, one.bootstrap.place, LABELS)
-    return comparison(evaluation.study, slices), areas
+    return comparison(one, studies) if slices is None else comparison(evaluation.study, slices), areas
 
 
 def loss_change(first: np.ndarray, second: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> Change:

@@ -14,16 +14,17 @@ from rsna_dataset import LABELS, known_groups
 from rsna_network import pooled_metrics
 
 CONSOLE_DIGITS = 4
+NO_SLICES = "no values of slices: only studies have labels, and what follows is of studies"
 
 
 def describe(evaluation: Evaluation) -> str:
     """Return the evaluation as text for a console."""
     document = evaluation.document
-    evidence = evaluation.study.evidence[WEIGHTED]
+    evidence, units = evaluation.study.evidence[WEIGHTED], evaluation.level.units
+    of_slices = [format_table(interval_table(evaluation.table, "slices")), ""] if units == "slices" else [NO_SLICES, ""]
     lines = [
         f"95 % intervals over {evidence.text}" * (not evidence.reason) or f"no interval: {evidence.reason}",
-        format_table(interval_table(evaluation.table, "slices")),
-        "",
+        *of_slices,
         format_table(interval_table(evaluation.studies.intervals(), "studies (highest slice)")),
         "",
     ]
@@ -36,7 +37,7 @@ def describe(evaluation: Evaluation) -> str:
         ]
     unlabelled = {
         what: [name for c, name in enumerate(LABELS) if not found.cells[c]]
-        for what, found in (("slice", evaluation.study), ("study", evaluation.studies))
+        for what, found in (("slice", evaluation.study), ("study", evaluation.studies))[units != "slices" :]
     }
     lines[:0] = [
         f"no values of {', '.join(names)} by {what}: no {what} has this label"
@@ -49,17 +50,18 @@ def describe(evaluation: Evaluation) -> str:
             1 + sum(map(bool, unlabelled.values())),
             "no interval of " + "; ".join(f"{name}: {reason}" for name, reason in lacking.items()),
         )
-    for point in document["operating_points"]["slice_level"]:
+    points = document["operating_points"]
+    for point in points["slice_level"] or points["study_level"]:
         if point["label"] == "any":
             other = "sensitivity" if point["fixed"] == "specificity" else "specificity"
             value = interval_text(point["value"], point["low"], point["high"], 3)
             threshold = point["threshold"]  # None: no score is high enough
             where = "above all scores" if threshold is None else f"threshold {threshold:.4f}"
-            lines.append(f"any, slices: {other} {value} at {point['fixed']} {point['at']:.2f} ({where})")
+            lines.append(f"any, {units}: {other} {value} at {point['fixed']} {point['at']:.2f} ({where})")
     line = next(row for row in document["calibration"] if row["label"] == "any")
     slope = interval_text(line["slope"], line["slope_low"], line["slope_high"], 3)
     intercept = interval_text(line["intercept"], line["intercept_low"], line["intercept_high"], 3)
-    lines.append(f"calibration of any, slices: slope {slope} (below 1: overconfident), intercept {intercept}")
+    lines.append(f"calibration of any, {units}: slope {slope} (below 1: overconfident), intercept {intercept}")
     after = next(row for row in document["calibration"] if row["label"] == WEIGHTED)
     lines.append(
         f"calibration, weighted: log loss {after['log_loss']:.5f}, by temperature {after['log_loss_temperature']:.5f}, "

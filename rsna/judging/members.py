@@ -24,6 +24,7 @@ from rsna.forms import SUBMISSION_COLUMNS, read_competition_labels, read_predict
 from rsna.judging.held_out import HeldOut, held_out_predictions
 from rsna.judging.options import EnsembleConfig
 from rsna.judging.strata import described_images
+from rsna.kinds.levels import has_slice_labels
 from rsna.training.lineage import overlap, overlap_lines, refuse_seen
 from rsna.training.outcome import PREDICTION_FILES, experiment_predictions
 from rsna.training.provenance import written_provenance
@@ -205,7 +206,8 @@ def dataset_labels(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
     dataset = dataset_of(folder)
     described = described_images(dataset)
     labels = described[described[list(LABELS)].notna().all(axis=1)]
-    return dataset / METADATA_FILE, labels[[*LABELS, *IDENTITY_COLUMNS]], described
+    labels = labels[[*LABELS, *IDENTITY_COLUMNS]] if has_slice_labels(described[described["split"] != "test"]) else None
+    return dataset / METADATA_FILE, labels, described
 
 
 def check_labels(config: EnsembleConfig, members: Members) -> None:

@@ -59,11 +59,12 @@ def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:
     losses = image_losses(binary_log_losses(predictions, targets), LABEL_WEIGHTS)[0]  # a missing label adds nothing
     bleeding = np.flatnonzero(targets[:, -1] == 1)
     doubt = np.abs(predictions[:, -1] - 0.5)
-    return {
+    found = {
         "Worst slices: the highest log loss": np.argsort(-losses, kind="stable"),
         "Best slices with hemorrhage: the lowest log loss": bleeding[np.argsort(losses[bleeding], kind="stable")],
         "Most uncertain slices: any nearest to 0.5": np.argsort(doubt, kind="stable"),
     }
+    return {title: order for title, order in found.items() if len(order)}
 
 
 def heat_pictures(
@@ -130,6 +131,7 @@ def beside(greys: Sequence[np.ndarray], coloured: np.ndarray | None) -> np.ndarr
 def described(image_id: str, predictions: Array, targets: Array) -> str:
     """Return an image's caption: its id, its labels and its likeliest predictions."""
     true = [name for name, value in zip(LABELS[:-1], targets, strict=False) if value == 1]
+    none = "not labelled" if np.isnan(targets).any() else "nothing"
     likely = sorted(zip(predictions[:-1], LABELS, strict=False), reverse=True)[:2]
     said = ", ".join(f"{name} {value:.2f}" for value, name in likely)
-    return f"{image_id}: {', '.join(true) or 'nothing'}; predicted any {predictions[-1]:.2f}, {said}"
+    return f"{image_id}: {', '.join(true) or none}; predicted any {predictions[-1]:.2f}, {said}"

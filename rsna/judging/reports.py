@@ -35,8 +35,15 @@ from rsna.judging.evaluation import Evaluation, constant_prevalences, evaluate_p
 from rsna.judging.options import DRAWS, EnsembleConfig, SecondLevelConfig
 from rsna.judging.report_pictures import pictures_of
 from rsna.judging.strata import described_images
+from rsna.kinds.levels import level_of, studies_of
 from rsna.training.lineage import overlap, overlap_lines
-from rsna.training.outcome import CROSS_VALIDATION_FILE, OUT_OF_FOLD_FILE, holds_out_folds, predictions_path
+from rsna.training.outcome import (
+    CROSS_VALIDATION_FILE,
+    OUT_OF_FOLD_FILE,
+    holds_out_folds,
+    predictions_path,
+    read_judged,
+)
 from rsna.training.provenance import written_provenance
 from rsna_dataset import (
     AUDIT_FILE,
@@ -44,7 +51,6 @@ from rsna_dataset import (
     LABELS,
     METRIC,
     dataset_folder,
-    known_groups,
     read_dataset_info,
     read_fold,
     select_rows,
@@ -105,8 +111,9 @@ def run_report(record: Record, others: Sequence[Summary], tracker: Tracker | Non
     if tracker is not None and evaluated is not None:
         content = (evaluated.document, evaluated.predictions, evaluated.targets, evaluated.names)
         tracker.log_figure("evaluation", evaluation_page(f"Evaluation of {record.name}", "Validation set", *content))
+    metric = record.judged_by(METRIC)
     return experiment_page(
-        record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing, links=links_of(record)
+        record, rivals, metric, to_dict(TrainConfig()), constant, evaluated, missing, links=links_of(record)
     )
 
 
@@ -115,7 +122,7 @@ def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Reco
     rivals = [other for other in others if same_data(other, record)]
     summary = read_object(record.folder / CROSS_VALIDATION_FILE)
     facts = {str(fact.get("experiment")): fact for fact in objects(summary, "folds")}
-    evaluated, missing = None, ""
+    evaluated, missing, metric = None, "", record.judged_by(METRIC)
     try:
         config = from_dict(TrainConfig, record.config, str(record.folder / CONFIG))
         evaluated = judge(config, record.folder, [fold.folder for fold in folds])
@@ -123,11 +130,11 @@ def folds_report(record: Record, others: Sequence[Summary], folds: Sequence[Reco
         missing = f"There is no evaluation: {error}"
     together = Together(
         "all folds' predictions of the images that they held out, together",
-        folds_sections(folds, facts, METRIC),
+        folds_sections(folds, facts, metric),
     )
     constant = summary.get("constant_log_loss")
     return experiment_page(
-        record, rivals, METRIC, to_dict(TrainConfig()), constant, evaluated, missing, together, links_of(record)
+        record, rivals, metric, to_dict(TrainConfig()), constant, evaluated, missing, together, links_of(record)
     )
 
 
@@ -217,9 +224,10 @@ def fold_and_constant(config: TrainConfig) -> tuple[pd.DataFrame, Array, float]:
     rows = read_fold(
         dataset_folder(config.data_input_folder, config.data_dataset), config.data_dataset, config.data_fold
     )
-    train, valid = (select_rows(rows, split, config.dev_enabled)[list(LABELS)] for split in ("train", "valid"))
-    prevalences = prevalences_of(train)
-    return rows, prevalences, constant_predictor(prevalences, valid.to_numpy(), LABEL_WEIGHTS)
+    train, valid = (select_rows(rows, split, config.dev_enabled) for split in ("train", "valid"))
+    level = level_of(valid)
+    prevalences = prevalences_of(level.truth(train))
+    return rows, prevalences, constant_predictor(prevalences, level.truth(valid).to_numpy(), LABEL_WEIGHTS)
 
 
 def judge(
@@ -246,11 +254,14 @@ def judge(
         raise UsageError(f"{path}: predicts none of the labelled images of {config.data_dataset}")
     frame = frame.loc[rows.index]
     prevalences = constant_prevalences(labelled, rows.index) if prevalences is None else prevalences
+    judged = read_judged(path)
+    if judged is not None and len(pd.Index(studies_of(rows)).difference(judged.index)):
+        judged = None  # of other images: somebody replaced one of the files
     described = described_images(data)
-    found = evaluate_predictions(frame, rows, prevalences, DRAWS, described)
+    found = evaluate_predictions(frame, rows, prevalences, DRAWS, described, judged)
     what = "out of fold" if path.name == OUT_OF_FOLD_FILE else f"fold {config.data_fold}"
     of_studies = LEVEL in described and (described.loc[rows.index, LEVEL] == "study").any()
-    level = "slices with their studies' labels" if of_studies else "slices"
+    level = "slices with their studies' labels" if of_studies and found.level.units == "slices" else found.level.units
     keep_judgement(folder, found, rows, str(read_dataset_info(data).get("hash", "0")), level, what)
     ids, provenance = written_provenance(path, config.data_input_folder)
     met = overlap(provenance.rows(ids.get_indexer(frame.index)), data, frame.index)
@@ -263,16 +274,17 @@ def judge(
 def keep_judgement(folder: Path, found: Evaluation, rows: pd.DataFrame, dataset: str, level: str, what: str) -> None:
     """Write to an experiment's folder what the leaderboard needs of its evaluation; see :class:`Judgement`."""
     study, weighted = found.study, found.study.samples["log_loss"][WEIGHTED]
+    units = found.level.patients(rows)
     low, high = (None if np.isnan(end) else float(end) for end in weighted.ends)
     constant, area = float(found.table.loc[WEIGHTED, "constant_log_loss"]), study.samples["auroc"]["any"].value
     judged = Judgement(
         dataset,
-        hash_images(rows.index, study.targets, known_groups(rows)),
-        len(rows),
+        hash_images(units.index, study.targets, units.to_numpy()),
+        len(units),
         study.bootstrap.count,
         level,
         what,
-        METRIC,
+        found.level.metric,
         float(weighted.value),
         low,
         high,

@@ -26,14 +26,14 @@ from common.errors import UsageError
 from common.evaluation.metrics import constant_predictor, prevalences_of
 from common.networks.network import Training
 from config import TrainConfig
+from rsna.kinds.levels import Level, Probabilities, has_slice_labels, has_study_labels, level_of
 from rsna.kinds.table import KINDS
-from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, rows_hash
+from rsna_dataset import LABEL_WEIGHTS, dataset_folder, rows_hash
 from rsna_network import RSNANetwork
 
 if TYPE_CHECKING:
     from common.transforms.pipeline import Pipeline
 
-Probabilities = tuple[pd.DataFrame, pd.DataFrame | None]  # probabilities of slices (index id), of studies (study_id)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -41,8 +41,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class TrainingData:
     """The data of a training run.
 
-    - ``prevalences`` (6,): share of positives among the training images that have the label.
-    - ``constant_log_loss``: score of predicting these prevalences for every validation image.
+    - ``valid_rows``: validation images (index ``id``) with their labels, patients and studies.
+    - ``prevalences`` (6,): share of positives among the training images, or studies, that have the label.
+    - ``level``: the level that judges the network, see :func:`rsna.kinds.levels.level_of`.
+    - ``constant_log_loss``: score of predicting these prevalences for all that this level's validation has.
     - ``transforms``: JSON document of the pipeline of each split.
     - ``channels``: channels of a picture, or number of features of an image.
     - ``hash``: hash of the fold's images and labels.
@@ -50,6 +52,8 @@ class TrainingData:
 
     train_loader: DataLoader
     valid_loader: DataLoader
+    valid_rows: pd.DataFrame
+    level: Level
     prevalences: np.ndarray
     constant_log_loss: float
     transforms: dict[str, dict[str, Any]]
@@ -65,19 +69,23 @@ class TrainingData:
         valid_rows: pd.DataFrame,
         transforms: dict[str, dict[str, Any]],
         channels: int,
+        *,
+        learns_studies: bool = False,
     ) -> TrainingData:
-        """Build the data from loaders and rows; prevalences, constant predictor and hash follow from the rows.
+        """Build the data from loaders and rows; level, prevalences, constant predictor and hash follow from the rows.
 
-        Raises UsageError if no training image has a label of its own, or if the validation images have no positive
-        slice because only studies are labelled.
+        ``learns_studies``: the network learns from labels of studies. Raises UsageError for one that doesn't if no
+        validation or training slice has a label 1 because only studies are labelled, and where there are no labels.
         """
-        if train_rows[list(LABELS)].isna().all(axis=None):
-            check_slice_labels(train_rows, "training", "none has a 0 either")
-        check_slice_labels(valid_rows, "validation", "the metric that chooses the weights is of slices")
-        prevalences = prevalences_of(train_rows[list(LABELS)])
-        constant = constant_predictor(prevalences, valid_rows[list(LABELS)].to_numpy(), LABEL_WEIGHTS)
+        level = level_of(valid_rows)
+        for split, rows in (("training", train_rows), ("validation", valid_rows)):
+            if not (learns_studies and has_study_labels(rows)):
+                check_slice_labels(rows, split)
+        prevalences = prevalences_of(level.truth(train_rows))
+        constant = constant_predictor(prevalences, level.truth(valid_rows).to_numpy(), LABEL_WEIGHTS)
         hashed = rows_hash(train_rows, valid_rows)
-        return cls(train_loader, valid_loader, prevalences, constant, transforms, channels, hashed)
+        loaders = (train_loader, valid_loader)
+        return cls(*loaders, valid_rows, level, prevalences, constant, transforms, channels, hashed)
 
 
 @dataclass(frozen=True)
@@ -178,12 +186,13 @@ class Kind(ABC):
         amp_dtype: torch.dtype | None,
         training: Training | None = None,
         loss: Loss | None = None,
+        data: TrainingData | None = None,
     ) -> RSNANetwork:
-        """Return the network around a model; a network that only predicts has neither ``training`` nor ``loss``."""
-        return self.network(model, device, amp_dtype, training, loss, **self.network_options(config))
+        """Return the network around a model; one that only predicts has no ``training``, ``loss`` and ``data``."""
+        return self.network(model, device, amp_dtype, training, loss, **self.network_options(config, data))
 
-    def network_options(self, config: TrainConfig) -> dict[str, Any]:
-        """Return further arguments for the network's constructor."""
+    def network_options(self, config: TrainConfig, data: TrainingData | None) -> dict[str, Any]:
+        """Return further arguments for the network's constructor; ``data`` None: it only predicts."""
         return {}
 
     def model_name(self, config: TrainConfig) -> str:
@@ -227,13 +236,14 @@ class Kind(ABC):
         raise UsageError(f"{self.noun} is exported as --export_format=checkpoint alone")
 
 
-def check_slice_labels(rows: pd.DataFrame, split: str, why: str) -> None:
+def check_slice_labels(rows: pd.DataFrame, split: str) -> None:
     """Raise UsageError if labels are missing in the images of a ``split`` and no slice has a label 1."""
-    labels = rows[list(LABELS)]
-    if labels.isna().any(axis=None) and not (labels == 1).any(axis=None):
+    if not has_slice_labels(rows):
         raise UsageError(
             f"none of the {len(rows)} {split} images has a label 1 of its own (a study's 1 is no label of its slices), "
-            f"and {why}; label the slices of some bleeding studies by --pre_labels"
+            "so that this network would learn or be judged by zeros alone; --net_kind=study and sequence learn from "
+            "labels of studies (with a --seq_study_weight above 0), or label the slices of some bleeding studies by "
+            "--pre_labels"
         )
 
 

@@ -78,6 +78,7 @@ class SequenceKind(SeriesKind):
             valid_rows,
             {"features": {"sha256": features_hash(feature_folder(config, OUT_OF_FOLD))}},
             features.num_features,
+            **self.learning(config),
         )
 
     def build_architecture(self, config: TrainConfig, channels: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,13 +19,13 @@ from common.datasets.loaders import make_loader
 from common.datasets.samplers import SequentialSampler
 from common.datasets.sequences import LengthSampler, Series
 from common.errors import UsageError, WorkError
-from common.evaluation.metrics import probabilities
 from common.models.sequence import build_sequence_model, sequence_settings
-from common.models.sequence_layers import SequenceOutput, in_series, of_slices
+from common.models.sequence_layers import in_series, of_slices
 from common.networks.network import Predictions, StepOutput, Training
 from common.training import distributed
 from config import TrainConfig
-from rsna.kinds.kind import ExportForm, Kind
+from rsna.kinds.kind import ExportForm, Kind, Probabilities, TrainingData
+from rsna.kinds.levels import LEVELS, study_frame
 from rsna_dataset import LABELS, STUDY_LABELS, dataset_folder, read_metadata
 from rsna_network import RSNANetwork, prediction_frame
 
@@ -52,10 +52,17 @@ class RSNASequenceNetwork(RSNANetwork):
         training: Training | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         study_weight: float = 0.0,
+        valid_rows: pd.DataFrame | None = None,
     ) -> None:
-        """``model``: :class:`common.models.sequence_layers.SequenceModel`; ``study_weight`` of the studies' loss."""
+        """``model``: :class:`common.models.sequence_layers.SequenceModel`; ``study_weight`` of the studies' loss.
+
+        ``valid_rows`` as of :class:`rsna.kinds.kind.TrainingData`; None: the network is only validated by slices.
+        """
         super().__init__(model, device, amp_dtype, training, loss)
         self.study_weight = study_weight
+        self.valid_rows = valid_rows
+        labelled = [] if valid_rows is None else LEVELS.values()
+        self.levels = [level for level in labelled if level.has_labels(valid_rows)]
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the loss of the batch's slices plus that of its series.
@@ -78,23 +85,28 @@ class RSNASequenceNetwork(RSNANetwork):
         return StepOutput(loss, logits, batch.target, batch.image_id)
 
     def prediction_step(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits (N, 6) of the batch's slices, series after series."""
-        return of_slices(model(*self.inputs_of(batch)).slices, batch.inputs["places"])
+        """Return the logits (N, 12) of the batch's slices, series after series: its own, then those of its study."""
+        output, places = model(*self.inputs_of(batch)), batch.inputs["places"]
+        studies = output.study.index_select(0, places // output.slices.shape[1])
+        return torch.cat([of_slices(output.slices, places), studies], dim=1)
+
+    def compute_metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Return the log losses of slices where slices are labelled, and those of studies where studies are.
+
+        The latter have names like ``study_weighted_log_loss``.
+        """
+        if self.valid_rows is None:
+            return super().compute_metrics(predictions)
+        frame, judged = prediction_frame(predictions), study_frame(predictions, self.valid_rows)
+        return {
+            f"{level.prefix}{key}": value
+            for level in self.levels
+            for key, value in level.metrics(frame, judged, self.valid_rows).items()
+        }
 
     def inputs_of(self, batch: Batch) -> tuple[Tensor | tuple[int, ...], ...]:
         """Return the model's inputs from a batch, followed by the lengths of its series."""
         return *super().inputs_of(batch), batch.lengths
-
-    def predict_with_studies(self, batches: Iterable[Batch]) -> tuple[Predictions, np.ndarray]:
-        """Return the slices' predictions, as :meth:`predict`, and the logits (S, 6) of all series, from one pass."""
-        parts: list[Tensor] = []
-
-        def keep(model: nn.Module, inputs: object, output: SequenceOutput) -> None:
-            parts.append(output.study.float())
-
-        with self.model.register_forward_hook(keep):
-            predictions = self.predict(batches)
-        return predictions, torch.cat(parts).cpu().numpy()
 
 
 class SeriesKind(Kind):
@@ -104,9 +116,14 @@ class SeriesKind(Kind):
     unit = "series"
     judges_studies = True
 
-    def network_options(self, config: TrainConfig) -> dict[str, Any]:
-        """Return the weight of the studies' loss."""
-        return {"study_weight": settings_of(config)["seq_study_weight"]}
+    def network_options(self, config: TrainConfig, data: TrainingData | None) -> dict[str, Any]:
+        """Return the weight of the studies' loss, and the validation images with their labels."""
+        rows = None if data is None else data.valid_rows
+        return {"study_weight": settings_of(config)["seq_study_weight"], "valid_rows": rows}
+
+    def learning(self, config: TrainConfig) -> dict[str, bool]:
+        """Return the argument of :meth:`TrainingData.of` that says whether labels of studies are learnt from."""
+        return {"learns_studies": settings_of(config)["seq_study_weight"] > 0}
 
     def study_rule(self, config: TrainConfig) -> str:
         """Describe how the sequence model computes the study's probabilities."""
@@ -226,16 +243,11 @@ def study_labels_of(rows: pd.DataFrame) -> np.ndarray | None:
     return rows[list(STUDY_LABELS)].to_numpy(dtype=np.float32) if labelled else None
 
 
-def predict_series(
-    network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame, label: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_series(network: RSNASequenceNetwork, loader: DataLoader, rows: pd.DataFrame, label: str) -> Probabilities:
     """Return the probabilities of ``rows`` (index ``id``, same order) and of their studies (index ``study_id``).
 
     ``loader`` yields the series of ``rows``; ``label`` stands before the progress bar. For a study with several series,
     each label gets the highest probability.
     """
-    slices, logits = network.predict_with_studies(progress(loader, desc=label, unit="batch"))
-    data = loader.dataset
-    study_ids = rows.loc[data.image_ids[data.order[data.starts]], "study_id"].to_numpy(dtype=str)
-    studies = pd.DataFrame(probabilities(logits), columns=list(LABELS)).groupby(study_ids).max()
-    return prediction_frame(slices).loc[rows.index], studies.rename_axis("study_id")
+    found = network.predict(progress(loader, desc=label, unit="batch"))
+    return prediction_frame(found).loc[rows.index], study_frame(found, rows)

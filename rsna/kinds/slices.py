@@ -31,7 +31,6 @@ from rsna.kinds.kind import (
     Probabilities,
     TrainedNetwork,
     TrainingData,
-    check_slice_labels,
     dataset_folder_of,
 )
 from rsna.kinds.pictures import (
@@ -81,7 +80,6 @@ class SliceKind(Kind):
             raise WorkError(
                 f"{folder}: fold {config.data_fold} has no validation images; run python preprocessing.py again"
             )
-        check_slice_labels(train_rows, "training", "a slice network learns from slices alone")
         check_transform_device(config, device)
         train_pipeline, valid_pipeline = load_pipelines(folder, config)
         if config.tr_overfit:

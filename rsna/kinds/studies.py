@@ -80,7 +80,8 @@ class StudyKind(SeriesKind):
         ):
             check_trial_images(flag, data.pictures, trial_indices(folder, part, config))
         documents = {"train": train_pipeline.document, "valid": valid_pipeline.document}
-        return TrainingData.of(train_loader, valid_loader, train_rows, valid_rows, documents, train_pipeline.channels)
+        loaders, rows = (train_loader, valid_loader), (train_rows, valid_rows)
+        return TrainingData.of(*loaders, *rows, documents, train_pipeline.channels, **self.learning(config))
 
     def build_architecture(self, config: TrainConfig, channels: int) -> nn.Module:
         """Build slice network and sequence model as one model."""

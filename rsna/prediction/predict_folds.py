@@ -54,7 +54,7 @@ def predict_by_folds(config: SplitConfig) -> Path:
         facts = finished_folds(config.net_weight_file).values()
         losses, images = zip(*((fact["weighted_log_loss"], fact["images"]) for fact in facts), strict=True)
         chosen = np.average(losses, weights=images)
-        print(write_flattery(config.net_weight_file, [alone for alone, _ in predicted.values()], rows, float(chosen)))
+        print(write_flattery(config.net_weight_file, list(predicted.values()), rows, float(chosen)))
     if studies is not None:
         print(write_studies(studies, path))
     write_predictions(replace(first, prevalences=prevalences), together, config.split, path)

@@ -43,7 +43,7 @@ def predict_split(config: SplitConfig) -> Path:
         frame = calibration_of(frame, calibration.slices)
         studies = None if studies is None else calibration_of(studies, calibration.studies)
     if says_how_it_flatters(config, trained, path):
-        print(write_flattery(path.parent, [frame], rows, logged_value(trained)))
+        print(write_flattery(path.parent, [(frame, studies)], rows, logged_value(trained)))
     if studies is not None:
         print(write_studies(studies, path))
     write_predictions(trained, frame, config.split, path)  # last: a sweep takes this file as the end of the prediction

@@ -39,6 +39,7 @@ from common.transforms.pipeline import FixedView, Pipeline, check_same_scale, lo
 from config import TrainConfig
 from rsna.forms import check_submission, read_submission, write_submission
 from rsna.kinds.kind import Probabilities, TrainedNetwork, dataset_folder_of, kind_of
+from rsna.kinds.levels import LEVELS
 from rsna.kinds.pictures import overfit_rows, picture_dataset, pipeline_windows, place_transform, seen_by, seen_pictures
 from rsna.prediction.options import (
     TRAINING,
@@ -48,7 +49,7 @@ from rsna.prediction.options import (
     TTAOptions,
     WeightsOptions,
 )
-from rsna.training.outcome import HOLDOUT_FILE
+from rsna.training.outcome import HOLDOUT_FILE, studies_file
 from rsna_dataset import (
     LABELS,
     SAMPLE_FILE,
@@ -60,11 +61,11 @@ from rsna_dataset import (
     study_targets,
 )
 from rsna_model import computed_by, quickest_way
-from rsna_network import MONITOR
 
 logger = logging.getLogger(__name__)
 
 UNSEEN_PREVALENCE = 1e-3
+MONITORS = tuple(f"valid/{level.metric}" for level in LEVELS.values())
 REPRODUCED = 1e-9
 STORED_SIDE = 512  # of the competition's pictures
 CALIBRATION_FILE = "calibration.json"  # beside the weights
@@ -206,8 +207,8 @@ def check_task(checkpoint: Mapping[str, Any], weight_file: Path) -> None:
     if tuple(checkpoint["class_names"]) != LABELS:
         names = ", ".join(map(str, checkpoint["class_names"]))
         raise WorkError(f"{weight_file}: its classes are {names}; {', '.join(LABELS)} are expected, in this order")
-    if MONITOR not in checkpoint["metrics"]:
-        raise WorkError(f"{weight_file}: the checkpoint lacks the metric {MONITOR}; use another one of the run")
+    if not any(monitor in checkpoint["metrics"] for monitor in MONITORS):
+        raise WorkError(f"{weight_file}: the checkpoint lacks the metric {MONITORS[0]}; use another one of the run")
 
 
 def known_prevalences(written: Sequence[float]) -> np.ndarray:
@@ -434,14 +435,14 @@ def write_studies(studies: pd.DataFrame, path: Path) -> Path:
     return studies_file(path)
 
 
-def studies_file(path: Path) -> Path:
-    """Return the file for predictions of studies that belongs to ``path``, the file of their slices."""
-    return path.with_name(f"{path.stem}_studies.csv")
+def monitor_of(trained: TrainedNetwork) -> str:
+    """Return the key of the metric that chose the weights: that of slices, or of studies where only they had labels."""
+    return next(monitor for monitor in MONITORS if monitor in trained.metrics)
 
 
 def logged_value(trained: TrainedNetwork) -> float:
     """Return the metric that the training logged for these weights."""
-    return trained.metrics[metric_key(MONITOR, trained.weights)]
+    return trained.metrics[metric_key(monitor_of(trained), trained.weights)]
 
 
 def says_how_it_flatters(config: SplitConfig, trained: TrainedNetwork, path: Path) -> bool:
@@ -452,11 +453,11 @@ def says_how_it_flatters(config: SplitConfig, trained: TrainedNetwork, path: Pat
 
 def compare_with_log(trained: TrainedNetwork, table: pd.DataFrame) -> str:
     """Return a line that says whether the evaluation reproduces the value that the training logged."""
-    logged = logged_value(trained)
+    logged, monitor = logged_value(trained), monitor_of(trained)
     difference = abs(float(table.loc[WEIGHTED, "log_loss"]) - logged)
     if difference <= REPRODUCED:
-        return f"reproduces the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}"
+        return f"reproduces the logged {monitor} {logged:.6f} of iteration {trained.iteration}"
     return (
-        f"differs by {difference:.2g} from the logged {MONITOR} {logged:.6f} of iteration {trained.iteration}: "
+        f"differs by {difference:.2g} from the logged {monitor} {logged:.6f} of iteration {trained.iteration}: "
         "another machine, library version, number of threads, or dataset"
     )

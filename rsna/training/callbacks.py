@@ -30,9 +30,10 @@ from common.trackers.tracker import Tracker
 from common.training import distributed
 from config import TrainConfig
 from rsna.kinds.kind import TrainingData
-from rsna.training.outcome import VALID_FILE
+from rsna.kinds.levels import study_frame
+from rsna.training.outcome import VALID_FILE, studies_file
 from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, image_settings, read_dataset_info
-from rsna_network import MONITOR, prediction_frame
+from rsna_network import prediction_frame
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Watched:
     metric_logger: MetricLogger
     description: Mapping[str, Any]
 
+    @property
+    def monitor(self) -> str:
+        """The key of the metric that chooses the weights."""
+        return f"valid/{self.data.level.metric}"
+
 
 @dataclass(frozen=True)
 class CallbackRow(Row):
@@ -64,17 +70,20 @@ class CallbackRow(Row):
 
 def build_early_stopping(run: Watched) -> Callback:
     """Build the callback that ends the run when the metric no longer falls."""
-    return EarlyStopping(MONITOR, run.config.tr_early_stop, run.config.tr_early_stop_delta or 0.0)
+    return EarlyStopping(run.monitor, run.config.tr_early_stop, run.config.tr_early_stop_delta or 0.0)
 
 
 def build_checkpoint(run: Watched) -> Callback:
     """Build the callback that writes checkpoints, and the predictions of the best weights."""
 
     def write_valid_predictions(predictions: Predictions) -> None:
-        write_csv(run.folder / VALID_FILE, prediction_frame(predictions), index=True)
+        path, studies = run.folder / VALID_FILE, study_frame(predictions, run.data.valid_rows)
+        write_csv(path, prediction_frame(predictions), index=True)
+        if studies is not None:
+            write_csv(studies_file(path), studies, index=True)
 
     minutes = run.config.tr_checkpoint_minutes
-    return ModelCheckpoint(run.folder, MONITOR, dict(run.description), write_valid_predictions, minutes)
+    return ModelCheckpoint(run.folder, run.monitor, dict(run.description), write_valid_predictions, minutes)
 
 
 # Callbacks that observe the training come first, so that logs and checkpoints have the values of this iteration.
@@ -103,7 +112,7 @@ LAST: dict[str, CallbackRow] = table(
         CallbackRow(
             "progress_bar",
             "the bar on the console",
-            build=lambda run: ProgressBar(run.metric_logger, MONITOR, run.data.constant_log_loss),
+            build=lambda run: ProgressBar(run.metric_logger, run.monitor, run.data.constant_log_loss),
         ),
         CallbackRow(
             "profiler",

@@ -23,6 +23,7 @@ from common.checkpoint import BEST, load_checkpoint
 from common.cli.arguments import parse_args, to_dict
 from common.cli.console import tell
 from common.errors import EXIT_RESUMABLE, EXIT_USAGE, Interrupted, UsageError, WorkError, list_some
+from common.evaluation.metric_table import key_title
 from common.evaluation.metrics import constant_predictor, prevalences_of
 from common.evaluation.texts import format_table
 from common.experiments.folder import (
@@ -46,6 +47,7 @@ from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.kinds.features import FEWEST_FOLDS
 from rsna.kinds.kind import kind_of
+from rsna.kinds.levels import LEVELS, Level, level_of
 from rsna.training.lineage import check_starting_weights
 from rsna.training.outcome import (
     CROSS_VALIDATION_FILE,
@@ -54,11 +56,13 @@ from rsna.training.outcome import (
     describe_flattery,
     finished_folds,
     is_cross_validation,
+    read_judged,
+    studies_file,
 )
 from rsna.training.provenance import check_features_lineage, fold_provenance, write_provenance
 from rsna_dataset import (
     LABEL_WEIGHTS,
-    LABELS,
+    METRIC,
     dataset_folder,
     fold_numbers,
     fold_path,
@@ -67,7 +71,6 @@ from rsna_dataset import (
     rows_hash,
     select_rows,
 )
-from rsna_network import MONITOR, pooled_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -374,15 +377,17 @@ def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
 
     Raises WorkError if a fold was trained on other images than it has now, or predicted other images.
     """
-    frames, facts = [], []
+    frames, studies, facts = [], [], []
+    level = max((level_of(fold.valid) for fold in folds), key=list(LEVELS.values()).index)
     for fold in folds:
         own = folder / fold_name(fold.number)
-        frame, found = fold_result(own, fold)
+        frame, judged, found = fold_result(own, fold, level)
         frames.append(frame)
+        studies.append(judged)
         facts.append({"fold": fold.number, "experiment": own.name, **found})
     together = pd.concat(frames)
-    targets = pd.concat([fold.valid for fold in folds])[list(LABELS)]
-    pooled = pooled_metrics(together, targets)
+    judged = None if any(part is None for part in studies) else pd.concat(studies)
+    pooled = level.metrics(together, judged, pd.concat([fold.valid for fold in folds]))
     losses = [fact["weighted_log_loss"] for fact in facts]
     info = read_dataset_info(dataset_folder(config.data_input_folder, config.data_dataset))
     constant = float(np.average([fact["constant_log_loss"] for fact in facts], weights=[f["images"] for f in facts]))
@@ -391,6 +396,7 @@ def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
         "dataset": config.data_dataset,
         "dataset_hash": info.get("hash"),
         "images": len(together),
+        "level": level.name,
         "pooled": pooled,
         "mean": float(np.mean(losses)),
         "sd": float(np.std(losses, ddof=1)),
@@ -398,11 +404,17 @@ def join_folds(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> str:
         "folds": facts,
     }
     write_csv(folder / PREDICTION_FILES[0], together, index=True)
+    if judged is not None:
+        write_csv(studies_file(folder / PREDICTION_FILES[0]), judged, index=True)
     provenance = oof_provenance(config, folds, folder)
     write_provenance(folder / PREDICTION_FILES[0], provenance)
     document["unknown_lineage"] = list(provenance.unknown)
     write_json(folder / CROSS_VALIDATION_FILE, document)
-    write_value(folder, pooled, max(fact["iteration"] for fact in facts))  # for report and leaderboard
+    write_value(
+        folder,
+        {f"{level.prefix}{key}": value for key, value in pooled.items()},
+        max(fact["iteration"] for fact in facts),
+    )  # for report and leaderboard
     return f"{describe(document)}\n{describe_flattery(folder)}"
 
 
@@ -413,8 +425,8 @@ def oof_provenance(config: TrainConfig, folds: Sequence[Fold], folder: Path) -> 
     return fold_provenance(weights, numbers, config.data_input_folder, pd.concat([fold.valid for fold in folds]).index)
 
 
-def fold_result(folder: Path, fold: Fold) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return a fold's predictions of its validation images, and its entry in cross_validation.json."""
+def fold_result(folder: Path, fold: Fold, level: Level) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any]]:
+    """Return a fold's predictions of its validation images and studies, and its entry in cross_validation.json."""
     checkpoint = load_checkpoint(folder / BEST)
     if checkpoint["data_hash"] != fold.hash:
         raise WorkError(f"{folder}: the fold's images or labels changed since it was trained; cross-validate anew")
@@ -422,30 +434,33 @@ def fold_result(folder: Path, fold: Fold) -> tuple[pd.DataFrame, dict[str, Any]]
     frame = read_predictions(path)
     if len(frame) != len(fold.valid) or len(fold.valid.index.difference(frame.index)):
         raise WorkError(f"{path}: {len(frame)} images where the fold holds out {len(fold.valid)}; remove {folder}")
-    frame = frame.loc[fold.valid.index]
-    targets = fold.valid[list(LABELS)]
-    prevalences = prevalences_of(fold.train[list(LABELS)])
-    return frame, {
-        "hash": fold.hash,
-        "weights": f"{folder.name}/{BEST}",
-        "best_weights": checkpoint["best_weights"],
-        "iteration": checkpoint["iteration"],
-        "images": len(frame),
-        "patients": int(fold.valid["group_id"].nunique()),
-        "constant_log_loss": constant_predictor(prevalences, targets.to_numpy(), LABEL_WEIGHTS),
-        **pooled_metrics(frame, targets),
-    }
+    frame, judged = frame.loc[fold.valid.index], read_judged(path)
+    prevalences = prevalences_of(level.truth(fold.train))
+    return (
+        frame,
+        judged,
+        {
+            "hash": fold.hash,
+            "weights": f"{folder.name}/{BEST}",
+            "best_weights": checkpoint["best_weights"],
+            "iteration": checkpoint["iteration"],
+            "images": len(frame),
+            "patients": int(fold.valid["group_id"].nunique()),
+            "constant_log_loss": constant_predictor(prevalences, level.truth(fold.valid).to_numpy(), LABEL_WEIGHTS),
+            **level.metrics(frame, judged, fold.valid),
+        },
+    )
 
 
 def describe(document: Mapping[str, Any]) -> str:
     """Return cross_validation.json as text for a console."""
-    pooled = document["pooled"][MONITOR.partition("/")[2]]
+    pooled, title = document["pooled"][METRIC], key_title(LEVELS[document["level"]].metric)
     columns = ["weighted_log_loss", "constant_log_loss", "images", "patients", "iteration", "best_weights"]
     table = pd.DataFrame(document["folds"]).set_index("fold")[columns]
     return (
         f"{format_table(table)}\n\n"
-        f"weighted log loss {document['mean']:.5f} ± {document['sd']:.5f} (mean and standard deviation of "
-        f"{len(table)} folds), of all {document['images']} images together {pooled:.5f}, "
+        f"{title} {document['mean']:.5f} ± {document['sd']:.5f} (mean and standard deviation of {len(table)} folds), of"
+        f" all {document['images']} images together {pooled:.5f}, "
         f"constant predictor {document['constant_log_loss']:.5f}"
         + "".join(f"\nunknown lineage: {name}" for name in document["unknown_lineage"])
     )

@@ -16,8 +16,8 @@ from common.experiments.resume import read_options
 from common.files import write_json
 from common.foreign import Unreadable, read_json
 from common.trackers.tracker import Tracker
-from rsna_dataset import known_groups
-from rsna_network import pooled_metrics
+from rsna.kinds.levels import Probabilities, level_of
+from rsna_dataset import LABELS, METRIC, known_groups
 
 CROSS_VALIDATION_FILE = "cross_validation.json"  # the result of all folds together
 OUT_OF_FOLD_FILE, VALID_FILE = "predictions_oof.csv", "predictions_valid.csv"
@@ -64,13 +64,37 @@ def experiment_predictions(folder: Path) -> Path:
     return path
 
 
-def write_flattery(folder: Path, alone: Sequence[pd.DataFrame], rows: pd.DataFrame, chosen: float) -> str:
+def studies_file(path: Path) -> Path:
+    """Return the file for predictions of studies that belongs to ``path``, the file of their slices."""
+    return path.with_name(f"{path.stem}_studies.csv")
+
+
+def read_judged(path: Path) -> pd.DataFrame | None:
+    """Return a network's probabilities of studies (index ``study_id``) that belong to ``path``, the file of slices.
+
+    None if it gave none. Raises WorkError for a damaged file.
+    """
+    file = studies_file(path)
+    if not file.is_file():
+        return None
+    try:
+        found = pd.read_csv(file, dtype={"study_id": str}, keep_default_na=False).set_index("study_id")
+        judged = found[list(LABELS)].astype(np.float64)
+    except (OSError, ValueError, KeyError):
+        judged = None
+    if judged is None or not ((judged >= 0) & (judged <= 1)).all(axis=None) or not judged.index.is_unique:
+        raise WorkError(f"{file}: damaged; it needs study_id and a probability of each label, as it was written")
+    return judged
+
+
+def write_flattery(folder: Path, alone: Sequence[Probabilities], rows: pd.DataFrame, chosen: float) -> str:
     """Write ``flattery.json``: the mean score of an experiment's single models on images in no fold; describe it.
 
-    ``alone`` are the predictions of each model. ``chosen`` is the weighted log loss on the images that chose the best
-    weights (for a cross-validation that of all folds together).
+    ``alone`` are the predictions of each model, of slices and of studies. ``chosen`` is the weighted log loss on the
+    images that chose the best weights (for a cross-validation that of all folds together).
     """
-    each = [pooled_metrics(frame.loc[rows.index], rows)["weighted_log_loss"] for frame in alone]
+    level = level_of(rows)
+    each = [level.metrics(frame, judged, rows)[METRIC] for frame, judged in alone]
     found = {"images": len(rows), "patients": len(np.unique(known_groups(rows))), "log_loss": float(np.mean(each))}
     write_json(folder / FLATTERY_FILE, found | {"models": len(each), "log_loss_of_choice": chosen})
     return describe_flattery(folder)

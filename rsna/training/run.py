@@ -53,7 +53,7 @@ from rsna_dataset import (
     read_dataset_info,
 )
 from rsna_model import computed_by, quickest_way
-from rsna_network import MONITOR, RSNANetwork
+from rsna_network import RSNANetwork
 
 logger = logging.getLogger(__name__)
 
@@ -238,14 +238,14 @@ def build_network(
         iteration_valid=config.tr_iteration_valid,
         accumulation_step=config.tr_accumulation_step,
         callbacks=callbacks,
-        monitor=MONITOR,
+        monitor=f"valid/{data.level.metric}",
         clip_norm=config.tr_clip_norm,
         nonfinite=config.tr_nonfinite,
         nonfinite_limit=config.tr_nonfinite_limit,
         averages=build_weight_averages(config, model),
     )
     loss = build_training_loss(config, device)
-    return kind_of(config).build_network(config, model, device, amp_dtype, training, loss)
+    return kind_of(config).build_network(config, model, device, amp_dtype, training, loss, data)
 
 
 def build_training_loss(config: TrainConfig, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from common.cli.arguments import parse_args
 from common.errors import EXIT_RESUMABLE, Interrupted, UsageError, WorkError
+from common.evaluation.metric_table import key_title
 from common.evaluation.metrics import WEIGHTED
 from common.evaluation.texts import format_table
 from common.reports.leaderboard import update_leaderboard
@@ -87,7 +88,9 @@ def conclusion(outcomes: Sequence[Outcome], results: Path, leaderboard: Path) ->
     if "evaluate.py" in outputs:
         weighted = pd.read_csv(folder / "evaluation.csv", index_col="label").loc[WEIGHTED]
         value, constant = weighted["log_loss"], weighted["constant_log_loss"]
-        rows["valid weighted log loss"] = f"{value:.4f}, constant predictor {constant:.4f}"
+        rows[f"valid {key_title(read_record(folder).judged_by(METRIC))}"] = (
+            f"{value:.4f}, constant predictor {constant:.4f}"
+        )
     if unknown := read_record(folder).unknown_lineage:
         rows["unknown lineage"] = "; ".join(unknown)
     if "predict.py" in outputs:
@@ -171,9 +174,10 @@ def summary(outcomes: Sequence[Outcome], results: Path) -> pd.DataFrame:
         name = outcome.folder.name if outcome.folder else outcome.planned.name or str(outcome.planned)
         folder = outcome.folder or results / name
         record = read_record(folder) if folder.is_dir() else None
-        best = record and record.best(METRIC)
+        metric = record.judged_by(METRIC) if record else METRIC
+        best = record and record.best(metric)
         ended = outcome.said or how_it_ended(outcome.code)
-        rows[name] = {METRIC: best[0] if best else float("nan"), "ended": ended, "time": duration(outcome.seconds)}
+        rows[name] = {metric: best[0] if best else float("nan"), "ended": ended, "time": duration(outcome.seconds)}
         if record and record.unknown_lineage:
             rows[name]["unknown lineage"] = "; ".join(record.unknown_lineage)
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("experiment")

@@ -15,7 +15,10 @@ from torch import nn
 import evaluate
 import preprocessing
 import train
+from common.checkpoint import load_checkpoint
 from common.datasets.sequences import SequenceDataset, collate_sequences
+from common.evaluation.metrics import prevalences_of
+from common.models.backbone import create_model
 from common.models.sequence import build_sequence_model
 from common.networks.network import Batch
 from rsna.forms import read_label_file, read_predictions
@@ -217,14 +220,100 @@ def test_slices_and_studies_train_and_are_judged_together_each_at_its_level(
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
-def test_what_labels_of_studies_cannot_do_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = table().splitlines()
-    (place / "studies.csv").write_text("\n".join([lines[0], *lines[-5:]]) + "\n")
+@pytest.fixture(scope="module")
+def of_studies(place: Path) -> list[str]:
+    """Flags for the dataset ``studies``, in which whole studies are labelled and no slice is; patients 0 to 3 bleed."""
+    lines = [f"1.2.826.77.{p}," + ("0,1,0,0,0,1" if p % 2 else "0,0,0,,1,1") for p in range(4)]
+    lines += [f"1.2.826.77.{p},0,0,0,0,0,0" for p in range(4, 9)]
+    (place / "studies.csv").write_text("\n".join([table().splitlines()[0], *lines]) + "\n")
     prepare(place, "studies.csv", "studies")
-    common = [f"--data_input_folder={place / 'input'}", f"--output_dir={place / 'results'}"]
-    line = failure(train.main, [*TRAIN, *common, "--data_dataset=studies", "--tr_batch_size=2"], capsys, 2)
+    torch.manual_seed(0)
+    torch.save(create_model("resnet10t", 6, 3, image_size=32).state_dict(), place / "start.pt")
+    return [f"--data_input_folder={place / 'input'}", f"--output_dir={place / 'results'}", "--data_dataset=studies"]
+
+
+STUDY = ["--net_kind=study", "--seq_width=8", "--seq_study=noisy_or", "--tr_batch_size=2", "--tr_early_stop=9"]
+
+
+def loss_of(judged: pd.DataFrame, truth: pd.DataFrame) -> float:
+    """The weighted log loss over the labelled cells, written out."""
+    total = cells = 0.0
+    for name in LABELS:
+        for study, label in truth[name].dropna().items():
+            p, weight = judged.loc[study, name], 2 if name == "any" else 1
+            total, cells = total - weight * np.log(p if label else 1 - p), cells + weight
+    return total / cells
+
+
+def study_table(place: Path) -> pd.DataFrame:
+    """The labels of the table by the studies' pseudonyms."""
+    rows = in_source(place, "studies")
+    labels = pd.read_csv(place / "studies.csv", index_col="StudyInstanceUID")
+    return labels.set_axis([rows.loc[(patient, 0), "study_id"] for patient in range(9)])
+
+
+def test_labels_of_studies_alone_train_choose_and_judge_a_network_by_studies(
+    place: Path, of_studies: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = f"--net_weight_file={place / 'start.pt'}"
+    folder = train.main([*TRAIN, *of_studies, *STUDY, start, "--experiment_id=alone", "--tr_report=1"])
+    assert "valid/study_weighted_log_loss" in capsys.readouterr().err
+    fold = read_fold(place / "input" / "datasets" / "studies", "studies", 0)
+    truth = study_table(place).loc[fold.loc[fold["sample_type"] == "valid", "study_id"].unique()]
+    assert truth["any"].nunique() == 2
+    judged = pd.read_csv(folder / "predictions_valid_studies.csv", index_col="study_id")
+    slices = read_predictions(folder / "predictions_valid.csv")
+    never = np.log(1 - slices[list(LABELS)]).groupby(fold.loc[slices.index, "study_id"]).sum()
+    np.testing.assert_allclose(judged.loc[never.index], 1 - np.exp(never), atol=1e-5)  # noisy-or of its slices
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert not {key for line in logged for key in line if key.startswith("valid/") and "study" not in key}
+    values = [line["valid/study_weighted_log_loss"] for line in logged if "valid/study_weighted_log_loss" in line]
+    assert min(values) == pytest.approx(loss_of(judged, truth), rel=1e-6)
+    best = load_checkpoint(folder / "best.pt")["metrics"]
+    assert best["valid/study_weighted_log_loss"] == min(values)
+    table = pd.read_csv(folder.parent / "leaderboard.csv").set_index("experiment")
+    assert table.loc["alone", "weighted_log_loss"] == min(values)
+    assert f"fold 0: {len(truth)} studies of {len(truth)} patients" in table.loc["alone", "group"]
+    assert table.loc["alone", "of_constant"] > 0  # judged.json is of the same value
+    page = re.sub(r"base64,[^\"']*", "", (folder / "report.html").read_text())
+    assert "Only studies have labels" in page
+    assert "weighted log loss by study" in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+    evaluate.main(["--experiment_id=alone", *of_studies[1:2], "--n_jobs=1"])
+    said = capsys.readouterr().out
+    assert "reproduces the logged valid/study_weighted_log_loss" in said
+    assert "only studies have labels" in said
+    document = json.loads((folder / "evaluation.json").read_text())
+    assert (document["level"], document["slice_level"], document["strata"]) == ("studies", [], [])
+    weighted = pd.read_csv(folder / "evaluation.csv", index_col="label").loc["weighted"]
+    assert weighted["log_loss"] == pytest.approx(loss_of(judged, truth), rel=1e-6)
+    shares = study_table(place).loc[fold.loc[fold["sample_type"] == "train", "study_id"].unique()]
+    constant = pd.DataFrame([prevalences_of(shares)] * len(truth), truth.index, list(LABELS))
+    assert weighted["constant_log_loss"] == pytest.approx(loss_of(constant, truth), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_folds_without_a_slice_label_are_put_together_by_study(place: Path, of_studies: list[str]) -> None:
+    flags = [*TRAIN[:3], "--tr_iteration_num=2", *TRAIN[4:], *STUDY, f"--net_weight_file={place / 'start.pt'}"]
+    folder = train.main([*flags, *of_studies, "--experiment_id=folds", "--data_fold=all"])
+    document = json.loads((folder / "cross_validation.json").read_text())
+    judged = pd.read_csv(folder / "predictions_oof_studies.csv", index_col="study_id")
+    truth = study_table(place)
+    assert sorted(judged.index) == sorted(truth.index)
+    assert document["level"] == "study"
+    assert document["pooled"]["weighted_log_loss"] == pytest.approx(loss_of(judged, truth), rel=1e-6)
+
+
+def test_what_labels_of_studies_cannot_do_is_one_line(
+    place: Path, of_studies: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(train.main, [*TRAIN, *of_studies, "--tr_batch_size=2"], capsys, 2)
     assert "has a label 1 of its own" in line
     assert "--pre_labels" in line
+    assert "--net_kind=study" in line
+    start = f"--net_weight_file={place / 'start.pt'}"
+    line = failure(train.main, [*TRAIN, *of_studies, *STUDY, start, "--seq_study_weight=0"], capsys, 2)
+    assert "--seq_study_weight" in line
 
 
 def test_a_dataset_of_before_whose_slices_have_their_studies_labels_is_refused(

@@ -8,7 +8,8 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from common.evaluation.delong import delong_test
-from common.evaluation.reader import ReaderStudy, by_group, calibration_table, compare_areas, comparison, strata_table
+from common.evaluation.metrics import by_group
+from common.evaluation.reader import ReaderStudy, calibration_table, compare_areas, comparison, strata_table
 from common.evaluation.resampling import PatientBootstrap
 
 NAMES = ("first", "any")

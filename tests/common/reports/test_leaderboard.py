@@ -18,7 +18,7 @@ import pytest
 from common.errors import WorkError
 from common.experiments.folder import lock_experiment
 from common.reports import summary
-from common.reports.experiment import experiment_page
+from common.reports.experiment import best_of, experiment_page
 from common.reports.leaderboard import leaderboard, leaderboard_page, update_leaderboard
 from common.reports.record import FINISHED, KILLED, RUNNING, Record, read_record, write_status
 from common.reports.summary import Summary, read_summaries
@@ -48,6 +48,26 @@ def test_the_lowest_metric_comes_first_and_what_was_never_validated_last(tmp_pat
     assert table[METRIC].tolist()[:2] == [0.11, 0.31]
     assert table["log_loss/any"].tolist()[:2] == [0.055, 0.155]
     assert table["optim_lr"].tolist() == [0.0003, 0.001, 0.001]
+
+
+def test_values_of_studies_have_no_place_among_those_of_slices(tmp_path: Path) -> None:
+    both = {"valid__weighted_log_loss": 0.31, "valid__study_weighted_log_loss": 0.2, "valid__study_log_loss/any": 0.3}
+    experiment(tmp_path / "both", point(8, **both))
+    for name, loss in (("worse", 0.05), ("alone", 0.01)):
+        experiment(tmp_path / name, point(8, **{"valid__study_weighted_log_loss": loss}))
+    for _ in range(2):  # the second time from what was kept
+        page = update_leaderboard(tmp_path, METRIC).read_text()
+    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("experiment")
+    assert table.index.tolist() == ["alone", "worse", "both"]
+    assert table[METRIC].tolist() == pytest.approx([0.01, 0.05, 0.31])
+    assert table["group"].str.contains("by study").tolist() == [True, True, False]
+    assert table.loc["both", "study_weighted_log_loss"] == pytest.approx(0.2)
+    assert table["iteration"].tolist() == [8, 8, 8]
+    data = json.loads(unescape(re.search(r'id="data">(.*?)</script>', page)[1]))
+    assert {"study_weighted_log_loss", "study_log_loss/any"} <= set(data["scores"])
+    rivals = read_summaries(tmp_path, METRIC)
+    assert best_of(rivals, METRIC).name == "both"
+    assert best_of(rivals, f"study_{METRIC}").name == "alone"
 
 
 def test_no_spreadsheet_runs_a_cell_or_a_columns_name(tmp_path: Path) -> None:
@@ -344,7 +364,9 @@ def test_the_page_of_five_thousand_experiments_stays_small(tmp_path: Path) -> No
         options = same | {"optim_lr": (number % 5) / 7, "seed": number, "net_model": f"net{number % 9}"}
         scores = {f"log_loss/{label}": number / 60_000 for label in range(20)}
         best = (0.1 + number / 70_000, 100, "raw")
-        return Summary(f"sweep_{number}", options, FINISHED, best, scores, 1.234, "2026-01-01T00:00:00+00:00", ())
+        return Summary(
+            f"sweep_{number}", options, FINISHED, METRIC, best, scores, 1.234, "2026-01-01T00:00:00+00:00", ()
+        )
 
     found = [one(number) for number in range(5000)]
     table = leaderboard(found, METRIC)

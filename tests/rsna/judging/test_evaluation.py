@@ -284,7 +284,7 @@ def test_a_threshold_in_the_json_flags_the_share_that_it_is_said_to_hold(small_d
 def test_images_in_no_fold_say_by_how_much_the_best_of_validations_flatters(labelled, tmp_path) -> None:
     assert "predict.py --split=holdout says by how much" in describe_flattery(tmp_path)
     alone = [make_up(labelled, 3, tmp_path / f"{seed}.csv", seed) for seed in (1, 2)]
-    said = write_flattery(tmp_path, [frame.iloc[::-1] for frame in alone], labelled, 0.25)
+    said = write_flattery(tmp_path, [(frame.iloc[::-1], None) for frame in alone], labelled, 0.25)
     weights = [1, 1, 1, 1, 1, 2]
     each = [np.average([log_loss(labelled[name], frame[name]) for name in LABELS], weights=weights) for frame in alone]
     mean, patients = np.mean(each), labelled["group_id"].nunique()
