@@ -12,6 +12,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -66,6 +67,23 @@ def read_nifti(content: bytes, name: str) -> NiftiFile:
     headers = tuple(SliceHeader(1.0, 0.0, geometry) for geometry in volume.geometries())
     header = CtHeader(Identity("", name, name, ""), form, headers)
     return NiftiFile(header, memoryview(content)[:HEADER_BYTES], volume.array, volume.slope, volume.intercept)
+
+
+def slices_of_third_axis(path: Path) -> tuple[int, bool]:
+    """Return how many slices lie along a file's own third axis, and whether its first one is the highest.
+
+    There are none if slices lie along another axis or the file can't be read. Only the header is read.
+    """
+    import nibabel
+    from nibabel.orientations import io_orientation
+
+    nibabel.imageglobals.logger.setLevel(SILENT)
+    try:
+        image = nibabel.load(path)
+        turn = io_orientation(RAS_TO_LPS @ np.asarray(image.affine, np.float64))
+        return (int(image.shape[2]), bool(turn[2, 1] < 0)) if turn[2, 0] == 2 else (0, False)
+    except Exception:  # a damaged file can raise anything in the parser
+        return 0, False
 
 
 class _Volume:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,7 +147,15 @@ class _Tails:
         return self.by_length[len(key)].get(key, NOWHERE) if key else NOWHERE
 
 
-def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pseudonyms: Pseudonyms) -> JoinedLabels:
+def join_labels(
+    table: pd.DataFrame,
+    images: pd.DataFrame,
+    paths: pd.Series,
+    pseudonyms: Pseudonyms,
+    named: Callable[[str, int], str] | None = None,
+    *,
+    of_study: bool = False,
+) -> JoinedLabels:
     """Give each image the labels of its path, else of its SOPInstanceUID, else of its id here, and those of its study.
 
     A study's label says of an image only what is certain: 0 means 0 in each of its images. From 1 follows nothing for a
@@ -157,7 +165,8 @@ def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pse
     ``table``: index ``key``, a column for each label and ``row``. ``images``: records of the journal (index
     ``image_id``) with the pseudonyms source_id, instance_id and study_id. ``paths``: those of the source's files by
     source_id. The keys become pseudonyms like the images' identifiers and are then compared, so that no identifier is
-    written.
+    written. ``named``: (path, frame) → the key of an image, or with ``of_study`` of its study, where the keys are of
+    another kind.
     """
     keys = table.index
     row_of = [
@@ -166,6 +175,11 @@ def join_labels(table: pd.DataFrame, images: pd.DataFrame, paths: pd.Series, pse
         _lookup(images.index.to_numpy(dtype=object), keys),
         _lookup(images["study_id"].to_numpy(dtype=object), _hidden(keys, "study", pseudonyms)),
     ]
+    if named is not None:
+        files = paths.reindex(images["source_id"]).to_numpy(dtype=object)
+        asked = [named(path, int(frame)) for path, frame in zip(files, images["frame"], strict=True)]
+        row_of = [np.full(len(images), -1)] * 4
+        row_of[3 if of_study else 0] = _lookup(np.array(asked, dtype=object), keys)
     own, study = np.select([found >= 0 for found in row_of[:3]], row_of[:3], -1), row_of[3]
     names = [name for name in table.columns if name != "row"]
     values = np.vstack([table[names].to_numpy(dtype=np.float64), np.full(len(names), np.nan)])  # place -1: no row

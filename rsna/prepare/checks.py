@@ -134,6 +134,15 @@ def read_folds(folder: Path, dataset: str, info: dict[str, Any]) -> dict[str, pd
     return folds
 
 
+def published_text(facts: dict[str, Any]) -> str:
+    """Say what dataset.json knows of a published dataset: name, licence, overlap, agreement of the readers."""
+    if not facts:
+        return ""
+    said = f" It is the published dataset {facts['name']}; licence: {facts['licence']}; overlap: {facts['overlap']}."
+    kappas = ", ".join(f"{label} {kappa:.2f}" for label, kappa in facts.get("agreement", {}).items())
+    return said + f" The readers' agreement by study (Fleiss' kappa): {kappas}." * bool(kappas)
+
+
 def audit_dataset(folder: Path, dataset: str) -> Path:
     """Write the audit of a finished dataset into its folder. Return the file's path."""
     info = read_dataset_info(folder)
@@ -145,6 +154,7 @@ def audit_dataset(folder: Path, dataset: str) -> Path:
         f"Made from {kind} files as {form.dtype} {unit} ({form.file_format})"
         f"{f', {form.size} pixels' if form.size else ''}{', cropped to the head' if form.crop else ''}. "
         "Ids are pseudonyms; no picture or text here names a patient."
+        f"{published_text(info.get('published', {}))}"
     )
     data = AuditedDataset(
         name=dataset,

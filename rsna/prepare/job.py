@@ -16,8 +16,18 @@ from common.preprocessing.id_map import IdMap
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms
 from common.preprocessing.records import ImageForm, Task
 from common.preprocessing.sources import Tree, printable
+from rsna.prepare.adapters.table import PublishedLabels
 from rsna.prepare.options import PreprocessingConfig
-from rsna.prepare.source import COMPETITION_NAMES, ID_MAP, Source, Tables, list_source, located_labels, private_files
+from rsna.prepare.source import (
+    COMPETITION_NAMES,
+    ID_MAP,
+    Source,
+    Tables,
+    list_source,
+    located_labels,
+    private_files,
+    published_labels,
+)
 from rsna_dataset import FORMAT_VERSION, IMAGE_OPTIONS, fold_path, holdout_path
 
 UNMATCHED = "labels_without_image.csv"
@@ -30,6 +40,7 @@ DATASET_OPTIONS = {
     "pre_format",
     "pre_demographics",
     "pre_series",
+    "pre_dataset",
     "seed",
 }
 READING_RULES = 2  # raise it if a change makes other files CT slices, or gives other HU: all files are then read again
@@ -49,11 +60,12 @@ class Job:
     source: Source
     pseudonyms: Pseudonyms
     labels: pd.DataFrame  # of the source; indexed by file ids at first, later by image ids
-    label_file: pd.DataFrame | None  # of --pre_labels, see rsna.forms.read_label_file
+    label_file: pd.DataFrame | None  # of --pre_labels or --pre_dataset, see rsna.forms.read_label_file
     asked: pd.Index  # ids of the sample submission
     files: pd.DataFrame
     refused: pd.DataFrame  # files that are not opened, as rows of failed.csv
     id_map: IdMap  # which file and patient each id stands for
+    published: PublishedLabels | None = None  # of --pre_dataset; its table is the label file
 
     @property
     def fold_paths(self) -> list[Path]:
@@ -73,10 +85,13 @@ def build_job(
         raise UsageError(f"{config.pre_source or config.data_input_folder}: holds no files")
     id_map = IdMap(key_file.with_name(ID_MAP.format(config.data_dataset)))
     label_file = tables.label_file
-    if label_file is not None:
+    published = published_labels(config, source, files["path"])
+    if published is not None:
+        label_file = published.table
+    elif label_file is not None:
         label_file = located_labels(config, label_file, source, files["path"])
     labels, asked, form = tables.labels, tables.asked, image_form(config)
-    return Job(config, folder, form, source, pseudonyms, labels, label_file, asked, files, refused, id_map)
+    return Job(config, folder, form, source, pseudonyms, labels, label_file, asked, files, refused, id_map, published)
 
 
 def image_form(config: PreprocessingConfig) -> ImageForm:
@@ -116,13 +131,18 @@ def file_tasks(tree: Tree, files: pd.DataFrame, folder: Path | None) -> list[Tas
 
 
 def is_labelled(job: Job) -> bool:
-    """Whether the source or --pre_labels gives labels, even if they fit no image."""
+    """Whether the source, --pre_labels or --pre_dataset gives labels, even if they fit no image."""
     return job.label_file is not None or job.source.competition is not None
 
 
 def label_report(job: Job) -> str:
     """Return the name of the CSV that lists the labels that fit no image."""
     return UNMATCHED if job.label_file is None else UNMATCHED_ROWS
+
+
+def label_source(config: PreprocessingConfig) -> str:
+    """Return in words where the labels of a job come from."""
+    return str(config.pre_labels) if config.pre_dataset is None else f"--pre_dataset={config.pre_dataset}"
 
 
 def shown_ids(job: Job, images: pd.DataFrame, names: pd.Index | pd.Series) -> list[str]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli.arguments import option
+from common.cli.choices import summaries
 from common.cli.groups import DataLocation, GeneralOptions
 from common.cli.values import Windows, format_windows, parse_windows
 from common.errors import UsageError
+from rsna.prepare.adapters.table import ADAPTERS
 
 BEST, ALL = "best", "all"
 
@@ -57,6 +59,12 @@ class PreprocessingConfig(GeneralOptions, DataLocation, SeriesOptions, Pseudonym
         "CSV of labels with a column path, SOPInstanceUID or StudyInstanceUID and one for each label, or ID,Label "
         "with one of these keys in the ID. An empty cell is a missing label; a study's 1 is the label of no slice. "
         "none: the competition's labels, or no labels",
+    )
+    pre_dataset: str | None = option(
+        None,
+        "published dataset that --pre_source holds as it was unpacked; its own files give the labels. "
+        f"{summaries(ADAPTERS)}. none: none of these",
+        choices=tuple(ADAPTERS),
     )
     pre_max_failed: float = option(
         0.01,
@@ -148,6 +156,11 @@ class PreprocessingConfig(GeneralOptions, DataLocation, SeriesOptions, Pseudonym
         for name in ("pre_verify", "pre_audit") if self.check else ():
             if getattr(self, name):
                 raise UsageError(f"--{name}=1 doesn't go with --check=1, which makes no dataset; leave one of them out")
+        if self.pre_dataset is not None and (self.pre_source is None or self.pre_labels is not None):
+            raise UsageError(
+                f"--pre_dataset={self.pre_dataset} reads the folder --pre_source and takes its labels from there: give "
+                "--pre_source, and leave out --pre_labels"
+            )
         if self.check and self.pre_scheduler != "local":
             raise UsageError(f"--pre_scheduler={self.pre_scheduler} doesn't go with --check=1, which reads here")
         if self.pre_verify and self.pseudonym_key is not None:

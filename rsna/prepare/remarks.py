@@ -11,7 +11,7 @@ from common.cli.console import tell
 from common.errors import UsageError, WorkError, list_some
 from common.preprocessing.failures import count_reasons, failure_table, is_no_slice
 from common.preprocessing.tables import REPEATED_UID
-from rsna.prepare.job import UNMATCHED, UNMATCHED_ROWS, Job, is_labelled, shown_ids
+from rsna.prepare.job import UNMATCHED, UNMATCHED_ROWS, Job, is_labelled, label_source, shown_ids
 from rsna.prepare.series_choice import CHOSEN, describe_choice, without_choice
 from rsna_dataset import FAILED_FILE, read_dataset_info
 
@@ -124,7 +124,8 @@ def warn_about_labels(job: Job, images: pd.DataFrame, unmatched: pd.DataFrame) -
         if len(unmatched):
             logger.warning(
                 "%d rows of %s fit no image, and %d images have no labels (split test); see %s",
-                counts.get("labels", 0), job.config.pre_labels, counts.get("metadata", 0), job.folder / UNMATCHED_ROWS,
+                counts.get("labels", 0), label_source(job.config), counts.get("metadata", 0),
+                job.folder / UNMATCHED_ROWS,
             )  # fmt: skip
     else:
         if len(unmatched):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from common.cli.choices import load
 from common.cli.console import tell
 from common.errors import UsageError, WorkError, list_some, nearest_file
 from common.preprocessing.archives import ARCHIVE_SUFFIXES, UNREAD_SUFFIXES
@@ -16,6 +17,7 @@ from common.preprocessing.labels import locate_labels
 from common.preprocessing.pseudonyms import FILE, IMAGE, Pseudonyms
 from common.preprocessing.sources import Tree, open_tree, stem
 from rsna.forms import read_competition_labels, read_label_file, read_submission
+from rsna.prepare.adapters.table import ADAPTERS, PublishedLabels
 from rsna.prepare.competition import COMPETITION_FOLDER, CompetitionSource, find_competition, list_competition
 from rsna.prepare.options import PreprocessingConfig
 
@@ -64,6 +66,8 @@ def find_source(config: PreprocessingConfig) -> Source:
             f"--pre_source={config.pre_source}: no such folder, archive or file{nearest_file(config.pre_source)}"
         )
     competition = find_competition(searched)
+    if config.pre_dataset is not None and (competition is not None or not searched.is_dir()):
+        raise UsageError(f"--pre_dataset={config.pre_dataset}: {searched} is not the folder of that dataset, unpacked")
     if competition is not None:
         return Source(competition.tree, competition)
     tree = None if config.pre_source is None else open_tree(searched)
@@ -100,6 +104,17 @@ def read_tables(source: Source, config: PreprocessingConfig) -> Tables:
     sample = None if competition is None else competition.sample_submission
     asked = pd.Index([]) if sample is None else read_submission(sample).index
     return Tables(labels, None if config.pre_labels is None else read_label_file(config.pre_labels), asked)
+
+
+def published_labels(config: PreprocessingConfig, source: Source, paths: pd.Series) -> PublishedLabels | None:
+    """Return the labels of the dataset that --pre_dataset names, and tell of them; None without it."""
+    if config.pre_dataset is None:
+        return None
+    adapter = ADAPTERS[config.pre_dataset]
+    found: PublishedLabels = load(adapter.path)(source.tree.root, list(paths))
+    for line in (*found.said, f"licence: {adapter.licence}", f"overlap with other datasets: {adapter.overlap}"):
+        tell(f"{adapter.name}: {line}")
+    return found
 
 
 def located_labels(

@@ -29,7 +29,7 @@ from common.preprocessing.tables import mark_repeated, metadata_table, unique_im
 from common.preprocessing.workers import convert_files, spread
 from common.reports.record import duration
 from rsna.prepare.conversion import TABLE_BYTES
-from rsna.prepare.job import Job, build_job, file_tasks, is_labelled
+from rsna.prepare.job import Job, build_job, file_tasks, is_labelled, label_source
 from rsna.prepare.options import PreprocessingConfig
 from rsna.prepare.remarks import failed_share, list_reasons, too_many_failed
 from rsna.prepare.series_choice import describe_choice, series_table, without_choice
@@ -192,8 +192,8 @@ def describe_labels(job: Job, labels: pd.DataFrame, images: pd.DataFrame, unmatc
     else:
         by = ", ".join(f"{count:,} by {name}" for name, count in labels["label_level"].value_counts().items())
         yield (
-            f"labels: {len(job.label_file):,} keys in {job.config.pre_labels}; {int(fits.sum()):,} of {len(images):,} "
-            f"slices have labels{in_brackets(by)}"
+            f"labels: {len(job.label_file):,} keys in {label_source(job.config)}; {int(fits.sum()):,} of "
+            f"{len(images):,} slices have labels{in_brackets(by)}"
         )
         if len(unmatched):
             yield f"  {len(unmatched):,} keys fit no slice (rows {list_some(map(str, unmatched))})"

@@ -22,6 +22,7 @@ from common.preprocessing.pseudonyms import IMAGE
 from common.preprocessing.series import describe_singles
 from common.preprocessing.tables import mark_repeated, metadata_table, remove_leftovers, unique_images, unmatched_labels
 from rsna.forms import read_submission_texts
+from rsna.prepare.adapters.table import ADAPTERS
 from rsna.prepare.job import Job, dataset_options, is_labelled, label_report, shown_ids, tasks_of
 from rsna.prepare.remarks import say_geometry, say_series, warn_about
 from rsna.prepare.series_choice import CHOSEN, NOT_CHOSEN, SERIES_FILE, series_of, series_table
@@ -135,7 +136,9 @@ def label_images(job: Job, images: pd.DataFrame, failed: pd.DataFrame) -> tuple[
     The competition's folders give the split. In any other source, images with labels are the training images.
     """
     if job.label_file is not None:
-        joined = join_labels(job.label_file, images, job.files["path"], job.pseudonyms)
+        found = job.published
+        named = {} if found is None else {"named": found.key_of, "of_study": found.of_study}
+        joined = join_labels(job.label_file, images, job.files["path"], job.pseudonyms, **named)
         labels, unmatched = joined.labels, joined.unmatched
     else:
         file_id = job.files["file_id"].reindex(images["source_id"]).to_numpy()
@@ -184,6 +187,11 @@ def dataset_info(job: Job, images: pd.DataFrame, failed: pd.DataFrame, state: st
         "failed": len(failed),
         "hash": content_hash(job.folder, options),
     }
+    if job.published is not None:
+        adapter = ADAPTERS[job.config.pre_dataset]
+        known = {name: value for name, value in job.published.agreement.items() if np.isfinite(value)}
+        info["published"] = {"name": adapter.name, "licence": adapter.licence, "overlap": adapter.overlap}
+        info["published"] |= {"agreement": known} if known else {}
     if missing := int(job.labels.reindex(columns=list(LABELS)).isna().to_numpy().sum()):
         info["missing_labels"] = missing
     # If all names are the competition's own, there is no key to identify.
