@@ -16,6 +16,7 @@ from common.reports.summary import Summary
 
 SPREAD_ROW = "mean ± sd"
 NOTHING = "–"
+NO_WEIGHT = 1e-6  # a fit leaves this much
 
 
 def folds_sections(folds: Sequence[Record], facts: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
@@ -99,7 +100,22 @@ def members_section(
         index=pd.Index(names, name="member"),
     )
     links = {name: f"../{name}/{REPORT_FILE}" for name in reported}
-    return page.section("Members", page.table("", table, links=links))
+    weights = columns.get("weight", {})
+    note = describe_only_member({name: weights[name] for name in names if weights.get(name) is not None})
+    return page.section("Members", page.table("", table, note, links))
+
+
+def describe_only_member(weights: Mapping[str, float]) -> str:
+    """Say it of an ensemble that has one member, or gives one all the weight; empty for others.
+
+    ``weights``: by member. Example: ``All weight is on a: the ensemble is this member alone.``
+    """
+    heaviest = max(weights, key=weights.__getitem__, default="")
+    if len(weights) == 1:
+        return f"{heaviest} is the only member: nothing is averaged."
+    if weights and sum(abs(weight) for weight in weights.values()) - abs(weights[heaviest]) <= NO_WEIGHT:
+        return f"All weight is on {heaviest}: the ensemble is this member alone."
+    return ""
 
 
 def spread(values: Sequence[float]) -> str:

@@ -373,6 +373,9 @@ at("series").append(...data.series.map(one => element("option", one.title)));
 at("series").hidden = data.series.length < 2;
 at("left_out").textContent = data.left_out;
 facts("study_facts", data.facts);
+facts("unused_series", data.unused);
+at("unused").hidden = !data.unused.length;
+document.querySelector("#unused summary").textContent = `Series that were not predicted: ${data.unused.length}`;
 if (data.others.length) {
   at("others").append("the same patient: ");
   at("others").append(...data.others.flatMap(([name, address]) => [element("a", name, { href: address }), " "]));

@@ -62,7 +62,8 @@ class Study:
     """What a page shows of a study.
 
     ``probabilities`` are the study's by label, the last label is the overall one. ``rule`` is a sentence about where
-    they come from. ``others`` are further pages of the same patient: titles and addresses.
+    they come from. ``others`` are further pages of the same patient: titles and addresses. ``unused``: the study's
+    series that the page doesn't show, each with the reason.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Study:
     stacks: Sequence[Stack]
     notice: str
     others: Sequence[tuple[str, str]] = ()
+    unused: Facts = ()
 
 
 def write_viewer(path: Path, study: Study) -> str:
@@ -179,6 +181,7 @@ def document(study: Study, held: Sequence[Sequence[int]], left_out: str) -> dict
         "rule": study.rule,
         "facts": study.facts,
         "others": study.others,
+        "unused": study.unused,
         "left_out": f"{left_out}." if left_out else "",
         "series": [
             {

@@ -28,6 +28,7 @@ from common.evaluation.statistics import label_table, member_table
 from common.evaluation.texts import format_table
 from common.files import write_csv, write_json
 from common.reports.record import write_value
+from common.reports.together import describe_only_member
 from rsna.forms import check_submission, read_predictions, write_submission
 from rsna.judging.evaluation import (
     Evaluation,
@@ -372,6 +373,9 @@ def describe_ensemble(config: EnsembleConfig, members: Members, ensemble: Ensemb
         lines += [describe(ensemble.evaluation), ""]
     kind = config.ens_method if config.ens_power is None else f"{config.ens_method} {config.ens_power:g}"
     lines += members.notes
+    weights = shared_weights(ensemble.weights).tolist()
+    alone = describe_only_member(dict(zip(members.predictions, weights, strict=True)))
+    lines += [alone] * bool(alone)
     lines.append(f"{kind} of {len(members.predictions)} members, {len(ensemble.predictions)} rows:")
     return "\n".join(lines)
 

@@ -135,7 +135,7 @@ def predict_to(config: SourceConfig, images: PreprocessingConfig, inputs: Path, 
     share = reading / max(len(rows), 1)
     pages = None
     if config.predict_viewer:
-        pages = StudyPages(scanned, places, patients, model.describe(), str(model.document()["study"]))
+        pages = StudyPages(scanned, places, patients, series, model.describe(), str(model.document()["study"]))
     results = []
     for study_id, part in progress(list(rows.groupby("study_id", sort=True)), desc="predict", unit="study"):
         result = predict_study(model, str(study_id), part, folder, share * len(part), pages)

@@ -31,12 +31,14 @@ class StudyPages:
     - ``folder`` is a dataset's folder whose images are int16 HU as scanned.
     - ``places`` (index: image id) has the columns POSITION and ORIENTATION of :mod:`common.preprocessing.series`.
     - ``patients`` gives of each study (index) the patient, "" if unknown.
+    - ``series`` (index ``series_id``) is series.csv as text: each series' choice, and the reason.
     - ``model`` says in words what predicts, ``rule`` where a study's probabilities come from.
     """
 
     folder: Path
     places: pd.DataFrame
     patients: pd.Series
+    series: pd.DataFrame
     model: str
     rule: str
 
@@ -57,6 +59,7 @@ class StudyPages:
             stacks,
             NOTICE,
             [(file_stem(name), quote(page_name(name))) for name in others],
+            unused_series(self.series[self.series["study_id"] == study_id].drop(slices["series_id"], errors="ignore")),
         )
         if left_out := write_viewer(output / page_name(study_id), page):
             logger.warning("%s: %s", page_name(study_id), left_out)
@@ -96,6 +99,18 @@ def file_stem(study_id: str) -> str:
 def page_name(study_id: str) -> str:
     """Return the name of a study's page."""
     return f"{file_stem(study_id)}.html"
+
+
+def unused_series(series: pd.DataFrame) -> Facts:
+    """Return why each of these series was not predicted, with what is known of it, in words."""
+    return [
+        (
+            str(row.Index),
+            f"{row.choice.replace('_', ' ')}: {row.reason}; {row.series_slices} slices"
+            + "".join(f", {fact}" for fact in (row.orientation, row.kernel) if fact not in ("", "unknown")),
+        )
+        for row in series.itertuples()
+    ]
 
 
 def describe_direction(rows: pd.DataFrame) -> str:

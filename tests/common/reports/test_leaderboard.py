@@ -225,6 +225,20 @@ def test_a_line_over_the_options_that_differ_for_each_experiment_of_numbers_and_
     assert "No option differs" in driven(page, "filter.value = 'swin'; draw();")
 
 
+JUDGED = {
+    "dataset": "a1",
+    "images": "b2",
+    "count": 9,
+    "patients": 3,
+    "level": "slices",
+    "what": "fold 0",
+    "metric": METRIC,
+    "value": 0.5,
+    "low": None,
+    "high": None,
+    "of_constant": 0.9,
+    "auroc_any": None,
+}
 EVIL = {
     "aliases of aliases": ("config.yaml", bomb(20)),
     "a depth of thousands": ("config.yaml", "a: " + "[" * 5000 + "]" * 5000),
@@ -249,6 +263,13 @@ EVIL = {
     "huge times": ("metrics.jsonl", '{"iteration": 1, "time": 1e308, "valid/weighted_log_loss": 1e308}\n'),
     "a list for a status": ("status.json", '{"status": ["finished"]}'),
     "a deep status": ("status.json", '{"status": ' + "[" * 100_000),
+    "a deep judgement": ("judged.json", '{"dataset": ' + "[" * 100_000),
+    "markup in a judgement": ("judged.json", json.dumps(JUDGED | {"what": "<b>best</b>"})),
+    "an endless word in a judgement": ("judged.json", json.dumps(JUDGED | {"level": "x" * 100_000})),
+    "a list for a judged value": ("judged.json", json.dumps(JUDGED | {"value": [0.5]})),
+    "infinity for a judged value": ("judged.json", json.dumps(JUDGED | {"value": float("inf")})),
+    "patients without end": ("judged.json", json.dumps(JUDGED | {"patients": 10**18})),
+    "a judgement of another form": ("judged.json", json.dumps({"dataset": "a1"})),
     "a status of its own": ("status.json", '{"status": "<b>best</b>"}'),
 }
 

@@ -20,7 +20,7 @@ from common.cli.arguments import from_dict
 from common.evaluation.metrics import constant_predictor
 from common.experiments.folder import add_to_history, experiment_options
 from common.reports.record import read_record, write_status
-from common.reports.together import spread
+from common.reports.together import describe_only_member, spread
 from config import TrainConfig
 from rsna.forms import read_predictions
 from rsna.judging.evaluation import labelled_rows
@@ -234,6 +234,14 @@ def test_a_second_level_has_a_report_with_its_members(results: Path) -> None:
 @pytest.mark.parametrize(("text", "several"), [("all", True), ("0,2", True), ("3", False), ("holdout", False)])
 def test_a_run_that_validates_on_the_holdout_is_no_cross_validation(text: str, several: bool, tmp_path: Path) -> None:
     assert holds_out_folds(read_record(experiment(tmp_path / "1", config=f'data_fold: "{text}"\n')).config) is several
+
+
+def test_an_ensemble_that_is_one_member_is_called_so() -> None:
+    assert describe_only_member({}) == describe_only_member({"a": 0.5, "b": 0.5}) == ""
+    assert describe_only_member({"a": 0.999, "b": 0.001}) == ""
+    assert describe_only_member({"a": 0.0, "b": 1.0}) == "All weight is on b: the ensemble is this member alone."
+    assert describe_only_member({"a": -1.0, "b": 1.0}) == ""
+    assert describe_only_member({"a": 1.0}) == "a is the only member: nothing is averaged."
 
 
 def test_the_spread_is_that_of_known_values_with_n_minus_one() -> None:

@@ -94,7 +94,11 @@ def test_wide_files_give_the_weighted_mean_to_the_last_digit(files, tmp_path, ca
     found = pd.read_csv(output, index_col="id")
     expected = (make_predictions(0) + 3 * make_predictions(1)) / 4
     pd.testing.assert_frame_equal(found, expected, rtol=1e-15)
-    assert capsys.readouterr().out.splitlines()[-1] == str(output)
+    text = capsys.readouterr().out
+    assert text.splitlines()[-1] == str(output)
+    assert "member alone" not in text
+    run(files[:1], tmp_path / "one.csv")
+    assert "a is the only member: nothing is averaged." in capsys.readouterr().out
     assert not [path for path in output.parent.iterdir() if path != output]
 
 

@@ -144,9 +144,18 @@ def test_series_that_are_not_eligible_change_no_prediction(hospital_archive, wei
     assert {row["series_id"]: row["choice"] for row in study["series"]} == dict(
         zip(series["series_id"], series["choice"], strict=True)
     )
+    [page] = among.glob("study_*.html")
+    unused = dict(document_of(page)["unused"])
+    others = series[series["choice"] != "chosen"].set_index("series_id")
+    assert unused.keys() == set(others.index)
+    for name, row in others.iterrows():
+        assert unused[name].startswith(
+            f"{row['choice'].replace('_', ' ')}: {row['reason']}; {row['series_slices']} slices"
+        )
     two = some_series(hospital_archive, tmp_path / "two", "02", "03")
     every = run(two, weights, tmp_path / "all", "--pre_series=all")
     assert pd.read_csv(every / "studies.csv")["series"].item() == 2
+    assert document_of(next(every.glob("study_*.html")))["unused"] == []
 
 
 def test_a_study_without_an_eligible_series_says_why_and_is_no_silent_negative(
