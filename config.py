@@ -46,6 +46,7 @@ COMMANDS = {
     "predict": "rsna.prediction.options.PredictConfig",
     "ensemble": "rsna.judging.options.EnsembleConfig",
     "second_level": "rsna.judging.options.SecondLevelConfig",
+    "plan": "rsna.training.options.PlanConfig",
     "sweep": "rsna.training.options.SweepConfig",
     "report": "rsna.judging.options.ReportConfig",
     "export": "rsna.prediction.options.ExportConfig",

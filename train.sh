@@ -5,6 +5,7 @@
 #   bash train.sh --net_model=resnet34 --seed=1          flags are passed on to train.py
 #   bash train.sh --dry-run [flags]                      say what would run, and run nothing
 #   bash train.sh sweep experiments/demo.yaml [flags]    every combination of a grid (python sweep.py --help: its form)
+#   bash train.sh plan --hours=0.5 [flags of plan.py]    plan experiments for the time that there is, and run them
 #   bash train.sh dashboard [output/results]             live curves of runs with --trackers=trackio (Ctrl-C ends it)
 #   bash train.sh notebook                               Jupyter with the notebooks of notebooks/
 #   bash train.sh --help                                 this text and every flag
@@ -30,8 +31,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh
 
-grid="" dry="" flags=()
+grid="" dry="" planning="" flags=()
 case ${1:-} in
+plan)
+  planning=1
+  shift
+  ;;
 sweep)
   grid=${2:-}
   [ -n "$grid" ] || mistake "bash train.sh sweep FILE.yaml: the file is missing"
@@ -66,17 +71,18 @@ done
 set_up requirements.txt
 
 # Which dataset to train on, and whether it must be made first; a mistake in the flags ends here.
-plan=$("$python" - ${flags[@]+"${flags[@]}"} <<'PYTHON'
+places=$("$python" - "$planning" ${flags[@]+"${flags[@]}"} <<'PYTHON'
 import sys
 
 from common.cli.arguments import parse_args
 from common.cli.command import command
 from config import TrainConfig
+from rsna.training.options import PlanConfig
 
 
 @command
 def main() -> None:
-    config = parse_args(TrainConfig, sys.argv[1:])
+    config = parse_args(PlanConfig if sys.argv[1] else TrainConfig, sys.argv[2:])
     default = TrainConfig.data_dataset
     folder, dataset, source = config.data_input_folder, config.data_dataset, "none"
     if dataset == default and not (folder / "datasets" / default / "dataset.json").exists():
@@ -90,7 +96,7 @@ def main() -> None:
 main()
 PYTHON
 )
-{ read -r input_folder; read -r dataset; read -r source; read -r results; } <<<"$plan"
+{ read -r input_folder; read -r dataset; read -r source; read -r results; } <<<"$places"
 
 if [ "$source" = phantom ]; then
   echo "No competition data (stage_2_train/ and stage_2_train.csv, or stage 1's) in $input_folder or its folder" \
@@ -133,7 +139,15 @@ experiments() {
   experiment "$@"
 }
 
-if [ -n "$grid" ]; then
+if [ -n "$planning" ]; then
+  [ -n "$dry" ] || make_dataset
+  source=none # it is there now
+  said=$(mktemp)
+  watched "$python" plan.py ${flags[@]+"${flags[@]}"} --data_dataset="$dataset" >"$said" || { code=$? && rm "$said" && exit "$code"; }
+  cat "$said"
+  sweep=(--lines="$(tail -n 1 "$said")")
+  rm "$said"
+elif [ -n "$grid" ]; then
   sweep=(--grid="$grid")
   [ ${#flags[@]} = 0 ] || sweep+=(--flags="$(quoted "${flags[@]}")")
 else

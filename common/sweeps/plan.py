@@ -17,6 +17,7 @@ from common.foreign import read_text, read_yaml
 from common.reports.record import RUNNING, read_record
 
 NAME = "--experiment_id="
+TRAIN = "train.py"
 FINISHED = "finished"
 LONGEST_NAME = 100
 MOST_EXPERIMENTS = 5000
@@ -24,24 +25,25 @@ MOST_EXPERIMENTS = 5000
 
 @dataclass(frozen=True)
 class Planned:
-    """One experiment: the flags of train.py. ``name`` None: it gets the next free number.
+    """One experiment: the flags of train.py, or of another ``script``. ``name`` None: it gets the next free number.
 
     ``state``: new, resume (it was interrupted and goes on), finished or running (nothing to train).
-    ``folder``: that of a finished one.
+    ``folder``: that of a finished training.
     """
 
     flags: tuple[str, ...]
     name: str | None = None
     state: str = "new"
     folder: Path | None = None
+    script: str = TRAIN
 
     @property
     def command(self) -> list[str]:
-        """The arguments of train.py."""
+        """The arguments of the script."""
         return [*self.flags, *([f"--tr_resume={self.name}"] if self.state == "resume" else [])]
 
     def __str__(self) -> str:
-        return shlex.join(["python", "train.py", *self.command])
+        return shlex.join(["python", self.script, *self.command])
 
 
 def planned(flags: Sequence[str], results: Path) -> Planned:

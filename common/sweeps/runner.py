@@ -18,7 +18,7 @@ from common.cli.console import tell
 from common.cli.interruption import heard_signals, leave_lost_terminal
 from common.machine import CORES_VARIABLE, usable_cores
 from common.reports.record import RUNNING
-from common.sweeps.plan import FINISHED, Planned
+from common.sweeps.plan import FINISHED, TRAIN, Planned
 from common.waiting import RUN_LIMIT_S, Stalled, StartFailed, run_to_end, start_process
 
 INTERRUPTED = 130
@@ -158,8 +158,11 @@ class Runner:
         if planned.state == FINISHED:
             outcome = Outcome(planned, planned.folder)
         else:
-            code, lines = self._call(["train.py", *planned.command], slot)
-            outcome = Outcome(planned, Path(lines[-1]) if code == 0 and lines else None, code)
+            code, lines = self._call([planned.script, *planned.command], slot)
+            trained = planned.script == TRAIN and code == 0 and bool(lines)
+            outcome = Outcome(planned, Path(lines[-1]) if trained else None, code)
+            if planned.script != TRAIN:
+                print("\n".join(lines), flush=True)
         steps = self.steps(outcome.folder) if outcome.folder is not None else []
         if planned.state == FINISHED and not steps:
             outcome.said = "was finished before"

@@ -46,7 +46,7 @@ def settle_length(
     the number of the first. ``started``: when the run started, in seconds of ``clock``. Raises UsageError if there is
     no time for one optimizer step.
     """
-    pace = pace_of_run(config, data, device, amp_dtype, clock)
+    pace = pace_of_run(config, data, device, amp_dtype, clock, measured_seconds(config.tr_hours))
     images = len(data.valid_loader.dataset)
 
     def settled() -> TrainConfig:
@@ -64,16 +64,22 @@ def settle_fold_length(config: TrainConfig, first: TrainConfig, images: Sequence
     """
     places = slots(0, len(images))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        pace, start = process.submit(pace_of_fold, first, places[0]).result()
+        pace, start = process.submit(pace_of_fold, first, places[0], measured_seconds(first.tr_hours)).result()
     rounds = -(-len(images) // len(places))
     left = config.tr_hours * HOUR_S - (time.perf_counter() - started) - report_seconds(config, sum(images))
     return with_length(config, pace, left / rounds - start - report_seconds(config, max(images)))
 
 
-def pace_of_fold(config: TrainConfig, place: Mapping[str, str]) -> tuple[Pace, float]:
+def measured_seconds(hours: float) -> float:
+    """Return for how long a run of so many ``hours`` measures training and validation, each."""
+    return min(max(hours * HOUR_S * MEASURED_SHARE, SHORTEST_S), LONGEST_S)
+
+
+def pace_of_fold(config: TrainConfig, place: Mapping[str, str], seconds: float) -> tuple[Pace, float]:
     """Return the pace of a run, and the seconds from the start of this process until the run's data is there.
 
     ``place``: the environment variables with which a fold's run starts; see :func:`common.sweeps.runner.slots`.
+    ``seconds``: for how long training and validation are measured, each.
     """
     os.environ.update(place)
     seed_everything(config.seed)
@@ -81,7 +87,7 @@ def pace_of_fold(config: TrainConfig, place: Mapping[str, str]) -> tuple[Pace, f
     config, amp_dtype = choose_precision(Run(config), device)
     data, _ = build_training_data(config, device)
     start = time.time() - psutil.Process().create_time()
-    return pace_of_run(config, data, device, amp_dtype, time.perf_counter), start
+    return pace_of_run(config, data, device, amp_dtype, time.perf_counter, seconds), start
 
 
 def pace_of_run(
@@ -90,6 +96,7 @@ def pace_of_run(
     device: torch.device,
     amp_dtype: torch.dtype | None,
     clock: Callable[[], float],
+    seconds: float,
 ) -> Pace:
     """Measure a network like the run's, from random weights; then put random numbers and loaders back."""
     loaders = (data.train_loader, data.valid_loader)
@@ -97,8 +104,8 @@ def pace_of_run(
     drawn = [loader.generator.get_state() for loader in loaders]
     model = kind_of(config).build_model(config, data.channels, None)
     network = build_network(config, data, model, device, amp_dtype)
-    seconds = min(max(config.tr_hours * HOUR_S * MEASURED_SHARE, SHORTEST_S), LONGEST_S)
-    distributed.tell([f"--tr_hours: measures training and validation, for about {seconds:.0f} s each"])
+    model_name = kind_of(config).model_name(config)
+    distributed.tell([f"measures training and validation of {model_name}, for about {seconds:.0f} s each"])
     pace = measure_pace(network, seconds, clock)
     del model, network
     gc.collect()

@@ -1,12 +1,13 @@
-"""The options of sweep.py. Those of train.py are in config.py."""
+"""The options of sweep.py and plan.py. Those of train.py are in config.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli.arguments import option
-from common.cli.groups import ResultsLocation
+from common.cli.arguments import REQUIRED, option
+from common.cli.groups import DataLocation, GeneralOptions, ResultsLocation
+from common.cli.values import parse_hours
 from common.errors import UsageError
 
 
@@ -25,7 +26,10 @@ class ListConfig(SweepOptions):
     runs = "rsna.training.sweep.run_experiments"
 
     lines: Path | None = option(
-        None, "text file with one experiment on each line, as flags of train.py; # starts a comment"
+        None,
+        "text file with one experiment on each line, as flags of train.py; # starts a comment. A line that begins with "
+        "second_level.py or ensemble.py joins experiments above it. Where a line reads another's features "
+        "(--seq_features), they are written first, and all lines run in turn",
     )
     grid: Path | None = option(
         None,
@@ -80,3 +84,30 @@ class SweepConfig(SearchConfig, ListConfig):
     """Run several experiments in turn, or one on each GPU. A failed one stops no other."""
 
     modes = (SearchConfig, ListConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(ResultsLocation, DataLocation, GeneralOptions):
+    """Plan experiments for the hours that there are, from a dataset's tables and this machine's measured speed.
+
+    The plan is a list for sweep.py --lines, saved as <output_dir>/plan_<experiment_id>.txt. bash train.sh plan runs it.
+    """
+
+    hours: float = option(
+        REQUIRED,
+        "time for all of it, with planning, evaluation and prediction: hours (8) or with a unit (30m)",
+        parse=parse_hours,
+        metavar="HOURS",
+    )
+    gpus: str | None = option(
+        None,
+        "GPUs to plan for: names as in H100, 3090 or 2xT4, several separated by commas, whose speed is estimated, not "
+        "measured; or the number of GPUs that are here. none: those that are here",
+    )
+    flags: str = option(
+        "", "flags of train.py for every slice network, quoted as one: '--net_pretrained=0 --tr_batch_size=8'"
+    )
+    experiment_id: str | None = option(
+        None,
+        "name of the plan, and begin of its experiments' names; none: <data_dataset>_<hours>h, and the GPUs if given",
+    )

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from common.cli.arguments import parse_args
+from common.cli.choices import load
 from common.errors import EXIT_RESUMABLE, Interrupted, UsageError, WorkError
 from common.evaluation.metric_table import key_title
 from common.evaluation.metrics import WEIGHTED
 from common.evaluation.texts import format_table
 from common.reports.leaderboard import update_leaderboard
 from common.reports.record import REPORT_FILE, STATUS_FILE, duration, read_record
-from common.sweeps.plan import NAME, Planned, flags_of, planned, read_grid, read_lines
+from common.sweeps.plan import FINISHED, NAME, TRAIN, Planned, flags_of, planned, read_grid, read_lines
 from common.sweeps.runner import INTERRUPTED, Outcome, Runner, slots
 from common.sweeps.search import BEST_FILE, Search, read_space
-from config import TrainConfig
+from config import COMMANDS, TrainConfig
 from rsna.training.options import ListConfig, SearchConfig, SweepOptions
 from rsna_dataset import METRIC
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+FEATURES = "--seq_features="
+JOINING = ("second_level.py", "ensemble.py")  # commands that a line may begin with: they join experiments to another
 IDLE = ("-h", "--help", "--list")  # with these flags train.py trains nothing
 
 
@@ -31,6 +34,8 @@ def run_experiments(config: ListConfig) -> Path:
     """Run the experiments of --lines or --grid; return the leaderboard's path.
 
     All lines are checked before the first one runs. If an experiment fails, the others still run, then raise WorkError.
+    Where a line needs what another one makes (--seq_features, or a line of :data:`JOINING`), all run in the order of
+    the list, and the first failure ends it.
     """
     lines = read_lines(config.lines) if config.lines is not None else read_grid(config.grid)
     if not lines:
@@ -40,8 +45,15 @@ def run_experiments(config: ListConfig) -> Path:
         for experiment in experiments:
             print(experiment if experiment.state in ("new", "resume") else f"# {experiment.name} is {experiment.state}")
         return config.output_dir
-    places = slots(config.parallel, len(experiments))
-    outcomes = Runner(ROOT, places, lambda folder: steps(folder, config)).run(experiments)
+    read = {flag.removeprefix(FEATURES) for one in experiments for flag in one.flags if flag.startswith(FEATURES)}
+    sources = read & {one.name for one in experiments}
+    in_turn = bool(sources) or any(one.script != TRAIN for one in experiments)  # each with all GPUs
+    if in_turn and config.parallel > 1:
+        raise UsageError(
+            f"--parallel={config.parallel}: {config.reads} has lines that need what lines before them make"
+        )
+    places = [{}] if in_turn else slots(config.parallel, len(experiments))
+    outcomes = Runner(ROOT, places, lambda folder: steps(folder, config, sources), in_turn).run(experiments)
     path = update_leaderboard(config.output_dir, METRIC)
     print(f"\n{conclusion(outcomes, config.output_dir, path)}")
     if len(outcomes) < len(experiments) or any(outcome.code == EXIT_RESUMABLE for outcome in outcomes):
@@ -105,10 +117,13 @@ def plan(lines: Sequence[Sequence[str]], config: ListConfig) -> list[Planned]:
         common = shlex.split(config.flags)
     except ValueError as error:
         raise UsageError(f"--flags: {error}") from None
-    lines = [[*line, *common] for line in lines]
+    lines = [[*line, *([] if line[0] in JOINING else common)] for line in lines]
     experiments = []
     for number, line in enumerate(lines, start=1):
         shared = [*([] if place in line else [place]), *verbosity_flags(config)]
+        if line[0] in JOINING:
+            experiments.append(joining(number, line, shared, config.output_dir))
+            continue
         flags = [*shared, *([] if has(line, "data_dataset") else data_flags(config)), *line]
         try:
             idle = next((flag for flag in line if flag.split("=")[0] in IDLE), None)
@@ -128,6 +143,17 @@ def plan(lines: Sequence[Sequence[str]], config: ListConfig) -> list[Planned]:
     return experiments
 
 
+def joining(number: int, line: Sequence[str], shared: Sequence[str], results: Path) -> Planned:
+    """Return the experiment of a line that begins with a command of :data:`JOINING`; errors as :func:`plan`."""
+    script, flags = line[0], [*shared, *line[1:]]
+    try:
+        name = parse_args(load(COMMANDS[script.removesuffix(".py")]), flags).experiment_id
+    except UsageError as error:
+        raise UsageError(f"experiment {number} ({' '.join(line)}): {error}") from None
+    done = name is not None and (results / name / "config.yaml").is_file()
+    return Planned(tuple(flags), name, FINISHED if done else "new", script=script)
+
+
 def has(flags: Sequence[str], option: str) -> bool:
     """Whether an option is among flags."""
     return any(flag.split("=")[0] == f"--{option}" for flag in flags)
@@ -138,27 +164,35 @@ def data_flags(config: SweepOptions) -> list[str]:
     return [] if config.data_dataset is None else [f"--data_dataset={config.data_dataset}"]
 
 
-def steps(folder: Path, config: ListConfig) -> list[list[str]]:
-    """Return the commands that are left after a training: evaluation, and prediction of the test images."""
-    if not config.evaluate:
-        return []
-    commands = {
-        ("evaluation.csv",): ["evaluate.py", f"--experiment_id={folder.name}", f"--output_dir={folder.parent}"],
-        ("submission.csv", "predictions_test.csv"): [
-            "predict.py",
-            f"--net_weight_file={folder}",
-            "--split=test",
-        ],
-    }
+def steps(folder: Path, config: ListConfig, sources: Collection[str] = ()) -> list[list[str]]:
+    """Return the commands that are left after a training: evaluation, prediction of the test images, and features.
+
+    ``sources``: names of experiments whose features others of the list read.
+    """
+    features = ["predict.py", f"--net_weight_file={folder}", "--features=1"]
+    needed = {("features/train/features.json",): features} if folder.name in sources else {}
+    commands = (
+        needed
+        if not config.evaluate
+        else needed
+        | {
+            ("evaluation.csv",): ["evaluate.py", f"--experiment_id={folder.name}", f"--output_dir={folder.parent}"],
+            ("submission.csv", "predictions_test.csv"): [
+                "predict.py",
+                f"--net_weight_file={folder}",
+                "--split=test",
+            ],
+        }
+    )
     if read_record(folder, brief=True).config.get("tr_overfit"):  # its validation images are its training images
-        del commands[("evaluation.csv",)]
-    left = [command for names, command in commands.items() if not any(is_done(folder / name) for name in names)]
+        commands.pop(("evaluation.csv",), None)
+    left = [command for names, command in commands.items() if not any(is_done(folder, name) for name in names)]
     return [[*command, *verbosity_flags(config)] for command in left]
 
 
-def is_done(path: Path) -> bool:
+def is_done(folder: Path, name: str) -> bool:
     """Whether a result was written after the training's end; if the run continued later, it is out of date."""
-    ended = path.parent / STATUS_FILE
+    path, ended = folder / name, folder / STATUS_FILE
     return path.is_file() and not (ended.is_file() and path.stat().st_mtime_ns < ended.stat().st_mtime_ns)
 
 

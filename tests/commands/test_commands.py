@@ -101,7 +101,9 @@ def test_a_wrong_flag_ends_train_sh_before_any_data_is_made(tmp_path: Path) -> N
     assert not (tmp_path / "input").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--list=optim"], ["sweep", "no.yaml"], ["sweep", "g.yaml"]])
+@pytest.mark.parametrize(
+    "arguments", [["--list=optim"], ["sweep", "no.yaml"], ["sweep", "g.yaml"], ["plan", "--hours=0"]]
+)
 def test_what_no_experiment_can_come_of_ends_train_sh_before_any_data_is_made(tmp_path: Path, arguments) -> None:
     project = clone(tmp_path / "clone")
     (project / ".venv").symlink_to(PROJECT / ".venv")
@@ -153,7 +155,7 @@ def test_train_sh_explains_itself() -> None:
     script = (PROJECT / "train.sh").read_text()
     cases = re.findall(r"^ *([-\w| ]+)\)(?: |$)", script[: script.index("set_up requirements.txt\n\n# Which")], re.M)
     words = [word for case in cases for word in case.split(" | ")]
-    assert {"sweep", "dashboard", "notebook", "--dry-run", "--help"} <= set(words)
+    assert {"sweep", "plan", "dashboard", "notebook", "--dry-run", "--help"} <= set(words)
     missing = [word for word in words if word != "-h" and not re.search(rf"bash train.sh {word}\b", own)]
     assert not missing, missing
     for code in (EXIT_WORK, EXIT_USAGE, EXIT_RESUMABLE):

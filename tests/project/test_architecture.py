@@ -15,7 +15,7 @@ from tests import PROJECT
 TOP = {  # the whole top level: what the user fixed, and a row for each command
     *("config", "rsna_dataset", "rsna_model", "rsna_network"),
     *("train", "preprocessing", "predict", "evaluate", "ensemble", "second_level", "sweep", "report", "export"),
-    "rsna_phantom",
+    *("rsna_phantom", "plan"),
 }
 ORDER = (  # each imports from its own package and from those below it
     {"common"},

@@ -124,7 +124,9 @@ def test_every_command_that_is_shown_parses(page: Path, monkeypatch: pytest.Monk
         if found := re.match(r"bash train\.sh\b(?: sweep\b ?(\S*))?(.*)", line):
             flags = words(found[2], values)
             assert not found[1] or found[1].isupper() or (PROJECT / found[1]).is_file(), line
-            if not flags or flags[0] not in ("dashboard", "notebook", "--help"):
+            if flags[:1] == ["plan"]:
+                parse_args(OPTIONS["plan"], flags[1:])
+            elif not flags or flags[0] not in ("dashboard", "notebook", "--help"):
                 parse_args(TrainConfig, [flag for flag in flags if flag != "--dry-run"])
 
 

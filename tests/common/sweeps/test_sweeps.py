@@ -177,6 +177,65 @@ def test_only_what_is_missing_or_older_than_the_run_follows_it(tmp_path: Path) -
     assert scripts() == ["evaluate.py"]
 
 
+JOINED = """
+--experiment_id=cv --data_fold=all
+--experiment_id=lstm --data_fold=all --net_kind=sequence --seq_features=cv
+ensemble.py cv lstm --experiment_id=both
+"""
+
+
+def test_lines_that_need_others_run_in_turn_by_their_own_commands_and_the_first_failure_ends_the_list(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "list.txt").write_text(JOINED)
+    flags = [f"--lines={tmp_path / 'list.txt'}", f"--output_dir={tmp_path / 'results'}", "--flags=--seed=1"]
+    sweep.main([*flags, "--dry_run=1"])
+    commands = [line.split() for line in capsys.readouterr().out.splitlines()[:3]]
+    assert [command[1] for command in commands] == ["train.py", "train.py", "ensemble.py"]
+    assert ["--seed=1" in command for command in commands] == [True, True, False]
+    assert "--parallel=2" in failure(sweep.main, [*flags, "--parallel=2"], capsys)
+
+    for script in ("train.py", "ensemble.py"):
+        (tmp_path / script).write_text(FAKE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rsna.training.sweep.ROOT", tmp_path)
+    (tmp_path / "predict.py").write_text("print('features')")
+    sweep.main([*flags, "--evaluate=0"])
+    events = [line.split()[1:] for line in (tmp_path / "log").read_text().splitlines()]
+    assert [event[1] for event in events if event[0] == "start"] == ["cv", "lstm", "both"]
+    capsys.readouterr()
+
+    (tmp_path / "predict.py").write_text("raise SystemExit(1)")  # the features of cv
+    (tmp_path / "log").unlink()
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([*flags, "--evaluate=0"])
+    assert ended.value.code != 0
+    assert [line.split()[2] for line in (tmp_path / "log").read_text().splitlines() if "start" in line] == ["cv"]
+
+
+@pytest.mark.parametrize("line", ["ensemble.py", "ensemble.py a --weights=1,2", "second_level.py a --seeed=1"])
+def test_a_line_of_another_command_is_checked_as_that_command_does(line: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "list.txt").write_text(line)
+    assert "experiment 1 (" in failure(sweep.main, [f"--lines={tmp_path / 'list.txt'}"], capsys)
+
+
+def test_a_list_writes_the_features_that_later_lines_read(tmp_path: Path) -> None:
+    config = parse_mode(SweepConfig, ["--lines=x"])
+    assert [command[0] for command in steps(tmp_path, config, {tmp_path.name})] == [
+        "predict.py",
+        "evaluate.py",
+        "predict.py",
+    ]
+    assert steps(tmp_path, config, {tmp_path.name})[0][-1] == "--features=1"
+    write_status(tmp_path, "finished")
+    for name in ("features/train/features.json", "evaluation.csv", "submission.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert steps(tmp_path, config, {tmp_path.name}) == []
+    os.utime(tmp_path / "features/train/features.json", (1, 1))  # the training went on afterwards
+    assert [command[-1] for command in steps(tmp_path, config, {tmp_path.name})] == ["--features=1"]
+
+
 def test_each_experiment_is_announced_and_an_interrupted_one_is_not_called_failed(fake: Path, capsys) -> None:
     Runner(fake, [{}], lambda folder: []).run([*named("one"), Planned(("--experiment_id=2",))])
     announced = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
