@@ -183,12 +183,3 @@ def test_a_dataset_without_labels_or_with_too_few_patients_is_one_line(
         rows[rows["sample_type"] == "train"].to_csv(path, index=False)
     line = failure(plan.main, [f"--data_input_folder={tmp_path}", "--data_dataset=phantom", "--hours=1"], capsys)
     assert {"labels": "no labels to train on", "patients": "too few patients to plan for"}[lack] in line
-
-
-@pytest.mark.slow
-def test_a_measured_plan_runs_to_its_end(small_dataset: SmallDataset, tmp_path: Path) -> None:
-    path, _, lines = planned(small_dataset, tmp_path, "--hours=0.2", "--n_jobs=2")
-    sweep.main([f"--lines={path}", f"--output_dir={tmp_path}"])
-    for line in lines:
-        name = next(word for word in line if word.startswith("--experiment_id=")).partition("=")[2]
-        assert (tmp_path / name / "config.yaml").is_file()
