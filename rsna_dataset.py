@@ -53,6 +53,8 @@ PUBLISHED = {  # prevalences among stage 1's 674,258 training images (Flanders e
 DATASET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
 TRUTH_FILE = "phantom_truth.csv"  # beside the CSVs of a phantom
+TRUTH_MASKS = "phantom_truth"  # folder of a phantom with a mask of each image; nothing reads it without being asked
+MASKS = "masks"  # folder of a dataset: <id>.npy, uint8 as the stored image, bit k (value 2**k) for KINDS[k]
 DATASET_INFO = "dataset.json"
 METADATA_FILE = "metadata.csv"
 FAILED_FILE = "failed.csv"

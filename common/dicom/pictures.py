@@ -22,12 +22,21 @@ def resize_area(image: np.ndarray, size: int, padding: float = AIR_HU) -> np.nda
     A pixel of a reduced image is the mean over its area; a smaller image is enlarged linearly. Integer types are
     rounded to the nearest integer.
     """
+    rule = cv2.INTER_AREA if size < max(image.shape[:2]) else cv2.INTER_LINEAR
+    return _fit(image, size, padding, rule)
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Return a mask, uint8 (H, W), placed as :func:`resize_area` places its image: nearest pixels, 0 at both ends."""
+    return _fit(mask, size, 0, cv2.INTER_NEAREST_EXACT)
+
+
+def _fit(image: np.ndarray, size: int, padding: float, rule: int) -> np.ndarray:
     rows, columns = image.shape[:2]
     if size == 0 or rows == columns == size:
         return image
     scale = size / max(rows, columns)
     height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
-    rule = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     resized = cv2.resize(image.astype(np.float32, copy=False), (width, height), interpolation=rule)
     if np.issubdtype(image.dtype, np.integer):
         np.rint(resized, out=resized)

@@ -44,6 +44,11 @@ class PhantomConfig(GeneralOptions):
         "vendors, also missing and contradicting ones. archive_truth.csv says what each series is, study_labels.csv "
         "is for --pre_labels",
     )
+    phantom_masks: bool = option(
+        False,
+        "1: also write which pixels are blood, phantom_truth/<id>.npy, a bit for each kind, for preprocessing.py "
+        "--pre_masks",
+    )
     phantom_contact_sheet: Path | None = option(
         None, "PNG file for a sheet of studies x slices in the brain window, with their labels; none: no sheet"
     )
@@ -57,5 +62,7 @@ class PhantomConfig(GeneralOptions):
     def __post_init__(self) -> None:
         if self.phantom_archive and self.phantom_contact_sheet is not None:
             raise UsageError("--phantom_contact_sheet doesn't go with --phantom_archive=1; leave one of them out")
+        if self.phantom_archive and self.phantom_masks:
+            raise UsageError("--phantom_masks=1 doesn't go with --phantom_archive=1; leave one of them out")
         if self.phantom_slices == 1:
             raise UsageError("--phantom_slices=1: give 2 or more, since one of the studies repeats a slice's position")

@@ -18,6 +18,7 @@ from pydicom.config import settings as pydicom_settings
 from rsna.phantom import bleeding, scanner
 from rsna.phantom.anatomy import Field, Head, Slice, sample_slice
 from rsna.phantom.plan import DIFFICULTIES, StudyPlan, hex_id
+from rsna_dataset import TRUTH_MASKS
 
 GRID = 256  # anatomy is computed on this many pixels and brought to the picture's size by the scanner
 USUAL_SIZE = 512
@@ -32,11 +33,15 @@ class PhantomSettings:
     seed: int
     image_size: int
     difficulty: str
+    masks: bool = False  # write which pixels are blood
 
 
 @dataclass
 class RenderedSlice:
-    """A scanned slice: integer HU (rows, columns), padding outside the circle, position, and what it shows."""
+    """A scanned slice: integer HU (rows, columns), padding outside the circle, position, and what it shows.
+
+    ``covers``: the share of each pixel (0..1) that is blood of a kind, on the grid of the anatomy.
+    """
 
     hu: NDArray[np.int16]
     padding: NDArray[np.bool_] | None
@@ -46,6 +51,18 @@ class RenderedSlice:
     volume_mm3: dict[str, float]
     mimics: list[str]
     quirks: list[str]
+    covers: dict[str, Field]
+
+    def mask(self) -> NDArray[np.uint8]:
+        """Return which pixels are at least half blood, uint8 (rows, columns): bit k for kind k, 0 in the padding."""
+        rows, columns = self.hu.shape
+        mask = np.zeros((rows, columns), np.uint8)
+        for bit, kind in enumerate(bleeding.KINDS):
+            if kind in self.covers:
+                cover = self.covers[kind]
+                rule = cv2.INTER_LINEAR if rows >= cover.shape[0] else cv2.INTER_AREA
+                mask |= (cv2.resize(cover, (columns, rows), interpolation=rule) >= 0.5).astype(np.uint8) << bit
+        return mask if self.padding is None else np.where(self.padding, np.uint8(0), mask)
 
 
 def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,7 +192,7 @@ def render_study(plan: StudyPlan, settings: PhantomSettings, wanted: set[int] | 
             quirks.append("cut")
         yield RenderedSlice(
             picture, padding, tuple(float(c) for c in corner), float(corner @ normal), area,
-            {kind: value * scan.thickness_mm for kind, value in area.items()}, mimics, quirks,
+            {kind: value * scan.thickness_mm for kind, value in area.items()}, mimics, quirks, found,
         )  # fmt: skip
 
 
@@ -264,6 +281,8 @@ def _write_study(plan: StudyPlan, settings: PhantomSettings, folder: Path) -> li
         cut = "cut" in picture.quirks
         path = folder / f"stage_2_{plan.split}" / f"{image_id}.dcm"
         scanner.write_slice(path, header, image_id, number, picture.position_mm, raw, cut)
+        if settings.masks and not cut:
+            np.save(folder / TRUTH_MASKS / f"{image_id}.npy", picture.mask())
         positive = {kind: int(picture.area_mm2.get(kind, 0.0) >= bleeding.MIN_AREA_MM2) for kind in bleeding.KINDS}
         truth.append(
             {

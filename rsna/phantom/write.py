@@ -19,7 +19,7 @@ from common.files import atomic_path, check_output, write_csv, write_json
 from common.foreign import read_json
 from common.machine import usable_cores
 from rsna.phantom.options import PhantomConfig
-from rsna_dataset import TRUTH_FILE
+from rsna_dataset import TRUTH_FILE, TRUTH_MASKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,9 @@ def write_phantom(config: PhantomConfig) -> Path:
     else:
         _check_target(folder)
         plans = _plans(config)
-        settings = PhantomSettings(config.seed, config.phantom_image_size, config.phantom_difficulty)
+        settings = PhantomSettings(
+            config.seed, config.phantom_image_size, config.phantom_difficulty, config.phantom_masks
+        )
         _check_space(folder, plans, settings)
         with _new_folder(folder) as partial:
             truth = _write_images(plans, settings, partial, config)
@@ -99,7 +101,7 @@ def _mark(config: PhantomConfig) -> dict[str, Any]:
         "test_share": config.phantom_test_share,
         "difficulty": config.phantom_difficulty,
         "seed": config.seed,
-    } | ({"archive": True} if config.phantom_archive else {})
+    } | {name: True for name in ("archive", "masks") if getattr(config, f"phantom_{name}")}
 
 
 def _read_mark(folder: Path) -> dict[str, Any] | None:
@@ -120,7 +122,7 @@ def _check_target(folder: Path) -> None:
 
 
 def _check_space(folder: Path, plans: list[StudyPlan], settings: PhantomSettings) -> None:
-    needed = int(sum(plan.slices for plan in plans) * (settings.image_size**2 * 2 + 2000) * 1.05)
+    needed = int(sum(plan.slices for plan in plans) * (settings.image_size**2 * (2 + settings.masks) + 2000) * 1.05)
     parent = next(p for p in folder.parents if p.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:
@@ -171,8 +173,10 @@ def _write_images(
     from rsna.phantom.archive import write_archive_study
     from rsna.phantom.study import write_study
 
-    for split in () if config.phantom_archive else ("train", "test"):
-        (folder / f"stage_2_{split}").mkdir()
+    for name in () if config.phantom_archive else ("stage_2_train", "stage_2_test"):
+        (folder / name).mkdir()
+    if settings.masks:
+        (folder / TRUTH_MASKS).mkdir()
     jobs = min(config.n_jobs or usable_cores(), len(plans))
     write = write_archive_study if config.phantom_archive else write_study
     tasks = (joblib.delayed(write)(plan, settings, folder) for plan in plans)

@@ -47,7 +47,7 @@ def leaves_dataset_alone(config: PreprocessingConfig) -> bool:
     """
     if config.pre_verify:
         return True
-    asked = (config.pre_source, config.pre_labels, config.pseudonym_key)
+    asked = (config.pre_source, config.pre_labels, config.pre_masks, config.pseudonym_key)
     if not config.pre_audit or any(value is not None for value in asked):
         return False
     try:

@@ -16,6 +16,7 @@ from common.errors import UsageError, WorkError
 from common.files import remove_temporaries
 from common.preprocessing.folder import claim_folder
 from common.preprocessing.journal import Journal
+from common.preprocessing.masks import remove_masks, take_masks
 from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import load_key
 from rsna.prepare.conversion import check_persons, convert, pending_tasks
@@ -30,10 +31,13 @@ from rsna_dataset import (
     DATASET_INFO,
     FAILED_FILE,
     JOURNAL,
+    KINDS,
+    MASKS,
     METADATA_FILE,
     SAMPLE_FILE,
     dataset_folder,
     read_dataset_info,
+    read_metadata,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,6 +72,8 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
             for name in (DATASET_INFO, *OLD_REPORTS):  # the dataset is not complete until write_tables has ended
                 (folder / name).unlink(missing_ok=True)
             remove_temporaries(folder)
+            if remove_masks(folder / MASKS) and config.pre_masks is None:
+                tell(f"{folder / MASKS}: removed, since the dataset changes; give --pre_masks again")
             convert(job, tasks, journal)
             records = journal.read()
             job = replace(job, files=named_by_path(job.files, records))
@@ -77,6 +83,9 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
                 convert(job, tasks_of(job, job.files.loc[renamed]), journal)
                 records = journal.read()
             write_tables(job, records, state)
+        if config.pre_masks is not None:
+            images = read_metadata(folder, described=True)
+            tell(take_masks(config.pre_masks, folder / MASKS, images, config.pre_size, len(KINDS)))
         if look_at is not None:
             look_at(folder)
         check_share(journal.read(), job)

@@ -80,7 +80,11 @@ def build_job(
 ) -> Job:
     """List the source's files and build the job. Raise UsageError if there are no files, or none with labels."""
     pseudonyms = Pseudonyms(key, COMPETITION_NAMES if source.competition else {})
-    files, refused = list_source(source, pseudonyms, skip=(folder.parent, *private_files(key_file)))
+    files, refused = list_source(
+        source,
+        pseudonyms,
+        skip=(folder.parent, *private_files(key_file), *[config.pre_masks] * (config.pre_masks is not None)),
+    )
     if files.empty and refused.empty:
         raise UsageError(f"{config.pre_source or config.data_input_folder}: holds no files")
     id_map = IdMap(key_file.with_name(ID_MAP.format(config.data_dataset)))

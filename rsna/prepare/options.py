@@ -66,6 +66,12 @@ class PreprocessingConfig(GeneralOptions, DataLocation, SeriesOptions, Pseudonym
         f"{summaries(ADAPTERS)}. none: none of these",
         choices=tuple(ADAPTERS),
     )
+    pre_masks: Path | None = option(
+        None,
+        "folder with masks of the blood, <image id>.npy, for any share of the images: uint8, rows x columns as in the "
+        "DICOM file, bit k (value 2**k) for kind k in the order of the labels. A phantom's is phantom_truth, see "
+        "--phantom_masks. none: leave the dataset's masks alone while its images stay",
+    )
     pre_max_failed: float = option(
         0.01,
         "largest accepted share of failed files. Above it everything is still written, but the exit code is 1. "
@@ -161,6 +167,9 @@ class PreprocessingConfig(GeneralOptions, DataLocation, SeriesOptions, Pseudonym
                 f"--pre_dataset={self.pre_dataset} reads the folder --pre_source and takes its labels from there: give "
                 "--pre_source, and leave out --pre_labels"
             )
+        for name in ("pre_verify", "check"):
+            if self.pre_masks is not None and getattr(self, name):
+                raise UsageError(f"--pre_masks doesn't go with --{name}=1, which writes no dataset; leave it out")
         if self.check and self.pre_scheduler != "local":
             raise UsageError(f"--pre_scheduler={self.pre_scheduler} doesn't go with --check=1, which reads here")
         if self.pre_verify and self.pseudonym_key is not None:

@@ -25,6 +25,7 @@ from rsna.phantom.plan import DIFFICULTIES, hex_id, plan_studies
 from rsna.phantom.scanner import PIXEL_FORMS, PixelForm
 from rsna.phantom.study import PhantomSettings, draw_scan, render_study
 from tests import PROJECT
+from tests.runs import failure
 
 # The competition's identifiers are no DICOM UIDs, and pydicom says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
@@ -623,3 +624,56 @@ def test_two_studies_of_a_patient_show_the_same_head() -> None:
     scans = [draw_scan(p, settings) for p in plans if p.patient == several]
     assert len(scans) > 1
     assert len({scan.head.half_width for scan in scans}) == 1
+
+
+# Masks
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("masked") / "input", "--phantom_slices=8", "--phantom_masks=1")
+
+
+def test_masks_are_only_written_when_asked_for_and_change_no_other_file(phantom: Path, masked: Path) -> None:
+    assert not (phantom / "phantom_truth").exists()
+    for path in (path for path in phantom.rglob("*") if path.is_file() and path.name != "phantom.json"):
+        assert (masked / path.relative_to(phantom)).read_bytes() == path.read_bytes()
+
+
+def test_each_readable_slice_has_a_mask_whose_areas_are_those_of_the_truth_file(
+    masked: Path, truth: pd.DataFrame
+) -> None:
+    readable = truth[~truth["quirks"].str.contains(r"\bcut\b")]
+    assert {path.stem for path in (masked / "phantom_truth").iterdir()} == set(readable.index)
+    for kind_bit, kind in enumerate(LABELS[:5]):
+        areas, drawn = [], []
+        for image_id, row in readable.iterrows():
+            mask = np.load(masked / "phantom_truth" / f"{image_id}.npy")
+            assert mask.dtype == np.uint8
+            assert mask.shape == (row["rows"], row["columns"])
+            areas.append(((mask >> kind_bit) & 1).sum() * row["spacing_mm"] ** 2)
+            drawn.append(row[f"{kind}_mm3"] / row["thickness_mm"])
+        areas, drawn = np.array(areas), np.array(drawn)
+        assert not areas[drawn == 0].any()
+        # Half a pixel along the border is in or out. Thin blood fills no pixel of 4 mm by half.
+        assert np.corrcoef(areas, drawn)[0, 1] > 0.8, kind
+
+
+def test_blood_lies_where_the_mask_says_and_is_denser_than_what_surrounds_it(masked: Path, truth: pd.DataFrame) -> None:
+    differences = []
+    plain = ~truth["quirks"].str.contains(r"\b(?:cut|wrap)\b")
+    for image_id in truth.index[(truth["intraparenchymal"] == 1) & plain]:
+        mask = np.load(masked / "phantom_truth" / f"{image_id}.npy") & 2
+        dataset = read(masked, truth.loc[image_id])
+        hu = stored(dataset) + int(dataset.RescaleIntercept)
+        around = cv2.dilate(mask, np.ones((9, 9), np.uint8)) - mask
+        brain = (around > 0) & (hu > 0) & (hu < 100)
+        if mask.any() and brain.any():
+            differences.append(np.median(hu[mask > 0]) - np.median(hu[brain]))
+    assert len(differences) >= 2
+    assert min(differences) > 8
+
+
+def test_masks_dont_go_with_an_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--phantom_folder={tmp_path / 'input'}", "--phantom_archive=1", "--phantom_masks=1"]
+    assert "--phantom_masks=1 doesn't go with --phantom_archive=1" in failure(rsna_phantom.main, flags, capsys)

@@ -757,3 +757,45 @@ def test_a_damaged_description_of_a_dataset_leads_to_a_new_one(source: Source) -
     (folder / "dataset.json").write_text("{")
     preprocessing.main(source.flags())
     assert json.loads((folder / "dataset.json").read_text()) == whole
+
+
+# Masks
+
+
+def test_masks_are_taken_by_their_images_ids_and_a_change_of_the_dataset_without_them_removes_them(
+    source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "source" / "truth"  # within the source: no file to convert
+    masks.mkdir(parents=True)
+    drawn = np.zeros((24, 24), np.uint8)
+    drawn[6:12, 4:10] = 16
+    np.save(masks / "ID_000000001.npy", drawn)
+    folder = source.run()
+    before = contents(folder)
+    assert not (folder / "masks").exists()
+    source.run(f"--pre_masks={masks}")
+    assert "masks of 1 of 9 images" in capsys.readouterr().err
+    assert contents(folder).items() - before.items() == {
+        ("masks/ID_000000001.npy", (masks / "ID_000000001.npy").read_bytes())
+    }
+    assert before.keys() <= contents(folder).keys()
+    source.run()  # nothing changes: the masks stay
+    assert (folder / "masks" / "ID_000000001.npy").exists()
+    source.run(f"--pre_masks={masks}", "--pre_size=12")
+    assert np.array_equal(np.load(folder / "masks" / "ID_000000001.npy"), drawn[1::2, 1::2])
+    capsys.readouterr()
+    source.run()
+    assert "masks: removed, since the dataset changes; give --pre_masks again" in capsys.readouterr().err
+    assert not (folder / "masks").exists()
+
+
+def test_a_mask_of_another_shape_ends_the_command_in_one_line(
+    source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "ID_000000001.npy", np.zeros((3, 3), np.uint8))
+    source.write_tables()
+    said = failure(preprocessing.main, source.flags(f"--pre_masks={tmp_path}"), capsys, code=1)
+    assert "ID_000000001.npy: the mask has shape (3, 3) and type uint8; its image needs (24, 24) and uint8" in said
+    assert "--pre_masks doesn't go with --check=1" in failure(
+        preprocessing.main, source.flags(f"--pre_masks={tmp_path}", "--check=1"), capsys
+    )
