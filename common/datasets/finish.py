@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from common.datasets.noise import TABLE_SIZE, normal_table
 from common.datasets.steps import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Step
+from common.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,27 @@ def execute(plan: Plan, pictures: Tensor) -> Tensor:
 
     Plan and pictures must be on the same device. A picture smaller than (H, W) lies at the top left.
     """
+    return _apply(plan, pictures, KERNELS).float().contiguous()
 
+
+def execute_masks(plan: Plan, masks: Tensor) -> Tensor:
+    """Move ``masks``, uint8 (B, 1, H, W), as :func:`execute` moves their pictures; return (B, 1, *``plan.size``).
+
+    Each pixel takes the nearest one. Beyond a constant border is 0. Raises UsageError for a step that doesn't say what
+    it does to masks.
+    """
+    return _apply(plan, masks, MASK_KERNELS).contiguous()
+
+
+def _apply(plan: Plan, pictures: Tensor, kernels: Mapping[str, Callable[..., Tensor]]) -> Tensor:
     def array(place: tuple[int, tuple[int, ...]]) -> Tensor:
         start, shape = place
         return plan.numbers[start : start + math.prod(shape)].view(shape)
 
     for group in plan.groups:
-        kernel = KERNELS[group.kind]
+        kernel = kernels.get(group.kind)
+        if kernel is None:
+            raise UsageError(f"the transform step {group.kind} doesn't say how it moves masks")
         numbers = {name: array(place) for name, place in group.arrays.items()}
         if group.index is None:
             pictures = kernel(pictures, numbers, *group.constants)
@@ -98,7 +113,7 @@ def execute(plan: Plan, pictures: Tensor) -> Tensor:
             pictures, changed = _padded(pictures, height, width), _padded(changed, height, width)
             pictures = pictures.to(changed.dtype).index_copy(0, index, changed)
     height, width = plan.size
-    return pictures[..., :height, :width].float().contiguous()
+    return pictures[..., :height, :width]
 
 
 def _padded(pictures: Tensor, height: int, width: int) -> Tensor:
@@ -138,16 +153,8 @@ def sample(
     and last pixel of the source: left, top, right, bottom. ``border`` says what lies beyond; CONSTANT takes ``fill``.
     """
     device = pictures.device
-    x = torch.arange(size[1], device=device, dtype=torch.float32).expand(len(pictures), 1, -1)
-    y = torch.arange(size[0], device=device, dtype=torch.float32)[:, None].expand(len(pictures), -1, 1)
-    for number, link in reversed(list(enumerate(links))):
-        if link == "grid":
-            x, y = _look_up(numbers[f"columns {number}"], x), _look_up(numbers[f"rows {number}"], y)
-        else:
-            rows = numbers[f"matrix {number}"].float()[..., None, None].unbind(dim=1)
-            x, y = (row[:, 0] * x + row[:, 1] * y + row[:, 2] for row in rows)
-    left, top, right, bottom = numbers["frame"].float()[..., None, None].unbind(dim=1)
-    x, y = _inside(x, left, right, border), _inside(y, top, bottom, border)
+    x, y = _source_places(pictures, numbers, links, size, border)
+    right, bottom = numbers["frame"].float()[:, 2:, None, None].unbind(dim=1)
     height, width = pictures.shape[2:]
     places = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
     pictures = pictures.float()
@@ -158,6 +165,56 @@ def sample(
     within = (columns <= right) & (rows <= bottom)
     difference = (pictures - filling) * within[:, None]
     return F.grid_sample(difference, places, padding_mode="zeros", align_corners=True) + filling
+
+
+def _source_places(
+    pictures: Tensor, numbers: Mapping[str, Tensor], links: tuple[str, ...], size: tuple[int, int], border: int
+) -> tuple[Tensor, Tensor]:
+    """Return x and y of the source, float32 (B, H, W), for each pixel of a target of ``size``; see :func:`sample`."""
+    device = pictures.device
+    x = torch.arange(size[1], device=device, dtype=torch.float32).expand(len(pictures), 1, -1)
+    y = torch.arange(size[0], device=device, dtype=torch.float32)[:, None].expand(len(pictures), -1, 1)
+    for number, link in reversed(list(enumerate(links))):
+        if link == "grid":
+            x, y = _look_up(numbers[f"columns {number}"], x), _look_up(numbers[f"rows {number}"], y)
+        else:
+            rows = numbers[f"matrix {number}"].float()[..., None, None].unbind(dim=1)
+            x, y = (row[:, 0] * x + row[:, 1] * y + row[:, 2] for row in rows)
+    left, top, right, bottom = numbers["frame"].float()[..., None, None].unbind(dim=1)
+    return _inside(x, left, right, border), _inside(y, top, bottom, border)
+
+
+def sample_masks(
+    masks: Tensor,
+    numbers: Mapping[str, Tensor],
+    links: tuple[str, ...],
+    size: tuple[int, int],
+    interpolation: int,
+    border: int,
+    fill: float | tuple[float, ...],
+) -> Tensor:
+    """Take the pixels of masks that are nearest to the places of :func:`sample`; beyond a constant border 0."""
+    height, width = masks.shape[2:]
+    places = _source_places(masks, numbers, links, size, border)
+    # Halves are common, as in a crop reduced by 2: all go to the next pixel, whatever float32 makes of them.
+    x, y = ((one + (0.5 + 2**-8)).floor().long() for one in places)
+    index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    taken = masks.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, masks.shape[1], -1))
+    taken = taken.view(*masks.shape[:2], *size)
+    if border != CONSTANT:
+        return taken
+    left, top, right, bottom = numbers["frame"][..., None, None].unbind(dim=1)
+    return taken * ((x >= left) & (x <= right) & (y >= top) & (y <= bottom))[:, None]
+
+
+def crop_masks(masks: Tensor, numbers: Mapping[str, Tensor], size: tuple[int, int], interpolation: int) -> Tensor:
+    """Crop masks as :func:`crop` does pictures, by the nearest pixels."""
+    return sample_masks(masks, numbers, ("affine",), size, interpolation, REPLICATE, 0.0)
+
+
+def unmoved(masks: Tensor, numbers: Mapping[str, Tensor], *constants: Any) -> Tensor:
+    """Return masks as they are: the step changes values only."""
+    return masks
 
 
 def crop(pictures: Tensor, numbers: Mapping[str, Tensor], size: tuple[int, int], interpolation: int) -> Tensor:
@@ -232,3 +289,10 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "normalize": normalize,
 }
 """The steps for batches by kind: functions of pictures (B, C, H, W), numbers by name (B first), and constants."""
+
+MASK_KERNELS: dict[str, Callable[..., Tensor]] = {
+    "flip": flip,
+    "crop": crop_masks,
+    "sample": sample_masks,
+} | dict.fromkeys(("window", "holes", "noise", "normalize"), unmoved)
+"""What the steps do to masks (B, 1, H, W), uint8."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import WorkError
+
 SUFFIXES = {"npy": ".npy", "blosc2": ".b2nd"}
 COMPRESSED_SHARE = 0.5  # of the bytes of int16 CT, at most, as measured by benchmarks/image_files.py
 
@@ -39,6 +41,27 @@ def load_image(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except EOFError as error:
         raise ValueError(str(error)) from None
+
+
+def read_mask(path: Path, shape: tuple[int, int], kinds: int) -> np.ndarray:
+    """Read a mask, uint8 of ``shape``, a bit for each of ``kinds``.
+
+    Raise WorkError, naming the file, if it is damaged or of another form.
+    """
+    try:
+        mask = load_image(path)
+    except (OSError, ValueError):
+        raise WorkError(f"{path}: the mask is cut or damaged; write it anew") from None
+    if mask.dtype != np.uint8 or mask.shape != shape:
+        raise WorkError(
+            f"{path}: the mask has shape {mask.shape} and type {mask.dtype}; its image needs {shape} and uint8"
+        )
+    if mask.max(initial=0) >= 1 << kinds:
+        raise WorkError(
+            f"{path}: the mask has the value {mask.max()}; a bit for each of {kinds} kinds gives at most "
+            f"{(1 << kinds) - 1}"
+        )
+    return mask
 
 
 @lru_cache(maxsize=64)

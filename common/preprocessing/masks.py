@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from common.datasets.image_files import load_image
+from common.datasets.image_files import read_mask
 from common.dicom.pictures import resize_mask
-from common.errors import UsageError, WorkError
+from common.errors import UsageError
 from common.preprocessing.convert import write_image
 from common.preprocessing.folder import list_files
 
@@ -64,21 +63,3 @@ def remove_masks(folder: Path) -> bool:
 
 def _partial(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
-
-
-def read_mask(path: Path, shape: tuple[int, int], kinds: int) -> np.ndarray:
-    """Read a mask, uint8 of ``shape``. Raise WorkError, naming the file, if it is damaged or of another form."""
-    try:
-        mask = load_image(path)
-    except (OSError, ValueError):
-        raise WorkError(f"{path}: the mask is cut or damaged; write it anew") from None
-    if mask.dtype != np.uint8 or mask.shape != shape:
-        raise WorkError(
-            f"{path}: the mask has shape {mask.shape} and type {mask.dtype}; its image needs {shape} and uint8"
-        )
-    if mask.max(initial=0) >= 1 << kinds:
-        raise WorkError(
-            f"{path}: the mask has the value {mask.max()}; a bit for each of {kinds} kinds gives at most "
-            f"{(1 << kinds) - 1}"
-        )
-    return mask

@@ -127,15 +127,16 @@ def add_transform(
     :data:`common.datasets.finish.KERNELS`. Without ``batch``, a file with the transform is computed on the CPU. Raises
     ValueError if the kind is taken.
     """
-    from common.datasets.finish import (
-        KERNELS,
-    )  # here: it imports torch, which `python -m common.transforms` doesn't need
+    # Here: it imports torch, which `python -m common.transforms` doesn't need.
+    from common.datasets.finish import KERNELS, MASK_KERNELS, unmoved
 
     forms = [(table, form) for table, form in ((FORMS, picture), (KERNELS, batch)) if form is not None]
     if any(row.kind in table for table, _ in forms):
         raise ValueError(f"a step of the kind {row.kind} exists; give yours another name")
     for table, form in forms:
         table[row.kind] = form
+    if forms and issubclass(transform, A.ImageOnlyTransform):
+        MASK_KERNELS[row.kind] = unmoved
     DRAWS[transform] = row
 
 

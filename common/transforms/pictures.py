@@ -37,15 +37,16 @@ Numbers = Mapping[str, np.ndarray]
 
 
 class Picture:
-    """A picture that steps change; the caller's own array never changes.
+    """A picture that steps change, and its mask with it; the caller's own arrays never change.
 
     Pictures of three channels are warped with a fourth channel, which is quicker. Until they are narrow again, they lie
     in scratch memory.
     """
 
-    def __init__(self, values: np.ndarray) -> None:
-        """``values`` (H, W) or (H, W, C)."""
+    def __init__(self, values: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """``values`` (H, W) or (H, W, C); ``mask`` uint8 (H, W)."""
         self._values = values
+        self.mask = mask
         self._owned = False  # False: the array is the caller's
         self._wide = False  # True: with a fourth channel
         self._turn = False
@@ -53,7 +54,19 @@ class Picture:
     def do(self, step: Step) -> tuple[int, ...]:
         """Do a step; return the new shape."""
         FORMS[step.kind](self, step.numbers, *step.constants)
-        return (*self._values.shape[:2], 3) if self._wide else self._values.shape
+        shape = (*self._values.shape[:2], 3) if self._wide else self._values.shape
+        if self.mask is not None and step.kind != "call":
+            self._move_mask(step, shape[:2])
+        return shape
+
+    def _move_mask(self, step: Step, size: Size) -> None:
+        """Do a step to the mask as batches do it: masks are equal wherever they are moved."""
+        import torch  # here: pictures without masks don't need it
+
+        from common.datasets.finish import collect, execute_masks
+
+        masks = torch.from_numpy(np.ascontiguousarray(self.mask))[None, None]
+        self.mask = execute_masks(collect([[step]], size), masks)[0, 0].numpy()
 
     @property
     def values(self) -> np.ndarray:
@@ -81,8 +94,13 @@ class Picture:
     def _call(self, numbers: Numbers, transform: Any, force: bool) -> None:
         """Call a transform directly; ``force``: whatever its probability. UsageError if it fails."""
         values = np.ascontiguousarray(self.values)
+        given = {"image": values if self._owned else values.copy()}
+        if self.mask is not None:
+            given["mask"] = np.ascontiguousarray(self.mask)
         try:
-            self.put(transform(image=values if self._owned else values.copy(), force_apply=force)["image"])
+            changed = transform(**given, force_apply=force)
+            self.put(changed["image"])
+            self.mask = changed.get("mask")
         except UserError:
             raise
         except Exception as error:

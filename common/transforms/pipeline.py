@@ -75,12 +75,14 @@ class Pipeline:
         """
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
-    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, *, image: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return ``{"image": picture}``; UsageError, with the file's name, if a transform can't take the image.
 
-        8-bit pictures are scaled to 0..1 first.
+        8-bit pictures are scaled to 0..1 first. A ``mask``, uint8 (H, W), moves with the picture, by nearest pixels,
+        and is returned as ``mask``.
         """
-        return {"image": self._changed(image, Chance())}
+        picture, moved = self._changed(image, Chance(), mask)
+        return {"image": picture} if moved is None else {"image": picture, "mask": moved}
 
     def trial(self, image: np.ndarray) -> None:
         """Try each transform on ``image`` once, whatever its probability, then only those with p = 1.
@@ -91,7 +93,7 @@ class Pipeline:
         trials = [*map(Trial, range(alternatives(self.compose))), Trial(0, sure=True)]
         sizes = {}
         for trial in trials:
-            picture = self._changed(image, trial)
+            picture, _ = self._changed(image, trial)
             if not np.isfinite(picture).all():
                 raise UsageError(f"{self.name}: gives values that are not finite")
             sizes[picture.shape[:2]] = None
@@ -102,10 +104,12 @@ class Pipeline:
                 "the step that changes the size p 1, or add one that makes them equal"
             )
 
-    def _changed(self, image: np.ndarray, chance: Chance) -> np.ndarray:
+    def _changed(
+        self, image: np.ndarray, chance: Chance, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         if image.dtype == np.uint8:
             image = image.astype(np.float32) / np.float32(255)
-        changing = Picture(image)
+        changing = Picture(image, mask)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -122,7 +126,7 @@ class Pipeline:
             picture = picture[..., np.newaxis]
         if picture.ndim != 3 or self.channels not in (None, picture.shape[2]):
             raise UsageError(f"{self.name}: gives shape {picture.shape}, {self.channels} channels are expected")
-        return np.ascontiguousarray(picture, dtype=np.float32)
+        return np.ascontiguousarray(picture, dtype=np.float32), changing.mask
 
 
 class Drawing(Protocol):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from common.albumentations import DicomWindowShift
-from common.datasets.image_files import SUFFIXES, load_image
+from common.datasets.image_files import SUFFIXES, load_image, read_mask
 from common.errors import UsageError, WorkError
 from common.transforms.pipeline import Pipeline, load_pipeline
 
@@ -44,7 +44,8 @@ def read_image(path: Path) -> np.ndarray:
 def contact_sheet(file: Path, dataset: str, rows: int, views: int, seed: int, *, fuse: bool = False) -> np.ndarray:
     """Return the sheet, uint8: a row for each window of ``rows`` images, with the original and ``views`` draws.
 
-    The images are spread over the dataset. The sheet shows no identifier.
+    The images are spread over the dataset. The sheet shows no identifier. Where the dataset has a mask of an image, its
+    outline is drawn.
     """
     paths = find_images(dataset)
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, rows + 2).round().astype(int)[1:-1])]
@@ -54,18 +55,28 @@ def contact_sheet(file: Path, dataset: str, rows: int, views: int, seed: int, *,
     channels = images[0].shape[2] if windowed else pipeline.channels
     window = next((one for one in pipeline.transforms if isinstance(one, DicomWindowShift)), None)
     sheet = [_header(["before", *(f"view {view + 1}" for view in range(views))])]
-    for image in images:
+    for path, image in zip(chosen, images, strict=True):
         before = image if window is None else window(image=image)["image"]
-        after = []
+        mask = _read_mask(path, image.shape[:2])
+        after, outlined = [], [mask]
         for view in range(views):
             pipeline.set_random_seed(seed + view)
-            after.append(_shown(pipeline, pipeline(image=image)["image"]))
+            result = pipeline(image=image, mask=mask)
+            after.append(_shown(pipeline, result["image"]))
+            outlined.append(result.get("mask"))
         for channel in range(channels):
             label = "" if window is None else _label(window, channel)
-            tiles = [_tile(picture[..., channel]) for picture in (before, *after)]
+            pictures = zip((before, *after), outlined, strict=True)
+            tiles = [_tile(picture[..., channel], mask) for picture, mask in pictures]
             _text(tiles[0], label)
             sheet.append(np.hstack(tiles))
     return np.vstack(sheet)
+
+
+def _read_mask(image: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Return the mask, uint8 (H, W), that the dataset has of a stored image; None if there is none."""
+    path = image.parent.parent / "masks" / f"{image.stem}.npy"
+    return read_mask(path, shape, 8) if path.is_file() else None
 
 
 def _shown(pipeline: Pipeline, picture: np.ndarray) -> np.ndarray:
@@ -93,10 +104,14 @@ def _text(tile: np.ndarray, text: str) -> np.ndarray:
     return cv2.putText(tile, text, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 255, 1, cv2.LINE_AA)
 
 
-def _tile(picture: np.ndarray) -> np.ndarray:
+def _tile(picture: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     scale = TILE / max(picture.shape)
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     grey = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
     tile = np.zeros((TILE + GAP, TILE + GAP), np.uint8)
     tile[: size[1], : size[0]] = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    if mask is not None:
+        blood = cv2.resize((mask > 0).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
+        outlines, _ = cv2.findContours(blood, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tile[: size[1], : size[0]], outlines, -1, 255)
     return tile
