@@ -16,6 +16,14 @@ from common.preprocessing.folder import list_files
 SUFFIX = ".npy"
 
 
+def check_source(source: Path, dataset: Path) -> None:
+    """Raise UsageError if ``source`` is no folder, or lies in the folder ``dataset``, whose masks are replaced."""
+    if not source.is_dir():
+        raise UsageError(f"--pre_masks={source}: is no folder; name the one that holds <image id>{SUFFIX}")
+    if source.resolve().is_relative_to(dataset.resolve()):
+        raise UsageError(f"--pre_masks={source}: is part of the dataset itself; name a folder outside {dataset}")
+
+
 def take_masks(source: Path, folder: Path, images: pd.DataFrame, size: int, kinds: int) -> str:
     """Write the masks in ``source`` to ``folder``, placed as the dataset's images, and return in words how many fit.
 
@@ -23,11 +31,9 @@ def take_masks(source: Path, folder: Path, images: pd.DataFrame, size: int, kind
     ``kinds``. ``images`` is the dataset's metadata by id: rows, columns and the box ``crop_…``. ``size`` as of
     :func:`common.dicom.pictures.resize_area`. What was in ``folder`` is replaced once all masks are written.
 
-    Raises UsageError if ``source`` is no folder, or has no mask of these images. Raises WorkError, naming the file, for
+    Raises UsageError if ``source`` has no mask of these images. Raises WorkError, naming the file, for
     a mask of another shape or type, or with a bit beyond the kinds.
     """
-    if not source.is_dir():
-        raise UsageError(f"--pre_masks={source}: is no folder; name the one that holds <image id>{SUFFIX}")
     names = list_files(source, SUFFIX)["name"]
     fitting = images.loc[images.index.intersection(names)]
     if fitting.empty:

@@ -16,7 +16,7 @@ from common.errors import UsageError, WorkError
 from common.files import remove_temporaries
 from common.preprocessing.folder import claim_folder
 from common.preprocessing.journal import Journal
-from common.preprocessing.masks import remove_masks, take_masks
+from common.preprocessing.masks import check_source, remove_masks, take_masks
 from common.preprocessing.naming import misnamed, named_by_path
 from common.preprocessing.pseudonyms import load_key
 from rsna.prepare.conversion import check_persons, convert, pending_tasks
@@ -55,6 +55,8 @@ def preprocess(config: PreprocessingConfig, look_at: Callable[[Path], None] | No
     first, then WorkError is raised.
     """
     folder = dataset_folder(config.data_input_folder, config.data_dataset)
+    if config.pre_masks is not None:
+        check_source(config.pre_masks, folder)
     source = find_source(config)
     tables = read_tables(source, config)
     with claim_folder(folder), claim_folder(folder / "images"):

@@ -10,7 +10,7 @@ import pytest
 
 from common.dicom.pictures import resize_area, resize_mask
 from common.errors import UserError
-from common.preprocessing.masks import take_masks
+from common.preprocessing.masks import check_source, take_masks
 
 ROWS, COLUMNS, KINDS = 24, 36, 5
 
@@ -93,5 +93,11 @@ def test_a_bad_mask_is_named_and_the_masks_that_were_there_stay(
 def test_a_folder_without_a_mask_of_these_images_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--pre_masks=.*: none of its 3 \.npy files .* as other\.npy would be"):
         take_masks(source, tmp_path / "masks", metadata("other"), 0, KINDS)
+
+
+def test_a_source_is_a_folder_outside_the_dataset_whose_masks_it_replaces(source: Path, tmp_path: Path) -> None:
+    check_source(source, tmp_path / "dataset")
     with pytest.raises(UserError, match=r"--pre_masks=.*: is no folder"):
-        take_masks(tmp_path / "none", tmp_path / "masks", metadata("a"), 0, KINDS)
+        check_source(tmp_path / "none", tmp_path / "dataset")
+    with pytest.raises(UserError, match=r"--pre_masks=.*: is part of the dataset itself"):
+        check_source(source, tmp_path)
