@@ -98,7 +98,7 @@ def test_wide_files_give_the_weighted_mean_to_the_last_digit(files, tmp_path, ca
     assert text.splitlines()[-1] == str(output)
     assert "member alone" not in text
     run(files[:1], tmp_path / "one.csv")
-    assert "a is the only member: nothing is averaged." in capsys.readouterr().out
+    assert f"{files[0]} is the only member: nothing is averaged." in capsys.readouterr().out
     assert not [path for path in output.parent.iterdir() if path != output]
 
 
