@@ -394,7 +394,7 @@ def check_use(work: Work) -> str:
     files = work.data / DATASET / "stage_2_test"
     command("predict", weights, f"--source={files}", f"--predict_output={work.folder / 'studies'}")
     command("export", weights, "--export_format=torch_export")
-    return "predict, TTA, evaluate, report with Grad-CAM, DICOM files, export"
+    return "predict, TTA, evaluate, report with heat, DICOM files, export"
 
 
 def check_two(work: Work) -> str:

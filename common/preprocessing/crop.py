@@ -44,6 +44,14 @@ class Crop:
         box = image_hu[self.top : self.top + self.rows, self.left : self.left + self.columns]
         return np.where(self.mask, box, np.int16(AIR_HU))
 
+    def whole_mask(self, shape: tuple[int, int]) -> np.ndarray | None:
+        """Return the head's mask in the whole image of ``shape``, bool; None if no head was found."""
+        if self.mask is None:
+            return None
+        whole = np.zeros(shape, bool)
+        whole[self.top : self.top + self.rows, self.left : self.left + self.columns] = self.mask
+        return whole
+
 
 def find_head(image_hu: np.ndarray, row_spacing_mm: float, column_spacing_mm: float) -> Crop:
     """Find the head in a slice, int16 HU (H, W). Spacings are in mm, NaN if unknown.

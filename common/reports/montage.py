@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from common.dicom.pictures import resize_mask
 from common.errors import WorkError
 from common.files import atomic_path
 
@@ -25,11 +26,19 @@ COLOURS = cv2.COLORMAP_INFERNO
 
 
 @dataclass(frozen=True)
+class Heat:
+    """Heat of a picture: ``values`` (h, w), 0 or more, and where it may be shown, bool (H, W); None: everywhere."""
+
+    values: npt.NDArray[np.float32]
+    inside: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
 class Highlight:
-    """A slice to show large: its position, heat (h, w) of any scale or None, and a line of text."""
+    """A slice to show large: its position, its heat or None, and a line of text."""
 
     place: int
-    heat: npt.NDArray[np.float32] | None
+    heat: Heat | None
     text: str
 
 
@@ -41,16 +50,20 @@ def draw_series(
     names: Sequence[str],
     highlights: Sequence[Highlight],
     notice: str,
+    hottest: float = 0.0,
 ) -> Picture:
     """Draw a series: ``slices`` grey (H, W), in order; ``probabilities`` (N, C) of ``names``, the last one overall.
 
+    ``hottest``: the heat that gets the brightest colour, the same for all series of a study; a bar shows the scale.
     Strip and montage number the slices from 0. The montage shows at most 60 slices, evenly spread, and those of
     ``highlights``. A frame marks slices whose overall probability is 0.5 or more.
     """
     parts = [_text_block([title, *lines]), draw_strip(probabilities, names)]
     if highlights:
-        large = [_large_tile(slices[item.place], item) for item in highlights[:LARGE_TILES]]
+        large = [_large_tile(slices[item.place], item, hottest) for item in highlights[:LARGE_TILES]]
         parts.append(_grid(large, LARGE_TILES))
+        if any(item.heat is not None for item in highlights):
+            parts.append(heat_bar(hottest))
     places = shown_places(len(slices), [item.place for item in highlights])
     if len(places) < len(slices):
         parts.append(_text_block([f"{len(places)} of {len(slices)} slices"]))
@@ -84,12 +97,35 @@ def draw_strip(probabilities: npt.NDArray[np.float64], names: Sequence[str]) -> 
     return picture
 
 
-def overlay(grey: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> Picture:
-    """Lay heat (h, w), scaled to its highest value, over a grey picture (H, W); no heat changes nothing."""
+def hottest_of(heats: Iterable[Heat | None]) -> float:
+    """Return the highest value of several pictures' heat, for a scale that they share; 0 where there is none."""
+    return max((float(heat.values.max()) for heat in heats if heat is not None), default=0.0)
+
+
+def overlay(grey: npt.NDArray[np.uint8], heat: Heat, hottest: float) -> Picture:
+    """Lay heat over a grey square (S, S), see :func:`fit`: no colour at 0, the brightest at ``hottest``."""
     base = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-    if heat.max() <= 0:
+    if hottest <= 0:
         return base
-    share = cv2.resize(heat / heat.max(), grey.shape[::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)
+    share = cv2.resize(heat.values / hottest, grey.shape[::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)
+    if heat.inside is not None:
+        share *= resize_mask(heat.inside.astype(np.uint8), len(grey))
+    return _coloured(base, share)
+
+
+def heat_bar(hottest: float) -> Picture:
+    """Draw the scale of heat: from no colour at 0 to the brightest at ``hottest``, in the logit's unit."""
+    left, right = MARGIN + 30, MARGIN + 30 + LARGE
+    picture = _blank(LINE_HEIGHT)
+    share = np.broadcast_to(np.linspace(0, 1, right - left, dtype=np.float32), (LINE_HEIGHT - 12, right - left))
+    picture[6 : LINE_HEIGHT - 6, left:right] = _coloured(np.full((*share.shape, 3), 90, np.uint8), share)
+    _write(picture, "0", MARGIN + 12, 17, 0.42)
+    _write(picture, f"{hottest:.2g}: heat, in the unit of the logit of any", right + 10, 17, 0.42)
+    return picture
+
+
+def _coloured(base: Picture, share: npt.NDArray[np.float32]) -> Picture:
+    """Colour a picture by ``share`` (H, W) of the highest heat."""
     colour = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_PLASMA).astype(np.float32)
     alpha = (HEAT_SHARE * share)[..., None]
     return np.rint(base * (1 - alpha) + colour * alpha).astype(np.uint8)
@@ -124,9 +160,9 @@ def _tile(grey: npt.NDArray[np.uint8], place: int, probability: float) -> Pictur
     return tile
 
 
-def _large_tile(grey: npt.NDArray[np.uint8], item: Highlight) -> Picture:
+def _large_tile(grey: npt.NDArray[np.uint8], item: Highlight, hottest: float) -> Picture:
     square = fit(grey, LARGE)
-    tile = cv2.cvtColor(square, cv2.COLOR_GRAY2BGR) if item.heat is None else overlay(square, item.heat)
+    tile = cv2.cvtColor(square, cv2.COLOR_GRAY2BGR) if item.heat is None else overlay(square, item.heat, hottest)
     framed = np.full((LARGE + LINE_HEIGHT, WIDTH // LARGE_TILES, 3), BACKGROUND, np.uint8)
     left = (framed.shape[1] - LARGE) // 2
     framed[:LARGE, left : left + LARGE] = tile

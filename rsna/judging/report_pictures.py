@@ -1,4 +1,4 @@
-"""The pictures of a report: slices worth a look, in two windows and with a Grad-CAM heat map."""
+"""The pictures of a report: slices worth a look, in two windows and with heat."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from common.errors import UserError
 from common.evaluation.metrics import binary_log_losses
 from common.evaluation.reader import image_losses
 from common.evaluation.resampling import Array
-from common.reports.montage import fit, overlay
+from common.reports.montage import Heat, fit, hottest_of, overlay
 from common.training.memory import is_out_of_memory
 from config import TrainConfig
 from rsna.kinds.pictures import seen_pictures
-from rsna.prediction.pictures import grey_slices, heat_maps
+from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps, heat_text, shown_heat
 from rsna.prediction.trained import load_network
 from rsna.training.outcome import PREDICTION_FILES
 from rsna_dataset import LABEL_WEIGHTS, LABELS, dataset_folder, read_dataset_info
@@ -42,7 +42,7 @@ def pictures_of(
     predictions, targets = frame[list(LABELS)].to_numpy(np.float64), rows[list(LABELS)].to_numpy(np.float64)
     chosen = {title: order[:PICTURES_EACH] for title, order in worth_a_look(predictions, targets).items()}
     places = np.unique(np.concatenate(list(chosen.values())))
-    heat, note = heat_pictures(config, rows.iloc[places], experiments)
+    heat, note = heat_pictures(config, frame.iloc[places], experiments)
     info = read_dataset_info(data)
     pictures: dict[str, Sequence[tuple[np.ndarray, str]]] = {title: [] for title in chosen}
     for title, order in chosen.items():
@@ -68,40 +68,46 @@ def worth_a_look(predictions: Array, targets: Array) -> dict[str, np.ndarray]:
 
 
 def heat_pictures(
-    config: TrainConfig, rows: pd.DataFrame, experiments: Sequence[Path]
+    config: TrainConfig, frame: pd.DataFrame, experiments: Sequence[Path]
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Return pictures (TILE, TILE, 3) with Grad-CAM of ``any`` by image id, and a note; no pictures: the reason.
+    """Return pictures (TILE, TILE, 3) with heat of ``any`` by image id, and a note; no pictures: the reason.
 
-    The heat of an image comes from the network that predicted it.
+    ``frame``: the predictions of the images, index ``id``. The heat of an image comes from the network that predicted
+    it. All pictures share one scale.
     """
-    found: dict[str, np.ndarray] = {}
-    cells = ""
+    found: dict[str, tuple[np.ndarray, Heat | None]] = {}
     if not experiments:
-        return found, "No heat: the experiment has no network of its own."
+        return {}, "No heat: the experiment has no network of its own."
     try:
         for folder in experiments:
             own = pd.read_csv(folder / PREDICTION_FILES[1], usecols=["id"], dtype=str)["id"]
-            asked = rows.loc[rows.index.intersection(own)]
+            asked = frame.loc[frame.index.intersection(own)]
             if asked.empty:
                 continue
             trained = load_network(
                 folder / BEST, data_input_folder=config.data_input_folder, data_dataset=config.data_dataset
             )
             dataset = seen_pictures(trained, asked)
+            any_of = asked[LABELS[OVERALL]].to_numpy(np.float64)
             for place, grey in enumerate(grey_slices(trained, dataset)):
-                heat = heat_maps(trained, dataset, np.array([place]))
-                if heat is None:
-                    return {}, f"No heat: {trained.config.net_model} has no Grad-CAM."
-                cells = " × ".join(map(str, heat.shape[1:]))
-                found[str(asked.index[place])] = overlay(fit(grey, TILE), heat[0])
+                places = np.array([place])
+                maps = heat_maps(trained, dataset, places)
+                if maps is None:
+                    return {}, f"No heat: {trained.config.net_model} has no maps of features."
+                (heat,) = shown_heat(trained, dataset, places, maps, any_of[places])
+                found[str(asked.index[place])] = fit(grey, TILE), heat
     except Exception as error:
         if not (isinstance(error, (UserError, OSError)) or is_out_of_memory(error)):
             raise
         return {}, f"No heat: {' '.join(str(error).split())}"
-    return found, (
-        f"Right heat: Grad-CAM of any ({cells} cells, each slice to its own highest), where the network's last feature "
-        "map raised any; no colour: nowhere. It outlines nothing."
-    )
+    heats = [heat for _, heat in found.values()]
+    hottest = hottest_of(heats)
+    coloured = {
+        name: cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) if heat is None else overlay(grey, heat, hottest)
+        for name, (grey, heat) in found.items()
+    }
+    text = heat_text(heats, f" up to {hottest:.2g}" * (hottest > 0))
+    return coloured, f"{text[0].upper()}{text[1:]}."
 
 
 def windowed(image: np.ndarray, windows: Windows) -> list[np.ndarray]:

@@ -38,13 +38,13 @@ from common.preprocessing.series import ORIENTATION, POSITION, describe_singles
 from common.preprocessing.sources import open_tree
 from common.preprocessing.tables import first_known, mark_repeated, metadata_table, unique_images
 from common.preprocessing.workers import convert_files
-from common.reports.montage import Highlight, draw_series, write_picture
+from common.reports.montage import Heat, Highlight, draw_series, hottest_of, write_picture
 from common.reports.page import NOTICE
 from common.training.hardware import cpu_cores
 from config import TrainConfig
 from rsna.kinds.pictures import seen_pictures
 from rsna.prediction.options import SourceConfig
-from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps
+from rsna.prediction.pictures import OVERALL, grey_slices, heat_maps, heat_text, shown_heat
 from rsna.prediction.study_models import Predicted, StudyModel, check_models, first_weight_file, load_study_model
 from rsna.prediction.study_page import StudyPages, file_stem
 from rsna.prepare.competition import find_competition
@@ -80,7 +80,7 @@ logger = logging.getLogger(__name__)
 DATASET = "source"
 WORK = ".rsna_source"  # marks a folder as ours, so that its pictures and pages may be removed
 SCANNED = ImageForm(0, (), "int16")  # the form of the pictures that people see
-CAM_SLICES = 4
+HEAT_SLICES = 4
 
 
 @dataclass(frozen=True)
@@ -347,31 +347,55 @@ def predict_study(
     ended = time.perf_counter()
     slices = rows.drop(columns=list(LABELS)).join(predicted.slices).sort_values(["series_id", "slice_index"])
     pictures = []
-    groups = list(slices.groupby("series_id", sort=True))
-    for number, (_, series) in enumerate(groups, start=1):
+    groups = [series for _, series in slices.groupby("series_id", sort=True)]
+    heats = [series_heat(model, series) for series in groups]
+    hottest = hottest_of(heat for found in heats for heat in found or ())
+    for number, (series, found) in enumerate(zip(groups, heats, strict=True), start=1):
         stem = file_stem(study_id)
         name = f"{stem}.png" if len(groups) == 1 else f"{stem}_{number}.png"
         title = f"{stem}, series {number} of {len(groups)}"
-        draw_one_series(model, title, series, predicted, folder / name)
+        draw_one_series(model, title, series, predicted, found, hottest, folder / name)
         pictures.append(name)
     page = "" if pages is None else pages.write(folder, study_id, slices, predicted.study)
     seconds = {"reading": reading, "network": ended - started, "pictures": time.perf_counter() - ended}
     return StudyResult(study_id, slices, predicted.study, pictures, page, seconds)
 
 
-def draw_one_series(model: StudyModel, title: str, series: pd.DataFrame, predicted: Predicted, path: Path) -> None:
-    """Draw a series with its probabilities and heat maps to a PNG file."""
+def highest_slices(series: pd.DataFrame) -> np.ndarray:
+    """Return the places of the slices to show large, those of the highest ``any`` first."""
+    return np.argsort(-series[LABELS[OVERALL]].to_numpy(np.float64), kind="stable")[:HEAT_SLICES]
+
+
+def series_heat(model: StudyModel, series: pd.DataFrame) -> list[Heat | None] | None:
+    """Return the heat of a series' highest slices; None if a network has none."""
     datasets = [seen_pictures(network, series) for network in model.networks.values()]
+    places = highest_slices(series)
+    maps = mean_heat(model, datasets, places)
+    if maps is None:
+        return None
+    first = next(iter(model.networks.values()))
+    return shown_heat(first, datasets[0], places, maps, series[LABELS[OVERALL]].to_numpy(np.float64)[places])
+
+
+def draw_one_series(
+    model: StudyModel,
+    title: str,
+    series: pd.DataFrame,
+    predicted: Predicted,
+    heats: Sequence[Heat | None] | None,
+    hottest: float,
+    path: Path,
+) -> None:
+    """Draw a series with its probabilities and the heat of its highest slices to a PNG file."""
     probabilities = series[list(LABELS)].to_numpy(np.float64)
-    order = np.argsort(-probabilities[:, OVERALL], kind="stable")[:CAM_SLICES]
-    heat = mean_heat(model, datasets, order)
+    places = highest_slices(series).tolist()
     highlights = [
         Highlight(
-            int(place),
-            None if heat is None else heat[number],
+            place,
+            None if heats is None else heats[number],
             f"slice {place}: any {probabilities[place, OVERALL]:.2f}, {likeliest(probabilities[place])}",
         )
-        for number, place in enumerate(order)
+        for number, place in enumerate(places)
     ]
     spacing = series["slice_spacing_mm"].iloc[0]
     known = "" if np.isnan(spacing) else f", {spacing:.1f} mm apart"
@@ -379,23 +403,21 @@ def draw_one_series(model: StudyModel, title: str, series: pd.DataFrame, predict
     if model.judges_studies:
         lines.append(f"the study: {describe_probabilities(predicted.study)}")
     lines.append(f"by {model.describe()}")
-    if heat is not None:
-        cells = " x ".join(map(str, heat.shape[1:]))
-        lines.append(
-            f"colour: Grad-CAM of any on the highest slices ({cells} cells, each slice to its own highest), no outline"
-            f"{'; of the slice networks, without what the series adds' if model.judges_studies else ''}"
-        )
+    if heats is not None:
+        networks = ", of the slice networks, without what the series adds" * model.judges_studies
+        lines.append(heat_text(heats, f" for the study{networks}"))
     first = next(iter(model.networks.values()))
     write_picture(
         path,
         draw_series(
             f"{title}, {len(series)} slices{known}",
             lines,
-            list(grey_slices(first, datasets[0])),
+            list(grey_slices(first, seen_pictures(first, series))),
             probabilities,
             LABELS,
             highlights,
             NOTICE,
+            hottest,
         ),
     )
 
@@ -412,7 +434,7 @@ def likeliest(probabilities: np.ndarray) -> str:
 
 
 def mean_heat(model: StudyModel, datasets: Sequence[RSNADataset], places: np.ndarray) -> np.ndarray | None:
-    """Return the networks' mean Grad-CAM (B, h, w) of ``any`` for some slices; None if a network has none."""
+    """Return the networks' mean heat (B, h, w) of ``any`` for some slices; None if a network has none."""
     maps = []
     for trained, dataset in zip(model.networks.values(), datasets, strict=True):
         found = heat_maps(trained, dataset, places)

@@ -155,7 +155,7 @@ class Cost:
     image_s: float = 0.0
 
 
-# Measured on the phantom `demo` on two cores that others shared.
+# Guesses by the size of what each command does; only the start of a training is measured.
 COSTS = {
     "evaluate.py": Cost(1.0, 0.001),
     "predict.py": Cost(1.0),

@@ -15,10 +15,13 @@ from common.reports.montage import (
     SHOWN_SLICES,
     TILE,
     WIDTH,
+    Heat,
     Highlight,
     draw_series,
     draw_strip,
     fit,
+    heat_bar,
+    hottest_of,
     overlay,
     shown_places,
     write_picture,
@@ -52,17 +55,49 @@ def test_the_strip_is_brightest_where_the_probability_is_highest():
     assert int(row.argmax() // (len(row) / 20)) == 7
 
 
+def changes(grey, heat, hottest):
+    """How far each pixel is from the plain picture."""
+    return np.abs(overlay(grey, heat, hottest).astype(int) - grey[..., None]).sum(axis=2)
+
+
 def test_heat_colours_the_place_where_it_is_and_no_heat_changes_nothing():
-    grey = np.full((100, 60), 120, np.uint8)
-    plain = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-    np.testing.assert_array_equal(overlay(grey, np.zeros((4, 4), np.float32)), plain)
-    heat = np.zeros((4, 4), np.float32)
-    heat[0, 3] = 1e-6  # of any scale
-    change = np.abs(overlay(grey, heat).astype(int) - plain).sum(axis=2)
+    grey = np.full((100, 100), 120, np.uint8)
+    assert changes(grey, Heat(np.zeros((4, 4), np.float32)), 1.0).max() == 0
+    values = np.zeros((4, 4), np.float32)
+    values[0, 3] = 1e-6
+    change = changes(grey, Heat(values), hottest_of([None, Heat(values)]))
     top, left = np.unravel_index(change.argmax(), change.shape)
     assert top < 25
-    assert left > 40
+    assert left > 75
     assert change[60:, :30].max() == 0
+
+
+def test_pictures_share_a_scale_and_heat_stays_inside_the_head_in_a_square_of_any_proportion():
+    grey, weak, strong = np.full((80, 80), 120, np.uint8), *(np.full((4, 4), value, np.float32) for value in (1, 4))
+    hottest = hottest_of([Heat(weak), None, Heat(strong)])
+    assert hottest == 4
+    assert hottest_of([None]) == 0
+    assert changes(grey, Heat(weak), hottest).max() < 0.5 * changes(grey, Heat(strong), hottest).max()
+    inside = np.zeros((20, 40), bool)  # the picture fills the middle half of the square's rows
+    inside[:, 20:] = True
+    found = changes(grey, Heat(strong, inside), hottest) > 0
+    expected = np.zeros((80, 80), bool)
+    expected[20:60, 40:] = True
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_bar_shows_the_scale_where_a_slice_has_heat_and_only_there():
+    slices, probabilities = series(3)
+    heat = Heat(np.ones((3, 3), np.float32))
+    heights = [
+        len(draw_series("t", [], slices, probabilities, NAMES, [Highlight(0, one, "x")], "n", 1.0))
+        for one in (heat, None)
+    ]
+    assert heights[0] - heights[1] == len(heat_bar(1.0))
+    bar = heat_bar(1.0)
+    coloured = np.ptp(bar.astype(int), axis=2).max(axis=0)
+    marked = np.flatnonzero(coloured > 60)
+    assert coloured[marked[-1] - 5] > coloured[marked[0] + 5]  # rises to the right
 
 
 @given(count=st.integers(1, 500), marked=st.lists(st.integers(0, 499), max_size=4))
@@ -86,7 +121,7 @@ def test_a_picture_of_any_size_keeps_its_proportion_in_the_middle_of_a_square(ro
 @pytest.mark.parametrize("count", [1, 59, 75, 400])
 def test_a_series_of_any_length_is_drawn_and_written(count, tmp_path):
     slices, probabilities = series(count, 0.7)
-    highlights = [Highlight(count - 1, np.ones((3, 3), np.float32), "last"), Highlight(0, None, "first")]
+    highlights = [Highlight(count - 1, Heat(np.ones((3, 3), np.float32)), "last"), Highlight(0, None, "first")]
     path = tmp_path / "series.png"
     write_picture(path, draw_series("title", ["line"], slices, probabilities, NAMES, highlights, "notice"))
     assert cv2.imread(str(path)).shape[1] == WIDTH
