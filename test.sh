@@ -14,6 +14,7 @@ fi
 set_up requirements.txt requirements-dev.txt
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-# One thread for each of the processes; -rs names what was skipped and why in the last lines.
+# One thread for each of the processes; -rs names what was skipped and why in the last lines. Files run in their order:
+# by their number of tests, pytest-xdist's own order, those with few and long tests would come last, one process idle.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-exec "$python" -m pytest -n 2 --dist=loadfile -rs "${selection[@]}" "$@"
+exec "$python" -m pytest -n 2 --dist=loadfile --no-loadscope-reorder -rs "${selection[@]}" "$@"
